@@ -1,0 +1,130 @@
+"""Close codes as data: what each means, whether a server may send it, and what a client should do.
+
+Sources: RFC 6455 section 7.4 and the IANA registry "WebSocket Close Code Number".
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Self
+
+MAX_REASON_BYTES = 123
+"""A control frame carries 125 bytes; two of them are the code (RFC 6455 section 5.5)."""
+
+
+class CloseCode(enum.IntEnum):
+    """The registered close codes, each with the registry's meaning and what a client should do."""
+
+    meaning: str
+    advice: str
+
+    def __new__(cls, code: int, meaning: str, advice: str) -> Self:
+        """Give the member its number, and keep the two sentences beside it."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        member.advice = advice
+        return member
+
+    NORMAL_CLOSURE = 1000, "the purpose of the connection is fulfilled", "do not reconnect"
+    GOING_AWAY = 1001, "the endpoint goes away: a server stops, a page is left", "reconnect with back-off"
+    PROTOCOL_ERROR = 1002, "the peer broke the protocol", "fix the client"
+    UNSUPPORTED_DATA = 1003, "a kind of data that the endpoint does not take", "fix the client"
+    NO_STATUS_RCVD = 1005, "no code was in the close frame; never sent", "treat as 1000"
+    ABNORMAL_CLOSURE = (
+        1006,
+        "the connection was lost without a close frame; never sent",
+        "reconnect with back-off",
+    )
+    INVALID_FRAME_PAYLOAD_DATA = 1007, "a message that is not what its type says", "fix the client"
+    POLICY_VIOLATION = 1008, "a message or a session that the endpoint's policy forbids", "do not reconnect"
+    MESSAGE_TOO_BIG = 1009, "a message that is too big to process", "fix the client"
+    MANDATORY_EXTENSION = (
+        1010,
+        "the client needs an extension that the server did not offer",
+        "do not reconnect",
+    )
+    INTERNAL_ERROR = (
+        1011,
+        "the server failed, as in HTTP 500",
+        "reconnect with growing back-off; tell the operator",
+    )
+    SERVICE_RESTART = 1012, "the service restarts", "reconnect with back-off"
+    TRY_AGAIN_LATER = 1013, "the server is overloaded for now, as in HTTP 503", "reconnect after the hint"
+    BAD_GATEWAY = (
+        1014,
+        "a gateway had an invalid response from upstream, as in HTTP 502",
+        "reconnect with back-off",
+    )
+    TLS_HANDSHAKE = 1015, "the TLS handshake failed; never sent", "check the certificate"
+
+
+_NEVER_SENT = frozenset({CloseCode.NO_STATUS_RCVD, CloseCode.ABNORMAL_CLOSURE, CloseCode.TLS_HANDSHAKE})
+_REGISTERED = frozenset(map(int, CloseCode)) - _NEVER_SENT
+
+
+def may_be_sent(code: object) -> bool:
+    """Whether a close frame may carry ``code``: registered ones, and the free ones from 3000 to 4999."""
+    return (
+        isinstance(code, int)
+        and not isinstance(code, bool)
+        and (code in _REGISTERED or 3000 <= code <= 4999)  # RFC 6455 section 7.4.2
+    )
+
+
+def private_twin(code: int) -> int:
+    """Return the code in the private range that stands for ``code`` where a server refuses to send it.
+
+    1011 becomes 4011, 1013 becomes 4013; daphne sends nothing but 1000 and 3000 to 4999.
+    """
+    return code + 3000 if 1000 < code < 2000 else code
+
+
+def fit_reason(text: object, parameters: str = "") -> str:
+    """Return ``text``, made a string, and ``parameters`` as a reason of at most 123 bytes.
+
+    What is too long is cut from the text, on a character boundary; the parameters, which
+    machines read, stay whole as long as they fit themselves.
+    """
+    tail = _cut(parameters, MAX_REASON_BYTES)
+    return _cut(_as_text(text), MAX_REASON_BYTES - len(tail.encode())) + tail
+
+
+def _cut(text: str, size: int) -> str:
+    # A lone surrogate, as undecodable bytes become in Python, has no UTF-8 form: "?" stands for it.
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """How a session ends for its client: a close code and a reason.
+
+    It may hold what a handler asked for, legal or not; :meth:`sendable` gives what goes on the wire.
+    """
+
+    code: int = CloseCode.NORMAL_CLOSURE
+    reason: str = ""
+
+    def sendable(self) -> Close:
+        """Return the nearest close that a server may send.
+
+        A code that may not be sent becomes 1011 Internal Error, a reason that is not a string
+        is turned into one, and a reason of more than 123 bytes is cut on a character boundary.
+        uvicorn, hypercorn and granian end such closes in 1006, 1000 or 1005 instead.
+        """
+        return Close(
+            int(self.code) if may_be_sent(self.code) else int(CloseCode.INTERNAL_ERROR),
+            fit_reason(self.reason),
+        )
+
+
+def _as_text(reason: object) -> str:
+    if reason is None:
+        return ""
+    if isinstance(reason, bytes):
+        return reason.decode("utf-8", "replace")
+    try:
+        return str(reason)
+    except Exception:
+        return ""

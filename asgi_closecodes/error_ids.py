@@ -1,0 +1,23 @@
+"""Error ids: what a client reports and a log search finds.
+
+Twelve characters of Crockford's base 32, like "1PB4XQ7Z0M8K": no letters that are misread, sorted by time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_LENGTH = 12
+_RANDOM_BITS = 18  # of 60; the other 42 hold milliseconds until the year 2109
+
+_last = 0
+
+
+def new_error_id() -> str:
+    """Return an id larger than every earlier one of this process, and unlike other processes'."""
+    global _last  # noqa: PLW0603 - one sequence a process is the point
+    number = int(time.time() * 1000) << _RANDOM_BITS | int.from_bytes(os.urandom(3)) >> 24 - _RANDOM_BITS
+    _last = number = max(number, _last + 1)
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (_LENGTH - 1), -1, -5))

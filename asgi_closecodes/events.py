@@ -1,0 +1,153 @@
+"""What can be reported: one frozen dataclass an event, handed to every observer.
+
+Logs, metrics and traces are observers like a user's own: a plain callable that takes an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from .codes import Close
+
+Phase: TypeAlias = Literal["connecting", "open", "closed"]
+"""Where a session stood: before its handshake was answered, open, or after it was closed or left."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """What is known of a session at the moment of an event.
+
+    ``path`` is the decoded path without the query string, as the client sent it: an observer
+    that writes it somewhere must escape it. ``route`` is the template that matched, or None.
+    """
+
+    id: str
+    route: str | None
+    path: str
+    scheme: str
+    client: tuple[str, int] | None
+    phase: Phase
+    duration: float
+    """Seconds since the handshake arrived."""
+    received: int
+    """Messages handed to the handler."""
+    sent: int
+    """Messages that the handler sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """A handler accepted a session."""
+
+    session: SessionFacts
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed:
+    """A session that a gate admitted is over, and its place is free again."""
+
+    session: SessionFacts
+    close: Close | None
+    """The close as far as it is known; None where an HTTP response answered the handshake."""
+    initiator: Literal["client", "handler", "middleware"]
+    """Who ended it: the peer, the handler by a close of its own, or this library."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFailed:
+    """A handler raised what nobody expected; ``error_id`` is the ``ref`` in the close reason."""
+
+    session: SessionFacts
+    error_id: str
+    exception: BaseException
+    close: Close
+    close_sent: bool
+    """Whether the server took the close (or the HTTP response); not whether the client saw it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFailed:
+    """The server did not take a close."""
+
+    session: SessionFacts
+    close: Close
+    exception: BaseException | None
+    """What its ``send`` raised; None if it did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRepaired:
+    """A close code that may not be sent was replaced."""
+
+    session: SessionFacts
+    asked: object
+    close: Close
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRefused:
+    """A gate did not admit a session."""
+
+    session: SessionFacts
+    close: Close
+    gate: str
+    cause: str
+    retry_after: float
+    """Seconds after which the client was told to come back."""
+    mode: Literal["close", "http"]
+    usage: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateFailed:
+    """A gate raised something else than a refusal; the session was admitted past it, or refused."""
+
+    session: SessionFacts
+    gate: str
+    exception: BaseException
+    step: Literal["admit", "release"]
+    admitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackFailed:
+    """Something that the user plugged in (a mapping, a chooser, an observer) raised or returned nonsense."""
+
+    callback: str
+    exception: BaseException
+    session: SessionFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsSet:
+    """The limits of this process, at its start or after a change."""
+
+    limits: Mapping[str, object]
+    changed: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingIgnored:
+    """The environment holds a name with this library's prefix that is no setting."""
+
+    name: str
+    nearest: str | None
+
+
+Event: TypeAlias = (
+    SessionOpened
+    | SessionClosed
+    | SessionFailed
+    | SessionRefused
+    | CloseFailed
+    | CloseRepaired
+    | GateFailed
+    | CallbackFailed
+    | LimitsSet
+    | SettingIgnored
+)
+
+Observer: TypeAlias = Callable[[Event], None]

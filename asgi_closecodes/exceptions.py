@@ -1,0 +1,181 @@
+"""From exceptions to closes: the ones that handlers and gates raise on purpose, and the user's mapping."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from starlette.exceptions import HTTPException, WebSocketException
+
+from .codes import Close, CloseCode, fit_reason, may_be_sent
+
+_TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+
+
+class CloseWith(Exception):  # noqa: N818 - it is an instruction, not an error
+    """Raise it anywhere in a handler to close the session with ``code`` and ``reason``.
+
+    Nothing is logged as an error. Before the handshake is answered the ``handshake`` policy decides
+    whether the client sees the close or an HTTP response.
+    """
+
+    status = HTTPStatus.FORBIDDEN
+    """What stands for it where the handshake is refused by HTTP."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class TryAgainLater(CloseWith):
+    """The server is overloaded for now: 1013, or HTTP 503 with ``Retry-After``.
+
+    Gates raise it to refuse a session, handlers to end one.
+
+    :param reason: the text in front of the parameters of the close reason.
+    :param cause: a token of letters, digits, ``_``, ``.`` and ``-`` that names what is full.
+    :param retry_after: seconds after which the client should come back; by default the next
+        place in the process's retry queue.
+    :param usage: how much of the limit was in use, for the log.
+    :param limit: the limit that was reached, for the log.
+    :raises ValueError: if ``cause`` is no token, or ``retry_after`` is negative or not finite.
+    """
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(
+        self,
+        reason: str = "try again later",
+        *,
+        cause: str | None = None,
+        retry_after: float | None = None,
+        usage: float | None = None,
+        limit: float | None = None,
+    ) -> None:
+        if cause is not None and not _TOKEN.fullmatch(cause):
+            raise ValueError(
+                f"cause={cause!r} is no token: use at most 32 letters, digits, '_', '.' or '-', as in 'full'"
+            )
+        if retry_after is not None and not (math.isfinite(retry_after) and retry_after >= 0):
+            raise ValueError(f"retry_after={retry_after!r} is not a number of seconds, 0 or more")
+        super().__init__(CloseCode.TRY_AGAIN_LATER, reason)
+        self.cause = cause
+        self.retry_after = retry_after
+        self.usage = usage
+        self.limit = limit
+        self.gate: str | None = None
+
+    def reason_with(self, retry_after: float) -> str:
+        """Return the close reason: ``try again later; retry_after=2.3; cause=full``."""
+        parameters = f"; retry_after={retry_after:.1f}"
+        if self.cause is not None:
+            parameters += f"; cause={self.cause}"
+        return fit_reason(self.reason, parameters)
+
+
+CloseFor: TypeAlias = int | Close | Callable[[Any], int | Close | CloseWith | None]
+"""What an exception becomes: a code, a close, or a function of the exception that gives either.
+
+A function may also return a :class:`CloseWith` to be treated as if it had been raised, or None
+for an exception that is an error after all.
+"""
+
+ExceptionMapping: TypeAlias = Mapping[type[Exception], CloseFor]
+
+
+def close_for_status(status: int, retry_after: float | None = None) -> CloseWith:
+    """Return the close that says what an HTTP response of ``status`` would have said during the handshake."""
+    try:
+        reason = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        reason = str(status)
+    if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        return TryAgainLater(reason, retry_after=retry_after)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return CloseWith(CloseCode.INTERNAL_ERROR, reason)
+    return CloseWith(CloseCode.POLICY_VIOLATION, reason)
+
+
+# Starlette turns these two into a close or a response when its ExceptionMiddleware stands inside ours.
+# They reach us only where none does: around a plain ASGI application, a route or a mount.
+_STARLETTE: ExceptionMapping = MappingProxyType(
+    {
+        WebSocketException: lambda error: CloseWith(error.code, error.reason),
+        HTTPException: lambda error: close_for_status(error.status_code),
+    }
+)
+
+
+def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
+    """Return ``mapping`` over the defaults for Starlette's own exceptions.
+
+    :raises ValueError: naming every entry that is no exception class, or whose close may not be sent.
+    """
+    problems = []
+    for key, value in (mapping or {}).items():
+        if not (isinstance(key, type) and issubclass(key, Exception)):
+            problems.append(f"{key!r} is not a subclass of Exception")
+        elif isinstance(value, (int, Close)):
+            code = value.code if isinstance(value, Close) else value
+            if not may_be_sent(code):
+                problems.append(
+                    f"{key.__name__}: code {code!r} may not be sent; use 1000-1003, 1007-1014 or 3000-4999"
+                )
+        elif not callable(value):
+            problems.append(
+                f"{key.__name__}: {value!r} is neither a close code, a Close nor a function of the exception"
+            )
+    if problems:
+        raise ValueError("exceptions= cannot be used: " + "; ".join(problems))
+    return {**_STARLETTE, **(mapping or {})}
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions that ``error`` consists of: itself, or the leaves of a group."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from leaves(part)
+    else:
+        yield error
+
+
+def deliberate_close(errors: Iterable[BaseException], mapping: ExceptionMapping) -> CloseWith | None:
+    """Return the close that all ``errors`` ask for, or None if one does not or they disagree.
+
+    :raises Exception: whatever a function in ``mapping`` raises, and TypeError for what it may not return.
+    """
+    agreed: CloseWith | None = None
+    for error in errors:
+        close = _close_for(error, mapping)
+        if close is None or (agreed is not None and close.args != agreed.args):
+            return None
+        agreed = agreed or close
+    return agreed
+
+
+def _close_for(error: BaseException, mapping: ExceptionMapping) -> CloseWith | None:
+    for cls in type(error).__mro__:  # most specific first
+        mapped = mapping.get(cls)
+        if mapped is None:
+            continue
+        answer = mapped(error) if callable(mapped) else mapped
+        match answer:
+            case CloseWith() | None:
+                return answer
+            case Close(code, reason):
+                return CloseWith(code, reason)
+            case bool():
+                pass
+            case CloseCode.TRY_AGAIN_LATER:
+                return TryAgainLater()  # a bare 1013 would leave the client without a hint
+            case int(code):
+                return CloseWith(code)
+        raise TypeError(
+            f"exceptions= gave {answer!r} for {cls.__name__}: give a close code, a Close, a CloseWith or None"
+        )
+    return error if isinstance(error, CloseWith) else None

@@ -1,0 +1,108 @@
+"""What a gate is, and how several of them are one.
+
+A gate is anything with ``admit(session)`` that returns an async context manager: entering it reserves
+capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. There is no release call.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from asgi_closecodes.events import GateFailed
+from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.session import Session
+
+
+class Gate(Protocol):
+    """Decides whether there is room for one more session."""
+
+    def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
+        """Return a context manager that holds the session's place.
+
+        Entering it raises :class:`TryAgainLater` to refuse the session. Anything else that it raises is a
+        fault of the gate: it is logged, and the setting ``gate_failure`` decides.
+        """
+
+
+class AllOf:
+    """All ``gates`` at once: entered in order; the first refusal gives back what was entered, in reverse.
+
+    A gate that fails is reported and does not keep the others from admitting, refusing or releasing.
+
+    :param failure: what a gate that fails on entry stands for: ``open`` admits past it, ``closed`` refuses.
+    """
+
+    __slots__ = ("failure", "gates")
+
+    def __init__(self, *gates: Gate, failure: Literal["open", "closed"] = "open") -> None:
+        # Flattened, so that a failing gate is contained by itself and not together with its neighbours.
+        self.gates: tuple[Gate, ...] = tuple(
+            inner for gate in gates for inner in (gate.gates if isinstance(gate, AllOf) else (gate,))
+        )
+        self.failure = failure
+
+    def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Return a context manager that holds the session's places in all gates."""
+        return _Places(self, session)
+
+
+class _Places(AbstractAsyncContextManager[None]):
+    """The places of one session in the gates of an :class:`AllOf`.
+
+    Not an AsyncExitStack: that stops at nothing, but it lets the error of one gate replace the handler's.
+    """
+
+    __slots__ = ("_all", "_entered", "_session")
+
+    def __init__(self, all_of: AllOf, session: Session) -> None:
+        self._all = all_of
+        self._session = session
+        self._entered: list[tuple[Gate, AbstractAsyncContextManager[Any]]] = []
+
+    async def __aenter__(self) -> None:
+        try:
+            for gate in self._all.gates:
+                try:
+                    place = gate.admit(self._session)
+                    await place.__aenter__()
+                except TryAgainLater as refusal:
+                    refusal.gate = refusal.gate or type(gate).__name__
+                    raise
+                except Exception as error:
+                    self._admit_past(gate, error)
+                else:
+                    self._entered.append((gate, place))
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    def _admit_past(self, gate: Gate, error: Exception) -> None:
+        admitted = self._all.failure == "open"
+        self._report(gate, error, "admit", admitted=admitted)
+        if not admitted:
+            refusal = TryAgainLater(cause="gate")
+            refusal.gate = type(gate).__name__
+            raise refusal from error
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        interruption: BaseException | None = None
+        while self._entered:
+            gate, place = self._entered.pop()
+            try:
+                await place.__aexit__(cls, error, trace)
+            except Exception as failure:
+                # contextlib re-raises what it throws into a generator: that is no failure of the gate.
+                if failure is not error:
+                    self._report(gate, failure, "release", admitted=True)
+            except BaseException as cancellation:
+                if cancellation is not error:
+                    interruption = cancellation
+        if interruption is not None:
+            raise interruption
+
+    def _report(self, gate: Gate, error: Exception, step: Literal["admit", "release"], *, admitted: bool) -> None:
+        self._session.report(GateFailed(self._session.facts(), type(gate).__name__, error, step, admitted))

@@ -1,0 +1,67 @@
+"""Which errors are one and the same bug."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+_PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
+_LIBRARIES = tuple(
+    f"{Path(path).resolve()}{os.sep}"
+    for name, path in sysconfig.get_paths().items()
+    if name in {"stdlib", "platstdlib", "purelib", "platlib"}
+)
+_MOST_CAUSES = 20
+_MOST_FRAMES = 50
+
+
+def fingerprint(error: BaseException) -> str:
+    """Return 12 hexadecimal digits that stay the same when lines move, messages differ or middleware is added.
+
+    They are taken over the type names of the chain of causes and the functions of the application that the
+    traceback goes through: not those of installed packages, nor of the standard library or this one.
+    """
+    digest = hashlib.blake2b(digest_size=6)
+    for line in _marks(error, set()):
+        digest.update(line.encode("utf-8", "replace"))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def type_name(cls: type[BaseException]) -> str:
+    """Return ``module.Qualname``; a builtin's name stands bare."""
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _marks(error: BaseException, seen: set[int]) -> Iterator[str]:
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen and len(seen) < _MOST_CAUSES:
+        seen.add(id(cause))
+        yield type_name(type(cause))
+        yield from _functions(cause.__traceback__)
+        if isinstance(cause, BaseExceptionGroup):
+            members = ("\n".join(_marks(member, seen)) for member in cause.exceptions)
+            yield from sorted(set(members))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _functions(trace: TracebackType | None) -> Iterator[str]:
+    last = None
+    count = 0
+    while trace is not None and count < _MOST_FRAMES:
+        frame = trace.tb_frame
+        trace = trace.tb_next
+        # A recursion is one function, however deep it went this time.
+        if frame.f_code is not last and not is_library(frame.f_code.co_filename):
+            yield f"{frame.f_globals.get('__name__', '?')}:{frame.f_code.co_qualname}"
+            count += 1
+        last = frame.f_code
+
+
+def is_library(filename: str) -> bool:
+    """Whether code in ``filename`` belongs to an installed package, the standard library or this package."""
+    return filename.startswith((_PACKAGE, *_LIBRARIES, "<frozen"))

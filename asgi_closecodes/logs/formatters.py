@@ -1,0 +1,195 @@
+"""Records to text: a JSON line for machines, a readable form for people at a terminal.
+
+Both write any logger's records. Neither lets text from outside forge a line, or prints local variables.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from types import TracebackType
+from typing import Any, Literal, TextIO, TypeAlias
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
+
+from .fingerprint import is_library, type_name
+from .redaction import one_line
+
+_Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
+
+_HEAD_BYTES = 8 * 1024
+_TAIL_BYTES = 24 * 1024
+
+
+def _stack_trace(error: _Error) -> str:
+    # Lines are looked up while formatting, which folds a recursion into three of its frames.
+    return "".join(traceback.TracebackException(*error, lookup_lines=False, compact=True).format())
+
+
+def _capped(text: str) -> str:
+    """Return at most 32 KiB of ``text``: where it starts, and the end, where the error is."""
+    raw = text.encode("utf-8", "backslashreplace")
+    if len(raw) <= _HEAD_BYTES + _TAIL_BYTES:
+        return text
+    marker = f"\n... {len(raw) - _HEAD_BYTES - _TAIL_BYTES} bytes left out ...\n"
+    tail = raw[len(marker) - _TAIL_BYTES :]
+    return raw[:_HEAD_BYTES].decode("utf-8", "ignore") + marker + tail.decode("utf-8", "ignore")
+
+
+def _error_of(record: logging.LogRecord) -> _Error | None:
+    info = record.exc_info
+    return info if isinstance(info, tuple) and info[0] is not None and info[1] is not None else None
+
+
+def _text_of(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:
+        return f"<unprintable {type(value).__name__}>"
+
+
+class JsonFormatter(_JsonFormatter):
+    """One line of JSON a record.
+
+    Beside the extras it has ``timestamp`` (RFC 3339, UTC), ``level`` (lower case), ``logger``, ``message``,
+    ``process.pid``, and for an exception ``exception.type``, ``.message``, ``.stacktrace`` (at most 32 KiB) and
+    ``.notes``. What JSON cannot hold is written as text.
+    """
+
+    def __init__(self) -> None:
+        # color_message is uvicorn's second copy of its message.
+        reserved = [*RESERVED_ATTRS, "color_message"]
+        super().__init__(reserved_attrs=reserved, json_default=_text_of, json_serializer=_dumps)
+
+    def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
+        """Return nothing: the exception is written by :meth:`add_fields`, in parts."""
+        del ei
+        return ""
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        """Fill ``log_data`` from ``record``."""
+        time = dt.datetime.fromtimestamp(record.created, dt.UTC)
+        log_data.update(
+            {
+                "timestamp": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "message": record.message,
+                "process.pid": record.process,
+            }
+        )
+        fixed = dict(log_data)
+        super().add_fields(log_data, record, message_dict)
+        log_data.update(fixed)  # an extra of the same name does not get to say who speaks, and when
+        text = log_data.pop("exc_info", None)
+        error = _error_of(record)
+        if error is not None:
+            log_data["exception.type"] = type_name(error[0])
+            log_data["exception.message"] = _text_of(error[1])
+            log_data["exception.stacktrace"] = _capped(_stack_trace(error))
+            if notes := getattr(error[1], "__notes__", None):
+                log_data["exception.notes"] = notes
+        elif text:  # formatted before it was queued
+            log_data["exception.stacktrace"] = _capped(_text_of(text))
+
+
+def _dumps(data: dict[str, Any], **options: Any) -> str:
+    options["cls"] = None
+    try:
+        return json.dumps(data, allow_nan=False, **options)
+    except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no string, a loop
+        return json.dumps({key: _plain(value) for key, value in data.items()}, **options)
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, (str, int, bool, type(None))) else _text_of(value)
+
+
+_LEVEL_COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+_FRAME = re.compile(r'\s*(?:\| )*\s*File "(?P<file>[^"]*)", line ')
+_SHOWN = {"session": "closecodes.session.id", "client": "client.address"}
+
+
+class ConsoleFormatter(logging.Formatter):
+    """One line a record, and the indented stack trace below it, the frames of libraries dimmed.
+
+    :param colours: whether to use ANSI colours.
+    """
+
+    def __init__(self, *, colours: bool = False) -> None:
+        super().__init__()
+        self._colours = colours
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines for ``record``."""
+        time = dt.datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        level = self._painted(_LEVEL_COLOURS.get(record.levelname, "0"), f"{record.levelname:<8}")
+        shown = [f"{name}={getattr(record, key)}" for name, key in _SHOWN.items() if hasattr(record, key)]
+        details = self._painted("2", one_line("  " + " ".join(shown))) if shown else ""
+        lines = [f"{time} {level} {one_line(record.getMessage())}{details}"]
+        error = _error_of(record)
+        trace = _stack_trace(error) if error is not None else (record.exc_text or "")
+        lines += self._indented(trace)
+        if record.stack_info:
+            lines += self._indented(record.stack_info)
+        return "\n".join(lines)
+
+    def _indented(self, text: str) -> list[str]:
+        lines = []
+        dimmed = False
+        for line in _capped(text).rstrip("\n").split("\n") if text else ():
+            if frame := _FRAME.match(line):
+                dimmed = is_library(frame["file"])
+            elif not line.lstrip(" |").startswith("^") and not line.startswith("    "):
+                dimmed = False
+            shown = one_line(line)
+            lines.append("    " + (self._painted("2", shown) if dimmed else shown))
+        return lines
+
+    def _painted(self, colour: str, text: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Told from handlers of the application, so that a second call replaces the first one's."""
+
+
+def configure_logging(
+    format: Literal["auto", "json", "console"] = "auto",  # noqa: A002 - the word that logging uses
+    *,
+    level: int | str = "INFO",
+    stream: TextIO | None = None,
+    logger: str = "asgi_closecodes",
+) -> None:
+    """Write the records of ``logger`` to ``stream``. Calling it again replaces what it set before.
+
+    :param format: ``json``, ``console``, or ``auto``: the console form on a terminal, else JSON.
+    :param level: the least severe level to write, by name or number.
+    :param stream: by default ``sys.stderr`` as it is now.
+    :param logger: the logger's name; "" is the root, for all of the process's records.
+    :raises ValueError: for a format or a level that does not exist.
+    """
+    stream = sys.stderr if stream is None else stream
+    if format not in {"auto", "json", "console"}:
+        raise ValueError(f"format={format!r} is not known; use 'auto', 'json' or 'console'")
+    if isinstance(level, str) and level.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(f"level={level!r} is not known; use one of {', '.join(logging.getLevelNamesMapping())}")
+    terminal = stream.isatty()
+    handler = _Handler(stream)
+    if format == "json" or (format == "auto" and not terminal):
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(ConsoleFormatter(colours=terminal and not os.environ.get("NO_COLOR")))
+    target = logging.getLogger(logger)
+    for earlier in [h for h in target.handlers if isinstance(h, _Handler)]:
+        target.removeHandler(earlier)
+    target.addHandler(handler)
+    target.setLevel(level.upper() if isinstance(level, str) else level)
+    if logger:
+        target.propagate = False  # or a configured root logger would write every record a second time

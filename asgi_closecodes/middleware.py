@@ -1,0 +1,93 @@
+"""For each WebSocket: ask the gate, run the handler, turn however it ended into one close, report it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import anyio
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .events import Observer
+from .exceptions import ExceptionMapping, TryAgainLater
+from .gates import Gate
+from .guard import Guard
+from .settings import Settings
+
+
+class CloseCodeMiddleware:
+    """ASGI middleware that closes WebSockets with the right code.
+
+    An unhandled exception becomes 1011 and one log record, a full server 1013 with a retry hint. Other
+    scopes than WebSocket's are handed to ``app`` untouched.
+
+    :param app: the ASGI application.
+    :param guard: one to share with the application; without it the other arguments build one.
+    :param settings: see :class:`Settings`; by default read from the environment.
+    :param gate: see :class:`Guard`, as for the rest.
+    :raises TypeError: if ``guard`` comes together with what belongs to it.
+    :raises SettingsError: if the settings cannot be used.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        guard: Guard | None = None,
+        *,
+        settings: Settings | None = None,
+        gate: Gate | None = None,
+        exceptions: ExceptionMapping | None = None,
+        observers: Iterable[Observer] = (),
+        subprotocol: Callable[[Sequence[str]], str | None] | None = None,
+    ) -> None:
+        if guard is None:
+            try:
+                guard = Guard(
+                    settings, gate=gate, exceptions=exceptions, observers=observers, subprotocol=subprotocol
+                )
+            except ValueError as error:
+                # Starlette builds its middleware when the server starts the application's lifespan. An
+                # exception there means "no lifespan" to servers, and they would go on to serve.
+                if not _inside_event_loop():
+                    raise
+                app = _Unusable(error)
+                guard = Guard(Settings.model_construct())
+        elif settings or gate or exceptions or observers or subprotocol:
+            raise TypeError(
+                "CloseCodeMiddleware takes guard= or what a guard is made of, not both: "
+                "give settings=, gate=, exceptions=, observers= and subprotocol= to Guard(...)"
+            )
+        self.app = app
+        self.guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        session = self.guard.session(scope, receive, send)
+        try:
+            async with self.guard.gate.admit(session):
+                await session.run(self.app)
+        except TryAgainLater as refusal:
+            await session.refuse(refusal)
+
+
+class _Unusable:
+    """Stands for an application whose middleware cannot be built: it refuses to start, and to serve."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(self._error)})
+        raise self._error
+
+
+def _inside_event_loop() -> bool:
+    try:
+        anyio.get_current_task()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,61 @@
+"""When to come back: the queue that a server hands places of."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+
+
+class RetryQueue:
+    """A virtual queue of refused clients; each refusal takes the next place.
+
+    It drains at the rate at which sessions end, so that the clients come back spread out, about
+    as fast as they can be admitted. State is four numbers, whatever the number of clients.
+
+    :param cap: the longest hint, in seconds; beyond it hints are spread over the upper half.
+    :param clock: monotonic seconds.
+    :param uniform: random numbers between two bounds.
+    """
+
+    __slots__ = ("_clock", "_freed", "_freed_at", "_slot", "_uniform", "cap")
+
+    SLOWEST = 1.0
+    """Sessions a second that are expected to end when fewer do: clients back off by themselves beyond it."""
+    MEMORY = 10.0
+    """Seconds over which the rate of ending sessions is averaged."""
+    LONGEST = 10
+    """The length of the queue, in caps."""
+
+    def __init__(
+        self,
+        cap: float = 60.0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.cap = cap
+        self._clock = clock
+        self._uniform = uniform
+        self._slot = 0.0
+        self._freed = 0.0
+        self._freed_at = clock()
+
+    def freed(self) -> None:
+        """Count a session that ended."""
+        now = self._clock()
+        self._freed = 1 + self._freed * math.exp((self._freed_at - now) / self.MEMORY)
+        self._freed_at = now
+
+    def hint(self) -> float:
+        """Take the next place; return the seconds until its turn, at least 0.9."""
+        now = self._clock()
+        rate = self._freed * math.exp((self._freed_at - now) / self.MEMORY) / self.MEMORY
+        self._slot = max(self._slot, now + 1) + 1 / max(rate, self.SLOWEST)
+        # Bounded, or clients that never came back would keep later ones at the cap for hours.
+        self._slot = min(self._slot, now + self.LONGEST * self.cap)
+        wait = self._slot - now
+        if wait > self.cap:
+            return self._uniform(self.cap / 2, self.cap)
+        return wait * self._uniform(0.9, 1.1)

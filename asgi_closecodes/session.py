@@ -1,0 +1,596 @@
+"""One connection: its phase, what goes in and out, and its one close. The only code that talks ASGI messages.
+
+A session moves through the phases below, and :data:`MOVES` says what may be sent in each. The handler
+talks through a channel of its own; whatever it says there, and however it ends, :meth:`Session.run` sees to
+it that this side says its last word exactly once.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+import math
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import CodeType
+from typing import Any, Literal, Protocol, TypeAlias
+
+import anyio
+import anyio.lowlevel
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from . import events
+from .codes import Close, CloseCode, fit_reason, private_twin
+from .error_ids import new_error_id
+from .exceptions import CloseWith, ExceptionMapping, TryAgainLater, close_for_status, deliberate_close, leaves
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds that the server may take to accept a close: its ``send`` waits for a peer that does not read."""
+
+CANCELLED_CLOSE_TIMEOUT = 1.0
+"""Seconds that a cancelled session may take for it."""
+
+HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
+"""What an unanswered handshake gets: accepted and closed, an HTTP response, or ASGI's plain HTTP 403."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+
+
+class Phase(enum.Enum):
+    """Where a session stands."""
+
+    ARRIVED = "the handshake has come, its connect event was not received yet"
+    CONNECTING = "the handshake waits for an answer"
+    OPEN = "the handshake was accepted, and nobody has closed"
+    DENYING = "an HTTP response to the handshake has started"
+    CLOSED = "this side has said its last word"
+    LEFT = "the peer is gone"
+
+    def public(self) -> events.Phase:
+        """Return the name of the phase that events and logs carry."""
+        match self:
+            case Phase.ARRIVED | Phase.CONNECTING:
+                return "connecting"
+            case Phase.OPEN:
+                return "open"
+            case _:
+                return "closed"
+
+
+_ANSWERS = {
+    "websocket.accept": Phase.OPEN,
+    "websocket.close": Phase.CLOSED,
+    "websocket.http.response.start": Phase.DENYING,
+}
+
+_UNANSWERED = frozenset({Phase.ARRIVED, Phase.CONNECTING})
+_OVER = frozenset({Phase.CLOSED, Phase.LEFT})
+
+MOVES: dict[Phase, dict[str, Phase]] = {
+    Phase.ARRIVED: _ANSWERS,
+    Phase.CONNECTING: _ANSWERS,
+    Phase.OPEN: {"websocket.send": Phase.OPEN, "websocket.close": Phase.CLOSED},
+    Phase.DENYING: {"websocket.http.response.body": Phase.DENYING},
+    Phase.CLOSED: {},
+}
+"""What the handler may send in each phase, and where it leads (ASGI specification, WebSocket).
+
+After :attr:`Phase.LEFT` the server decides: ASGI lets ``send`` raise an OSError or do nothing.
+"""
+
+_GOODBYES = frozenset({"websocket.close", "websocket.http.response.start", "websocket.http.response.body"})
+"""Saying them once more after the last word changes nothing; servers differ in whether they raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the sessions of a guard end; see the settings of the same names."""
+
+    error_code: int = CloseCode.INTERNAL_ERROR
+    try_again_code: int = CloseCode.TRY_AGAIN_LATER
+    handshake: Literal["close", "http", "auto"] = "close"
+    reraise: bool = False
+    debug: bool = False
+
+
+class Host(Protocol):
+    """What a session needs of the guard that it belongs to."""
+
+    rules: Rules
+    exceptions: ExceptionMapping
+    subprotocol: Callable[[Sequence[str]], str | None] | None
+
+    def began(self, session: Session) -> None:
+        """Take note of an admitted session."""
+
+    def over(self, session: Session) -> None:
+        """Take note that it is over."""
+
+    def report(self, event: events.Event) -> None:
+        """Hand ``event`` to every observer."""
+
+    def retry_after(self) -> float:
+        """Return the seconds after which the next refused client should come back."""
+
+    def may_refuse_by_close(self) -> bool:
+        """Whether one more refusal may hold a socket until its peer answers the close."""
+
+
+class Session:
+    """One WebSocket connection, from the handshake to the close.
+
+    The running one is ``scope["extensions"]["closecodes"]``.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_counts",
+        "_host",
+        "_initiator",
+        "_raiser",
+        "_receive",
+        "_root_path",
+        "_route_sends",
+        "_send",
+        "arrived_at",
+        "closed_with",
+        "id",
+        "phase",
+        "scope",
+    )
+
+    def __init__(self, host: Host, scope: Scope, receive: Receive, send: Send) -> None:
+        self._host = host
+        self._receive = receive
+        self._send = send
+        self._counts: Callable[[], tuple[int, int]] = _no_messages
+        self._route_sends: Callable[[Send], None] = _nowhere
+        self._root_path: str = scope.get("root_path", "")
+        self._initiator: Literal["client", "handler", "middleware"] = "middleware"
+        around = (scope.get("extensions") or {}).get("closecodes")
+        self._raiser: Send = around._raiser if isinstance(around, Session) else send  # noqa: SLF001 - its own
+        self.id = os.urandom(6).hex()  # not random(): forked workers share its state
+        """12 hexadecimal digits, the same in every log record of this session."""
+        self.scope = scope
+        """The ASGI scope of the handshake."""
+        self.phase = Phase.ARRIVED
+        self.arrived_at = time.monotonic()
+        self.closed_with: Close | None = None
+        """The close that ended the session, as far as it is known."""
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self.phase.name}>"
+
+    def facts(self) -> events.SessionFacts:
+        """Return what is known of this session now, for an event."""
+        client = self.scope.get("client")
+        received, sent = self._counts()
+        return events.SessionFacts(
+            id=self.id,
+            route=_route(self.scope, self._root_path),
+            path=self.scope.get("path", ""),
+            scheme=self.scope.get("scheme", "ws"),
+            client=(client[0], client[1]) if client else None,
+            phase=self.phase.public(),
+            duration=time.monotonic() - self.arrived_at,
+            received=received,
+            sent=sent,
+        )
+
+    def report(self, event: events.Event) -> None:
+        """Hand ``event`` to every observer of the guard."""
+        self._host.report(event)
+
+    # How a session goes
+
+    async def run(self, app: ASGIApp) -> None:
+        """Run the handler, and say the last word however it ended.
+
+        :raises BaseException: a cancellation; with ``reraise`` also the error that was logged.
+        """
+        # Copied, never changed in place: the server's dict may serve other middleware.
+        extensions = {**(self.scope.get("extensions") or {}), "closecodes": self}
+        self.scope = {**self.scope, "extensions": extensions}
+        self._host.began(self)
+        try:
+            await app(self.scope, *self._channel())
+        except BaseException as error:
+            if not await self._ended_by(error):
+                raise
+        else:
+            await self._say_last_word(Close(CloseCode.NORMAL_CLOSURE))
+        finally:
+            self._host.over(self)
+            self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator))
+
+    async def refuse(self, refusal: TryAgainLater) -> None:
+        """Answer the handshake for a gate that did not admit this session."""
+        facts = self.facts()
+        close, retry_after = self._close_for(refusal)
+        mode = self._handshake_mode()
+        await self._say_last_word(close, mode, status=refusal.status, retry_after=retry_after)
+        self.report(
+            events.SessionRefused(
+                session=facts,
+                close=self.closed_with or close,
+                gate=refusal.gate or "unknown",
+                cause=refusal.cause or "unknown",
+                retry_after=retry_after or 0.0,
+                mode=mode,
+                usage=refusal.usage,
+                limit=refusal.limit,
+            )
+        )
+
+    async def _ended_by(self, error: BaseException) -> bool:
+        """Close the session for what its handler raised; return whether nobody else has to know."""
+        if isinstance(error, GeneratorExit):
+            return False  # the coroutine is being thrown away: nothing may be awaited any more
+        causes = [leaf for leaf in leaves(error) if not self._is_departure(leaf)]
+        if not isinstance(error, Exception):
+            return await self._ended_by_cancellation(error, causes)
+        if not causes:
+            await self._say_last_word(Close(CloseCode.NORMAL_CLOSURE))
+            return True
+        wish = self._deliberate_close(causes)
+        if wish is None:
+            return await self._ended_by_failure(error, causes)
+        close, retry_after = self._close_for(wish)
+        mode = self._handshake_mode()
+        await self._say_last_word(close, mode, status=wish.status, retry_after=retry_after)
+        return True
+
+    async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
+        facts = self.facts()
+        close = Close(CloseCode.SERVICE_RESTART)
+        sent = False
+        try:
+            with anyio.CancelScope(shield=True):
+                sent = await self._say_last_word(
+                    close,
+                    self._handshake_mode(),
+                    status=HTTPStatus.SERVICE_UNAVAILABLE,
+                    timeout=CANCELLED_CLOSE_TIMEOUT,
+                )
+        finally:
+            if any(isinstance(cause, Exception) for cause in causes):  # it failed while it was cancelled
+                self.report(events.SessionFailed(facts, new_error_id(), error, close, sent))
+        return False
+
+    async def _ended_by_failure(self, error: Exception, causes: Sequence[BaseException]) -> bool:
+        rules = self._host.rules
+        facts = self.facts()
+        error_id = new_error_id()
+        text = _described(error) if rules.debug else "internal error"
+        close = Close(rules.error_code, fit_reason(text, f"; ref={error_id}"))
+        sent = departed = False
+        try:
+            # uvicorn raises RuntimeError, not OSError, between a lost connection and the next turn of
+            # the event loop; after that turn the failing close tells it from the handler's own error.
+            if suspicious := all(isinstance(c, RuntimeError) and self._raised_by_server(c) for c in causes):
+                await anyio.lowlevel.checkpoint()
+            sent = await self._say_last_word(
+                close, self._handshake_mode(), status=HTTPStatus.INTERNAL_SERVER_ERROR, twin=False
+            )
+            departed = suspicious and not sent
+        finally:
+            if not departed:
+                self.report(events.SessionFailed(facts, error_id, error, close, sent))
+        if departed or self.phase in _OVER:
+            return departed or not rules.reraise
+        return False  # the server refuses 1011: daphne sends it by itself when it sees the error
+
+    def _is_departure(self, error: BaseException) -> bool:
+        """Whether ``error`` only says that the peer has left."""
+        return isinstance(error, WebSocketDisconnect) or (
+            isinstance(error, OSError) and self._raised_by_server(error)
+        )
+
+    def _raised_by_server(self, error: BaseException) -> bool:
+        """Whether ``error`` comes out of the server's ``send``, not out of a file or a database."""
+        code = _code_of(self._raiser)
+        trace = error.__traceback__
+        while trace is not None and code is not None:
+            if trace.tb_frame.f_code is code:
+                return True
+            trace = trace.tb_next
+        return False
+
+    def _deliberate_close(self, causes: Iterable[BaseException]) -> CloseWith | None:
+        try:
+            return deliberate_close(causes, self._host.exceptions)
+        except Exception as error:
+            self.report(events.CallbackFailed("exceptions", error, self.facts()))
+            return None
+
+    def _close_for(self, wish: CloseWith) -> tuple[Close, float | None]:
+        """Return the close that ``wish`` means, and the seconds after which the client should come back."""
+        if not isinstance(wish, TryAgainLater):
+            return self._repaired(Close(wish.code, wish.reason)), None
+        retry_after = self._host.retry_after() if wish.retry_after is None else wish.retry_after
+        return Close(self._host.rules.try_again_code, wish.reason_with(retry_after)), retry_after
+
+    def _repaired(self, asked: Close) -> Close:
+        close = asked.sendable()
+        if close.code != asked.code:
+            self.report(events.CloseRepaired(self.facts(), asked.code, close))
+        return close
+
+    # The last word
+
+    async def _say_last_word(
+        self,
+        close: Close,
+        mode: HandshakeMode = "reject",
+        *,
+        status: int = HTTPStatus.FORBIDDEN,
+        retry_after: float | None = None,
+        twin: bool = True,
+        timeout: float | None = None,
+    ) -> bool:
+        """End the session with ``close`` unless it has ended; return whether the server took it.
+
+        :param mode: what becomes of a handshake that is not answered yet.
+        :param status: the HTTP status in mode ``http``.
+        :param retry_after: seconds for the header ``Retry-After`` of that response.
+        :param twin: whether the private twin of a code may stand for one that the server refuses; if not,
+            that it was refused is for the caller to report.
+        :param timeout: seconds that the server may take, by default ``CLOSE_TIMEOUT``.
+        """
+        if self.phase in _OVER:
+            return False
+        failure: Exception | None = None
+        with anyio.move_on_after(CLOSE_TIMEOUT if timeout is None else timeout) as limit:
+            try:
+                await self._end(close, mode, status, retry_after, twin=twin)
+            except OSError:
+                return False  # the peer has left
+            except Exception as error:
+                failure = error
+        if limit.cancelled_caught:
+            self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
+        elif failure is None:
+            return self.phase is Phase.CLOSED  # or the peer left before it was asked to
+        if twin:
+            self.report(events.CloseFailed(self.facts(), close, failure))
+        return False
+
+    async def _end(
+        self, close: Close, mode: HandshakeMode, status: int, retry_after: float | None, *, twin: bool
+    ) -> None:
+        if self.phase is Phase.ARRIVED:
+            self._heard(await self._receive())
+        if self.phase is Phase.CONNECTING:
+            if mode == "http":
+                await self._deny(status, close.reason, retry_after)
+            elif mode == "reject":
+                await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
+            else:
+                subprotocol = self._echoed_subprotocol()
+                await self._pass_on({"type": "websocket.accept", "subprotocol": subprotocol}, Phase.OPEN)
+        if self.phase is Phase.OPEN:
+            message = {"type": "websocket.close", "code": int(close.code), "reason": close.reason}
+            await self._send_close(message, twin=twin)
+        elif self.phase is Phase.DENYING:
+            await self._pass_on({"type": "websocket.http.response.body", "body": b""}, Phase.CLOSED)
+
+    async def _deny(self, status: int, text: str, retry_after: float | None) -> None:
+        body = text.encode()
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        if retry_after is not None:
+            headers.append((b"retry-after", b"%d" % math.ceil(retry_after)))
+        start = {"type": "websocket.http.response.start", "status": int(status), "headers": headers}
+        await self._pass_on(start, Phase.DENYING)
+        # In one message: granian delivers no second one.
+        await self._pass_on({"type": "websocket.http.response.body", "body": body}, Phase.CLOSED)
+        await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
+
+    async def _send_close(self, message: Message, *, twin: bool) -> None:
+        self.closed_with = Close(message.get("code", CloseCode.NORMAL_CLOSURE), message.get("reason") or "")
+        try:
+            await self._pass_on(message, Phase.CLOSED)
+        except OSError:
+            raise
+        except Exception:
+            code = private_twin(self.closed_with.code)
+            if not twin or code == self.closed_with.code:
+                self.closed_with = None
+                raise
+            await self._send_close({**message, "code": code}, twin=False)
+
+    async def _pass_on(self, message: Message, following: Phase) -> None:
+        """Hand ``message`` to the server; the phase moves first, as servers' own state does."""
+        phase = self.phase
+        self._move(following)
+        try:
+            await self._send(message)
+        except OSError:
+            self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
+            raise
+        except Exception:
+            self._move(phase)  # not taken
+            raise
+
+    def _handshake_mode(self) -> Literal["close", "http"]:
+        """Decide how a handshake that is not answered yet is refused."""
+        if self.phase not in _UNANSWERED or not self._can_deny():
+            return "close"
+        policy = self._host.rules.handshake
+        if policy == "http" or (policy == "auto" and not self._from_browser()):
+            return "http"
+        return "close" if self._host.may_refuse_by_close() else "http"
+
+    def _from_browser(self) -> bool:
+        return any(name == b"origin" for name, _ in self.scope.get("headers") or ())
+
+    def _echoed_subprotocol(self) -> str | None:
+        """Return an offered subprotocol: without one a browser that offered some hides the close code."""
+        offered: list[str] = [name for name in self.scope.get("subprotocols") or () if _TOKEN.fullmatch(name)]
+        if not offered:
+            return None
+        choose = self._host.subprotocol
+        if choose is not None:
+            try:
+                if (chosen := choose(offered)) is None or chosen in offered:
+                    return chosen
+                raise ValueError(f"subprotocol= chose {chosen!r}, which the client did not offer")
+            except Exception as error:
+                self.report(events.CallbackFailed("subprotocol", error, self.facts()))
+        return offered[0]
+
+    def _can_deny(self) -> bool:
+        return "websocket.http.response" in (self.scope.get("extensions") or ())
+
+    # What comes and goes
+
+    def _channel(self) -> tuple[Receive, Send]:
+        """Return the handler's ``receive`` and ``send``.
+
+        Closures, because they run once a message: bound methods of a slotted class cost half as much again
+        (tests/benchmarks/message.py). ``send`` is no coroutine function for the same reason; it returns the
+        server's own coroutine, so that an error of the server has the server's frame in its traceback.
+        """
+        server_receive = self._receive
+        received = sent = 0
+        deliver: Send = self._control
+
+        async def receive() -> Message:
+            nonlocal received
+            message = await server_receive()
+            if message["type"] == "websocket.receive":
+                received += 1
+            else:
+                self._heard(message)
+            return message
+
+        def send(message: Message) -> Awaitable[None]:
+            nonlocal sent
+            if message["type"] == "websocket.send":
+                sent += 1
+                return deliver(message)
+            return self._control(message)
+
+        def route_sends(to: Send) -> None:
+            nonlocal deliver
+            deliver = to
+
+        self._route_sends = route_sends
+        self._counts = lambda: (received, sent)
+        return receive, send
+
+    def _move(self, phase: Phase) -> None:
+        self.phase = phase
+        self._route_sends(self._send if phase is Phase.OPEN else self._control)
+
+    def _leave(self, close: Close) -> None:
+        self.closed_with = close
+        self._initiator = "client"
+        self._move(Phase.LEFT)
+
+    def _heard(self, message: Message) -> None:
+        """Take note of a message to the handler that is not data."""
+        if message["type"] == "websocket.connect" and self.phase is Phase.ARRIVED:
+            self._move(Phase.CONNECTING)
+        elif message["type"] == "websocket.disconnect" and self.phase not in _OVER:
+            code = message.get("code")
+            reason = message.get("reason") or ""
+            self._leave(Close(CloseCode.NO_STATUS_RCVD if code is None else code, reason))
+
+    async def _control(self, message: Message) -> None:
+        """Pass on what the handler sends besides data, or data out of season.
+
+        :raises RuntimeError: if the phase does not allow it, as uvicorn and Starlette do.
+        """
+        kind = message["type"]
+        phase = self.phase
+        if phase is Phase.LEFT:
+            await self._send(message)  # ASGI leaves it to the server whether this raises
+        elif phase is Phase.CLOSED and kind in _GOODBYES:
+            return  # servers differ in whether a second goodbye raises; it harms nobody
+        elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not self._can_deny()):
+            await self._deny_by_close(message)
+        elif kind == "websocket.close" and phase is Phase.OPEN:
+            self._initiator = "handler"
+            await self._send_close(self._legal(message), twin=True)
+        elif (following := MOVES[phase].get(kind)) is not None:
+            if following is not Phase.OPEN:
+                self._initiator = "handler"
+            if kind == "websocket.http.response.body" and not message.get("more_body", False):
+                following = Phase.CLOSED
+            await self._pass_on(message, following)
+            if following is Phase.OPEN:
+                self.report(events.SessionOpened(self.facts()))
+        else:
+            raise RuntimeError(f"the handler sent {kind!r} when {phase.value}")
+
+    async def _deny_by_close(self, message: Message) -> None:
+        """Close where the handler starts an HTTP response that cannot be given (any more).
+
+        Starlette does so for an HTTPException after accept; servers turn it into 1006, or hang.
+        """
+        self._initiator = "handler"
+        if self.phase in _UNANSWERED:
+            await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
+            return
+        delays = [value for name, value in message.get("headers", ()) if name.lower() == b"retry-after"]
+        retry_after = float(delays[0]) if delays and delays[0].isdigit() else None
+        close, _ = self._close_for(close_for_status(message["status"], retry_after))
+        await self._send_close({"type": "websocket.close", "code": close.code, "reason": close.reason}, twin=True)
+
+    def _legal(self, message: Message) -> Message:
+        """Return the handler's close, repaired if a server could not send it as it is."""
+        code, reason = message.get("code"), message.get("reason")
+        asked = Close(CloseCode.NORMAL_CLOSURE if code is None else code, "" if reason is None else reason)
+        close = self._repaired(asked)
+        if close == asked and code is not None:
+            return message
+        return {**message, "code": close.code, "reason": close.reason}
+
+
+def _nowhere(_to: Send) -> None:
+    """Before the handler runs there is nobody whose sends could be routed."""
+
+
+def _no_messages() -> tuple[int, int]:
+    return 0, 0
+
+
+def _code_of(call: Any) -> CodeType | None:
+    """Return the code that runs when ``call`` is called, if it is Python's."""
+    call = inspect.unwrap(call)
+    while isinstance(call, functools.partial):  # daphne's send is one
+        call = call.func
+    code = getattr(call, "__code__", None) or getattr(type(call).__call__, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
+def _route(scope: Scope, root_path: str) -> str | None:
+    """Return the template of the route that matched, or None if it is not known for sure.
+
+    A mount leaves its actual path in ``root_path``: that is its template only if it has no parameters.
+    """
+    route = scope.get("route")
+    path = getattr(route, "path_format", None)
+    if not isinstance(path, str):
+        return None
+    mount = scope.get("root_path", "").removeprefix(root_path)
+    of_route = getattr(route, "param_convertors", {})
+    if mount and any(name not in of_route for name in scope.get("path_params", ())):
+        return None
+    return f"{mount}{path}"

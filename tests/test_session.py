@@ -1,0 +1,246 @@
+"""An application that does anything in any order, and a strict ASGI referee where the server would be.
+
+The referee fails on every message that ASGI does not allow at that point; at the end the connection must have
+been closed exactly once, and every place in the gate given back.
+"""
+
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from starlette.websockets import WebSocketDisconnect
+
+from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, session
+from asgi_closecodes.codes import may_be_sent
+from asgi_closecodes.gates import MaxSessions
+
+
+class Fouls(AssertionError):
+    """The middleware sent what no server may be sent."""
+
+
+@dataclass(frozen=True)
+class ServerKind:
+    denial: bool = True
+    refuses_codes: bool = False
+    """Raises for a close code that daphne does not know."""
+    after_departure: str = "OSError"
+    stuck_when: int | None = None
+    """The number of the message that it never finishes: a peer that does not read."""
+
+
+@dataclass
+class Referee:
+    kind: ServerKind
+    phase: str = "connecting"
+    peer_left: bool = False
+    ended: int = 0
+    sent: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.queue = [{"type": "websocket.connect"}]
+        self.queued = anyio.Event()
+
+    def tell(self, message):
+        self.queue.append(message)
+        self.queued.set()
+
+    def leave(self):
+        if not self.peer_left and self.phase != "done":
+            self.peer_left = True
+            self.tell({"type": "websocket.disconnect", "code": 1001, "reason": "bye"})
+
+    async def receive(self):
+        await anyio.lowlevel.checkpoint()
+        while not self.queue:
+            self.queued = anyio.Event()
+            await self.queued.wait()
+        return self.queue.pop(0)
+
+    async def send(self, message):
+        self.sent.append(message)
+        if self.kind.stuck_when == len(self.sent):
+            await anyio.sleep_forever()
+        if self.peer_left:
+            if self.kind.after_departure == "OSError":
+                raise ConnectionResetError("the peer has left")
+            return
+        self.judge(message)
+        await anyio.lowlevel.checkpoint()  # servers act first and wait for the network then
+
+    def judge(self, message):
+        match self.phase, message["type"]:
+            case "connecting", "websocket.accept":
+                self.phase = "open"
+            case "connecting", "websocket.close":
+                self.end()
+            case "connecting", "websocket.http.response.start" if self.kind.denial:
+                assert 400 <= message["status"] < 600
+                self.phase = "denying"
+            case "denying", "websocket.http.response.body":
+                if not message.get("more_body", False):
+                    self.end()
+            case "open", "websocket.send":
+                pass
+            case "open", "websocket.close":
+                code, reason = message.get("code", 1000), message.get("reason") or ""
+                if self.kind.refuses_codes and not (code == 1000 or 3000 <= code <= 4999):
+                    raise Exception(f"invalid close code {code}")
+                if not may_be_sent(code) or len(reason.encode()) > 123:
+                    raise Fouls(message)
+                self.end()
+            case _:
+                raise Fouls(f"{message} while {self.phase}")
+
+    def end(self):
+        self.phase = "done"
+        self.ended += 1
+        self.tell({"type": "websocket.disconnect", "code": 1006})
+
+
+closes = st.fixed_dictionaries(
+    {"type": st.just("websocket.close")},
+    optional={
+        "code": st.one_of(st.none(), st.sampled_from([1000, 1005, 1006, 1011, 1013, 4000, 70000, -1, True, "x"])),
+        "reason": st.one_of(st.none(), st.text(max_size=200), st.lists(st.text()), st.binary(max_size=5)),
+    },
+)
+errors = st.sampled_from(
+    [
+        ValueError("secret"),
+        WebSocketDisconnect(1001),
+        CloseWith(4001, "as asked"),
+        CloseWith(1006, "as asked"),
+        TryAgainLater(cause="db"),
+        OSError("a file"),
+        KeyError("mapped"),
+        ExceptionGroup("g", [ValueError("secret"), CloseWith(4001)]),
+        ExceptionGroup("g", [CloseWith(4001), ExceptionGroup("h", [CloseWith(4001)])]),
+        ExceptionGroup("g", [WebSocketDisconnect()]),
+    ]
+)
+steps = st.one_of(
+    st.sampled_from(["receive", "peer leaves", "return", "cancel", "concurrent sends"]),
+    st.tuples(st.just("raise"), errors),
+    st.tuples(
+        st.sampled_from(["send", "send and shrug"]),
+        st.one_of(
+            st.just({"type": "websocket.accept"}),
+            st.just({"type": "websocket.accept"}),
+            st.just({"type": "websocket.send", "text": "x"}),
+            st.just({"type": "websocket.http.response.start", "status": 403, "headers": []}),
+            st.just({"type": "websocket.http.response.start", "status": 503, "headers": [(b"retry-after", b"7")]}),
+            st.just({"type": "websocket.http.response.body", "body": b"", "more_body": True}),
+            st.just({"type": "websocket.http.response.body", "body": b""}),
+            st.just({"type": "nonsense"}),
+            closes,
+        ),
+    ),
+)
+kinds = st.builds(
+    ServerKind,
+    denial=st.booleans(),
+    refuses_codes=st.booleans(),
+    after_departure=st.sampled_from(["OSError", "silence"]),
+    stuck_when=st.one_of(st.none(), st.integers(1, 4)),
+)
+
+
+class Application:
+    """Plays ``script``; a step that raises ends it, as an exception ends a handler, unless it shrugs."""
+
+    def __init__(self, script, referee):
+        self.script = script
+        self.referee = referee
+        self.cancel = None
+
+    async def __call__(self, scope, receive, send):
+        for step in self.script:
+            match step:
+                case "receive":
+                    with anyio.move_on_after(0):
+                        await receive()
+                case "peer leaves":
+                    self.referee.leave()
+                case "return":
+                    return
+                case "cancel":
+                    self.cancel()
+                    await anyio.sleep_forever()
+                case "concurrent sends":
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(send, {"type": "websocket.send", "text": "1"})
+                        tasks.start_soon(send, {"type": "websocket.close"})
+                case "raise", error:
+                    raise error
+                case "send", message:
+                    await send(message)
+                case "send and shrug", message:
+                    try:
+                        await send(message)
+                    except Exception:
+                        pass
+
+
+async def play(script, kind, handshake, gate_full):
+    referee = Referee(kind)
+    app = Application(script, referee)
+    gate = MaxSessions(0 if gate_full else 1)
+    guard = Guard(Settings(handshake=handshake), gate=gate, exceptions={KeyError: Close(4002, "mapped")})
+    middleware = CloseCodeMiddleware(app, guard)
+    extensions = {"websocket.http.response": {}} if kind.denial else None
+    scope = {"type": "websocket", "path": "/", "headers": [], "subprotocols": [], "extensions": extensions}
+    escaped = None
+    with anyio.CancelScope() as cancel_scope:
+        app.cancel = cancel_scope.cancel
+        try:
+            await middleware(scope, referee.receive, referee.send)
+        except Exception as error:
+            escaped = error
+    return referee, guard, gate, escaped
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@given(
+    script=st.lists(steps, max_size=8),
+    kind=kinds,
+    handshake=st.sampled_from(["close", "http", "auto"]),
+    gate_full=st.booleans().filter(bool) | st.just(False) | st.just(False),
+)
+@example([("send", {"type": "websocket.accept"}), "cancel"], ServerKind(), "close", False)
+@example([("raise", ValueError("secret"))], ServerKind(), "http", False)
+@example(
+    [("send", {"type": "websocket.accept"}), ("raise", ValueError("x"))],
+    ServerKind(refuses_codes=True),
+    "close",
+    False,
+)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_server_is_only_told_what_asgi_allows_and_closed_exactly_once(
+    monkeypatch, backend, script, kind, handshake, gate_full
+):
+    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.005)
+    monkeypatch.setattr(session, "CANCELLED_CLOSE_TIMEOUT", 0.005)
+
+    async def main():
+        # Where a message is never finished, the handler itself may be the one that waits for it.
+        with anyio.move_on_after(30 if kind.stuck_when is None else 0.05):
+            return await play(script, kind, handshake, gate_full)
+
+    outcome = anyio.run(main, backend=backend)
+    if outcome is None:
+        assert kind.stuck_when is not None
+        return
+    referee, guard, gate, escaped = outcome
+    assert not any(isinstance(leaf, Fouls) for leaf in session.leaves(escaped or ValueError()))
+    assert guard.sessions == set()
+    assert gate.active == 0
+    assert all(place.active == 0 for place in guard.gate.gates)
+    if escaped is not None:
+        assert kind.refuses_codes, "only a server that refuses 1011 is left to say it by itself"
+    elif not referee.peer_left and kind.stuck_when is None:
+        assert referee.ended == 1, f"still {referee.phase} after {referee.sent}"
+    assert referee.ended <= 1
