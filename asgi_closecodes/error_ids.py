@@ -18,6 +18,10 @@ _last = 0
 def new_error_id() -> str:
     """Return an id larger than every earlier one of this process, and unlike other processes'."""
     global _last  # noqa: PLW0603 - one sequence a process is the point
-    number = int(time.time() * 1000) << _RANDOM_BITS | int.from_bytes(os.urandom(3)) >> 24 - _RANDOM_BITS
-    _last = number = max(number, _last + 1)
+    number = int(time.time() * 1000) << _RANDOM_BITS
+    if number > _last:
+        number |= int.from_bytes(os.urandom(3)) >> 24 - _RANDOM_BITS
+    else:  # one more in the same millisecond, or the clock was set back
+        number = _last + 1
+    _last = number
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (_LENGTH - 1), -1, -5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,6 +65,7 @@ class TryAgainLater(CloseWith):
         if retry_after is not None and not (math.isfinite(retry_after) and retry_after >= 0):
             raise ValueError(f"retry_after={retry_after!r} is not a number of seconds, 0 or more")
         super().__init__(CloseCode.TRY_AGAIN_LATER, reason)
+        self.args = (reason,)  # what it is built of again where it was pickled
         self.cause = cause
         self.retry_after = retry_after
         self.usage = usage
@@ -101,10 +103,11 @@ def close_for_status(status: int, retry_after: float | None = None) -> CloseWith
     return CloseWith(CloseCode.POLICY_VIOLATION, reason)
 
 
-# Starlette turns these two into a close or a response when its ExceptionMiddleware stands inside ours.
-# They reach us only where none does: around a plain ASGI application, a route or a mount.
-_STARLETTE: ExceptionMapping = MappingProxyType(
+_DEFAULTS: ExceptionMapping = MappingProxyType(
     {
+        CloseWith: lambda error: error,
+        # Starlette turns these two into a close or a response when its ExceptionMiddleware stands inside ours.
+        # They reach us only where none does: around a plain ASGI application, a route or a mount.
         WebSocketException: lambda error: CloseWith(error.code, error.reason),
         HTTPException: lambda error: close_for_status(error.status_code),
     }
@@ -132,7 +135,7 @@ def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
             )
     if problems:
         raise ValueError("exceptions= cannot be used: " + "; ".join(problems))
-    return {**_STARLETTE, **(mapping or {})}
+    return {**_DEFAULTS, **(mapping or {})}
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -152,7 +155,7 @@ def deliberate_close(errors: Iterable[BaseException], mapping: ExceptionMapping)
     agreed: CloseWith | None = None
     for error in errors:
         close = _close_for(error, mapping)
-        if close is None or (agreed is not None and close.args != agreed.args):
+        if close is None or (agreed is not None and (close.code, close.reason) != (agreed.code, agreed.reason)):
             return None
         agreed = agreed or close
     return agreed
@@ -175,7 +178,9 @@ def _close_for(error: BaseException, mapping: ExceptionMapping) -> CloseWith | N
                 return TryAgainLater()  # a bare 1013 would leave the client without a hint
             case int(code):
                 return CloseWith(code)
+        if inspect.iscoroutine(answer):
+            answer.close()  # or Python warns that nobody awaited it
         raise TypeError(
             f"exceptions= gave {answer!r} for {cls.__name__}: give a close code, a Close, a CloseWith or None"
         )
-    return error if isinstance(error, CloseWith) else None
+    return None

@@ -1,7 +1,8 @@
-"""How often something may happen: the generic cell rate algorithm (ITU-T I.371), two numbers of state."""
+"""How often something may happen: a token bucket, two numbers of state."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -14,22 +15,23 @@ class Rate:
     :param clock: monotonic seconds.
     """
 
-    __slots__ = ("_clock", "_due", "burst", "per_second")
+    __slots__ = ("_at", "_clock", "_tokens", "burst", "per_second")
 
     def __init__(self, per_second: float, burst: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_second = per_second
         self.burst = burst
         self._clock = clock
-        self._due = 0.0
+        self._at = clock()
+        self._tokens = math.inf  # full, however large the burst becomes
 
     def take(self) -> bool:
         """Whether one more event may happen now; if so, it counts."""
         if self.per_second <= 0:
             return False
         now = self._clock()
-        interval = 1 / self.per_second
-        due = max(self._due, now) + interval
-        if due - now > interval * max(self.burst, 1):
+        self._tokens = min(self._tokens + (now - self._at) * self.per_second, max(self.burst, 1))
+        self._at = now
+        if self._tokens < 1:
             return False
-        self._due = due
+        self._tokens -= 1
         return True

@@ -1,0 +1,86 @@
+"""The server's side of one WebSocket, in memory: a peer that says what it is told to, then leaves."""
+
+import anyio.lowlevel
+
+
+class Peer:
+    """Connects, sends ``says``, and leaves; keeps every message that the application sends.
+
+    :param point: awaited before every message in and after every message out, where a server may be cancelled.
+    """
+
+    def __init__(self, *says, point=anyio.lowlevel.checkpoint, **scope):
+        self.scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": "ws",
+            "server": ("testserver", 80),
+            "client": ("192.0.2.1", 50000),
+            "root_path": "",
+            "path": "/",
+            "raw_path": b"/",
+            "query_string": b"",
+            "headers": [],
+            "subprotocols": [],
+            "extensions": {"websocket.http.response": {}},
+            **scope,
+        }
+        self.sent = []
+        self._point = point
+        self._says = [
+            {"type": "websocket.connect"},
+            *({"type": "websocket.receive", "text": text} for text in says),
+            {"type": "websocket.disconnect", "code": 1001, "reason": ""},
+        ]
+
+    async def receive(self):
+        await self._point()
+        return self._says.pop(0) if len(self._says) > 1 else self._says[0]
+
+    async def send(self, message):
+        self.sent.append(message)
+        await self._point()
+
+    async def visit(self, app):
+        await app(self.scope, self.receive, self.send)
+        return self
+
+    @property
+    def heard(self):
+        """The types of the messages that the application sent, without their common prefix."""
+        return [message["type"].removeprefix("websocket.") for message in self.sent]
+
+    @property
+    def closed(self):
+        """The code and the reason of the one close."""
+        [close] = [message for message in self.sent if message["type"] == "websocket.close"]
+        return close.get("code", 1000), close.get("reason") or ""
+
+    @property
+    def status(self):
+        """The HTTP status that answered the handshake."""
+        [start] = [message for message in self.sent if message["type"] == "websocket.http.response.start"]
+        return start["status"]
+
+
+class Handler:
+    """A plain ASGI application that accepts, waits for its peer to leave, and raises ``error`` if there is one."""
+
+    def __init__(self, error=None):
+        self.error = error
+        self.scopes = []
+
+    async def __call__(self, scope, receive, send):
+        self.scopes.append(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+        if self.error is not None:
+            raise self.error
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+
+def of(kind, events):
+    """Return those of ``events`` that are of ``kind``."""
+    return [event for event in events if isinstance(event, kind)]

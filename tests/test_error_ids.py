@@ -1,0 +1,49 @@
+import time
+
+from asgi_closecodes import error_ids
+from asgi_closecodes.error_ids import new_error_id
+
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def milliseconds(error_id):
+    """The time in an id, as its docstring says: the upper 42 of its 60 bits."""
+    number = 0
+    for character in error_id:
+        number = number << 5 | CROCKFORD.index(character)
+    return number >> 18
+
+
+def test_ids_are_unique_and_increase():
+    ids = [new_error_id() for _ in range(10_000)]
+    assert len(set(ids)) == 10_000
+    assert ids == sorted(ids)
+
+
+def test_an_id_is_twelve_characters_that_nobody_misreads():
+    for error_id in (new_error_id() for _ in range(1000)):
+        assert len(error_id) == 12
+        assert set(error_id) <= set(CROCKFORD)
+
+
+def test_ids_sort_by_time_across_processes():
+    before = time.time()
+    error_id = new_error_id()
+    after = time.time()
+    assert before - 0.1 <= milliseconds(error_id) / 1000 <= after + 0.1
+
+
+def test_ids_increase_when_the_clock_is_set_back(monkeypatch):
+    first = new_error_id()
+    monkeypatch.setattr(error_ids.time, "time", lambda: 1_000_000.0)
+    ids = [new_error_id() for _ in range(100)]
+    assert [first, *ids] == sorted({first, *ids})
+
+
+def test_processes_that_fail_in_the_same_millisecond_give_different_ids(monkeypatch):
+    monkeypatch.setattr(error_ids.time, "time", lambda: 1_800_000_000.0)
+    ids = set()
+    for _ in range(200):
+        monkeypatch.setattr(error_ids, "_last", 0)  # as in a process that has just started
+        ids.add(new_error_id())
+    assert len(ids) > 190  # of 262 144

@@ -1,0 +1,296 @@
+import copy
+import inspect
+import math
+import pickle
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.websockets import WebSocketDisconnect
+
+from asgi_closecodes import Close, CloseCode, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
+from asgi_closecodes.events import CallbackFailed, CloseRepaired, SessionFailed
+from asgi_closecodes.exceptions import checked_mapping, close_for_status, deliberate_close, leaves
+from tests.asgi import Handler, Peer, of
+
+
+def close_of(error, mapping=None):
+    """What ``error`` asks for: code and reason, or None for an error."""
+    close = deliberate_close(leaves(error), checked_mapping(mapping))
+    return close and (close.code, close.reason)
+
+
+# TryAgainLater
+
+
+@pytest.mark.parametrize("cause", ["", "two words", "a;b", "a=b", "é", "full\n", "\x00", "x" * 33])
+def test_a_cause_is_a_token(cause):
+    with pytest.raises(ValueError, match=re.escape(repr(cause))):
+        TryAgainLater(cause=cause)
+
+
+@pytest.mark.parametrize("retry_after", [math.nan, math.inf, -math.inf, -1, -0.001])
+def test_retry_after_is_a_number_of_seconds(retry_after):
+    with pytest.raises(ValueError, match=f"retry_after={retry_after!r}"):
+        TryAgainLater(retry_after=retry_after)
+
+
+tokens = st.text("abcXYZ019_.-", min_size=1, max_size=32)
+
+
+@given(st.text(max_size=200), st.none() | tokens, st.floats(0, 1e6))
+def test_a_reason_is_text_and_parameters_that_a_client_can_read(text, cause, retry_after):
+    reason = TryAgainLater(text, cause=cause).reason_with(retry_after)
+    assert len(reason.encode()) <= 123
+    front, *parameters = reason.rsplit("; ", 1 if cause is None else 2)
+    assert text.startswith(front)
+    expected = {"retry_after": f"{retry_after:.1f}"} | ({} if cause is None else {"cause": cause})
+    assert dict(parameter.split("=") for parameter in parameters) == expected
+
+
+def test_the_default_reason_is_the_documented_one():
+    assert TryAgainLater(cause="full").reason_with(2.345) == "try again later; retry_after=2.3; cause=full"
+    assert TryAgainLater().reason_with(0) == "try again later; retry_after=0.0"
+
+
+def test_a_refusal_is_a_close_with_1013_and_503():
+    refusal = TryAgainLater("busy", cause="db", retry_after=3, usage=10, limit=10)
+    assert isinstance(refusal, CloseWith)
+    assert (refusal.code, refusal.reason, refusal.status) == (1013, "busy", 503)
+    assert (refusal.cause, refusal.retry_after, refusal.usage, refusal.limit) == ("db", 3, 10, 10)
+
+
+@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+@pytest.mark.parametrize("error", [CloseWith(4001, "bye"), TryAgainLater("busy", cause="db", retry_after=3)])
+def test_closes_raised_in_a_worker_process_arrive(error, again):
+    arrived = again(error)
+    assert type(arrived) is type(error)
+    assert vars(arrived) == vars(error)
+
+
+# The user's mapping
+
+
+def test_all_that_is_wrong_with_a_mapping_is_said_at_once():
+    with pytest.raises(ValueError) as raised:
+        checked_mapping(
+            {
+                int: 1000,
+                "KeyError": 1000,
+                KeyboardInterrupt: 1000,
+                ValueError: 1006,
+                TypeError: Close(1005),
+                OSError: True,
+                KeyError: "4000",
+                IndexError: 4000,
+            }
+        )
+    text = str(raised.value)
+    for wrong in (
+        "<class 'int'>",
+        "'KeyError'",
+        "KeyboardInterrupt",
+        "ValueError: code 1006",
+        "TypeError: code 1005",
+    ):
+        assert wrong in text
+    assert "OSError: code True" in text
+    assert "KeyError: '4000'" in text
+    assert "IndexError" not in text
+
+
+def test_a_mapping_may_say_something_else_for_starlettes_exceptions():
+    assert close_of(WebSocketException(4000, "why")) == (4000, "why")
+    assert close_of(WebSocketException(4000, "why"), {WebSocketException: 4001}) == (4001, "")
+
+
+def test_a_mapping_is_not_changed_and_not_followed():
+    mapping = {KeyError: 4000}
+    checked = checked_mapping(mapping)
+    mapping[ValueError] = 1006
+    assert ValueError not in checked
+    assert HTTPException not in mapping
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyError(), 4002), (IndexError(), 4001), (UnicodeError(), 4000), (RuntimeError(), 4000)],
+)
+def test_the_most_specific_class_counts(error, code):
+    assert close_of(error, {Exception: 4000, LookupError: 4001, KeyError: 4002}) == (code, "")
+
+
+@pytest.mark.parametrize("error", [CloseWith(4005, "as asked"), TryAgainLater("busy")])
+def test_a_close_that_was_raised_is_more_specific_than_a_mapping_of_every_exception(error):
+    assert close_of(error, {Exception: 4000}) == (error.code, error.reason)
+
+
+def test_an_exception_that_is_not_mapped_is_an_error():
+    assert close_of(KeyError()) is None
+    assert close_of(KeyError(), {ValueError: 4000}) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "close"),
+    [
+        (4000, (4000, "")),
+        (CloseCode.POLICY_VIOLATION, (1008, "")),
+        (Close(4000, "why"), (4000, "why")),
+        (CloseWith(4000, "why"), (4000, "why")),
+        (TryAgainLater("busy"), (1013, "busy")),
+        (None, None),
+    ],
+)
+def test_a_function_of_the_exception_may_decide(answer, close):
+    asked = []
+    error = KeyError("k")
+    assert close_of(error, {LookupError: lambda error: asked.append(error) or answer}) == close
+    assert asked == [error]
+
+
+@pytest.mark.parametrize("answer", [1013, CloseCode.TRY_AGAIN_LATER, lambda _error: 1013])
+def test_a_mapping_to_1013_gives_a_hint_as_a_refusal_does(answer):
+    close = deliberate_close([KeyError()], checked_mapping({KeyError: answer}))
+    assert isinstance(close, TryAgainLater)
+
+
+@pytest.mark.parametrize("answer", ["4000", True, 4000.0, b"", object(), ValueError("returned")])
+def test_a_function_that_returns_nonsense_is_told_so(answer):
+    with pytest.raises(TypeError, match="KeyError: give a close code"):
+        close_of(KeyError(), {KeyError: lambda _error: answer})
+
+
+# Exception groups
+
+
+def group(*errors):
+    return ExceptionGroup("of a task group", errors)
+
+
+@pytest.mark.parametrize(
+    ("error", "close"),
+    [
+        (group(CloseWith(4001, "x")), (4001, "x")),
+        (group(group(group(CloseWith(4001, "x"))), CloseWith(4001, "x")), (4001, "x")),
+        (group(KeyError(), group(IndexError())), (4000, "mapped")),
+        (group(KeyError(), CloseWith(4000, "mapped")), (4000, "mapped")),
+        (group(CloseWith(4001), CloseWith(4002)), None),
+        (group(CloseWith(4001, "x"), CloseWith(4001, "y")), None),
+        (group(CloseWith(4001), group(ValueError())), None),
+        (group(ValueError(), CloseWith(4001)), None),
+    ],
+)
+def test_a_group_is_a_close_if_all_its_leaves_agree(error, close):
+    assert close_of(error, {LookupError: Close(4000, "mapped")}) == close
+
+
+@given(
+    st.recursive(
+        st.builds(KeyError), lambda children: st.lists(children, min_size=1, max_size=3).map(lambda c: group(*c))
+    )
+)
+def test_the_leaves_of_a_group_are_all_that_is_in_it(error):
+    assert all(isinstance(leaf, KeyError) for leaf in leaves(error))
+    assert len(list(leaves(error))) == repr(error).count("KeyError")
+
+
+# HTTP statuses
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (400, 1008, "400 Bad Request"),
+        (404, 1008, "404 Not Found"),
+        (429, 1013, "429 Too Many Requests"),
+        (500, 1011, "500 Internal Server Error"),
+        (503, 1013, "503 Service Unavailable"),
+        (599, 1011, "599"),
+        (499, 1008, "499"),
+    ],
+)
+def test_an_http_status_becomes_the_close_that_means_it(status, code, reason):
+    close = close_for_status(status, 7.0)
+    assert (close.code, close.reason) == (code, reason)
+    assert getattr(close, "retry_after", None) == (7.0 if code == 1013 else None)
+    assert close_of(HTTPException(status)) == (code, reason)
+
+
+# In a session
+
+
+async def visit(error, **guard):
+    events = []
+    app = CloseCodeMiddleware(Handler(error), Guard(Settings(), observers=[events.append], **guard))
+    return await Peer().visit(app), events
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "error",
+    [
+        CloseWith(4001, "as asked"),
+        group(CloseWith(4001, "as asked"), group(WebSocketDisconnect(), CloseWith(4001, "as asked"))),
+    ],
+)
+async def test_a_close_raised_by_a_handler_is_no_error(error):
+    peer, events = await visit(error)
+    assert peer.closed == (4001, "as asked")
+    assert not of(SessionFailed, events)
+
+
+@pytest.mark.anyio
+async def test_a_try_again_later_raised_by_a_handler_carries_its_hint():
+    peer, events = await visit(TryAgainLater("busy", cause="db", retry_after=7))
+    assert peer.closed == (1013, "busy; retry_after=7.0; cause=db")
+    assert not of(SessionFailed, events)
+
+
+@pytest.mark.anyio
+async def test_a_try_again_later_without_a_delay_takes_a_place_in_the_queue():
+    peer, _ = await visit(TryAgainLater())
+    assert re.fullmatch(r"try again later; retry_after=[0-9]+\.[0-9]", peer.closed[1])
+
+
+@pytest.mark.anyio
+async def test_a_code_from_a_function_is_repaired_like_a_handlers():
+    peer, events = await visit(KeyError(), exceptions={KeyError: lambda _error: Close(1006, "why")})
+    assert peer.closed == (1011, "why")
+    [repaired] = of(CloseRepaired, events)
+    assert repaired.asked == 1006
+
+
+def fails(_error):
+    raise RuntimeError("in the mapping")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("function", [fails, lambda _error: "nonsense"])
+async def test_a_mapping_that_fails_is_reported_and_the_exception_is_an_error(function):
+    error = KeyError("k")
+    peer, events = await visit(error, exceptions={KeyError: function})
+    assert peer.closed[0] == 1011
+    [failed] = of(CallbackFailed, events)
+    assert failed.callback == "exceptions"
+    assert of(SessionFailed, events)[0].exception is error
+
+
+@pytest.mark.anyio
+async def test_an_async_function_in_a_mapping_is_reported_without_a_warning_of_python():
+    coroutines = []
+
+    async def decide(_error):
+        return 4000
+
+    def function(error):
+        coroutines.append(decide(error))
+        return coroutines[-1]
+
+    peer, events = await visit(KeyError("k"), exceptions={KeyError: function})
+    assert peer.closed[0] == 1011
+    assert isinstance(of(CallbackFailed, events)[0].exception, TypeError)
+    never_awaited = inspect.getcoroutinestate(coroutines[0]) != inspect.CORO_CLOSED
+    coroutines[0].close()
+    assert not never_awaited
