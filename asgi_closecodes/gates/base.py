@@ -6,12 +6,13 @@ capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. T
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from asgi_closecodes.events import GateFailed
-from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.exceptions import TryAgainLater, leaves
 from asgi_closecodes.session import Session
 
 
@@ -48,10 +49,10 @@ class AllOf:
         return _Places(self, session)
 
 
-class _Places(AbstractAsyncContextManager[None]):
+class _Places(AbstractAsyncContextManager[None, bool]):
     """The places of one session in the gates of an :class:`AllOf`.
 
-    Not an AsyncExitStack: that stops at nothing, but it lets the error of one gate replace the handler's.
+    Not an AsyncExitStack: that lets the error of one gate replace the handler's.
     """
 
     __slots__ = ("_all", "_entered", "_session")
@@ -75,7 +76,9 @@ class _Places(AbstractAsyncContextManager[None]):
                 else:
                     self._entered.append((gate, place))
         except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
+            ended_by_a_gate = await self.__aexit__(type(error), error, error.__traceback__)
+            if ended_by_a_gate and not isinstance(error, Exception):
+                raise TryAgainLater(cause="gate") from error
             raise
 
     def _admit_past(self, gate: Gate, error: Exception) -> None:
@@ -88,21 +91,33 @@ class _Places(AbstractAsyncContextManager[None]):
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        interruption: BaseException | None = None
+    ) -> bool:
+        pending = error
         while self._entered:
             gate, place = self._entered.pop()
             try:
-                await place.__aexit__(cls, error, trace)
+                if await place.__aexit__(None if pending is None else type(pending), pending, trace):
+                    pending = None
             except Exception as failure:
-                # contextlib re-raises what it throws into a generator: that is no failure of the gate.
-                if failure is not error:
+                # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
+                if any(leaf is not pending for leaf in leaves(failure)):
                     self._report(gate, failure, "release", admitted=True)
+                if not isinstance(pending, Exception) and not _cancelled_from_outside():
+                    pending = None  # the cancellation of a task group or a scope of the gate's own
             except BaseException as cancellation:
-                if cancellation is not error:
-                    interruption = cancellation
-        if interruption is not None:
-            raise interruption
+                pending = cancellation
+        if pending is not None and pending is not error:
+            raise pending
+        return pending is not error
 
     def _report(self, gate: Gate, error: Exception, step: Literal["admit", "release"], *, admitted: bool) -> None:
         self._session.report(GateFailed(self._session.facts(), type(gate).__name__, error, step, admitted))
+
+
+def _cancelled_from_outside() -> bool:
+    """Whether this task is cancelled by more than what a gate has just ended."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # not on asyncio: there a task that is cancelled is so until its scope ends
+        return False
+    return task is not None and task.cancelling() > 0

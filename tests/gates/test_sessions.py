@@ -1,0 +1,183 @@
+from types import SimpleNamespace
+
+import pytest
+
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
+from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, client_network
+from tests.asgi import Handler, Peer
+
+NOBODY = object()
+
+
+def session_of(client, **rest):
+    return SimpleNamespace(scope={"client": client}, **rest)
+
+
+def by_name(session):
+    return session.name
+
+
+# client_network
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:DB8:1:2::", "2001:db8:1:2::/64"),
+        ("::1", "::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::ffff:c000:0207", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("fe80::2%25wlan0", "fe80::/64"),
+        ("unix:", "unix:"),
+        ("testclient", "testclient"),
+        ("not:an:address", "not:an:address"),
+        ("[::1]", "[::1]"),
+        ("%eth0:", "%eth0:"),
+        ("", ""),
+    ],
+)
+def test_a_client_is_known_by_its_address_or_its_ipv6_network(host, network):
+    assert client_network(session_of((host, 50000))) == network
+
+
+@pytest.mark.parametrize("client", [None, [], ()])
+def test_a_client_on_a_unix_socket_has_no_network(client):
+    assert client_network(session_of(client)) is None
+    assert client_network(SimpleNamespace(scope={})) is None
+
+
+def test_a_client_may_be_a_list_with_anything_in_it():
+    assert client_network(session_of(["192.0.2.7", None])) == "192.0.2.7"
+    assert client_network(session_of([None, None])) == "None"
+
+
+def test_a_forwarded_header_is_not_read():
+    session = session_of(("192.0.2.7", 1))
+    session.scope["headers"] = [(b"x-forwarded-for", b"198.51.100.1"), (b"forwarded", b"for=198.51.100.1")]
+    assert client_network(session) == "192.0.2.7"
+
+
+# Limits
+
+
+@pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])
+@pytest.mark.parametrize("limit", [-1, 1.5, "10", True, float("nan"), float("inf")])
+def test_a_limit_is_a_number_of_sessions(kind, limit):
+    with pytest.raises(ValueError, match="use a whole number of sessions, 0 or more, or None"):
+        kind(limit)
+    gate = kind(3)
+    with pytest.raises(ValueError, match=f"limit={limit!r}"):
+        gate.limit = limit
+    assert gate.limit == 3
+
+
+@pytest.mark.anyio
+async def test_sessions_come_in_up_to_the_limit_and_a_place_is_free_again_when_one_leaves():
+    gate = MaxSessions(2)
+    async with gate.admit(NOBODY):
+        async with gate.admit(NOBODY):
+            with pytest.raises(TryAgainLater) as refused:
+                await gate.admit(NOBODY).__aenter__()
+            assert gate.active == 2
+        async with gate.admit(NOBODY):
+            assert gate.active == 2
+    assert gate.active == 0
+    refusal = refused.value
+    assert (refusal.cause, refusal.usage, refusal.limit, refusal.retry_after) == ("full", 2, 2, None)
+
+
+@pytest.mark.anyio
+async def test_sessions_of_one_key_are_limited_and_others_are_not_harmed():
+    gate = MaxSessionsPerKey(1)
+    ours, theirs = session_of(("192.0.2.7", 1)), session_of(("192.0.2.8", 1))
+    async with gate.admit(ours), gate.admit(theirs):
+        with pytest.raises(TryAgainLater) as refused:
+            await gate.admit(ours).__aenter__()
+        assert (gate.active, gate.active_of("192.0.2.7"), gate.active_of("192.0.2.8")) == (2, 1, 1)
+    assert (gate.active, gate.active_of("192.0.2.7"), gate.active_of("192.0.2.8")) == (0, 0, 0)
+    assert (refused.value.cause, refused.value.usage, refused.value.limit) == ("client", 1, 1)
+
+
+@pytest.mark.anyio
+async def test_one_ipv6_network_is_one_client():
+    gate = MaxSessionsPerKey(1)
+    async with gate.admit(session_of(("2001:db8::1", 1))), gate.admit(session_of(("2001:db8:0:1::1", 1))):
+        with pytest.raises(TryAgainLater):
+            await gate.admit(session_of(("2001:db8::2", 1))).__aenter__()
+
+
+@pytest.mark.anyio
+async def test_sessions_without_a_key_are_not_limited():
+    gate = MaxSessionsPerKey(0)
+    async with gate.admit(session_of(None)), gate.admit(session_of(None)):
+        assert gate.active == 2
+    assert gate.active == 0
+
+
+@pytest.mark.anyio
+async def test_a_place_is_given_back_to_the_key_that_took_it():
+    gate = MaxSessionsPerKey(1, key=by_name)
+    session = session_of(None, name="before login")
+    async with gate.admit(session):
+        session.name = "after login"
+    assert (gate.active, gate.active_of("before login"), gate.active_of("after login")) == (0, 0, 0)
+
+
+@pytest.mark.anyio
+async def test_a_key_without_a_session_takes_no_memory():
+    gate = MaxSessionsPerKey(1, key=by_name)
+    for name in range(1000):
+        async with gate.admit(session_of(None, name=name)):
+            pass
+    gate.limit = 0
+    with pytest.raises(TryAgainLater):
+        await gate.admit(session_of(None, name="refused")).__aenter__()
+    assert gate._counts == {}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("gate", [lambda: MaxSessions(None), lambda: MaxSessionsPerKey(None)])
+async def test_a_limit_may_be_set_below_what_is_in_use_and_lifted_again(gate):
+    gate = gate()
+    session = session_of(("192.0.2.7", 1))
+    async with gate.admit(session):
+        async with gate.admit(session):
+            gate.limit = 1
+            with pytest.raises(TryAgainLater):
+                await gate.admit(session).__aenter__()
+        with pytest.raises(TryAgainLater):
+            await gate.admit(session).__aenter__()
+        gate.limit = None
+        async with gate.admit(session):
+            assert gate.active == 2
+    assert gate.active == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])
+async def test_a_limit_of_zero_admits_nobody(kind):
+    gate = kind(0)
+    with pytest.raises(TryAgainLater):
+        await gate.admit(session_of(("192.0.2.7", 1))).__aenter__()
+    assert gate.active == 0
+
+
+@pytest.mark.anyio
+async def test_asking_for_admission_without_entering_holds_nothing():
+    for gate in (MaxSessions(1), MaxSessionsPerKey(1)):
+        gate.admit(session_of(("192.0.2.7", 1)))
+        assert gate.active == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("key", [lambda _session: 1 / 0, lambda _session: ["unhashable"]])
+@pytest.mark.parametrize("failure", ["open", "closed"])
+async def test_a_key_that_cannot_be_used_is_a_fault_of_the_gate(key, failure):
+    gate = MaxSessionsPerKey(1, key=key)
+    guard = Guard(Settings(gate_failure=failure), gate=gate)
+    peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+    assert peer.closed[0] == 1013 if failure == "closed" else peer.heard == ["accept"]
+    assert gate.active == 0
