@@ -1,0 +1,200 @@
+"""Handlers that end in every way a handler can, one a path; raw ASGI, for asyncio and trio."""
+
+import json
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+from starlette.websockets import WebSocketDisconnect
+
+SECRET = "correct-horse-battery"
+"""It stands in exceptions' texts and must not reach any client."""
+
+ENDINGS = {}
+
+
+def ending(accept=True):
+    """Register a handler under the path that its name says."""
+
+    def register(handler):
+        async def run(scope, receive, send):
+            assert (await receive())["type"] == "websocket.connect"
+            if accept:
+                await send({"type": "websocket.accept"})
+            await handler(scope, receive, send)
+
+        ENDINGS["/" + handler.__name__.replace("_", "-")] = run
+        return handler
+
+    return register
+
+
+async def close(send, code=1000, reason=""):
+    await send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+async def text(send, data):
+    await send({"type": "websocket.send", "text": data})
+
+
+@ending()
+async def echo(scope, receive, send):
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", **{k: v for k, v in message.items() if k != "type"}})
+
+
+@ending(accept=False)
+async def raise_before_accept(scope, receive, send):
+    raise ValueError(SECRET)
+
+
+@ending()
+async def raise_after_accept(scope, receive, send):
+    raise ValueError(SECRET)
+
+
+@ending()
+async def raise_a_group(scope, receive, send):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(raise_after_accept, scope, receive, send)
+
+
+@ending()
+async def raise_on_message(scope, receive, send):
+    await receive()
+    raise ValueError(SECRET)
+
+
+@ending()
+async def be_cancelled(scope, receive, send):
+    raise anyio.get_cancelled_exc_class()
+
+
+@ending()
+async def return_after_accept(scope, receive, send):
+    pass
+
+
+@ending(accept=False)
+async def return_before_accept(scope, receive, send):
+    pass
+
+
+@ending(accept=False)
+async def close_before_accept(scope, receive, send):
+    await close(send, 1013, "full")
+
+
+@ending(accept=False)
+async def deny(scope, receive, send):
+    headers = [(b"retry-after", b"7")]
+    await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": b"full"})
+    await anyio.sleep(0)
+
+
+@ending(accept=False)
+async def deny_half_and_raise(scope, receive, send):
+    headers = [(b"content-type", b"text/plain")]
+    await send({"type": "websocket.http.response.start", "status": 403, "headers": headers})
+    raise ValueError(SECRET)
+
+
+@ending()
+async def deny_after_accept(scope, receive, send):
+    await PlainTextResponse("gone", status_code=410)({**scope, "method": "GET"}, receive, send)
+
+
+@ending()
+async def close_1013(scope, receive, send):
+    await close(send, 1013, "full")
+
+
+@ending()
+async def close_1011(scope, receive, send):
+    await close(send, 1011, "broken")
+
+
+@ending()
+async def close_4013(scope, receive, send):
+    await close(send, 4013, "full")
+
+
+@ending()
+async def close_with_a_long_reason(scope, receive, send):
+    await close(send, 4000, "x" * 200)
+
+
+@ending()
+async def close_with_a_long_reason_in_utf8(scope, receive, send):
+    await close(send, 4000, "é" * 100)
+
+
+@ending()
+async def close_with_a_list(scope, receive, send):
+    await close(send, 4000, [{"loc": "query"}])
+
+
+@ending()
+async def close_1006(scope, receive, send):
+    await close(send, 1006, "")
+
+
+@ending()
+async def close_twice(scope, receive, send):
+    await close(send, 4000, "first")
+    await close(send, 4001, "second")
+
+
+@ending()
+async def send_after_the_peer_left(scope, receive, send):
+    """A handler that only sends: it learns of the departure by an OSError, or not at all."""
+    with anyio.move_on_after(5):
+        while True:
+            await text(send, "x" * 1000)
+            await anyio.sleep(0.01)
+
+
+@ending()
+async def let_the_disconnect_escape(scope, receive, send):
+    while (message := await receive())["type"] == "websocket.receive":
+        pass
+    raise WebSocketDisconnect(message["code"])
+
+
+@ending()
+async def send_until_the_disconnect(scope, receive, send):
+    """What a handler sends while its peer leaves must not end in an error."""
+    async with anyio.create_task_group() as tasks:
+
+        async def push():
+            while True:
+                await text(send, "tick")
+                await anyio.sleep(0.001)
+
+        tasks.start_soon(push)
+        while (await receive())["type"] == "websocket.receive":
+            pass
+        await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+
+
+@ending()
+async def raise_http_exception(scope, receive, send):
+    raise HTTPException(403, SECRET)
+
+
+@ending()
+async def tell_the_client(scope, receive, send):
+    await text(send, json.dumps(scope.get("client")))
+
+
+async def bare(scope, receive, send):
+    if scope["type"] == "websocket":
+        await ENDINGS[scope["path"]](scope, receive, send)
+    elif scope["type"] == "lifespan":
+        while (await receive())["type"] != "lifespan.shutdown":
+            await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+    else:
+        await PlainTextResponse("up")(scope, receive, send)

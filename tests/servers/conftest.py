@@ -1,0 +1,31 @@
+"""Each server is started once, bare and wrapped, and serves all tests."""
+
+import contextlib
+
+import pytest
+
+from .launch import SETUPS, serve
+
+
+@pytest.fixture(scope="session", params=SETUPS)
+def setup(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def bare(setup, tmp_path_factory):
+    with serve(setup, "tests.servers.apps:bare", tmp_path_factory.mktemp("bare")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(setup, tmp_path_factory):
+    with serve(setup, "tests.servers.wrapped:wrapped", tmp_path_factory.mktemp("wrapped")) as running:
+        yield running
+
+
+@pytest.fixture
+def holding():
+    """Things that end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield stack

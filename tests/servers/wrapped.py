@@ -1,0 +1,75 @@
+"""The same handlers behind the middleware; the first segment of the path may choose a guard of its own."""
+
+from starlette.responses import JSONResponse
+
+from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
+from asgi_closecodes.gates import MaxSessionsPerKey
+from asgi_closecodes.logs import configure_logging
+
+from .apps import bare, ending
+
+configure_logging(format="json")
+
+
+class Mapped(Exception):
+    pass
+
+
+@ending()
+async def raise_close_with(scope, receive, send):
+    raise CloseWith(4001, "as asked")
+
+
+@ending(accept=False)
+async def raise_close_with_before_accept(scope, receive, send):
+    raise CloseWith(4001, "as asked")
+
+
+@ending()
+async def raise_try_again_later(scope, receive, send):
+    raise TryAgainLater(cause="database", retry_after=7.25)
+
+
+@ending()
+async def raise_a_group_that_agrees(scope, receive, send):
+    raise ExceptionGroup(
+        "all", [CloseWith(4001, "as asked"), ExceptionGroup("more", [CloseWith(4001, "as asked")])]
+    )
+
+
+@ending()
+async def raise_what_is_mapped(scope, receive, send):
+    raise Mapped
+
+
+@ending()
+async def raise_several_mapped(scope, receive, send):
+    raise ExceptionGroup("all", [Mapped(), Mapped()])
+
+
+GUARDS = {
+    "": Guard(exceptions={Mapped: Close(4002, "mapped")}),
+    "one": Guard(Settings(max_sessions=1)),
+    "http": Guard(Settings(max_sessions=0, handshake="http")),
+    "auto": Guard(Settings(max_sessions=0, handshake="auto")),
+    "few": Guard(Settings(max_sessions=0, max_refusals_per_second=1)),
+    "keyed": Guard(gate=MaxSessionsPerKey(1, key=lambda session: session.scope["query_string"])),
+    "reraise": Guard(Settings(reraise=True)),
+    "private": Guard(Settings(error_code=4011, try_again_code=4013)),
+    "debug": Guard(Settings(debug=True)),
+}
+MIDDLEWARE = {name: CloseCodeMiddleware(bare, guard) for name, guard in GUARDS.items()}
+
+
+async def wrapped(scope, receive, send):
+    name = ""
+    if scope["type"] == "http":
+        snapshots = {name: guard.snapshot() for name, guard in GUARDS.items()}
+        await JSONResponse(snapshots)(scope, receive, send)
+        return
+    if scope["type"] == "websocket":
+        first, _, rest = scope["path"].removeprefix("/").partition("/")
+        if rest and first in GUARDS:
+            name = first
+            scope = {**scope, "path": f"/{rest}"}
+    await MIDDLEWARE[name](scope, receive, send)
