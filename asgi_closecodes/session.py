@@ -278,11 +278,12 @@ class Session:
             sent = await self._say_last_word(
                 close, self._handshake_mode(), status=HTTPStatus.INTERNAL_SERVER_ERROR, twin=False
             )
-            departed = suspicious and not sent
+            if departed := suspicious and not sent:
+                self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
         finally:
             if not departed:
                 self.report(events.SessionFailed(facts, error_id, error, close, sent))
-        if departed or self.phase in _OVER:
+        if self.phase in _OVER:
             return departed or not rules.reraise
         return False  # the server refuses 1011: daphne sends it by itself when it sees the error
 
@@ -296,11 +297,13 @@ class Session:
         """Whether ``error`` comes out of the server's ``send``, not out of a file or a database."""
         code = _code_of(self._raiser)
         trace = error.__traceback__
-        while trace is not None and code is not None:
-            if trace.tb_frame.f_code is code:
+        innermost: CodeType | None = None
+        while trace is not None:
+            innermost = trace.tb_frame.f_code
+            if innermost is code:
                 return True
             trace = trace.tb_next
-        return False
+        return innermost is Session._pass_on.__code__  # granian's has no frame: it is no Python
 
     def _deliberate_close(self, causes: Iterable[BaseException]) -> CloseWith | None:
         try:
@@ -392,7 +395,6 @@ class Session:
         await self._pass_on(start, Phase.DENYING)
         # In one message: granian delivers no second one.
         await self._pass_on({"type": "websocket.http.response.body", "body": body}, Phase.CLOSED)
-        await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
 
     async def _send_close(self, message: Message, *, twin: bool) -> None:
         self.closed_with = Close(message.get("code", CloseCode.NORMAL_CLOSURE), message.get("reason") or "")
@@ -419,6 +421,8 @@ class Session:
         except Exception:
             self._move(phase)  # not taken
             raise
+        if phase is Phase.DENYING and following is Phase.CLOSED:
+            await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
 
     def _handshake_mode(self) -> Literal["close", "http"]:
         """Decide how a handshake that is not answered yet is refused."""

@@ -1,6 +1,7 @@
 """Handlers that end in every way a handler can, one a path; raw ASGI, for asyncio and trio."""
 
 import json
+import math
 
 import anyio
 from starlette.exceptions import HTTPException
@@ -67,7 +68,8 @@ async def raise_on_message(scope, receive, send):
 
 @ending()
 async def be_cancelled(scope, receive, send):
-    raise anyio.get_cancelled_exc_class()
+    """Whoever runs the application cancels it, see ``impatient``."""
+    await anyio.sleep_forever()
 
 
 @ending()
@@ -90,7 +92,6 @@ async def deny(scope, receive, send):
     headers = [(b"retry-after", b"7")]
     await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": b"full"})
-    await anyio.sleep(0)
 
 
 @ending(accept=False)
@@ -149,10 +150,19 @@ async def close_twice(scope, receive, send):
 @ending()
 async def send_after_the_peer_left(scope, receive, send):
     """A handler that only sends: it learns of the departure by an OSError, or not at all."""
-    with anyio.move_on_after(5):
+    with anyio.move_on_after(1):
         while True:
             await text(send, "x" * 1000)
             await anyio.sleep(0.01)
+
+
+@ending()
+async def flood_and_raise(scope, receive, send):
+    """Send more than sockets hold to a peer that may not read, for a while, and fail."""
+    with anyio.move_on_after(1):
+        for _ in range(200):
+            await text(send, "x" * 1_000_000)
+    raise ValueError(SECRET)
 
 
 @ending()
@@ -189,6 +199,17 @@ async def tell_the_client(scope, receive, send):
     await text(send, json.dumps(scope.get("client")))
 
 
+def impatient(app):
+    """Give ``app`` little time for this one path, as an outer middleware with a time limit does."""
+
+    async def run(scope, receive, send):
+        with anyio.move_on_after(0.1 if scope.get("path") == "/be-cancelled" else math.inf):
+            await app(scope, receive, send)
+
+    return run
+
+
+@impatient
 async def bare(scope, receive, send):
     if scope["type"] == "websocket":
         await ENDINGS[scope["path"]](scope, receive, send)

@@ -17,7 +17,7 @@ REF = re.compile(r"internal error; ref=([0-9A-HJKMNP-TV-Z]{12})")
 
 @dataclass(frozen=True)
 class Seen:
-    """How a connection ended for its client: by HTTP, or by a close code; 1006 is no close frame."""
+    """How a connection ended: by HTTP, by a close code (1006 is no close frame), or with neither."""
 
     code: int | None = None
     reason: str = ""
@@ -28,7 +28,9 @@ class Seen:
     received: tuple[str, ...] = ()
 
     def __str__(self):
-        return f"HTTP {self.status}" if self.status else f"{self.code} {self.reason}".strip()
+        if self.status is not None:
+            return f"HTTP {self.status}"
+        return "no answer" if self.code is None else f"{self.code} {self.reason}".strip()
 
     @property
     def ref(self):
@@ -64,6 +66,8 @@ def connect(server, path, *, say=None, origin=None, subprotocols=None, patience=
         response = refused.response
         headers = tuple(response.headers.raw_items())
         return Seen(status=response.status_code, headers=headers, body=bytes(response.body or b"").decode())
+    except websockets.exceptions.InvalidMessage:
+        return Seen()
 
 
 def connect_with_httpx_ws(server, path):

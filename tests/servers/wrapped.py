@@ -2,13 +2,14 @@
 
 from starlette.responses import JSONResponse
 
-from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
+from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, session
 from asgi_closecodes.gates import MaxSessionsPerKey
 from asgi_closecodes.logs import configure_logging
 
-from .apps import bare, ending
+from .apps import bare, ending, impatient
 
 configure_logging(format="json")
+session.CLOSE_TIMEOUT = 2.0  # tests wait for it
 
 
 class Mapped(Exception):
@@ -57,10 +58,13 @@ GUARDS = {
     "reraise": Guard(Settings(reraise=True)),
     "private": Guard(Settings(error_code=4011, try_again_code=4013)),
     "debug": Guard(Settings(debug=True)),
+    "bald": Guard(Settings(max_sessions=1)),
+    "offers": Guard(Settings(max_sessions=0), subprotocol=lambda offered: offered[-1]),
 }
 MIDDLEWARE = {name: CloseCodeMiddleware(bare, guard) for name, guard in GUARDS.items()}
 
 
+@impatient
 async def wrapped(scope, receive, send):
     name = ""
     if scope["type"] == "http":
@@ -72,4 +76,6 @@ async def wrapped(scope, receive, send):
         if rest and first in GUARDS:
             name = first
             scope = {**scope, "path": f"/{rest}"}
+        if first == "bald":
+            scope = {key: value for key, value in scope.items() if key not in {"asgi", "extensions", "client"}}
     await MIDDLEWARE[name](scope, receive, send)
