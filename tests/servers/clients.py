@@ -26,8 +26,11 @@ class Seen:
     body: str = ""
     subprotocol: str | None = None
     received: tuple[str, ...] = ()
+    open: bool = False
 
     def __str__(self):
+        if self.open:
+            return "open"
         if self.status is not None:
             return f"HTTP {self.status}"
         return "no answer" if self.code is None else f"{self.code} {self.reason}".strip()
@@ -44,7 +47,7 @@ class Seen:
 
 
 def connect(server, path, *, say=None, origin=None, subprotocols=None, patience=10, **options):
-    """Connect with ``websockets``, say something, and wait for the end; "open" if that does not come."""
+    """Connect with ``websockets``, say something, and wait for the end, if it comes."""
     try:
         with websockets.sync.client.connect(
             server.url + path, origin=origin, subprotocols=subprotocols, close_timeout=1, proxy=None, **options
@@ -56,7 +59,7 @@ def connect(server, path, *, say=None, origin=None, subprotocols=None, patience=
                 while True:
                     received.append(websocket.recv(timeout=patience))
             except TimeoutError:
-                return "open"
+                return Seen(received=tuple(received), open=True)
             except websockets.exceptions.ConnectionClosed as closed:
                 frame = closed.rcvd
                 code, reason = (1006, "") if frame is None else (frame.code, frame.reason)

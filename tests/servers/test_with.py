@@ -211,7 +211,7 @@ def test_a_full_server_says_when_to_come_back_and_has_room_again_when_somebody_l
         peer.send(8, b"\x03\xe8")
         peer.close_frame()
     assert eventually(is_empty(server, "one"))
-    assert connect(server, "/one/echo", say="x", patience=0.3) == "open"
+    assert connect(server, "/one/echo", say="x", patience=0.3).open
 
 
 def test_a_refusal_by_http(server, daphne):
@@ -345,7 +345,7 @@ def test_a_hostile_handshake_harms_nobody(server, news, rest):
                 assert peer.close_frame().code == 1011
         except (OSError, TimeoutError):
             pass  # the server left, or waits for the rest
-    assert connect(server, "/echo", say="x", patience=0.3) == "open"
+    assert connect(server, "/echo", say="x", patience=0.3).open
     assert "\x1b" not in news()
     assert not re.search("^forged", news(), re.MULTILINE)
 

@@ -1,0 +1,67 @@
+"""Starlette and FastAPI applications that add the middleware as their documentation says."""
+
+from fastapi import FastAPI, WebSocket
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.routing import Mount, WebSocketRoute
+from starlette.websockets import WebSocketDisconnect
+
+from asgi_closecodes import CloseCodeMiddleware
+from asgi_closecodes.logs import configure_logging
+
+configure_logging(format="json")
+
+
+async def echo(websocket):
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(text)
+
+
+async def crash(websocket):
+    await websocket.accept()
+    raise ValueError("secret")
+
+
+async def refuse(websocket):
+    raise HTTPException(404)
+
+
+async def forbid_late(websocket):
+    await websocket.accept()
+    raise HTTPException(403)
+
+
+async def violate(websocket):
+    await websocket.accept()
+    raise WebSocketException(1008, "policy")
+
+
+async def leave(websocket):
+    await websocket.accept()
+    try:
+        await websocket.receive_text()
+    except WebSocketDisconnect:
+        raise
+
+
+routes = [
+    WebSocketRoute(f"/{endpoint.__name__}/{{name}}", endpoint)
+    for endpoint in (echo, crash, refuse, forbid_late, violate, leave)
+]
+starlette = Starlette(routes=[*routes, Mount("/below", routes=routes)])
+starlette.add_middleware(CloseCodeMiddleware)
+
+fastapi = FastAPI()
+fastapi.add_middleware(CloseCodeMiddleware)
+
+
+@fastapi.websocket("/number/{name}")
+async def number(websocket: WebSocket, n: int):
+    await websocket.accept()
+    await websocket.send_text(str(n))
+
+
+@fastapi.websocket("/crash/{name}")
+async def crash_in_fastapi(websocket: WebSocket):
+    await crash(websocket)
