@@ -54,30 +54,32 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     max_sessions: Sessions = Field(
-        None, description="Open sessions of one process. None is no limit, 0 admits nobody."
+        default=None, description="Open sessions of one process. None is no limit, 0 admits nobody."
     )
     max_sessions_per_client: Sessions = Field(
-        None, description="Open sessions of one client address (IPv6: of one /64) in one process."
+        default=None, description="Open sessions of one client address (IPv6: of one /64) in one process."
     )
     handshake: Literal["close", "http", "auto"] = Field(
-        "close",
+        default="close",
         description=(
             "How a handshake is refused: `close` accepts and closes, so that browsers see the code; `http` "
             "answers 503 or 500; `auto` closes for browsers (an `Origin` header), else answers by HTTP."
         ),
     )
     max_refusals_per_second: Annotated[Seconds, Field(ge=0)] = Field(
-        200.0,
+        default=200.0,
         description="Beyond it refusals use HTTP: a peer that answers no close holds its socket for 10 s.",
     )
     retry_after_cap: Annotated[Seconds, Field(ge=1)] = Field(
-        60.0, description="The longest retry hint of the queue, in seconds."
+        default=60.0, description="The longest retry hint of the queue, in seconds."
     )
     gate_failure: Literal["open", "closed"] = Field(
-        "open", description="Whether a gate that raises an error lets sessions pass or refuses them."
+        default="open", description="Whether a gate that raises an error lets sessions pass or refuses them."
     )
-    error_code: Code = Field(int(CloseCode.INTERNAL_ERROR), description="The close code of an unhandled exception.")
-    try_again_code: Code = Field(int(CloseCode.TRY_AGAIN_LATER), description="The close code of a refusal.")
+    error_code: Code = Field(
+        default=int(CloseCode.INTERNAL_ERROR), description="The close code of an unhandled exception."
+    )
+    try_again_code: Code = Field(default=int(CloseCode.TRY_AGAIN_LATER), description="The close code of a refusal.")
     reraise: bool = Field(
         default=False, description="Let the exception travel on after the close, to instrumentation outside."
     )
@@ -85,10 +87,10 @@ class Settings(BaseSettings):
         default=False, description="Put the exception's text into the close reason. Never in production."
     )
     log_path: Literal["redacted", "raw", "off"] = Field(
-        "redacted", description="`url.path` in logs: with secrets masked, as it came, or not at all."
+        default="redacted", description="`url.path` in logs: with secrets masked, as it came, or not at all."
     )
     log_client: Literal["full", "truncated", "hashed", "off"] = Field(
-        "full", description="`client.address` in logs."
+        default="full", description="`client.address` in logs."
     )
 
     def __init__(self, **values: Any) -> None:

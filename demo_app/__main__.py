@@ -1,0 +1,103 @@
+"""Serve the demo: ``python -m demo_app [--server uvicorn|hypercorn|granian] [--host HOST] [--port PORT]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import socket
+import sys
+
+from asgi_closecodes import SettingsError
+
+from .app import DemoSettings, create_app
+
+
+def _with_uvicorn(host: str, port: int) -> None:
+    import uvicorn  # noqa: PLC0415 - only the chosen server has to be there
+
+    # No logging configuration of its own: its records become JSON lines like all others.
+    uvicorn.run(create_app(), host=host, port=port, log_config=None, access_log=False)
+
+
+def _with_hypercorn(host: str, port: int) -> None:
+    import hypercorn.asyncio  # noqa: PLC0415
+    import hypercorn.config  # noqa: PLC0415
+
+    config = hypercorn.config.Config()
+    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    config.errorlog = logging.getLogger("hypercorn.error")
+    asyncio.run(hypercorn.asyncio.serve(create_app(), config))  # type: ignore[arg-type]
+
+
+def _with_granian(host: str, port: int) -> None:
+    import granian  # noqa: PLC0415
+    import granian.constants  # noqa: PLC0415
+
+    # Its worker is a process of its own, which builds the application itself.
+    logs = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": "asgi_closecodes.logs.JsonFormatter"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "loggers": {
+            "_granian": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+            "granian.access": {"handlers": [], "level": "WARNING", "propagate": False},
+        },
+    }
+    granian.Granian(
+        "demo_app.app:create_app",
+        address=host,
+        port=port,
+        interface=granian.constants.Interfaces.ASGI,
+        factory=True,
+        log_dictconfig=logs,
+    ).serve()
+
+
+SERVERS = {"uvicorn": _with_uvicorn, "hypercorn": _with_hypercorn, "granian": _with_granian}
+
+
+def main() -> int:
+    """Serve until interrupted; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m demo_app", description=__doc__.partition(":")[0])
+    parser.add_argument("--server", choices=SERVERS, default="uvicorn")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+
+    if importlib.util.find_spec(options.server) is None:
+        return _stopped(f"{options.server} is not installed: pip install 'asgi-closecodes[demo]'")
+    try:
+        DemoSettings()
+    except SettingsError as error:
+        return _stopped(str(error))
+    try:
+        _try_to_bind(options.host, options.port)
+    except (OSError, OverflowError) as error:
+        problem = f"cannot listen on port {options.port} of {options.host} ({error})"
+        return _stopped(f"{problem}: stop the program that uses it, or choose another with --port")
+
+    print(f"The demo is on http://{options.host}:{options.port}/ (served by {options.server})", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        SERVERS[options.server](options.host, options.port)
+    return 0
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    # Servers say it in a stack trace, or in the middle of their log.
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        attempt.bind(address)
+
+
+def _stopped(problem: str) -> int:
+    print(problem, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
