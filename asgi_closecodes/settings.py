@@ -68,13 +68,17 @@ class Settings(BaseSettings):
     )
     max_refusals_per_second: Annotated[Seconds, Field(ge=0)] = Field(
         default=200.0,
-        description="Beyond it refusals use HTTP: a peer that answers no close holds its socket for 10 s.",
+        description=(
+            "Refusals that may be closes; the rest use HTTP, since a peer that answers no close holds its "
+            "socket for 10 s."
+        ),
     )
     retry_after_cap: Annotated[Seconds, Field(ge=1)] = Field(
         default=60.0, description="The longest retry hint of the queue, in seconds."
     )
     gate_failure: Literal["open", "closed"] = Field(
-        default="open", description="Whether a gate that raises an error lets sessions pass or refuses them."
+        default="open",
+        description="A gate that raises an error lets sessions pass (`open`) or refuses them (`closed`).",
     )
     error_code: Code = Field(
         default=int(CloseCode.INTERNAL_ERROR), description="The close code of an unhandled exception."
@@ -87,10 +91,14 @@ class Settings(BaseSettings):
         default=False, description="Put the exception's text into the close reason. Never in production."
     )
     log_path: Literal["redacted", "raw", "off"] = Field(
-        default="redacted", description="`url.path` in logs: with secrets masked, as it came, or not at all."
+        default="redacted",
+        description=(
+            "`url.path` in logs: with what looks like a token masked (`redacted`), as it came (`raw`), or `off`."
+        ),
     )
     log_client: Literal["full", "truncated", "hashed", "off"] = Field(
-        default="full", description="`client.address` in logs."
+        default="full",
+        description="`client.address` in logs: `full`, `truncated` to its /24 (IPv6: /48), `hashed`, or `off`.",
     )
 
     def __init__(self, **values: Any) -> None:

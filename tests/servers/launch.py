@@ -75,11 +75,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def serve(setup, app, tmp_path, *, env=None, unix=False):
-    """Run ``app`` ("module:attribute") on the server ``setup``."""
+def serve(setup, app, tmp_path, *options, env=None, unix=False):
+    """Run ``app`` ("module:attribute") on the server ``setup``, with more ``options`` of its command line."""
     for attempt in range(3):
         try:
-            running = _start(setup, app, tmp_path / f"{setup}-{attempt}.log", env or {}, unix)
+            running = _start(setup, app, tmp_path / f"{setup}-{attempt}.log", options, env or {}, unix)
         except ChildProcessError:
             if attempt == 2:
                 raise
@@ -91,7 +91,7 @@ def serve(setup, app, tmp_path, *, env=None, unix=False):
         stop(running.process)
 
 
-def _start(setup, app, log, env, unix):
+def _start(setup, app, log, options, env, unix):
     if unix:
         address = str(log.with_suffix(".sock"))
         binds = {"uvicorn": f"--uds {address}", "hypercorn": f"unix:{address}"}
@@ -107,7 +107,7 @@ def _start(setup, app, log, env, unix):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CLOSECODES_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command.split()],
+            [sys.executable, "-m", *command.split(), *options],
             cwd=ROOT,
             env={**environment, "PYTHONUNBUFFERED": "1", **env},
             stdout=output,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from .clients import connect, connect_with_httpx_ws
+from .clients import Raw, connect, connect_with_httpx_ws
+from .launch import SETUPS, serve
 
 FACTS = {
     #                         uvicorn     uvicorn     hypercorn   hypercorn
@@ -26,8 +27,6 @@ FACTS = {
 
 @pytest.mark.parametrize("path", FACTS)
 def test_what_a_client_sees_of_the_bare_server(bare, setup, path):
-    from .launch import SETUPS
-
     seen = connect(bare, f"/{path}", patience=2)
     assert str(seen) == FACTS[path][SETUPS.index(setup)]
 
@@ -40,3 +39,10 @@ def test_a_crash_leaves_nothing_that_the_client_could_report(bare):
 def test_a_crash_seen_with_httpx_ws(bare, setup):
     expected = {"uvicorn": 1006, "hypercorn": 1011, "granian": 1005, "daphne": 1011}[setup.partition("-")[0]]
     assert connect_with_httpx_ws(bare, "/raise-after-accept").code == expected
+
+
+@pytest.mark.parametrize("uvicorn", ["uvicorn-sansio", "uvicorn-wsproto"])
+def test_uvicorn_s_limit_concurrency_limits_no_websockets(uvicorn, tmp_path, holding):
+    with serve(uvicorn, "tests.servers.apps:bare", tmp_path, "--limit-concurrency", "2") as running:
+        peers = [holding.enter_context(Raw(running, "/echo")) for _ in range(6)]
+        assert [peer.answer() for peer in peers] == [101] * 6
