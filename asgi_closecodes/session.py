@@ -389,6 +389,8 @@ class Session:
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", b"%d" % len(body)),
         ]
+        if self.scope.get("http_version", "1.1").startswith("1."):
+            headers.append((b"connection", b"close"))  # granian keeps the socket for 30 s otherwise
         if retry_after is not None:
             headers.append((b"retry-after", b"%d" % math.ceil(retry_after)))
         start = {"type": "websocket.http.response.start", "status": int(status), "headers": headers}

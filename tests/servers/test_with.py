@@ -227,6 +227,14 @@ def test_a_refusal_by_http(server, daphne):
         assert record["closecodes.gate.name"] == "MaxSessions"
 
 
+def test_a_refusal_by_http_holds_no_socket(server, daphne):
+    with Raw(server, "/http/echo") as peer:
+        if not daphne:
+            assert peer.answer() == 503
+            while peer.socket.recv(65536):  # granian used to keep it for 30 s, longer than this waits
+                pass
+
+
 def test_auto_tells_browsers_from_other_clients(server, daphne):
     assert connect(server, "/auto/echo", origin="https://example.org").code == (4013 if daphne else 1013)
     assert str(connect(server, "/auto/echo")).startswith("4013" if daphne else "HTTP 503")
