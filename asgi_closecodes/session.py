@@ -195,8 +195,9 @@ class Session:
         :raises BaseException: a cancellation; with ``reraise`` also the error that was logged.
         """
         # Copied, never changed in place: the server's dict may serve other middleware.
-        extensions = {**(self.scope.get("extensions") or {}), "closecodes": self}
-        self.scope = {**self.scope, "extensions": extensions}
+        servers_scope = self.scope
+        extensions = {**(servers_scope.get("extensions") or {}), "closecodes": self}
+        self.scope = {**servers_scope, "extensions": extensions}
         self._host.began(self)
         try:
             await app(self.scope, *self._channel())
@@ -208,25 +209,30 @@ class Session:
         finally:
             self._host.over(self)
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator))
+            # No cycles are left: the session is gone with its last reference, not with the next collection.
+            self.scope = servers_scope
+            self._route_sends = _nowhere
 
     async def refuse(self, refusal: TryAgainLater) -> None:
         """Answer the handshake for a gate that did not admit this session."""
         facts = self.facts()
         close, retry_after = self._close_for(refusal)
         mode = self._handshake_mode()
-        await self._say_last_word(close, mode, status=refusal.status, retry_after=retry_after)
-        self.report(
-            events.SessionRefused(
-                session=facts,
-                close=self.closed_with or close,
-                gate=refusal.gate or "unknown",
-                cause=refusal.cause or "unknown",
-                retry_after=retry_after or 0.0,
-                mode=mode,
-                usage=refusal.usage,
-                limit=refusal.limit,
+        try:
+            await self._say_last_word(close, mode, status=refusal.status, retry_after=retry_after)
+        finally:
+            self.report(
+                events.SessionRefused(
+                    session=facts,
+                    close=self.closed_with or close,
+                    gate=refusal.gate or "unknown",
+                    cause=refusal.cause or "unknown",
+                    retry_after=retry_after or 0.0,
+                    mode=mode,
+                    usage=refusal.usage,
+                    limit=refusal.limit,
+                )
             )
-        )
 
     async def _ended_by(self, error: BaseException) -> bool:
         """Close the session for what its handler raised; return whether nobody else has to know."""

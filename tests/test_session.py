@@ -4,6 +4,8 @@ The referee fails on every message that ASGI does not allow at that point; at th
 been closed exactly once, and every place in the gate given back.
 """
 
+import gc
+import weakref
 from dataclasses import dataclass, field
 
 import anyio
@@ -15,7 +17,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, session
 from asgi_closecodes.codes import may_be_sent
+from asgi_closecodes.events import SessionRefused
 from asgi_closecodes.gates import MaxSessions
+from tests.asgi import Handler, Peer, of
 
 
 class Fouls(AssertionError):
@@ -247,3 +251,35 @@ def test_a_server_is_only_told_what_asgi_allows_and_closed_exactly_once(
     elif not referee.peer_left and kind.stuck_when is None:
         assert referee.ended == 1, f"still {referee.phase} after {referee.sent}"
     assert referee.ended <= 1
+
+
+@pytest.mark.anyio
+async def test_a_session_that_is_over_needs_no_garbage_collector():
+    seen = []
+
+    async def handler(scope, receive, send):
+        seen.append(weakref.ref(scope["extensions"]["closecodes"]))
+        await Handler()(scope, receive, send)
+
+    gc.disable()
+    try:
+        await Peer("x").visit(CloseCodeMiddleware(handler, Guard(Settings(max_sessions=1))))
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.anyio
+async def test_a_refusal_that_is_cancelled_is_reported():
+    events = []
+
+    async def stuck():
+        if peer.sent:
+            await anyio.sleep_forever()
+
+    peer = Peer(point=stuck)
+    app = CloseCodeMiddleware(Handler(), Guard(Settings(max_sessions=0), observers=[events.append]))
+    with anyio.move_on_after(0.05) as scope:
+        await peer.visit(app)
+    assert scope.cancelled_caught
+    assert len(of(SessionRefused, events)) == 1
