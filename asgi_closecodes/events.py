@@ -88,7 +88,7 @@ class CloseRepaired:
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused:
-    """A gate did not admit a session."""
+    """A gate did not admit a session; in mode ``shadow`` it only would not have."""
 
     session: SessionFacts
     close: Close
@@ -96,9 +96,20 @@ class SessionRefused:
     cause: str
     retry_after: float
     """Seconds after which the client was told to come back."""
-    mode: Literal["close", "http"]
+    mode: Literal["close", "http", "shadow"]
     usage: float | None = None
     limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionShed:
+    """A session was ended from outside of its handler."""
+
+    session: SessionFacts
+    close: Close
+    cause: str
+    retry_after: float
+    """Seconds after which the client was told to come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,31 @@ class CallbackFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainStarted:
+    """New sessions are refused from now on, and the open ones are closed."""
+
+    sessions: int
+    window: float
+    """Seconds that it is to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainFinished:
+    """All sessions that were open have been told to come back elsewhere."""
+
+    sessions: int
+    duration: float
+    """Seconds that it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalLeftAlone:
+    """``drain_on_sigterm`` was asked for under a server whose signal handling cannot be taken over."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LimitsSet:
     """The limits of this process, at its start or after a change."""
 
@@ -142,10 +178,14 @@ Event: TypeAlias = (
     | SessionClosed
     | SessionFailed
     | SessionRefused
+    | SessionShed
     | CloseFailed
     | CloseRepaired
     | GateFailed
     | CallbackFailed
+    | DrainStarted
+    | DrainFinished
+    | SignalLeftAlone
     | LimitsSet
     | SettingIgnored
 )

@@ -48,6 +48,7 @@ class TryAgainLater(CloseWith):
     """
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
+    _code = CloseCode.TRY_AGAIN_LATER
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class TryAgainLater(CloseWith):
             )
         if retry_after is not None and not (math.isfinite(retry_after) and retry_after >= 0):
             raise ValueError(f"retry_after={retry_after!r} is not a number of seconds, 0 or more")
-        super().__init__(CloseCode.TRY_AGAIN_LATER, reason)
+        super().__init__(self._code, reason)
         self.args = (reason,)  # what it is built of again where it was pickled
         self.cause = cause
         self.retry_after = retry_after
@@ -78,6 +79,19 @@ class TryAgainLater(CloseWith):
         if self.cause is not None:
             parameters += f"; cause={self.cause}"
         return fit_reason(self.reason, parameters)
+
+
+class ServiceRestart(TryAgainLater):
+    """The server is about to stop, and another one takes over: 1012, or HTTP 503 with ``Retry-After``."""
+
+    _code = CloseCode.SERVICE_RESTART
+
+
+class SessionShed(ConnectionError):  # noqa: N818 - it says what has happened to the peer
+    """A handler sends to a session that was ended from outside of it: shed, drained, or replaced.
+
+    It is an OSError, as ASGI servers raise where the peer has left; like those, it need not be caught.
+    """
 
 
 CloseFor: TypeAlias = int | Close | Callable[[Any], int | Close | CloseWith | None]
@@ -126,9 +140,7 @@ def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
         elif isinstance(value, (int, Close)):
             code = value.code if isinstance(value, Close) else value
             if not may_be_sent(code):
-                problems.append(
-                    f"{key.__name__}: code {code!r} may not be sent; use 1000-1003, 1007-1014 or 3000-4999"
-                )
+                problems.append(f"{key.__name__}: code {code!r} may not be sent; use 1000-1003, 1007-1014 or 3000-4999")
         elif not callable(value):
             problems.append(
                 f"{key.__name__}: {value!r} is neither a close code, a Close nor a function of the exception"

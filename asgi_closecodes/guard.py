@@ -1,22 +1,35 @@
-"""What one process knows: its live sessions, its gate, its rules, and who is told."""
+"""What one process knows: its live sessions, its gate, its rules, its background work, and who is told."""
 
 from __future__ import annotations
 
 import inspect
+import math
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
+import anyio
 from starlette.types import Receive, Scope, Send
 
-from . import events
-from .exceptions import ExceptionMapping, checked_mapping
-from .gates import AllOf, Gate
+from . import background, events
+from .exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
+from .gates import AllOf, Gate, Shadow
+from .gates.base import FREE
 from .logs import LogObserver
 from .rates import Rate
 from .retry import RetryQueue
 from .session import Rules, Session
-from .settings import Settings, limited_gates, unknown_settings
+from .settings import Settings, gates_of, unknown_settings
+from .shedding import Pace, Victims
+from .sigterm import drain_at_sigterm
+
+TICK = 0.1
+"""Seconds between two looks at the gates."""
+
+_LOOK = 5.0
+"""Seconds between two looks at who has been idle."""
 
 
 class Guard:
@@ -48,18 +61,28 @@ class Guard:
         self.settings = Settings() if settings is None else settings
         self.exceptions = checked_mapping(exceptions)
         self.subprotocol = subprotocol
-        self.sessions: set[Session] = set()
-        """The admitted sessions that are not over."""
+        self.sessions: dict[Session, None] = {}
+        """The admitted sessions that are not over, in the order of their arrival."""
+        self.draining = False
+        """Whether new sessions are refused because this process is about to stop; ask it for readiness."""
+        self._leaving: set[Session] = set()
         self._tally = _Tally()
         self._observers: list[events.Observer] = [self._tally, LogObserver(), *observers]
         for observer in self._observers:
             if not callable(observer):
                 raise TypeError(f"observers: {observer!r} cannot be called; an observer is a function of an event")
-        self._failed_observers: set[int] = set()
-        self._limited_gates = limited_gates(self.settings)
-        self.gate = AllOf(*self._limited_gates.values(), *(() if gate is None else (gate,)))
+        self._failed: set[object] = set()
+        self._gates: dict[str, Gate] = {}
+        self._own_gate = gate
+        self.gate = AllOf()
         self._queue = RetryQueue()
         self._refusals = Rate(0, 0)
+        self._pace = Pace()
+        self._victims = Victims("newest", self._order_failed)
+        self._lifespans = 0
+        self._is_ticking = False
+        self._is_busy = False
+        self._looked_at = -math.inf
         self._follow_settings()
         for name, nearest in unknown_settings().items():
             self.report(events.SettingIgnored(name, nearest))
@@ -73,18 +96,25 @@ class Guard:
             handshake=settings.handshake,
             reraise=settings.reraise,
             debug=settings.debug,
+            shed_grace=settings.shed_grace,
         )
-        for name, gate in self._limited_gates.items():
-            gate.limit = getattr(settings, name)
+        self._gates = gates_of(settings, self._gates)
+        asked = [Shadow(gate) if name in settings.shadow else gate for name, gate in self._gates.items()]
+        own = () if self._own_gate is None else (self._own_gate,)
+        self.gate.gates = AllOf(_Draining(self), *asked, *own).gates
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.retry_after_cap
+        rate = settings.handshakes_per_second
+        self._queue.admits_per_second = math.inf if rate is None else rate
         self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second
+        if settings.shed != "never":
+            self._victims.order = settings.shed
         self._observers[1] = LogObserver(path=settings.log_path, client=settings.log_client)
 
     def update(self, **changes: Any) -> None:
-        """Change settings while running: ``guard.update(max_sessions=500)``.
+        """Change settings while running: ``guard.update(max_sessions=500)``. All changes are made, or none.
 
-        Sessions that are open stay open, also above a lowered limit. All changes are made, or none.
+        Sessions above a lowered limit are shed, see the setting ``shed``.
 
         :raises SettingsError: if the settings cannot be used.
         """
@@ -93,23 +123,67 @@ class Guard:
         self._follow_settings()
         changed = {name: getattr(self.settings, name) for name in changes}
         self.report(events.LimitsSet(self.settings.limits(), changed))
+        if self._is_needed():
+            self._tick_in_background()
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of this process as plain data: sessions, gates, and counts since the start."""
         return {
             "sessions": len(self.sessions),
+            "leaving": len(self._leaving),
+            "draining": self.draining,
             "gates": [
                 {
-                    "name": type(gate).__name__,
+                    "name": type(gate.gate if isinstance(gate, Shadow) else gate).__name__,
                     "active": getattr(gate, "active", None),
                     "limit": getattr(gate, "limit", None),
+                    "shadow": isinstance(gate, Shadow),
                 }
                 for gate in self.gate.gates
+                if not isinstance(gate, _Draining)
             ],
             "errors": self._tally.errors,
             "refusals": dict(self._tally.refusals),
+            "sheds": dict(self._tally.sheds),
             "closes": dict(self._tally.closes),
         }
+
+    async def drain(self, window: float | None = None) -> None:
+        """Refuse new sessions with 1012, and close the open ones with 1012, evenly over ``window``.
+
+        It returns when every session has been told. A second call waits for the first.
+
+        :param window: seconds, by default the setting ``drain_window``; 0 closes all at once.
+        :raises ValueError: if ``window`` is negative or not finite.
+        """
+        window = self.settings.drain_window if window is None else window
+        if not (math.isfinite(window) and window >= 0):
+            raise ValueError(f"window={window!r}: use a number of seconds, 0 or more")
+        if self.draining:
+            while self._untold():  # noqa: ASYNC110 - an event would have to survive its event loop
+                await anyio.sleep(TICK)
+            return
+        self.draining = True
+        start = time.monotonic()
+        count = len(self.sessions)
+        self.report(events.DrainStarted(count, window))
+        pace = Pace()
+        per_second = max(count / window, 1.0) if window else math.inf
+        async with anyio.create_task_group() as tasks:
+            while untold := self._untold():
+                due = pace.due(per_second) if time.monotonic() - start < window else 500
+                for session in await self._victims.choose(untold, min(due, len(untold))):
+                    tasks.start_soon(
+                        self._end, session, ServiceRestart("service restart", cause="drain", retry_after=1.0)
+                    )
+                await anyio.sleep(TICK if time.monotonic() - start < window else 0)
+        self.report(events.DrainFinished(count, time.monotonic() - start))
+
+    def _untold(self) -> list[Session]:
+        return [session for session in self.sessions if not session.is_leaving]
+
+    async def _end(self, session: Session, refusal: TryAgainLater) -> None:
+        await session.end(refusal)
 
     # What sessions need
 
@@ -119,12 +193,23 @@ class Guard:
 
     def began(self, session: Session) -> None:
         """Take note of an admitted session."""
-        self.sessions.add(session)
+        self.sessions[session] = None
+        if not self._is_ticking and self._is_needed():
+            self._tick_in_background()
+
+    def leaves(self, session: Session) -> None:
+        """Take note that an admitted session is being ended from outside of its handler."""
+        self._leaving.add(session)
 
     def over(self, session: Session) -> None:
         """Take note that it is over."""
-        self.sessions.discard(session)
+        del self.sessions[session]
+        self._leaving.discard(session)
         self._queue.freed()
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run ``function`` in the background."""
+        background.spawn(function, *arguments)
 
     def retry_after(self) -> float:
         """Take the next place in the retry queue; return the seconds until its turn."""
@@ -142,9 +227,123 @@ class Guard:
                 if returned is not None:
                     _reject(returned)
             except Exception as error:
-                if id(observer) not in self._failed_observers:
-                    self._failed_observers.add(id(observer))
-                    self.report(events.CallbackFailed(f"observer {observer!r}", error))
+                self._failed_once(f"observer {observer!r}", id(observer), error)
+
+    def _failed_once(self, name: str, key: object, error: Exception) -> None:
+        if key not in self._failed:
+            self._failed.add(key)
+            self.report(events.CallbackFailed(name, error))
+
+    def _order_failed(self, error: Exception) -> None:
+        self._failed_once("shed", "shed", error)
+
+    # Background work
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[None]:
+        """Do the background work while the application runs, whether it has sessions or not."""
+        self._lifespans += 1
+        if self._is_needed():
+            self._tick_in_background()
+        try:
+            with drain_at_sigterm(self) if self.settings.drain_on_sigterm and self._lifespans == 1 else nullcontext():
+                yield
+        finally:
+            self._lifespans -= 1
+
+    def _is_needed(self) -> bool:
+        return any(getattr(gate, "limit", 0) is not None and _works(gate) for gate in self.gate.gates)
+
+    def _tick_in_background(self) -> None:
+        if not self._is_ticking:
+            self._is_ticking = True
+            background.spawn(self._tick_forever)
+
+    async def _tick_forever(self) -> None:
+        try:
+            while (self._lifespans or self.sessions) and self._is_needed():
+                self._tick()
+                await anyio.sleep(TICK)
+        finally:
+            self._is_ticking = False
+            for gate in self.gate.gates:
+                if (stop := getattr(getattr(gate, "sensor", None), "stop", None)) is not None:
+                    stop()
+
+    def _tick(self) -> None:
+        for gate in self.gate.gates:
+            self._ask(gate, "sample")
+            for session in self._ask(gate, "overdue") or ():
+                session.end_soon(TryAgainLater(cause=_cause(gate)))
+        if self.settings.shed == "never":
+            return
+        excess, cause = max(
+            ((self._ask(gate, "excess") or 0, _cause(gate)) for gate in self.gate.gates), default=(0, "")
+        )
+        excess -= len(self._leaving)
+        unwanted = [
+            (session, _cause(gate))
+            for gate in self.gate.gates
+            for session in self._ask(gate, "unwanted") or ()
+            if not session.is_leaving
+        ]
+        if excess > 0 or unwanted:
+            due = self._pace.due(self.settings.shed_rate or max(len(self.sessions) / 100, 1.0))
+            for session, why in unwanted[:due]:
+                session.end_soon(TryAgainLater(cause=why))
+            if (count := min(excess, due - len(unwanted))) > 0:
+                self._in_background(self._shed, count, cause)
+        elif self.settings.shed == "idle" and time.monotonic() - self._looked_at > _LOOK:
+            self._looked_at = time.monotonic()
+            self._in_background(self._victims.look, self.sessions)
+
+    def _ask(self, gate: Gate, question: str) -> Any:
+        """Return what the gate's method of that name returns, if it has one and it does not fail."""
+        method = getattr(gate, question, None)
+        if method is None:
+            return None
+        try:
+            answer = method()
+            return list(answer) if isinstance(answer, Iterator) else answer
+        except Exception as error:
+            self._failed_once(f"{type(gate).__name__}.{question}", (id(gate), question), error)
+            return None
+
+    def _in_background(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run ``function``, which takes many turns of the event loop, unless the last one still runs."""
+        if not self._is_busy:
+            self._is_busy = True
+            background.spawn(self._busy_with, function, *arguments)
+
+    async def _busy_with(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        try:
+            await function(*arguments)
+        finally:
+            self._is_busy = False
+
+    async def _shed(self, count: int, cause: str) -> None:
+        for session in await self._victims.choose(self.sessions, count):
+            session.end_soon(TryAgainLater(cause=cause))
+
+
+class _Draining:
+    """The first gate: refuses everybody while its guard drains."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
+        if self._guard.draining:
+            raise ServiceRestart("service restart", cause="drain", retry_after=1.0)
+        return FREE
+
+
+def _works(gate: Gate) -> bool:
+    return any(hasattr(gate, question) for question in ("sample", "excess", "unwanted", "overdue"))
+
+
+def _cause(gate: Gate) -> str:
+    return getattr(gate, "cause", "shed")
 
 
 def _reject(returned: object) -> None:
@@ -159,14 +358,17 @@ class _Tally:
     def __init__(self) -> None:
         self.errors = 0
         self.refusals: Counter[str] = Counter()
+        self.sheds: Counter[str] = Counter()
         self.closes: Counter[int] = Counter()
 
     def __call__(self, event: events.Event) -> None:
         match event:
             case events.SessionClosed(close=close) if close is not None:
                 self.closes[close.code] += 1
-            case events.SessionRefused(cause=cause):
+            case events.SessionRefused(cause=cause, mode=mode) if mode != "shadow":
                 self.refusals[cause] += 1
+            case events.SessionShed(cause=cause):
+                self.sheds[cause] += 1
             case events.SessionFailed():
                 self.errors += 1
             case _:

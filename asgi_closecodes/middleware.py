@@ -41,9 +41,7 @@ class CloseCodeMiddleware:
     ) -> None:
         if guard is None:
             try:
-                guard = Guard(
-                    settings, gate=gate, exceptions=exceptions, observers=observers, subprotocol=subprotocol
-                )
+                guard = Guard(settings, gate=gate, exceptions=exceptions, observers=observers, subprotocol=subprotocol)
             except ValueError as error:
                 # Starlette builds its middleware when the server starts the application's lifespan. An
                 # exception there means "no lifespan" to servers, and they would go on to serve.
@@ -61,6 +59,10 @@ class CloseCodeMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        if scope["type"] == "lifespan":
+            async with self.guard.lifespan():
+                await self.app(scope, receive, send)
+            return
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
             return

@@ -35,3 +35,10 @@ class Rate:
             return False
         self._tokens -= 1
         return True
+
+    def wait(self) -> float:
+        """Return the seconds until the next event may happen, if nothing happens until then."""
+        if self.per_second <= 0:
+            return math.inf
+        tokens = self._tokens + (self._clock() - self._at) * self.per_second
+        return max(1 - tokens, 0) / self.per_second

@@ -11,15 +11,15 @@ from collections.abc import Callable
 class RetryQueue:
     """A virtual queue of refused clients; each refusal takes the next place.
 
-    It drains at the rate at which sessions end, so that the clients come back spread out, about
-    as fast as they can be admitted. State is four numbers, whatever the number of clients.
+    It drains at the rate at which sessions end, and not faster than handshakes are admitted, so that the clients
+    come back spread out, about as fast as they can be served. State is a few numbers, whatever the number of clients.
 
     :param cap: the longest hint, in seconds; beyond it hints are spread over the upper half.
     :param clock: monotonic seconds.
     :param uniform: random numbers between two bounds.
     """
 
-    __slots__ = ("_clock", "_freed", "_freed_at", "_slot", "_uniform", "cap")
+    __slots__ = ("_clock", "_freed", "_freed_at", "_slot", "_uniform", "admits_per_second", "cap")
 
     SLOWEST = 1.0
     """Sessions a second that are expected to end when fewer do: clients back off by themselves beyond it."""
@@ -36,6 +36,7 @@ class RetryQueue:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.cap = cap
+        self.admits_per_second = math.inf
         self._clock = clock
         self._uniform = uniform
         self._slot = 0.0
@@ -52,7 +53,8 @@ class RetryQueue:
         """Take the next place; return the seconds until its turn, at least 0.9."""
         now = self._clock()
         rate = self._freed * math.exp((self._freed_at - now) / self.MEMORY) / self.MEMORY
-        self._slot = max(self._slot, now + 1) + 1 / max(rate, self.SLOWEST)
+        rate = min(max(rate, self.SLOWEST), max(self.admits_per_second, 0.1))
+        self._slot = max(self._slot, now + 1) + 1 / rate
         # Bounded, or clients that never came back would keep later ones at the cap for hours.
         self._slot = min(self._slot, now + self.LONGEST * self.cap)
         wait = self._slot - now

@@ -26,9 +26,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from . import events
+from .channel import Channel
 from .codes import Close, CloseCode, fit_reason, private_twin
 from .error_ids import new_error_id
-from .exceptions import CloseWith, ExceptionMapping, TryAgainLater, close_for_status, deliberate_close, leaves
+from .exceptions import (
+    CloseWith,
+    ExceptionMapping,
+    SessionShed,
+    TryAgainLater,
+    close_for_status,
+    deliberate_close,
+    leaves,
+)
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that the server may take to accept a close: its ``send`` waits for a peer that does not read."""
@@ -84,8 +93,24 @@ MOVES: dict[Phase, dict[str, Phase]] = {
 After :attr:`Phase.LEFT` the server decides: ASGI lets ``send`` raise an OSError or do nothing.
 """
 
+_TURNS = 10
+"""Turns of the event loop that a cut off receive() may take to return."""
+
 _GOODBYES = frozenset({"websocket.close", "websocket.http.response.start", "websocket.http.response.body"})
 """Saying them once more after the last word changes nothing; servers differ in whether they raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastWord:
+    """What this side says in the end, in whatever phase the session is then."""
+
+    close: Close
+    mode: HandshakeMode = "reject"
+    """What becomes of a handshake that is not answered yet."""
+    status: int = HTTPStatus.FORBIDDEN
+    """The HTTP status in mode ``http``."""
+    retry_after: float | None = None
+    """Seconds for the header ``Retry-After`` of that response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +122,7 @@ class Rules:
     handshake: Literal["close", "http", "auto"] = "close"
     reraise: bool = False
     debug: bool = False
+    shed_grace: float = 10.0
 
 
 class Host(Protocol):
@@ -109,8 +135,14 @@ class Host(Protocol):
     def began(self, session: Session) -> None:
         """Take note of an admitted session."""
 
+    def leaves(self, session: Session) -> None:
+        """Take note that an admitted session is being ended from outside of its handler."""
+
     def over(self, session: Session) -> None:
         """Take note that it is over."""
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run ``function`` in the background."""
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer."""
@@ -130,27 +162,33 @@ class Session:
 
     __slots__ = (
         "__weakref__",
-        "_counts",
+        "_answered",
+        "_channel",
+        "_handler",
         "_host",
         "_initiator",
+        "_last_word",
         "_raiser",
         "_receive",
         "_root_path",
-        "_route_sends",
         "_send",
         "arrived_at",
         "closed_with",
         "id",
         "phase",
+        "priority",
         "scope",
+        "shed_exempt",
     )
 
     def __init__(self, host: Host, scope: Scope, receive: Receive, send: Send) -> None:
         self._host = host
         self._receive = receive
         self._send = send
-        self._counts: Callable[[], tuple[int, int]] = _no_messages
-        self._route_sends: Callable[[Send], None] = _nowhere
+        self._answered: list[Callable[[Session], None]] = []
+        self._channel: Channel | None = None
+        self._handler: anyio.CancelScope | None = None
+        self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session
         self._root_path: str = scope.get("root_path", "")
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
         around = (scope.get("extensions") or {}).get("closecodes")
@@ -163,6 +201,10 @@ class Session:
         self.arrived_at = time.monotonic()
         self.closed_with: Close | None = None
         """The close that ended the session, as far as it is known."""
+        self.priority = 0
+        """0 is the most important: sessions of higher numbers are shed first, see also ``MaxSessions(reserve=)``."""
+        self.shed_exempt = False
+        """Whether all other sessions are shed before this one."""
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.phase.name}>"
@@ -170,7 +212,6 @@ class Session:
     def facts(self) -> events.SessionFacts:
         """Return what is known of this session now, for an event."""
         client = self.scope.get("client")
-        received, sent = self._counts()
         return events.SessionFacts(
             id=self.id,
             route=_route(self.scope, self._root_path),
@@ -179,8 +220,8 @@ class Session:
             client=(client[0], client[1]) if client else None,
             phase=self.phase.public(),
             duration=time.monotonic() - self.arrived_at,
-            received=received,
-            sent=sent,
+            received=0 if self._channel is None else self._channel.received(),
+            sent=0 if self._channel is None else self._channel.sent(),
         )
 
     def report(self, event: events.Event) -> None:
@@ -198,41 +239,96 @@ class Session:
         servers_scope = self.scope
         extensions = {**(servers_scope.get("extensions") or {}), "closecodes": self}
         self.scope = {**servers_scope, "extensions": extensions}
+        self._channel = channel = Channel(self._receive, self._heard, self._control)
         self._host.began(self)
         try:
-            await app(self.scope, *self._channel())
+            with anyio.CancelScope() as self._handler:
+                await app(self.scope, channel.receive, channel.send)
         except BaseException as error:
             if not await self._ended_by(error):
                 raise
         else:
-            await self._say_last_word(Close(CloseCode.NORMAL_CLOSURE))
+            await self._say(LastWord(Close(CloseCode.NORMAL_CLOSURE)))
         finally:
             self._host.over(self)
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator))
             # No cycles are left: the session is gone with its last reference, not with the next collection.
             self.scope = servers_scope
-            self._route_sends = _nowhere
+            self._channel = self._handler = None
 
     async def refuse(self, refusal: TryAgainLater) -> None:
         """Answer the handshake for a gate that did not admit this session."""
         facts = self.facts()
-        close, retry_after = self._close_for(refusal)
-        mode = self._handshake_mode()
+        word = self._word_for(refusal)
         try:
-            await self._say_last_word(close, mode, status=refusal.status, retry_after=retry_after)
+            await self._say(word)
         finally:
             self.report(
                 events.SessionRefused(
                     session=facts,
-                    close=self.closed_with or close,
+                    close=self.closed_with or word.close,
                     gate=refusal.gate or "unknown",
                     cause=refusal.cause or "unknown",
-                    retry_after=retry_after or 0.0,
-                    mode=mode,
+                    retry_after=word.retry_after or 0.0,
+                    mode="http" if word.mode == "http" else "close",
                     usage=refusal.usage,
                     limit=refusal.limit,
                 )
             )
+
+    async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
+        """End this session from outside of its handler with 1013; return whether it was still open.
+
+        The handler sees ``websocket.disconnect`` with that code, as if its peer had left; what it sends
+        from then on raises :class:`SessionShed`, and after ``shed_grace`` seconds it is cancelled.
+
+        :param cause: a token for the close reason and the log.
+        :param retry_after: seconds after which the client should come back; by default the next place
+            in the process's retry queue.
+        :raises ValueError: as :class:`TryAgainLater`.
+        """
+        return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))
+
+    def end_soon(self, refusal: TryAgainLater) -> None:
+        """End this session in the background."""
+        self._host.spawn(self.end, refusal)
+
+    def when_answered(self, call: Callable[[Session], None]) -> None:
+        """Have ``call`` called once the handshake is answered, by whatever."""
+        self._answered.append(call)
+
+    async def end(self, refusal: TryAgainLater) -> bool:
+        """End this session as ``refusal`` says; see :meth:`shed`."""
+        if self.phase in _OVER or self._last_word is not None or self._channel is None:
+            return False
+        facts = self.facts()
+        word = self._last_word = self._word_for(refusal)
+        self._host.leaves(self)
+        code, reason = int(word.close.code), word.close.reason
+        self._move(self.phase)  # what the handler sends is for us now
+        self._channel.cut_off({"type": "websocket.disconnect", "code": code, "reason": reason})
+        if self._handler is not None:
+            self._handler.deadline = anyio.current_time() + self._host.rules.shed_grace
+        try:
+            # granian sends nothing as long as a receive() waits
+            for _ in range(_TURNS):
+                if self._channel is None or not self._channel.is_received_from():
+                    break
+                await anyio.lowlevel.checkpoint()
+            await self._say(word)
+        finally:
+            self.report(events.SessionShed(facts, word.close, refusal.cause or "unknown", word.retry_after or 0.0))
+        return True
+
+    @property
+    def message_count(self) -> int:
+        """Messages with data so far, in both directions."""
+        return 0 if self._channel is None else self._channel.received() + self._channel.sent()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the session was told to end by somebody else than its handler."""
+        return self._last_word is not None
 
     async def _ended_by(self, error: BaseException) -> bool:
         """Close the session for what its handler raised; return whether nobody else has to know."""
@@ -242,28 +338,22 @@ class Session:
         if not isinstance(error, Exception):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
-            await self._say_last_word(Close(CloseCode.NORMAL_CLOSURE))
+            await self._say(LastWord(Close(CloseCode.NORMAL_CLOSURE)))
             return True
         wish = self._deliberate_close(causes)
         if wish is None:
             return await self._ended_by_failure(error, causes)
-        close, retry_after = self._close_for(wish)
-        mode = self._handshake_mode()
-        await self._say_last_word(close, mode, status=wish.status, retry_after=retry_after)
+        await self._say(self._word_for(wish))
         return True
 
     async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
         facts = self.facts()
         close = Close(CloseCode.SERVICE_RESTART)
+        word = LastWord(close, self._handshake_mode(), HTTPStatus.SERVICE_UNAVAILABLE)
         sent = False
         try:
             with anyio.CancelScope(shield=True):
-                sent = await self._say_last_word(
-                    close,
-                    self._handshake_mode(),
-                    status=HTTPStatus.SERVICE_UNAVAILABLE,
-                    timeout=CANCELLED_CLOSE_TIMEOUT,
-                )
+                sent = await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT)
         finally:
             if any(isinstance(cause, Exception) for cause in causes):  # it failed while it was cancelled
                 self.report(events.SessionFailed(facts, new_error_id(), error, close, sent))
@@ -281,9 +371,8 @@ class Session:
             # the event loop; after that turn the failing close tells it from the handler's own error.
             if suspicious := all(isinstance(c, RuntimeError) and self._raised_by_server(c) for c in causes):
                 await anyio.lowlevel.checkpoint()
-            sent = await self._say_last_word(
-                close, self._handshake_mode(), status=HTTPStatus.INTERNAL_SERVER_ERROR, twin=False
-            )
+            word = LastWord(close, self._handshake_mode(), HTTPStatus.INTERNAL_SERVER_ERROR)
+            sent = await self._say(word, twin=False)
             if departed := suspicious and not sent:
                 self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
         finally:
@@ -295,7 +384,7 @@ class Session:
 
     def _is_departure(self, error: BaseException) -> bool:
         """Whether ``error`` only says that the peer has left."""
-        return isinstance(error, WebSocketDisconnect) or (
+        return isinstance(error, (WebSocketDisconnect, SessionShed)) or (
             isinstance(error, OSError) and self._raised_by_server(error)
         )
 
@@ -318,12 +407,14 @@ class Session:
             self.report(events.CallbackFailed("exceptions", error, self.facts()))
             return None
 
-    def _close_for(self, wish: CloseWith) -> tuple[Close, float | None]:
-        """Return the close that ``wish`` means, and the seconds after which the client should come back."""
+    def _word_for(self, wish: CloseWith) -> LastWord:
+        """Return what ``wish`` means."""
+        mode = self._handshake_mode()
         if not isinstance(wish, TryAgainLater):
-            return self._repaired(Close(wish.code, wish.reason)), None
+            return LastWord(self._repaired(Close(wish.code, wish.reason)), mode, wish.status)
         retry_after = self._host.retry_after() if wish.retry_after is None else wish.retry_after
-        return Close(self._host.rules.try_again_code, wish.reason_with(retry_after)), retry_after
+        code = self._host.rules.try_again_code if wish.code == CloseCode.TRY_AGAIN_LATER else wish.code
+        return LastWord(Close(code, wish.reason_with(retry_after)), mode, wish.status, retry_after)
 
     def _repaired(self, asked: Close) -> Close:
         close = asked.sendable()
@@ -333,31 +424,21 @@ class Session:
 
     # The last word
 
-    async def _say_last_word(
-        self,
-        close: Close,
-        mode: HandshakeMode = "reject",
-        *,
-        status: int = HTTPStatus.FORBIDDEN,
-        retry_after: float | None = None,
-        twin: bool = True,
-        timeout: float | None = None,
-    ) -> bool:
-        """End the session with ``close`` unless it has ended; return whether the server took it.
+    async def _say(self, word: LastWord, *, twin: bool = True, timeout: float | None = None) -> bool:
+        """End the session with ``word`` unless it has ended; return whether the server took it.
 
-        :param mode: what becomes of a handshake that is not answered yet.
-        :param status: the HTTP status in mode ``http``.
-        :param retry_after: seconds for the header ``Retry-After`` of that response.
         :param twin: whether the private twin of a code may stand for one that the server refuses; if not,
             that it was refused is for the caller to report.
         :param timeout: seconds that the server may take, by default ``CLOSE_TIMEOUT``.
         """
         if self.phase in _OVER:
             return False
+        foreign = self._last_word is not None and word is not self._last_word
+        word = self._last_word or word
         failure: Exception | None = None
         with anyio.move_on_after(CLOSE_TIMEOUT if timeout is None else timeout) as limit:
             try:
-                await self._end(close, mode, status, retry_after, twin=twin)
+                await self._end(word, twin=twin or foreign)
             except OSError:
                 return False  # the peer has left
             except Exception as error:
@@ -365,41 +446,39 @@ class Session:
         if limit.cancelled_caught:
             self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
         elif failure is None:
-            return self.phase is Phase.CLOSED  # or the peer left before it was asked to
-        if twin:
-            self.report(events.CloseFailed(self.facts(), close, failure))
+            return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
+        if twin or foreign:
+            self.report(events.CloseFailed(self.facts(), word.close, failure))
         return False
 
-    async def _end(
-        self, close: Close, mode: HandshakeMode, status: int, retry_after: float | None, *, twin: bool
-    ) -> None:
+    async def _end(self, word: LastWord, *, twin: bool) -> None:
         if self.phase is Phase.ARRIVED:
             self._heard(await self._receive())
         if self.phase is Phase.CONNECTING:
-            if mode == "http":
-                await self._deny(status, close.reason, retry_after)
-            elif mode == "reject":
+            if word.mode == "http":
+                await self._deny(word)
+            elif word.mode == "reject":
                 await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             else:
                 subprotocol = self._echoed_subprotocol()
                 await self._pass_on({"type": "websocket.accept", "subprotocol": subprotocol}, Phase.OPEN)
         if self.phase is Phase.OPEN:
-            message = {"type": "websocket.close", "code": int(close.code), "reason": close.reason}
+            message = {"type": "websocket.close", "code": int(word.close.code), "reason": word.close.reason}
             await self._send_close(message, twin=twin)
         elif self.phase is Phase.DENYING:
             await self._pass_on({"type": "websocket.http.response.body", "body": b""}, Phase.CLOSED)
 
-    async def _deny(self, status: int, text: str, retry_after: float | None) -> None:
-        body = text.encode()
+    async def _deny(self, word: LastWord) -> None:
+        body = word.close.reason.encode()
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", b"%d" % len(body)),
         ]
         if self.scope.get("http_version", "1.1").startswith("1."):
             headers.append((b"connection", b"close"))  # granian keeps the socket for 30 s otherwise
-        if retry_after is not None:
-            headers.append((b"retry-after", b"%d" % math.ceil(retry_after)))
-        start = {"type": "websocket.http.response.start", "status": int(status), "headers": headers}
+        if word.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % math.ceil(word.retry_after)))
+        start = {"type": "websocket.http.response.start", "status": int(word.status), "headers": headers}
         await self._pass_on(start, Phase.DENYING)
         # In one message: granian delivers no second one.
         await self._pass_on({"type": "websocket.http.response.body", "body": body}, Phase.CLOSED)
@@ -464,44 +543,15 @@ class Session:
 
     # What comes and goes
 
-    def _channel(self) -> tuple[Receive, Send]:
-        """Return the handler's ``receive`` and ``send``.
-
-        Closures, because they run once a message: bound methods of a slotted class cost half as much again
-        (tests/benchmarks/message.py). ``send`` is no coroutine function for the same reason; it returns the
-        server's own coroutine, so that an error of the server has the server's frame in its traceback.
-        """
-        server_receive = self._receive
-        received = sent = 0
-        deliver: Send = self._control
-
-        async def receive() -> Message:
-            nonlocal received
-            message = await server_receive()
-            if message["type"] == "websocket.receive":
-                received += 1
-            else:
-                self._heard(message)
-            return message
-
-        def send(message: Message) -> Awaitable[None]:
-            nonlocal sent
-            if message["type"] == "websocket.send":
-                sent += 1
-                return deliver(message)
-            return self._control(message)
-
-        def route_sends(to: Send) -> None:
-            nonlocal deliver
-            deliver = to
-
-        self._route_sends = route_sends
-        self._counts = lambda: (received, sent)
-        return receive, send
-
     def _move(self, phase: Phase) -> None:
         self.phase = phase
-        self._route_sends(self._send if phase is Phase.OPEN else self._control)
+        if self._answered and phase not in _UNANSWERED:
+            for call in self._answered:
+                call(self)
+            self._answered.clear()
+        if self._channel is not None:
+            is_open = phase is Phase.OPEN and self._last_word is None
+            self._channel.route(self._send if is_open else self._control)
 
     def _leave(self, close: Close) -> None:
         self.closed_with = close
@@ -521,9 +571,12 @@ class Session:
         """Pass on what the handler sends besides data, or data out of season.
 
         :raises RuntimeError: if the phase does not allow it, as uvicorn and Starlette do.
+        :raises SessionShed: if the session was ended from outside.
         """
         kind = message["type"]
         phase = self.phase
+        if self._last_word is not None:
+            raise SessionShed(f"this session was closed with {self._last_word.close.code}")
         if phase is Phase.LEFT:
             await self._send(message)  # ASGI leaves it to the server whether this raises
         elif phase is Phase.CLOSED and kind in _GOODBYES:
@@ -555,7 +608,7 @@ class Session:
             return
         delays = [value for name, value in message.get("headers", ()) if name.lower() == b"retry-after"]
         retry_after = float(delays[0]) if delays and delays[0].isdigit() else None
-        close, _ = self._close_for(close_for_status(message["status"], retry_after))
+        close = self._word_for(close_for_status(message["status"], retry_after)).close
         await self._send_close({"type": "websocket.close", "code": close.code, "reason": close.reason}, twin=True)
 
     def _legal(self, message: Message) -> Message:
@@ -566,14 +619,6 @@ class Session:
         if close == asked and code is not None:
             return message
         return {**message, "code": close.code, "reason": close.reason}
-
-
-def _nowhere(_to: Send) -> None:
-    """Before the handler runs there is nobody whose sends could be routed."""
-
-
-def _no_messages() -> tuple[int, int]:
-    return 0, 0
 
 
 def _code_of(call: Any) -> CodeType | None:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .codes import CloseCode, may_be_sent
-from .gates import MaxSessions, MaxSessionsPerKey
+from .gates import (
+    Cpu,
+    Gate,
+    HandshakeRate,
+    HandshakesInProgress,
+    LoopLag,
+    MaxSessions,
+    MaxSessionsPerKey,
+    Memory,
+    Pressure,
+)
 
 PREFIX = "CLOSECODES_"
 
@@ -33,12 +43,53 @@ def _not_boolean(value: object) -> object:
     return value
 
 
+def _percent(value: object) -> object:
+    """Read "80%"."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip().removesuffix("%")) / 100
+    return value
+
+
+def _names(value: object) -> object:
+    """Read "max_sessions,max_cpu"."""
+    if isinstance(value, str):
+        return frozenset(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+def _limits_only(names: frozenset[str]) -> frozenset[str]:
+    if unknown := names - {*LIMITS, "all"}:
+        raise ValueError(f"{', '.join(sorted(unknown))}: no limit; use {', '.join(LIMITS)}, or all")
+    return frozenset(LIMITS) if "all" in names else names
+
+
+LIMITS = (
+    # In the order in which the gates are asked.
+    "max_loop_lag",
+    "max_memory",
+    "max_cpu",
+    "max_sessions_per_client",
+    "max_handshakes_in_progress",
+    "max_sessions",
+    "handshakes_per_second",
+)
+"""The settings that are limits of a gate."""
+
 Sessions = Annotated[
     Annotated[int, BeforeValidator(_not_boolean), Field(ge=0)] | None,
     BeforeValidator(_none),
 ]
 Code = Annotated[int, BeforeValidator(_not_boolean), AfterValidator(_sendable)]
 Seconds = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
+
+
+Positive = Annotated[Seconds, Field(gt=0)]
+Limit = Annotated[Positive | None, BeforeValidator(_none)]
+Share = Annotated[float, BeforeValidator(_not_boolean), BeforeValidator(_percent), Field(le=1)]
+Memories = Annotated[
+    Annotated[float, BeforeValidator(_not_boolean), BeforeValidator(_percent), Field(gt=0, le=1)] | ByteSize | None,
+    BeforeValidator(_none),
+]
 
 
 class SettingsError(ValueError):
@@ -58,6 +109,68 @@ class Settings(BaseSettings):
     )
     max_sessions_per_client: Sessions = Field(
         default=None, description="Open sessions of one client address (IPv6: of one /64) in one process."
+    )
+    when_client_full: Literal["refuse", "replace_oldest"] = Field(
+        default="refuse",
+        description=(
+            "At that limit the new session is refused (`refuse`), or the client's oldest one is shed for it "
+            "(`replace_oldest`)."
+        ),
+    )
+    max_handshakes_in_progress: Sessions = Field(
+        default=None, description="Handshakes that wait for their answer in one process."
+    )
+    handshake_timeout: Positive = Field(
+        default=10.0, description="Seconds that one of them may take, where that limit is set."
+    )
+    handshakes_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(_none)] = Field(
+        default=None,
+        description="New sessions a second in one process. For 30 s after the start it grows from a third.",
+    )
+    handshake_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(_none)] = Field(
+        default=None, description="New sessions at once after a pause. None is as many as come in a second."
+    )
+    max_loop_lag: Limit = Field(
+        default=None,
+        description="Seconds that the event loop may be late. Half as late sessions are admitted again.",
+    )
+    max_memory: Memories = Field(
+        default=None,
+        description=(
+            "Memory that may be in use: a share of what the process may use, as `0.8` or `80%`, or a size, as "
+            "`512MiB`. Below 90 % of that sessions are admitted again."
+        ),
+    )
+    max_cpu: Annotated[Annotated[Share, Field(gt=0)] | None, BeforeValidator(_none)] = Field(
+        default=None,
+        description=(
+            "Share of time in which the process lacks a core (throttled, waiting, or busy on all it may use). "
+            "Below 80 % of that sessions are admitted again."
+        ),
+    )
+    shadow: Annotated[frozenset[str], NoDecode, BeforeValidator(_names), AfterValidator(_limits_only)] = Field(
+        default=frozenset(),
+        description="Limits that only log what they would refuse: names as `max_sessions,max_cpu`, or `all`.",
+    )
+    shed: Literal["never", "newest", "oldest", "idle"] | Callable[[Any], Any] = Field(
+        default="newest",
+        description=(
+            "Who leaves first when a limit was lowered below what is open, when the lag is twice its limit, or half "
+            "of what is left of memory or cpu is gone: `newest`, `oldest`, `idle`, or `never` anybody. In code also "
+            "a function of the session: the smallest go first."
+        ),
+    )
+    shed_rate: Annotated[Annotated[Seconds, Field(gt=0)] | None, BeforeValidator(_none)] = Field(
+        default=None, description="Sessions that are shed a second. None is 1 % of the open ones, at least 1."
+    )
+    shed_grace: Annotated[Seconds, Field(ge=0)] = Field(
+        default=10.0, description="Seconds that the handler of a session that was ended has before it is cancelled."
+    )
+    drain_window: Annotated[Seconds, Field(ge=0)] = Field(
+        default=30.0, description="Seconds over which `guard.drain()` closes the open sessions."
+    )
+    drain_on_sigterm: bool = Field(
+        default=False, description="Drain at the first SIGTERM, then let the server stop. Under uvicorn only."
     )
     handshake: Literal["close", "http", "auto"] = Field(
         default="close",
@@ -116,19 +229,67 @@ class Settings(BaseSettings):
 
     def limits(self) -> dict[str, object]:
         """Return the settings that limit something, by name."""
-        return {name: getattr(self, name) for name in (*_GATES, "max_refusals_per_second")}
+        return {name: getattr(self, name) for name in (*LIMITS, "max_refusals_per_second")}
 
 
-_GATES: dict[str, type[MaxSessions | MaxSessionsPerKey]] = {
-    # In the order in which they are asked.
-    "max_sessions_per_client": MaxSessionsPerKey,
-    "max_sessions": MaxSessions,
-}
+def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate]:
+    """Return the gates that ``settings`` describe, in order, by the name of the setting that is their limit.
+
+    Those in ``existing`` that count are kept and changed. They count without a limit too: one that is set
+    later finds what is open.
+    """
+    per_client = existing.get("max_sessions_per_client") or MaxSessionsPerKey(None)
+    handshakes = existing.get("max_handshakes_in_progress") or HandshakesInProgress(None)
+    sessions = existing.get("max_sessions") or MaxSessions(None)
+    assert isinstance(per_client, MaxSessionsPerKey)
+    assert isinstance(handshakes, HandshakesInProgress)
+    assert isinstance(sessions, MaxSessions)
+    if per_client.limit != settings.max_sessions_per_client:
+        per_client.limit = settings.max_sessions_per_client
+    per_client.when_full = settings.when_client_full
+    handshakes.limit, handshakes.timeout = settings.max_handshakes_in_progress, settings.handshake_timeout
+    sessions.limit = settings.max_sessions
+
+    gates: dict[str, Gate | None] = {
+        "max_loop_lag": _lag(settings.max_loop_lag),
+        "max_memory": _memory(settings.max_memory),
+        "max_cpu": _cpu(settings.max_cpu),
+        "max_sessions_per_client": per_client,
+        "max_handshakes_in_progress": handshakes,
+        "max_sessions": sessions,
+        "handshakes_per_second": _rate(settings, existing.get("handshakes_per_second")),
+    }
+    for name, gate in gates.items():
+        kept = existing.get(name)
+        if isinstance(gate, Pressure) and isinstance(kept, Pressure) and gate.same_as(kept):
+            gates[name] = kept
+    return {name: gate for name, gate in gates.items() if gate is not None}
 
 
-def limited_gates(settings: Settings) -> dict[str, MaxSessions | MaxSessionsPerKey]:
-    """Return the gates that ``settings`` describe, each under the name of the setting that is its limit."""
-    return {name: kind(getattr(settings, name)) for name, kind in _GATES.items()}
+def _lag(limit: float | None) -> Pressure | None:
+    return None if limit is None else Pressure(LoopLag(), limit, limit / 2, limit * 2)
+
+
+def _memory(limit: float | ByteSize | None) -> Pressure | None:
+    if limit is None:
+        return None
+    if isinstance(limit, ByteSize):
+        return Pressure(Memory(int(limit)), 1.0, 0.9, 1.1)
+    return Pressure(Memory(), limit, limit * 0.9, (limit + 1) / 2 if limit < 1 else None)
+
+
+def _cpu(limit: float | None) -> Pressure | None:
+    return None if limit is None else Pressure(Cpu(), limit, limit * 0.8, (limit + 1) / 2 if limit < 1 else None)
+
+
+def _rate(settings: Settings, existing: Gate | None) -> HandshakeRate | None:
+    if settings.handshakes_per_second is None:
+        return None
+    gate = existing or HandshakeRate(settings.handshakes_per_second)
+    assert isinstance(gate, HandshakeRate)
+    gate.rate, gate.burst = settings.handshakes_per_second, settings.handshake_burst
+    gate.cap = settings.retry_after_cap
+    return gate
 
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:

@@ -6,18 +6,29 @@ capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. T
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
-from asgi_closecodes.events import GateFailed
+from asgi_closecodes.channel import cancelled_from_outside
+from asgi_closecodes.codes import Close
+from asgi_closecodes.events import GateFailed, SessionRefused
 from asgi_closecodes.exceptions import TryAgainLater, leaves
 from asgi_closecodes.session import Session
 
 
 class Gate(Protocol):
-    """Decides whether there is room for one more session."""
+    """Decides whether there is room for one more session.
+
+    A gate may also have any of these, which the background ticker calls about ten times a second:
+
+    * ``sample()``: look at the world;
+    * ``excess()``: return how many sessions, whichever, should leave;
+    * ``unwanted()``: yield sessions that should leave, at the pace of the setting ``shed_rate``;
+    * ``overdue()``: yield sessions that have to leave now, whatever the setting ``shed`` says;
+    * ``cause``: a token that their clients are told, else ``shed``.
+    """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
         """Return a context manager that holds the session's place.
@@ -25,6 +36,67 @@ class Gate(Protocol):
         Entering it raises :class:`TryAgainLater` to refuse the session. Anything else that it raises is a
         fault of the gate: it is logged, and the setting ``gate_failure`` decides.
         """
+
+
+class _Free(AbstractAsyncContextManager[None]):
+    """The place in a gate that holds nothing."""
+
+    __slots__ = ()
+
+    async def __aexit__(self, *_error: object) -> None:
+        pass
+
+
+FREE = _Free()
+"""What a gate that only looks, and holds nothing, returns for those whom it admits."""
+
+
+class Shadow:
+    """Asks ``gate``, and refuses nobody: it only counts and logs what ``gate`` would have refused.
+
+    A limit can be tried this way before it bites. Sessions that would have been refused are not held by ``gate``.
+    """
+
+    __slots__ = ("gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    @property
+    def limit(self) -> object:
+        """The limit of the gate, if it has one."""
+        return getattr(self.gate, "limit", None)
+
+    @property
+    def active(self) -> object:
+        """What the gate holds, if it says so."""
+        return getattr(self.gate, "active", None)
+
+    def sample(self) -> None:
+        """Let the gate take its samples."""
+        if (sample := getattr(self.gate, "sample", None)) is not None:
+            sample()
+
+    @asynccontextmanager
+    async def admit(self, session: Session, /) -> AsyncGenerator[None]:
+        """Return a context manager that holds the gate's place, if there is one."""
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.gate.admit(session))
+            except TryAgainLater as refusal:
+                session.report(
+                    SessionRefused(
+                        session=session.facts(),
+                        close=Close(refusal.code, refusal.reason),
+                        gate=type(self.gate).__name__,
+                        cause=refusal.cause or "unknown",
+                        retry_after=refusal.retry_after or 0.0,
+                        mode="shadow",
+                        usage=refusal.usage,
+                        limit=refusal.limit,
+                    )
+                )
+            yield
 
 
 class AllOf:
@@ -102,7 +174,7 @@ class _Places(AbstractAsyncContextManager[None, bool]):
                 # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
                 if any(leaf is not pending for leaf in leaves(failure)):
                     self._report(gate, failure, "release", admitted=True)
-                if not isinstance(pending, Exception) and not _cancelled_from_outside():
+                if not isinstance(pending, Exception) and not cancelled_from_outside():
                     pending = None  # the cancellation of a task group or a scope of the gate's own
             except BaseException as cancellation:
                 pending = cancellation
@@ -112,12 +184,3 @@ class _Places(AbstractAsyncContextManager[None, bool]):
 
     def _report(self, gate: Gate, error: Exception, step: Literal["admit", "release"], *, admitted: bool) -> None:
         self._session.report(GateFailed(self._session.facts(), type(gate).__name__, error, step, admitted))
-
-
-def _cancelled_from_outside() -> bool:
-    """Whether this task is cancelled by more than what a gate has just ended."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # not on asyncio: there a task that is cancelled is so until its scope ends
-        return False
-    return task is not None and task.cancelling() > 0

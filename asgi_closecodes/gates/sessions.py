@@ -3,82 +3,100 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 
 
 class _Counter(Protocol):
-    def take(self, key: Hashable) -> None: ...
-    def give_back(self, key: Hashable) -> None: ...
+    def take(self, key: Hashable, session: Session) -> None: ...
+    def give_back(self, key: Hashable, session: Session) -> None: ...
 
 
 class _Place(AbstractAsyncContextManager[None]):
     """One session's place: checked and taken without an await in between, given back likewise."""
 
-    __slots__ = ("_gate", "_key")
+    __slots__ = ("_gate", "_key", "_session")
 
-    def __init__(self, gate: _Counter, key: Hashable) -> None:
+    def __init__(self, gate: _Counter, key: Hashable, session: Session) -> None:
         self._gate = gate
         self._key = key  # kept: the session may have another one by the time it leaves
+        self._session = session
 
     async def __aenter__(self) -> None:
-        self._gate.take(self._key)
+        self._gate.take(self._key, self._session)
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.give_back(self._key)
+        self._gate.give_back(self._key, self._session)
 
 
-class _Limited:
-    """A limit on open sessions, which may be changed at any time, to below what is in use too."""
+class Limited:
+    """A limit that may be changed at any time, to below what is in use too."""
 
-    __slots__ = ("_limit", "active")
+    __slots__ = ("_limit",)
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self.active = 0
-        """Open sessions. They are counted without a limit too: one that is set later finds them."""
 
     @property
     def limit(self) -> int | None:
-        """Sessions that may be open; None is no limit, 0 admits nobody."""
+        """What may be in use at once; None is no limit, 0 admits nobody."""
         return self._limit
 
     @limit.setter
     def limit(self, limit: int | None) -> None:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise ValueError(f"limit={limit!r}: use a whole number of sessions, 0 or more, or None for no limit")
+            raise ValueError(f"limit={limit!r}: use a whole number, 0 or more, or None for no limit")
         self._limit = limit
 
 
-class MaxSessions(_Limited):
+class MaxSessions(Limited):
     """At most ``limit`` open sessions in this process.
 
-    :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
+    :param reserve: shares of the limit that are kept from a priority: with ``{2: 0.2}`` sessions of priority 2 are
+        admitted only while less than 80 % of the places are taken. Lower numbers are more important; a priority
+        that is not named may take all places. See :attr:`Session.priority`.
+    :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed, or a share is not
+        between 0 and 1.
     """
 
-    __slots__ = ()
+    __slots__ = ("active", "reserve")
+    cause = "full"
+
+    def __init__(self, limit: int | None, reserve: Mapping[int, float] | None = None) -> None:
+        super().__init__(limit)
+        self.reserve = dict(reserve or {})
+        for priority, share in self.reserve.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"reserve={{{priority!r}: {share!r}}}: use a share of the limit between 0 and 1")
+        self.active = 0
+        """Open sessions. They are counted without a limit too: one that is set later finds them."""
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places."""
-        del session
-        return _Place(self, None)
+        return _Place(self, None, session)
 
-    def take(self, _key: Hashable) -> None:
+    def take(self, _key: Hashable, session: Session) -> None:
         """Count one session more, or refuse it."""
-        if self._limit is not None and self.active >= self._limit:
-            raise TryAgainLater(cause="full", usage=self.active, limit=self._limit)
+        if self._limit is not None:
+            limit = self._limit * (1 - self.reserve.get(session.priority, 0)) if self.reserve else self._limit
+            if self.active >= limit:
+                raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
         self.active += 1
 
-    def give_back(self, _key: Hashable) -> None:
+    def give_back(self, _key: Hashable, _session: Session) -> None:
         """Count one session less."""
         self.active -= 1
+
+    def excess(self) -> int:
+        """Return how many sessions are too many, after the limit was lowered."""
+        return 0 if self._limit is None else max(self.active - self._limit, 0)
 
 
 def client_network(session: Session) -> str | None:
@@ -101,42 +119,81 @@ def client_network(session: Session) -> str | None:
     return str(ipaddress.IPv6Network((int(address), 64), strict=False))  # one subscriber has at least a /64
 
 
-class MaxSessionsPerKey(_Limited):
+class MaxSessionsPerKey(Limited):
     """At most ``limit`` open sessions of one key in this process.
 
     :param key: the key of a session, any hashable value, by default :func:`client_network`; a session
         whose key is None is not limited. A key without a session takes no memory.
+    :param when_full: ``refuse`` the new session, or ``replace_oldest``: the oldest of that key is shed and the new
+        one takes its place. Connections that have died without a word otherwise lock their own user out.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
     """
 
-    __slots__ = ("_counts", "_key")
+    __slots__ = ("_key", "_lowered", "_sessions", "active", "when_full")
+    cause = "client"
 
-    def __init__(self, limit: int | None, key: Callable[[Session], Hashable] = client_network) -> None:
+    def __init__(
+        self,
+        limit: int | None,
+        key: Callable[[Session], Hashable] = client_network,
+        when_full: Literal["refuse", "replace_oldest"] = "refuse",
+    ) -> None:
+        if when_full not in {"refuse", "replace_oldest"}:
+            raise ValueError(f"when_full={when_full!r}: use 'refuse' or 'replace_oldest'")
+        self._lowered = False
         super().__init__(limit)
         self._key = key
-        self._counts: dict[Hashable, int] = {}
+        self.when_full = when_full
+        self._sessions: dict[Hashable, dict[Session, None]] = {}
+        self.active = 0
+        """Open sessions of all keys."""
+
+    @property
+    def limit(self) -> int | None:
+        """What may be in use at once; None is no limit, 0 admits nobody."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        Limited.limit.__set__(self, limit)  # type: ignore[attr-defined]
+        self._lowered = limit is not None
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places of the session's key."""
-        return _Place(self, self._key(session))
+        return _Place(self, self._key(session), session)
 
     def active_of(self, key: Hashable) -> int:
         """Return the number of open sessions of ``key``."""
-        return self._counts.get(key, 0)
+        return len(self._sessions.get(key, ()))
 
-    def take(self, key: Hashable) -> None:
+    def take(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` more, or refuse it."""
-        count = self._counts.get(key, 0)
-        if key is not None and self._limit is not None and count >= self._limit:
-            raise TryAgainLater(cause="client", usage=count, limit=self._limit)
-        self._counts[key] = count + 1
+        sessions = self._sessions.get(key)
+        if key is not None and self._limit is not None and self.active_of(key) >= self._limit:
+            if self.when_full == "refuse" or not sessions:
+                raise TryAgainLater(cause=self.cause, usage=self.active_of(key), limit=self._limit)
+            oldest = next(iter(sessions))
+            self.give_back(key, oldest)
+            oldest.end_soon(TryAgainLater(cause="replaced"))
+        self._sessions.setdefault(key, {})[session] = None
         self.active += 1
 
-    def give_back(self, key: Hashable) -> None:
-        """Count one session of ``key`` less."""
-        count = self._counts[key] - 1
-        if count:
-            self._counts[key] = count
-        else:
-            del self._counts[key]
+    def give_back(self, key: Hashable, session: Session) -> None:
+        """Count one session of ``key`` less, once."""
+        sessions = self._sessions.get(key, {})
+        if session not in sessions:
+            return  # it was replaced
+        del sessions[session]
+        if not sessions:
+            del self._sessions[key]
         self.active -= 1
+
+    def unwanted(self) -> Iterator[Session]:
+        """Yield the newest sessions of each key that has more than a limit that was lowered allows."""
+        if not self._lowered or self._limit is None:
+            return
+        self._lowered = False  # until proven otherwise: the pass over all keys is not for every tick
+        for key, sessions in list(self._sessions.items()):
+            if key is not None and len(sessions) > self._limit:
+                self._lowered = True
+                yield from list(sessions)[self._limit :]

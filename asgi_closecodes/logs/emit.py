@@ -225,6 +225,27 @@ def _(event: events.SessionRefused, observer: LogObserver) -> None:
 
 
 @_write.register
+def _(event: events.SessionShed, observer: LogObserver) -> None:
+    _log(
+        _GATE,
+        logging.WARNING,
+        "closecodes.session.shed",
+        "shed a session of %s: %s; close code %d; retry after %.1f s",
+        observer.place(event.session),
+        event.cause,
+        event.close.code,
+        event.retry_after,
+        keys={
+            **observer.keys(event.session),
+            **_close_keys(event.close),
+            "closecodes.gate.cause": event.cause,
+            "closecodes.refusal.retry_after": round(event.retry_after, 1),
+            "closecodes.session.duration": round(event.session.duration, 6),
+        },
+    )
+
+
+@_write.register
 def _(event: events.SessionOpened, observer: LogObserver) -> None:
     if _SESSION.isEnabledFor(logging.DEBUG):
         _log(
@@ -258,6 +279,48 @@ def _(event: events.SessionClosed, observer: LogObserver) -> None:
                 "closecodes.session.messages.sent": session.sent,
             },
         )
+
+
+@_write.register
+def _(event: events.DrainStarted, observer: LogObserver) -> None:
+    del observer
+    _log(
+        _GATE,
+        logging.INFO,
+        "closecodes.drain.started",
+        "draining %d sessions over %.1f s; new ones are refused with 1012",
+        event.sessions,
+        event.window,
+        keys={"closecodes.drain.sessions": event.sessions, "closecodes.drain.window": event.window},
+    )
+
+
+@_write.register
+def _(event: events.DrainFinished, observer: LogObserver) -> None:
+    del observer
+    _log(
+        _GATE,
+        logging.INFO,
+        "closecodes.drain.finished",
+        "drained %d sessions in %.1f s",
+        event.sessions,
+        event.duration,
+        keys={"closecodes.drain.sessions": event.sessions, "closecodes.drain.duration": round(event.duration, 3)},
+    )
+
+
+@_write.register
+def _(event: events.SignalLeftAlone, observer: LogObserver) -> None:
+    del observer
+    _log(
+        _CONFIG,
+        logging.WARNING,
+        "closecodes.drain.unavailable",
+        "drain_on_sigterm has no effect: %s; drain before the signal instead, "
+        "from an endpoint that awaits guard.drain() and that preStop or ExecStop calls",
+        event.reason,
+        keys={},
+    )
 
 
 @_write.register

@@ -4,6 +4,7 @@ Bare and wrapped take turns in one process, and the median of the differences co
 Blocks that stay allocated are counted too: a message must leave none behind.
 """
 
+import asyncio
 import gc
 import statistics
 import sys
@@ -46,22 +47,18 @@ class Server:
         pass
 
 
-def measure(app):
+async def measure(app):
     server = Server()
     result = {}
     scope = {"type": "websocket", "path": "/", "headers": [], "result": result}
-    serving = app(scope, server.receive, server.send)
-    try:
-        serving.send(None)
-    except StopIteration:
-        return result
-    raise RuntimeError("the application suspended")
+    await app(scope, server.receive, server.send)
+    return result
 
 
-def main():
+async def main():
     wrapped = CloseCodeMiddleware(echo, Guard(Settings(max_sessions=100)))
     gc.disable()
-    pairs = [(measure(echo), measure(wrapped)) for _ in range(TURNS)]
+    pairs = [(await measure(echo), await measure(wrapped)) for _ in range(TURNS)]
     differences = sorted(with_["ns"] - bare["ns"] for bare, with_ in pairs)
     quarter = len(differences) // 4
     print(f"bare       {statistics.median(bare['ns'] for bare, _ in pairs):6.0f} ns a pair")
@@ -74,4 +71,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

@@ -6,11 +6,18 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, client_network
 from tests.asgi import Handler, Peer
 
-NOBODY = object()
+NOBODY = SimpleNamespace(priority=0)
 
 
-def session_of(client, **rest):
-    return SimpleNamespace(scope={"client": client}, **rest)
+class session_of:
+    """As much of a session as these gates need; each is another one."""
+
+    def __init__(self, client, **rest):
+        self.scope = {"client": client}
+        self.is_leaving = False
+        self.ended = []
+        self.end_soon = self.ended.append
+        vars(self).update({"priority": 0, **rest})
 
 
 def by_name(session):
@@ -66,7 +73,7 @@ def test_a_forwarded_header_is_not_read():
 @pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])
 @pytest.mark.parametrize("limit", [-1, 1.5, "10", True, float("nan"), float("inf")])
 def test_a_limit_is_a_number_of_sessions(kind, limit):
-    with pytest.raises(ValueError, match="use a whole number of sessions, 0 or more, or None"):
+    with pytest.raises(ValueError, match="use a whole number, 0 or more, or None"):
         kind(limit)
     gate = kind(3)
     with pytest.raises(ValueError, match=f"limit={limit!r}"):
@@ -92,10 +99,10 @@ async def test_sessions_come_in_up_to_the_limit_and_a_place_is_free_again_when_o
 @pytest.mark.anyio
 async def test_sessions_of_one_key_are_limited_and_others_are_not_harmed():
     gate = MaxSessionsPerKey(1)
-    ours, theirs = session_of(("192.0.2.7", 1)), session_of(("192.0.2.8", 1))
+    ours, theirs, more = (session_of((host, 1)) for host in ("192.0.2.7", "192.0.2.8", "192.0.2.7"))
     async with gate.admit(ours), gate.admit(theirs):
         with pytest.raises(TryAgainLater) as refused:
-            await gate.admit(ours).__aenter__()
+            await gate.admit(more).__aenter__()
         assert (gate.active, gate.active_of("192.0.2.7"), gate.active_of("192.0.2.8")) == (2, 1, 1)
     assert (gate.active, gate.active_of("192.0.2.7"), gate.active_of("192.0.2.8")) == (0, 0, 0)
     assert (refused.value.cause, refused.value.usage, refused.value.limit) == ("client", 1, 1)
@@ -135,23 +142,26 @@ async def test_a_key_without_a_session_takes_no_memory():
     gate.limit = 0
     with pytest.raises(TryAgainLater):
         await gate.admit(session_of(None, name="refused")).__aenter__()
-    assert gate._counts == {}
+    assert gate._sessions == {}
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("gate", [lambda: MaxSessions(None), lambda: MaxSessionsPerKey(None)])
 async def test_a_limit_may_be_set_below_what_is_in_use_and_lifted_again(gate):
     gate = gate()
-    session = session_of(("192.0.2.7", 1))
-    async with gate.admit(session):
-        async with gate.admit(session):
+
+    def one_more():
+        return gate.admit(session_of(("192.0.2.7", 1)))
+
+    async with one_more():
+        async with one_more():
             gate.limit = 1
             with pytest.raises(TryAgainLater):
-                await gate.admit(session).__aenter__()
+                await one_more().__aenter__()
         with pytest.raises(TryAgainLater):
-            await gate.admit(session).__aenter__()
+            await one_more().__aenter__()
         gate.limit = None
-        async with gate.admit(session):
+        async with one_more():
             assert gate.active == 2
     assert gate.active == 0
 

@@ -6,7 +6,7 @@ import math
 import anyio
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 SECRET = "correct-horse-battery"
 """It stands in exceptions' texts and must not reach any client."""
@@ -163,6 +163,71 @@ async def flood_and_raise(scope, receive, send):
         for _ in range(200):
             await text(send, "x" * 1_000_000)
     raise ValueError(SECRET)
+
+
+@ending()
+async def send_only(scope, receive, send):
+    while True:
+        await text(send, "tick")
+        await anyio.sleep(0.01)
+
+
+@ending()
+async def sleep(scope, receive, send):
+    await anyio.sleep_forever()
+
+
+@ending()
+async def ignore_the_disconnect(scope, receive, send):
+    while True:
+        await receive()
+        await anyio.sleep(0.01)
+
+
+@ending()
+async def receive_in_a_child_task(scope, receive, send):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(echo.__wrapped__, scope, receive, send)
+
+
+@ending()
+async def receive_in_two_tasks(scope, receive, send):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(echo.__wrapped__, scope, receive, send)
+        tasks.start_soon(echo.__wrapped__, scope, receive, send)
+
+
+@ending()
+async def receive_with_a_time_limit(scope, receive, send):
+    while True:
+        with anyio.move_on_after(0.05):
+            if (await receive())["type"] == "websocket.disconnect":
+                return
+
+
+@ending()
+async def receive_in_a_generator(scope, receive, send):
+    async def messages():
+        while (message := await receive())["type"] == "websocket.receive":
+            yield message
+
+    async for message in messages():
+        await text(send, message["text"])
+
+
+@ending()
+async def clean_up_after_the_disconnect(scope, receive, send):
+    websocket = WebSocket(scope, receive, send)
+    websocket.client_state = websocket.application_state = WebSocketState.CONNECTED
+    try:
+        await websocket.receive_text()
+    except WebSocketDisconnect as left:
+        scope["state_of_tests"].append(f"{left.code} {left.reason}")
+        try:
+            await send({"type": "websocket.send", "text": "too late"})
+        except OSError as error:
+            scope["state_of_tests"].append(type(error).__name__)
+        raise
 
 
 @ending()

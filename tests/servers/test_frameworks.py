@@ -11,9 +11,7 @@ from .launch import serve
 @pytest.fixture(scope="module")
 def starlette(setup, tmp_path_factory):
     env = {"CLOSECODES_MAX_SESSIONS": "1", "CLOSECODES_MAX_SESIONS_PER_CLIENT": "7"}
-    with serve(
-        setup, "tests.servers.frameworks:starlette", tmp_path_factory.mktemp("starlette"), env=env
-    ) as running:
+    with serve(setup, "tests.servers.frameworks:starlette", tmp_path_factory.mktemp("starlette"), env=env) as running:
         yield running
 
 
@@ -58,9 +56,7 @@ def test_what_starlette_ends_by_itself(starlette, daphne, path, seen, by_daphne)
     assert str(alone(starlette, path)) == (by_daphne if daphne else seen)
 
 
-@pytest.mark.parametrize(
-    ("path", "route"), [("/crash/a", "/crash/{name}"), ("/below/crash/a", "/below/crash/{name}")]
-)
+@pytest.mark.parametrize(("path", "route"), [("/crash/a", "/crash/{name}"), ("/below/crash/a", "/below/crash/{name}")])
 def test_a_record_has_the_template_of_the_route(starlette, path, route):
     assert alone(starlette, path).code == 1011
     [record] = starlette.wait_for_records(1, url__path=path, level="error")

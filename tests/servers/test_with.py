@@ -165,9 +165,7 @@ def test_a_code_that_may_not_be_sent_leaves_a_warning(server):
 # What is no error
 
 
-@pytest.mark.parametrize(
-    "path", ["let-the-disconnect-escape", "send-after-the-peer-left", "send-until-the-disconnect"]
-)
+@pytest.mark.parametrize("path", ["let-the-disconnect-escape", "send-after-the-peer-left", "send-until-the-disconnect"])
 @pytest.mark.parametrize("leave", ["by a close frame", "without a word"])
 def test_a_peer_that_leaves_is_no_error(server, news, path, leave):
     with Raw(server, f"/{path}") as peer:
@@ -258,9 +256,7 @@ def test_keys_are_limited_one_by_one(server, daphne):
         assert connect(server, "/keyed/echo?a").code == (4013 if daphne else 1013)
 
 
-@pytest.mark.parametrize(
-    ("path", "echoed"), [("/private/raise-before-accept", "first"), ("/offers/echo", "second")]
-)
+@pytest.mark.parametrize(("path", "echoed"), [("/private/raise-before-accept", "first"), ("/offers/echo", "second")])
 def test_a_subprotocol_is_echoed_so_that_browsers_see_the_code(server, path, echoed):
     seen = connect(server, path, subprotocols=["first", "second"])
     assert seen.code in {4011, 1013, 4013}

@@ -33,9 +33,7 @@ async def raise_try_again_later(scope, receive, send):
 
 @ending()
 async def raise_a_group_that_agrees(scope, receive, send):
-    raise ExceptionGroup(
-        "all", [CloseWith(4001, "as asked"), ExceptionGroup("more", [CloseWith(4001, "as asked")])]
-    )
+    raise ExceptionGroup("all", [CloseWith(4001, "as asked"), ExceptionGroup("more", [CloseWith(4001, "as asked")])])
 
 
 @ending()

@@ -1,0 +1,185 @@
+"""Gates that look at handshakes: how many are in progress, and how many arrive a second."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+
+from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.rates import Rate
+from asgi_closecodes.session import Session
+
+from .base import FREE
+from .sessions import Limited
+
+
+class HandshakesInProgress(Limited):
+    """At most ``limit`` sessions between their handshake and its answer, in this process.
+
+    A storm of reconnecting clients costs what their set-up costs (authentication, a database), and not
+    sessions. The place is free again as soon as the handler accepts or denies.
+
+    :param limit: handshakes; None is no limit, 0 admits nobody.
+    :param timeout: seconds after which a handshake that is not answered is closed with 1013, where there
+        is a limit.
+    :raises ValueError: if ``limit`` or ``timeout`` cannot be used, here or when it is changed.
+    """
+
+    __slots__ = ("_clock", "_started", "_timeout")
+    cause = "setup"
+
+    def __init__(
+        self, limit: int | None, timeout: float = 10.0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(limit)
+        self.timeout = timeout
+        self._clock = clock
+        self._started: dict[Session, float] = {}
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a handshake may take."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, timeout: float) -> None:
+        if not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise ValueError(f"timeout={timeout!r}: use a number of seconds above 0")
+        self._timeout = timeout
+
+    @property
+    def active(self) -> int:
+        """Handshakes in progress."""
+        return len(self._started)
+
+    def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Return a context manager that holds one of the places until the handshake is answered."""
+        return _Handshake(self, session)
+
+    def take(self, session: Session) -> None:
+        """Count one handshake more, or refuse it."""
+        if self._limit is not None and self.active >= self._limit:
+            raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
+        self._started[session] = self._clock()
+        session.when_answered(self.give_back)
+
+    def give_back(self, session: Session) -> None:
+        """Count one handshake less, once."""
+        self._started.pop(session, None)
+
+    def overdue(self) -> Iterator[Session]:
+        """Yield the sessions whose handshake takes too long."""
+        if self._limit is None:
+            return
+        latest = self._clock() - self._timeout
+        for session, started in list(self._started.items()):
+            if started > latest:
+                break  # the rest is younger
+            yield session
+
+
+class _Handshake(AbstractAsyncContextManager[None]):
+    __slots__ = ("_gate", "_session")
+
+    def __init__(self, gate: HandshakesInProgress, session: Session) -> None:
+        self._gate = gate
+        self._session = session
+
+    async def __aenter__(self) -> None:
+        self._gate.take(self._session)
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.give_back(self._session)
+
+
+class HandshakeRate:
+    """At most ``rate`` new sessions a second in this process, and ``burst`` at once.
+
+    A refused client is told the moment at which its turn comes: the next one that no other refused client
+    was told. For ``ramp`` seconds after the start the rate grows from a third: caches are cold then.
+
+    :param rate: sessions a second.
+    :param burst: sessions at once after a pause, by default as many as come in a second.
+    :param ramp: seconds.
+    :param cap: the longest delay that a client is told, in seconds; later turns are spread over its upper half.
+    :raises ValueError: if one of them cannot be used, here or when it is changed.
+    """
+
+    __slots__ = ("_burst", "_clock", "_limiter", "_rate", "_start", "_turn", "cap", "ramp")
+    cause = "rate"
+
+    def __init__(
+        self,
+        rate: float,
+        burst: float | None = None,
+        *,
+        ramp: float = 30.0,
+        cap: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._limiter = Rate(0, 0, clock=clock)
+        self._start = clock()
+        self._turn = -math.inf
+        self.rate = rate
+        self.burst = burst
+        self.ramp = ramp
+        self.cap = cap
+
+    @property
+    def rate(self) -> float:
+        """Sessions a second; 0 admits nobody."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        if not (isinstance(rate, (int, float)) and 0 <= rate < math.inf):
+            raise ValueError(f"rate={rate!r}: use a number of sessions a second, 0 or more")
+        self._rate = rate
+
+    @property
+    def limit(self) -> float:
+        """The same as :attr:`rate`."""
+        return self._rate
+
+    @property
+    def burst(self) -> float | None:
+        """Sessions at once; None is as many as come in a second."""
+        return self._burst
+
+    @burst.setter
+    def burst(self, burst: float | None) -> None:
+        if burst is not None and not (isinstance(burst, (int, float)) and 1 <= burst < math.inf):
+            raise ValueError(f"burst={burst!r}: use a number of sessions, 1 or more, or None")
+        self._burst = burst
+
+    def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Take one of this second's places; there is nothing to give back.
+
+        :raises TryAgainLater: with the exact delay.
+        """
+        now = self._clock()
+        self._limiter.per_second = rate = self._rate_at(now)
+        self._limiter.burst = rate if self._burst is None else self._burst
+        if self._limiter.take():
+            return FREE
+        raise TryAgainLater(cause=self.cause, retry_after=self._next_turn(now), limit=self._rate)
+
+    def _rate_at(self, now: float) -> float:
+        age = now - self._start
+        return self._rate if age >= self.ramp else self._rate * (1 + 2 * age / self.ramp) / 3
+
+    def _next_turn(self, now: float) -> float:
+        if self._rate == 0:
+            return self.cap
+        self._turn = max(self._turn + 1 / self._rate_at(max(self._turn, now)), now + self._limiter.wait())
+        # Bounded, or clients that never came back would put off later ones for hours.
+        self._turn = min(self._turn, now + 10 * self.cap)
+        delay = self._turn - now
+        return delay if delay <= self.cap else random.uniform(self.cap / 2, self.cap)  # noqa: S311

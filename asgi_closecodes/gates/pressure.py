@@ -1,0 +1,155 @@
+"""A gate that looks at how the process fares: it refuses while a sensor is high."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.session import Session
+
+from .base import FREE
+from .sensors import Sensor
+
+SHORTEST = 5.0
+"""Seconds that refusing lasts at least."""
+
+PATIENCE = 30.0
+"""Seconds without growth after which sessions are let in again, however high the value is."""
+
+FULL = 1.25
+"""At this multiple of ``refuse_above`` all sessions are refused; from ``resume_below`` on a growing share is."""
+
+
+class Pressure:
+    """Refuses new sessions while ``sensor`` is high, and holds nothing.
+
+    It begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``; in between
+    the share that is refused grows with the value, so that the load settles instead of swinging. A value that has
+    not grown for 30 s lets one session in during the next second, two in the one after, and so on: memory that is
+    never given back must not close a service for ever. An unknown value refuses nobody.
+
+    :param sensor: see :class:`Sensor`; its name is the cause that clients are told.
+    :param refuse_above: in the sensor's unit.
+    :param resume_below: lower than that.
+    :param shed_above: from this value on nobody is admitted, and open sessions are shed; above ``refuse_above``. None
+        sheds nobody.
+    :raises ValueError: for thresholds in another order, or that are no numbers.
+    """
+
+    __slots__ = (
+        "_clock", "_debt", "_grown_at", "_highest", "_let_in", "_refusing_since", "refuse_above", "resume_below",
+        "sensor", "shed_above",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        sensor: Sensor,
+        refuse_above: float,
+        resume_below: float,
+        shed_above: float | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.sensor = sensor
+        self._clock = clock
+        self._refusing_since: float | None = None
+        self._highest = -math.inf
+        self._grown_at = -math.inf
+        self._let_in = 0
+        self._debt = 0.0
+        self.refuse_above = refuse_above
+        self.resume_below = resume_below
+        self.shed_above = shed_above
+        self.set(refuse_above, resume_below, shed_above)
+
+    def set(self, refuse_above: float, resume_below: float, shed_above: float | None = None) -> None:
+        """Change the thresholds.
+
+        :raises ValueError: for thresholds in another order, or that are no numbers.
+        """
+        given = f"refuse_above={refuse_above!r}, resume_below={resume_below!r}, shed_above={shed_above!r}"
+        numbers = [refuse_above, resume_below, *(() if shed_above is None else (shed_above,))]
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise ValueError(f"{given}: use finite numbers")
+        if not 0 <= resume_below < refuse_above:
+            raise ValueError(f"{given}: resume_below has to be lower than refuse_above, and not negative")
+        if shed_above is not None and shed_above <= refuse_above:
+            raise ValueError(f"{given}: shed_above has to be higher than refuse_above: who sheds must not admit")
+        self.refuse_above, self.resume_below, self.shed_above = refuse_above, resume_below, shed_above
+
+    def same_as(self, other: Pressure) -> bool:
+        """Whether both refuse and shed at the same values of the same kind of sensor."""
+        return self._described() == other._described()
+
+    def _described(self) -> tuple[object, ...]:
+        bounds = self.refuse_above, self.resume_below, self.shed_above
+        return (*bounds, type(self.sensor), getattr(self.sensor, "limit", None))
+
+    @property
+    def cause(self) -> str:
+        """The name of the sensor."""
+        return self.sensor.name
+
+    @property
+    def limit(self) -> float:
+        """The same as :attr:`refuse_above`."""
+        return self.refuse_above
+
+    def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Let the session pass, or refuse it; there is nothing to give back.
+
+        :raises TryAgainLater: while the sensor is high.
+        """
+        value = self.sensor.value()
+        if value is not None and self._refuses(value):
+            raise TryAgainLater(cause=self.cause, usage=value, limit=self.refuse_above)
+        return FREE
+
+    def _refuses(self, value: float) -> bool:
+        now = self._clock()
+        if not self._is_refusing(value, now):
+            return False
+        if self.shed_above is not None and value >= self.shed_above:
+            return True
+        if value > self._highest:
+            self._highest, self._grown_at, self._let_in = value, now, 0
+        if (stuck := now - self._grown_at) >= PATIENCE:
+            # One in the first second, two in the next, four: 2 ** n - 1 after n of them.
+            if self._let_in < 2 ** min(1 + int(stuck - PATIENCE), 30) - 1:
+                self._let_in += 1
+                return False
+            return True
+        share = (value - self.resume_below) / (FULL * self.refuse_above - self.resume_below)
+        self._debt += min(max(share, 0.0), 1.0)
+        if self._debt < 1:
+            return False
+        self._debt -= 1
+        return True
+
+    def _is_refusing(self, value: float, now: float) -> bool:
+        since = self._refusing_since
+        if since is None and value >= self.refuse_above:
+            self._refusing_since = self._grown_at = now
+            self._highest, self._let_in = value, 0
+            self._debt = 1.0  # the first one is refused
+        elif since is not None and value < self.resume_below and now - since >= SHORTEST:
+            self._refusing_since = None
+        return self._refusing_since is not None
+
+    def sample(self) -> None:
+        """Let the sensor take a sample; the background ticker calls it."""
+        self.sensor.sample()
+        if (value := self.sensor.value()) is not None:
+            self._is_refusing(value, self._clock())
+
+    def excess(self) -> int:
+        """Return how many sessions are too many: any number, as long as the value is too high."""
+        value = self.sensor.value()
+        shedding = value is not None and self.shed_above is not None and value >= self.shed_above
+        return _ANY_NUMBER if shedding else 0
+
+
+_ANY_NUMBER = 1 << 62

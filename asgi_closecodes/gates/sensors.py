@@ -1,0 +1,267 @@
+"""What the process feels: how late its event loop is, how full its memory is, how busy its cores are.
+
+A sensor is sampled by the background ticker and asked at every admission. What cannot be read is unknown,
+which is None and refuses nobody; it says so once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+_LOGGER = logging.getLogger("asgi_closecodes.gate")
+
+
+class Sensor(Protocol):
+    """Something that can be too high."""
+
+    @property
+    def name(self) -> str:
+        """The cause that refused clients are told, a token."""
+
+    def sample(self) -> None:
+        """Look at the world; called about ten times a second, in the event loop."""
+
+    def value(self) -> float | None:
+        """Return the value now, or None if it is unknown."""
+
+
+class LoopLag:
+    """How many seconds late the event loop is.
+
+    The ticker wakes every ``interval`` seconds, or later. Between its visits the time since the last one counts:
+    the first handshake after a stall finds it, whether the ticker was faster or not.
+    """
+
+    name = "lag"
+
+    def __init__(self, interval: float = 0.1, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = interval
+        self._clock = clock
+        self._last: float | None = None
+        self._lag = 0.0
+
+    def sample(self) -> None:
+        """Measure how late this call is."""
+        now = self._clock()
+        if self._last is not None:
+            elapsed = now - self._last
+            late = max(elapsed - self._interval, 0.0)
+            # It rises at once and halves every second: a stall is over when it is over, but not forgotten.
+            self._lag = max(late, self._lag * 0.5**elapsed)
+        self._last = now
+
+    def stop(self) -> None:
+        """Forget the last sample: nobody samples for now."""
+        self._last = None
+        self._lag = 0.0
+
+    def value(self) -> float | None:
+        """Return the lag in seconds."""
+        if self._last is None:
+            return None
+        return max(self._lag, self._clock() - self._last - self._interval)
+
+
+class _Slow:
+    """A sensor that reads files, about once a second."""
+
+    name: str
+    INTERVAL = 1.0
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next = -math.inf
+        self._value: float | None = None
+        self._warned = False
+
+    def sample(self) -> None:
+        """Read the files, if the last time is long enough ago."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + self.INTERVAL
+        try:
+            self._value = self._read()
+        except (OSError, ValueError, LookupError) as error:
+            self._value = None
+            if not self._warned:
+                self._warned = True
+                _LOGGER.warning(
+                    "the sensor %s cannot be read (%s: %s); it refuses nobody",
+                    self.name,
+                    type(error).__name__,
+                    error,
+                    extra={"event.name": "closecodes.sensor.unknown", "closecodes.gate.cause": self.name},
+                )
+
+    def _read(self) -> float | None:
+        raise NotImplementedError
+
+    def value(self) -> float | None:
+        """Return the value as it was read last."""
+        return self._value
+
+
+class Memory(_Slow):
+    """How much of the memory that this process may use is in use, as a share.
+
+    The tightest limit of its cgroup and of all that it is in (version 2: ``memory.max`` and ``memory.high``; version 1:
+    ``memory.limit_in_bytes``), without the page cache that the kernel takes back by itself. Without a
+    cgroup's limit, the resident memory of this process over the machine's (psutil).
+
+    :param limit: bytes to compare this process's resident memory with, instead of the cgroup's limit.
+    :param root: where ``/proc`` and ``/sys`` are.
+    """
+
+    name = "memory"
+
+    def __init__(
+        self, limit: int | None = None, *, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(clock)
+        self.limit = limit
+        self._root = root
+
+    def _read(self) -> float:
+        if self.limit is not None:
+            return _resident() / self.limit
+        shares = [*self._shares_v2(), *self._shares_v1()]
+        return max(shares) if shares else _resident() / _physical()
+
+    def _shares_v2(self) -> Iterator[float]:
+        for group in _cgroups(self._root, ""):
+            limits = [_number(group / name) for name in ("memory.max", "memory.high")]
+            limit = min((limit for limit in limits if limit is not None), default=None)
+            if limit is None:
+                continue
+            stat = _table(group / "memory.stat")
+            current = _number(group / "memory.current")
+            if current is not None:
+                used = max(current - stat.get("inactive_file", 0), stat.get("anon", 0))
+                yield used / limit if limit else math.inf
+
+    def _shares_v1(self) -> Iterator[float]:
+        for group in _cgroups(self._root, "memory"):
+            limit = _number(group / "memory.limit_in_bytes")
+            if not limit or limit >= 1 << 60:  # "none" is the largest multiple of a page
+                continue
+            stat = _table(group / "memory.stat")
+            usage = _number(group / "memory.usage_in_bytes")
+            if usage is not None:
+                used = max(usage - stat.get("total_inactive_file", 0), stat.get("total_rss", 0))
+                yield used / limit
+
+
+class Cpu(_Slow):
+    """How much this process lacks processor time, as a share of 1.
+
+    The share of scheduling periods in which its cgroup was throttled; without a quota, the share of time in which
+    somebody had to wait for a core (pressure stall information, over 10 s); without that, the processor time that
+    the process used of the cores that it may use.
+
+    :param root: where ``/proc`` and ``/sys`` are.
+    """
+
+    name = "cpu"
+
+    def __init__(self, *, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._root = root
+        self._periods: tuple[int, int] | None = None
+        self._used: tuple[float, float] | None = None
+
+    def _read(self) -> float | None:
+        groups = list(_cgroups(self._root, ""))
+        for group in (*groups, *_cgroups(self._root, "cpu")):
+            stat = _table(group / "cpu.stat")
+            if stat.get("nr_periods"):
+                return self._throttled(stat["nr_periods"], stat.get("nr_throttled", 0))
+        for file in (*(group / "cpu.pressure" for group in groups), self._root / "proc/pressure/cpu"):
+            if file.exists() and (waiting := _pressure(file)) is not None:
+                return waiting
+        return self._busy()
+
+    def _throttled(self, periods: int, throttled: int) -> float | None:
+        before, self._periods = self._periods, (periods, throttled)
+        if before is None:
+            return None
+        elapsed = periods - before[0]
+        return (throttled - before[1]) / elapsed if elapsed > 0 else 0.0
+
+    def _busy(self) -> float | None:
+        now, used = self._clock(), time.process_time()
+        before, self._used = self._used, (now, used)
+        if before is None or now <= before[0]:
+            return None
+        return (used - before[1]) / (now - before[0]) / _cores()
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the directories of this process's cgroup and of those that it is in; "" is version 2."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controller not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / (controllers if controller else "")
+        if not mount.exists():
+            mount = root / "sys/fs/cgroup" / controller
+        own = mount / path.strip().lstrip("/")
+        # In a container the path may be the host's, and only the root is there.
+        while own.is_relative_to(mount):
+            if own.exists():
+                yield own
+            if own == mount:
+                break
+            own = own.parent
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(file: Path) -> int | None:
+    """Return the number in ``file``; None if there is no such file, or it says that there is no limit."""
+    lines = _lines(file)
+    return None if not lines or lines[0].strip() == "max" else int(lines[0])
+
+
+def _table(file: Path) -> dict[str, int]:
+    return {name: int(number) for name, _, number in (line.partition(" ") for line in _lines(file))}
+
+
+def _pressure(file: Path) -> float | None:
+    for line in _lines(file):
+        if line.startswith("some "):
+            return float(line.split("avg10=", 1)[1].split()[0]) / 100
+    return None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _resident() -> int:
+    return int(_psutil().Process().memory_info().rss)
+
+
+def _physical() -> int:
+    return int(_psutil().virtual_memory().total)
+
+
+def _psutil() -> ModuleType:
+    try:
+        import psutil  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise LookupError("install asgi-closecodes[pressure]") from None
+    else:
+        return psutil

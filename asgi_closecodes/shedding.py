@@ -1,0 +1,125 @@
+"""Who leaves when there are too many sessions, and how fast."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Literal, TypeAlias
+
+import anyio.lowlevel
+
+from .session import Session
+
+Order: TypeAlias = Literal["newest", "oldest", "idle"] | Callable[[Session], Any]
+"""Who goes first: by age, the one without a message for longest, or those with the smallest key."""
+
+SETTLED = 10.0
+"""Seconds after which a session may be shed like any other: younger ones go last."""
+
+_CHUNK = 500
+"""Sessions that are looked at in one turn of the event loop."""
+
+
+class Pace:
+    """So many a second, evenly.
+
+    :param clock: monotonic seconds.
+    """
+
+    __slots__ = ("_at", "_clock", "_saved")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._at = clock()
+        self._saved = 0.0
+
+    def due(self, per_second: float) -> int:
+        """Return how many are due since the last call; what is not used is lost, up to the fraction."""
+        now = self._clock()
+        self._saved = min(self._saved + (now - self._at) * per_second, max(per_second, 1.0))
+        self._at = now
+        due = int(self._saved)
+        self._saved -= due
+        return due
+
+
+class Victims:
+    """Chooses sessions in ``order``.
+
+    :param order_failed: called with what a custom order raises; the newest go first then.
+    """
+
+    __slots__ = ("_order_failed", "_seen", "order")
+
+    def __init__(self, order: Order, order_failed: Callable[[Exception], None]) -> None:
+        self.order: Order = order
+        self._order_failed = order_failed
+        self._seen: dict[Session, tuple[int, float]] = {}
+
+    async def choose(self, sessions: Collection[Session], count: int) -> list[Session]:
+        """Return the ``count`` sessions to go first, of those that are not leaving yet.
+
+        The order is: important ones last, those that are exempt or younger than 10 s after all others, and
+        among equals ``order``. It takes a pass over the sessions, in which other tasks run.
+        """
+        if count <= 0:
+            return []
+        candidates = [session for session in sessions if not session.is_leaving]
+        try:
+            return await _smallest(candidates, count, self._key(self.order))
+        except Exception as error:
+            self._order_failed(error)
+            return await _smallest(candidates, count, self._key("newest"))
+
+    def _key(self, order: Order) -> Callable[[Session], Any]:
+        now = time.monotonic()
+        by: Callable[[Session], Any]
+        if order == "newest":
+            by = _youth
+        elif order == "oldest":
+            by = _arrival
+        elif order == "idle":
+            by = self._last_seen
+        else:
+            by = order
+        return lambda session: (
+            session.shed_exempt or now - session.arrived_at < SETTLED,
+            -session.priority,
+            by(session),
+        )
+
+    async def look(self, sessions: Iterable[Session]) -> None:
+        """Take note of who has had messages since the last look; only the order ``idle`` needs it.
+
+        Looked at now and then, so that a message costs nothing.
+        """
+        now = time.monotonic()
+        before = self._seen
+        self._seen = {}
+        for number, session in enumerate(list(sessions), 1):
+            count = session.message_count
+            seen = before.get(session)
+            self._seen[session] = seen if seen is not None and seen[0] == count else (count, now)
+            if number % _CHUNK == 0:
+                await anyio.lowlevel.checkpoint()
+
+    def _last_seen(self, session: Session) -> float:
+        return self._seen[session][1] if session in self._seen else session.arrived_at
+
+
+def _youth(session: Session) -> float:
+    return -session.arrived_at
+
+
+def _arrival(session: Session) -> float:
+    return session.arrived_at
+
+
+async def _smallest(sessions: list[Session], count: int, key: Callable[[Session], Any]) -> list[Session]:
+    # In chunks: each keeps the best of those before it, so that no turn of the event loop sees all of them.
+    best: list[Session] = []
+    for start in range(0, len(sessions), max(_CHUNK, count)):
+        best = heapq.nsmallest(count, best + sessions[start : start + max(_CHUNK, count)], key)
+        await anyio.lowlevel.checkpoint()
+    return best
