@@ -164,6 +164,7 @@ class Session:
         "__weakref__",
         "_answered",
         "_channel",
+        "_ended",
         "_handler",
         "_host",
         "_initiator",
@@ -188,7 +189,8 @@ class Session:
         self._answered: list[Callable[[Session], None]] = []
         self._channel: Channel | None = None
         self._handler: anyio.CancelScope | None = None
-        self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session
+        self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session,
+        self._ended: anyio.Event  # and then this is set when it was said
         self._root_path: str = scope.get("root_path", "")
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
         around = (scope.get("extensions") or {}).get("closecodes")
@@ -303,6 +305,7 @@ class Session:
             return False
         facts = self.facts()
         word = self._last_word = self._word_for(refusal)
+        self._ended = anyio.Event()
         self._host.leaves(self)
         code, reason = int(word.close.code), word.close.reason
         self._move(self.phase)  # what the handler sends is for us now
@@ -317,6 +320,7 @@ class Session:
                 await anyio.lowlevel.checkpoint()
             await self._say(word)
         finally:
+            self._ended.set()
             self.report(events.SessionShed(facts, word.close, refusal.cause or "unknown", word.retry_after or 0.0))
         return True
 
@@ -431,12 +435,17 @@ class Session:
             that it was refused is for the caller to report.
         :param timeout: seconds that the server may take, by default ``CLOSE_TIMEOUT``.
         """
-        if self.phase in _OVER:
-            return False
         foreign = self._last_word is not None and word is not self._last_word
+        if self.phase in _OVER and not foreign:
+            return False
         word = self._last_word or word
         failure: Exception | None = None
         with anyio.move_on_after(CLOSE_TIMEOUT if timeout is None else timeout) as limit:
+            if self.phase in _OVER:
+                # hypercorn closes the connection when its application returns, on trio before it has sent
+                # what another task is sending.
+                await self._ended.wait()
+                return False
             try:
                 await self._end(word, twin=twin or foreign)
             except OSError:

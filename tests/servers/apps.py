@@ -177,6 +177,12 @@ async def sleep(scope, receive, send):
     await anyio.sleep_forever()
 
 
+@ending(accept=False)
+async def answer_late(scope, receive, send):
+    await anyio.sleep(30)
+    await send({"type": "websocket.accept"})
+
+
 @ending()
 async def ignore_the_disconnect(scope, receive, send):
     while True:
@@ -187,14 +193,14 @@ async def ignore_the_disconnect(scope, receive, send):
 @ending()
 async def receive_in_a_child_task(scope, receive, send):
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(echo.__wrapped__, scope, receive, send)
+        tasks.start_soon(echo, scope, receive, send)
 
 
 @ending()
 async def receive_in_two_tasks(scope, receive, send):
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(echo.__wrapped__, scope, receive, send)
-        tasks.start_soon(echo.__wrapped__, scope, receive, send)
+        tasks.start_soon(echo, scope, receive, send)
+        tasks.start_soon(echo, scope, receive, send)
 
 
 @ending()
@@ -222,11 +228,10 @@ async def clean_up_after_the_disconnect(scope, receive, send):
     try:
         await websocket.receive_text()
     except WebSocketDisconnect as left:
-        scope["state_of_tests"].append(f"{left.code} {left.reason}")
         try:
             await send({"type": "websocket.send", "text": "too late"})
         except OSError as error:
-            scope["state_of_tests"].append(type(error).__name__)
+            print(json.dumps({"saw": left.code, "why": left.reason, "sending": type(error).__name__}), flush=True)
         raise
 
 

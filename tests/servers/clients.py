@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import struct
+import time
 from dataclasses import dataclass
 
 import httpx
@@ -157,3 +158,25 @@ class Raw:
 
     def __exit__(self, *error):
         self.socket.close()
+
+
+def tell(server, guard="", **what):
+    """Tell ``guard`` something; return all guards' snapshots."""
+    url = f"{server.url.replace('ws', 'http', 1)}/{guard}"
+    return httpx.get(url, params=what, trust_env=False, timeout=60).json()
+
+
+def snapshot(server, guard=""):
+    return tell(server)[guard]
+
+
+def eventually(condition, within=10):
+    """Return what ``condition`` returns as soon as that is true, or in the end."""
+    deadline = time.monotonic() + within
+    while not (result := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return result
+
+
+def is_empty(server, guard):
+    return lambda: snapshot(server, guard)["sessions"] == 0

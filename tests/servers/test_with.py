@@ -3,11 +3,10 @@
 import re
 import time
 
-import httpx
 import pytest
 
 from .apps import SECRET
-from .clients import Raw, connect, connect_with_httpx_ws
+from .clients import Raw, connect, connect_with_httpx_ws, eventually, is_empty, snapshot
 from .launch import serve
 
 HINT = re.compile(r"try again later; retry_after=([0-9]+\.[0-9]); cause=(full|client|gate)")
@@ -50,21 +49,6 @@ def news(server):
     """What the server's process has written since the test began."""
     before = len(server.log())
     return lambda: server.log()[before:]
-
-
-def snapshot(server, guard=""):
-    return httpx.get(server.url.replace("ws", "http", 1), trust_env=False).json()[guard]
-
-
-def eventually(condition, within=10):
-    deadline = time.monotonic() + within
-    while not (result := condition()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return result
-
-
-def is_empty(server, guard):
-    return lambda: snapshot(server, guard)["sessions"] == 0
 
 
 @pytest.mark.parametrize("path", CLOSES)
@@ -368,6 +352,6 @@ def test_a_unix_socket_has_no_client(setup, tmp_path):
 
 
 def test_every_place_is_free_in_the_end(server):
-    for guard in ("", "one", "http", "auto", "few", "keyed", "reraise", "private", "debug", "bald", "offers"):
+    for guard in ("", "one", "http", "auto", "few", "keyed", "reraise", "private", "debug", "bald", "offers", "shed"):
         assert eventually(is_empty(server, guard)), guard
         assert all(gate["active"] == 0 for gate in snapshot(server, guard)["gates"])

@@ -1,5 +1,6 @@
 """The same handlers behind the middleware; the first segment of the path may choose a guard of its own."""
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, session
@@ -57,6 +58,7 @@ GUARDS = {
     "private": Guard(Settings(error_code=4011, try_again_code=4013)),
     "debug": Guard(Settings(debug=True)),
     "bald": Guard(Settings(max_sessions=1)),
+    "shed": Guard(Settings(shed_grace=1)),
     "offers": Guard(Settings(max_sessions=0), subprotocol=lambda offered: offered[-1]),
 }
 MIDDLEWARE = {name: CloseCodeMiddleware(bare, guard) for name, guard in GUARDS.items()}
@@ -66,6 +68,16 @@ MIDDLEWARE = {name: CloseCodeMiddleware(bare, guard) for name, guard in GUARDS.i
 async def wrapped(scope, receive, send):
     name = ""
     if scope["type"] == "http":
+        request = Request(scope)
+        guard = GUARDS.get(scope["path"].removeprefix("/"))
+        if "shed" in request.query_params:
+            for session in list(guard.sessions):
+                await session.shed("test", retry_after=2)
+        elif "drain" in request.query_params:
+            await guard.drain(float(request.query_params["drain"]))
+            guard.draining = False
+        elif guard is not None and request.query_params:
+            guard.update(**{name: None if value == "None" else value for name, value in request.query_params.items()})
         snapshots = {name: guard.snapshot() for name, guard in GUARDS.items()}
         await JSONResponse(snapshots)(scope, receive, send)
         return
