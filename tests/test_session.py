@@ -127,7 +127,9 @@ errors = st.sampled_from(
     ]
 )
 steps = st.one_of(
-    st.sampled_from(["receive", "peer leaves", "return", "cancel", "concurrent sends"]),
+    st.sampled_from(
+        ["receive", "receive and wait", "peer leaves", "return", "cancel", "concurrent sends", "shed", "shed me"]
+    ),
     st.tuples(st.just("raise"), errors),
     st.tuples(
         st.sampled_from(["send", "send and shrug"]),
@@ -167,6 +169,13 @@ class Application:
                 case "receive":
                     with anyio.move_on_after(0):
                         await receive()
+                case "receive and wait":
+                    with anyio.move_on_after(0.02):
+                        await receive()
+                case "shed":
+                    self.tasks.start_soon(scope["extensions"]["closecodes"].shed)
+                case "shed me":
+                    await scope["extensions"]["closecodes"].shed()
                 case "peer leaves":
                     self.referee.leave()
                 case "return":
@@ -193,17 +202,20 @@ async def play(script, kind, handshake, gate_full):
     referee = Referee(kind)
     app = Application(script, referee)
     gate = MaxSessions(0 if gate_full else 1)
-    guard = Guard(Settings(handshake=handshake), gate=gate, exceptions={KeyError: Close(4002, "mapped")})
+    guard = Guard(
+        Settings(handshake=handshake, shed_grace=0.01), gate=gate, exceptions={KeyError: Close(4002, "mapped")}
+    )
     middleware = CloseCodeMiddleware(app, guard)
     extensions = {"websocket.http.response": {}} if kind.denial else None
     scope = {"type": "websocket", "path": "/", "headers": [], "subprotocols": [], "extensions": extensions}
     escaped = None
-    with anyio.CancelScope() as cancel_scope:
-        app.cancel = cancel_scope.cancel
-        try:
-            await middleware(scope, referee.receive, referee.send)
-        except Exception as error:
-            escaped = error
+    async with anyio.create_task_group() as app.tasks:
+        with anyio.CancelScope() as cancel_scope:
+            app.cancel = cancel_scope.cancel
+            try:
+                await middleware(scope, referee.receive, referee.send)
+            except Exception as error:
+                escaped = error
     return referee, guard, gate, escaped
 
 

@@ -5,19 +5,12 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, client_network
 from tests.asgi import Handler, Peer
+from tests.gates.stand_in import Visitor, admitted, refused
 
 NOBODY = SimpleNamespace(priority=0)
 
 
-class session_of:
-    """As much of a session as these gates need; each is another one."""
-
-    def __init__(self, client, **rest):
-        self.scope = {"client": client}
-        self.is_leaving = False
-        self.ended = []
-        self.end_soon = self.ended.append
-        vars(self).update({"priority": 0, **rest})
+session_of = Visitor
 
 
 def by_name(session):
@@ -191,3 +184,90 @@ async def test_a_key_that_cannot_be_used_is_a_fault_of_the_gate(key, failure):
     peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
     assert peer.closed[0] == 1013 if failure == "closed" else peer.heard == ["accept"]
     assert gate.active == 0
+
+
+# Shares for the important
+
+
+@pytest.mark.anyio
+async def test_a_reserve_is_kept_from_a_priority():
+    gate = MaxSessions(10, reserve={1: 0.2, 2: 1})
+    for _ in range(8):
+        assert await admitted(gate, Visitor(priority=1))
+    assert not await admitted(gate, Visitor(priority=1))
+    assert not await admitted(gate, Visitor(priority=2))
+    assert await admitted(gate, Visitor(priority=0))
+    assert await admitted(gate, Visitor(priority=7))
+    assert not await admitted(gate, Visitor(priority=0))
+    assert gate.active == 10
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_reserve_is_a_share(share):
+    with pytest.raises(ValueError, match="use a share of the limit between 0 and 1"):
+        MaxSessions(10, reserve={1: share})
+
+
+# Replacing
+
+
+@pytest.mark.anyio
+async def test_the_oldest_session_of_a_key_is_replaced_and_its_place_handed_on():
+    gate = MaxSessionsPerKey(2, when_full="replace_oldest")
+    first, second, third, other = Visitor(), Visitor(), Visitor(), Visitor(("192.0.2.8", 1))
+    places = [gate.admit(session) for session in (first, second, other, third)]
+    for place in places:
+        await place.__aenter__()
+    assert [refusal.cause for refusal in first.ended] == ["replaced"]
+    assert not second.ended and not third.ended and not other.ended
+    assert (gate.active, gate.active_of("192.0.2.7")) == (3, 2)
+    for place in places:
+        await place.__aexit__(None, None, None)
+    assert (gate.active, gate.active_of("192.0.2.7")) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_nobody_can_be_replaced_where_nobody_may_be():
+    assert not await admitted(MaxSessionsPerKey(0, when_full="replace_oldest"))
+
+
+def test_what_happens_when_full_is_one_of_two():
+    with pytest.raises(ValueError, match="'sometimes': use 'refuse' or 'replace_oldest'"):
+        MaxSessionsPerKey(1, when_full="sometimes")
+
+
+# Lowered limits
+
+
+@pytest.mark.anyio
+async def test_a_lowered_limit_leaves_an_excess():
+    gate = MaxSessions(5)
+    for _ in range(5):
+        assert await admitted(gate)
+    assert gate.excess() == 0
+    gate.limit = 2
+    assert gate.excess() == 3
+    gate.limit = None
+    assert gate.excess() == 0
+
+
+@pytest.mark.anyio
+async def test_a_lowered_limit_a_key_leaves_the_newest_unwanted():
+    gate = MaxSessionsPerKey(3)
+    ours = [Visitor() for _ in range(3)]
+    theirs = Visitor(("192.0.2.8", 1))
+    for session in (*ours, theirs):
+        assert await admitted(gate, session)
+    assert list(gate.unwanted()) == []
+    gate.limit = 1
+    assert list(gate.unwanted()) == ours[1:]
+    assert list(gate.unwanted()) == ours[1:]  # they are still there
+    gate.limit = 3
+    assert list(gate.unwanted()) == []
+
+
+@pytest.mark.anyio
+async def test_a_refusal_says_what_is_in_use():
+    gate = MaxSessions(1)
+    assert await admitted(gate)
+    assert (await refused(gate)).usage == 1

@@ -1,0 +1,192 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_closecodes.gates import HandshakeRate, HandshakesInProgress
+from tests.gates.stand_in import Clock, Visitor, admitted, refused
+
+# HandshakesInProgress
+
+
+@pytest.mark.anyio
+async def test_a_place_is_free_again_as_soon_as_the_handshake_is_answered():
+    gate = HandshakesInProgress(1)
+    first, second = Visitor(), Visitor()
+    place = gate.admit(first)
+    await place.__aenter__()
+    refusal = await refused(gate, second)
+    assert (refusal.cause, refusal.usage, refusal.limit) == ("setup", 1, 1)
+    first.answer()
+    assert gate.active == 0
+    assert await admitted(gate, second)
+    await place.__aexit__(None, None, None)  # the session is over: nothing is given back a second time
+    assert gate.active == 1
+
+
+@pytest.mark.anyio
+async def test_a_handshake_that_is_never_answered_gives_its_place_back_when_it_ends():
+    gate = HandshakesInProgress(1)
+    async with gate.admit(Visitor()):
+        assert gate.active == 1
+    assert gate.active == 0
+
+
+@pytest.mark.anyio
+async def test_handshakes_that_take_too_long_are_overdue():
+    clock = Clock()
+    gate = HandshakesInProgress(5, timeout=10, clock=clock)
+    slow, answered, young = Visitor(), Visitor(), Visitor()
+    assert await admitted(gate, slow)
+    assert await admitted(gate, answered)
+    answered.answer()
+    clock.now += 5
+    assert await admitted(gate, young)
+    assert list(gate.overdue()) == []
+    clock.now += 5
+    assert list(gate.overdue()) == [slow]
+    gate.limit = None
+    assert list(gate.overdue()) == []
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "10", None])
+def test_a_timeout_is_a_number_of_seconds(timeout):
+    with pytest.raises(ValueError, match=f"timeout={timeout!r}: use a number of seconds above 0"):
+        HandshakesInProgress(1, timeout=timeout)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["come", "answer", "end"]), st.integers(0, 9)), max_size=60), st.integers(0, 4)
+)
+def test_what_is_in_progress_is_what_came_and_was_neither_answered_nor_ended(steps, limit):
+    gate = HandshakesInProgress(limit)
+    inside, waiting = {}, set()
+    for step, number in steps:
+        if step == "come" and number not in inside:
+            session = Visitor()
+            place = gate.admit(session)
+            try:
+                place.__aenter__().send(None)
+            except StopIteration:
+                assert len(waiting) < limit
+                inside[number] = session, place
+                waiting.add(number)
+            except Exception:
+                assert len(waiting) == limit
+        elif step == "answer" and number in inside:
+            inside[number][0].answer()
+            waiting.discard(number)
+        elif step == "end" and number in inside:
+            with pytest.raises(StopIteration):
+                inside.pop(number)[1].__aexit__(None, None, None).send(None)
+            waiting.discard(number)
+        assert gate.active == len(waiting)
+
+
+# HandshakeRate
+
+
+@pytest.mark.anyio
+async def test_so_many_a_second_and_a_burst():
+    clock = Clock()
+    gate = HandshakeRate(10, burst=3, ramp=0, clock=clock)
+    assert [await admitted(gate) for _ in range(4)] == [True, True, True, False]
+    clock.now += 0.1001
+    assert [await admitted(gate) for _ in range(2)] == [True, False]
+    clock.now += 100
+    assert [await admitted(gate) for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.anyio
+async def test_the_delay_is_exact_and_each_refused_client_has_a_turn_of_its_own():
+    clock = Clock()
+    gate = HandshakeRate(10, burst=1, ramp=0, clock=clock)
+    assert await admitted(gate)
+    delays = [(await refused(gate)).retry_after for _ in range(3)]
+    assert delays == pytest.approx([0.1, 0.2, 0.3])
+    clock.now += 0.1001
+    assert await admitted(gate)
+    assert (await refused(gate)).retry_after == pytest.approx(0.3, abs=0.001)
+
+
+@pytest.mark.anyio
+async def test_the_rate_grows_from_a_third_after_the_start():
+    clock = Clock()
+    gate = HandshakeRate(30, burst=1, ramp=30, clock=clock)
+    assert await admitted(gate)
+    assert (await refused(gate)).retry_after == pytest.approx(1 / 10)
+    clock.now += 15
+    assert await admitted(gate)
+    assert (await refused(gate)).retry_after == pytest.approx(1 / 20)
+    clock.now += 15
+    assert await admitted(gate)
+    assert (await refused(gate)).retry_after == pytest.approx(1 / 30)
+
+
+@pytest.mark.anyio
+async def test_a_rate_of_zero_admits_nobody_and_says_the_longest_delay():
+    gate = HandshakeRate(0, cap=45)
+    refusal = await refused(gate)
+    assert (refusal.retry_after, refusal.cause) == (45, "rate")
+
+
+@pytest.mark.anyio
+async def test_beyond_the_cap_turns_are_spread_over_its_upper_half():
+    clock = Clock()
+    gate = HandshakeRate(1, burst=1, ramp=0, cap=10, clock=clock)
+    assert await admitted(gate)
+    delays = [(await refused(gate)).retry_after for _ in range(1000)]
+    assert all(0 < delay <= 10 for delay in delays)
+    assert len(set(delays[10:])) > 900
+    assert min(delays[10:]) >= 5
+    clock.now += 100 + 1  # ten times the cap at most, also for those who never come back
+    assert await admitted(gate)
+    assert (await refused(gate)).retry_after <= 2
+
+
+@pytest.mark.anyio
+async def test_it_may_be_changed_while_it_is_used():
+    clock = Clock()
+    gate = HandshakeRate(1, burst=1, ramp=0, clock=clock)
+    assert await admitted(gate)
+    gate.rate = 100
+    clock.now += 0.011
+    assert await admitted(gate)
+
+
+@pytest.mark.parametrize("rate", [-1, float("nan"), float("inf"), "10", None])
+def test_a_rate_is_a_number_a_second(rate):
+    with pytest.raises(ValueError, match=f"rate={rate!r}"):
+        HandshakeRate(rate)
+
+
+@pytest.mark.parametrize("burst", [0, 0.5, -1, float("nan"), "10"])
+def test_a_burst_is_a_number_of_sessions(burst):
+    with pytest.raises(ValueError, match=f"burst={burst!r}"):
+        HandshakeRate(1, burst)
+
+
+@pytest.mark.anyio
+async def test_a_storm_of_clients_that_follow_their_hints_is_in_almost_as_fast_as_it_can_be():
+    """2 000 clients at once, 50 a second: 39 s at least, as the first 50 come in at once."""
+    clock = Clock(0.0)
+    gate = HandshakeRate(50, ramp=0, clock=clock)
+    rng = random.Random(7)
+    due = [(0.0, client) for client in range(2000)]
+    attempts = [0] * 2000
+    last = 0.0
+    import heapq
+
+    heapq.heapify(due)
+    while due:
+        clock.now, client = heapq.heappop(due)
+        attempts[client] += 1
+        try:
+            await gate.admit(Visitor()).__aenter__()
+            last = clock.now
+        except Exception as refusal:
+            jitter = rng.uniform(0, min(60, 2 ** (attempts[client] - 1)))
+            heapq.heappush(due, (clock.now + max(refusal.retry_after, jitter), client))
+    assert sum(attempts) / 2000 <= 3
+    assert last <= 1.2 * 40

@@ -1,0 +1,148 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_closecodes.gates import Pressure
+from tests.gates.stand_in import Clock, Dial, Visitor, admitted, refused
+
+
+class Trial:
+    """A gate that refuses from 0.8, resumes below 0.6 and sheds from 1.2 on."""
+
+    def __init__(self):
+        self.clock = Clock()
+        self.dial = Dial()
+        self.gate = Pressure(self.dial, 0.8, 0.6, 1.2, clock=self.clock)
+
+    async def let_in(self, value, of=100):
+        """How many of ``of`` sessions are let in at ``value``."""
+        self.dial.shown = value
+        return sum([await admitted(self.gate) for _ in range(of)])
+
+
+@pytest.mark.anyio
+async def test_below_the_threshold_all_are_let_in():
+    assert await Trial().let_in(0.79) == 100
+
+
+@pytest.mark.anyio
+async def test_from_the_threshold_on_a_growing_share_is_refused_and_in_the_end_all():
+    shares = [await Trial().let_in(value) for value in (0.8, 0.85, 0.9, 0.95, 1.0, 1.1)]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < shares[3] < shares[0] < 100
+    assert shares[-2:] == [0, 0]  # 1.25 times the threshold
+
+
+@pytest.mark.anyio
+async def test_the_first_session_after_the_rise_is_refused():
+    assert await Trial().let_in(0.8, of=1) == 0
+
+
+@pytest.mark.anyio
+async def test_it_refuses_until_the_value_is_below_the_lower_threshold_and_for_five_seconds_at_least():
+    trial = Trial()
+    await trial.let_in(1.0)
+    assert await trial.let_in(0.7) < 100  # in between
+    assert trial.gate._refusing_since is not None
+    await trial.let_in(0.59)
+    assert trial.gate._refusing_since is not None  # too soon
+    trial.clock.now += 5
+    assert await trial.let_in(0.7) < 100
+    assert await trial.let_in(0.59) == 100
+    assert await trial.let_in(0.7) == 100  # it has ended
+
+
+@pytest.mark.anyio
+async def test_a_value_that_never_falls_does_not_close_the_service_for_ever():
+    trial = Trial()
+    assert await trial.let_in(1.1) == 0
+    trial.clock.now += 29
+    assert await trial.let_in(1.1) == 0
+    admitted_by_second = []
+    trial.clock.now += 1
+    for _ in range(5):
+        admitted_by_second.append(await trial.let_in(1.1))
+        trial.clock.now += 1
+    assert admitted_by_second == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.anyio
+async def test_a_value_that_grows_again_closes_it_again():
+    trial = Trial()
+    await trial.let_in(1.1)
+    trial.clock.now += 33
+    assert await trial.let_in(1.1) > 0
+    assert await trial.let_in(1.11) == 0
+    trial.clock.now += 29
+    assert await trial.let_in(1.1) == 0
+    trial.clock.now += 1
+    assert await trial.let_in(1.1) == 1
+
+
+@pytest.mark.anyio
+async def test_who_sheds_admits_nobody():
+    trial = Trial()
+    trial.clock.now += 100
+    assert await trial.let_in(1.2) == 0
+    assert trial.gate.excess() > 1_000_000
+    trial.clock.now += 100
+    assert await trial.let_in(1.2) == 0  # not even after a long time
+    trial.dial.shown = 1.19
+    assert trial.gate.excess() == 0
+
+
+@pytest.mark.anyio
+async def test_what_is_unknown_refuses_nobody_and_sheds_nobody():
+    trial = Trial()
+    assert await trial.let_in(None) == 100
+    assert trial.gate.excess() == 0
+    trial.gate.sample()
+
+
+@pytest.mark.anyio
+async def test_a_rise_between_two_handshakes_is_seen_by_the_samples():
+    trial = Trial()
+    trial.dial.shown = 1.0
+    trial.gate.sample()
+    assert await trial.let_in(0.7, of=1) == 0
+
+
+@pytest.mark.anyio
+async def test_a_refusal_names_the_sensor_and_its_value():
+    trial = Trial()
+    trial.dial.shown = 1.0
+    refusal = await refused(trial.gate)
+    assert (refusal.cause, refusal.usage, refusal.limit, refusal.retry_after) == ("dial", 1.0, 0.8, None)
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        (0.8, 0.8), (0.8, 0.9), (0.8, -0.1), (0.8, 0.6, 0.8), (0.8, 0.6, 0.7), (float("nan"), 0.5), (0.8, float("nan")),
+        (0.8, 0.6, float("inf")), ("0.8", 0.6), (0, 0),
+    ],
+)  # fmt: skip
+def test_thresholds_that_contradict_each_other_are_refused(thresholds):
+    with pytest.raises(ValueError, match="refuse_above="):
+        Pressure(Dial(), *thresholds)
+    gate = Pressure(Dial(), 0.8, 0.6)
+    with pytest.raises(ValueError, match="refuse_above="):
+        gate.set(*thresholds)
+    assert (gate.refuse_above, gate.resume_below, gate.shed_above) == (0.8, 0.6, None)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.none() | st.floats(0, 3)), max_size=80))
+def test_nobody_is_refused_who_has_no_reason(steps):
+    clock, dial = Clock(), Dial()
+    gate = Pressure(dial, 0.8, 0.6, 1.2, clock=clock)
+    high_since = None
+    for pause, value in steps:
+        clock.now += pause
+        dial.shown = value
+        if value is not None and value >= 0.8:
+            high_since = clock.now
+        try:
+            gate.admit(Visitor())
+        except Exception:
+            assert high_since is not None
+            assert value >= 0.6 or clock.now - high_since < 5 or gate._refusing_since is not None

@@ -1,0 +1,278 @@
+"""What a guard does while nobody asks it: samples, shedding, draining."""
+
+import anyio
+import pytest
+
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed
+from asgi_closecodes.gates import MaxSessions, Pressure
+from tests.asgi import Handler, Peer, of
+from tests.gates.stand_in import Dial
+
+
+class Guest(Peer):
+    """A peer that stays."""
+
+    def __init__(self, gone, **scope):
+        super().__init__(**scope)
+        self.gone = gone
+
+    async def receive(self):
+        if len(self._says) == 1:
+            await self.gone.wait()
+        return await super().receive()
+
+
+class Stay:
+    """Peers that stay until they are told to leave."""
+
+    def __init__(self, guard, handler=None):
+        self.app = CloseCodeMiddleware(handler or Handler(), guard)
+        self.peers = []
+        self.gone = anyio.Event()
+
+    async def __aenter__(self):
+        self.tasks = anyio.create_task_group()
+        await self.tasks.__aenter__()
+        return self
+
+    async def __aexit__(self, *error):
+        self.gone.set()
+        return await self.tasks.__aexit__(*error)
+
+    async def come(self, count):
+        for _ in range(count):
+            peer = Guest(self.gone)
+            self.peers.append(peer)
+            self.tasks.start_soon(peer.visit, self.app)
+            while not peer.sent:
+                await anyio.sleep(0)
+
+    def codes(self):
+        return [peer.closed[0] if "close" in peer.heard else None for peer in self.peers]
+
+
+async def until(condition):
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_who_is_above_a_lowered_limit_leaves_at_the_set_pace():
+    seen = []
+    guard = Guard(Settings(max_sessions=10, shed_rate=20), observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(6)
+        start = anyio.current_time()
+        guard.update(max_sessions=1)
+        await until(lambda: len(guard.sessions) == 1)
+        assert anyio.current_time() - start > 0.1  # 5 at 20 a second, up to a burst
+        assert stay.codes() == [None] + [1013] * 5
+        assert {event.cause for event in of(SessionShed, seen)} == {"full"}
+        await anyio.sleep(0.3)
+        assert len(guard.sessions) == 1
+    assert guard.snapshot()["sheds"] == {"full": 5}
+
+
+@pytest.mark.anyio
+async def test_a_limit_of_a_gate_of_one_s_own_is_followed_too():
+    gate = MaxSessions(10)
+    guard = Guard(Settings(shed_rate=100), gate=gate)
+    async with Stay(guard) as stay:
+        await stay.come(4)
+        gate.limit = 2
+        await until(lambda: len(guard.sessions) == 2)
+
+
+@pytest.mark.anyio
+async def test_nobody_is_shed_where_that_is_not_wanted():
+    guard = Guard(Settings(max_sessions=10, shed="never"))
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        guard.update(max_sessions=1)
+        await anyio.sleep(0.4)
+        assert stay.codes() == [None] * 3
+
+
+@pytest.mark.anyio
+async def test_pressure_sheds_at_the_set_pace_until_it_falls():
+    dial = Dial(0.1)
+    guard = Guard(Settings(shed_rate=30), gate=Pressure(dial, 0.8, 0.6, 0.9))
+    async with Stay(guard) as stay:
+        await stay.come(20)
+        dial.shown = 0.95
+        await until(lambda: len(guard.sessions) < 20)
+        dial.shown = 0.7
+        await anyio.sleep(0.2)
+        left = len(guard.sessions)
+        assert left > 0
+        await anyio.sleep(0.4)
+        assert len(guard.sessions) == left
+        assert guard.snapshot()["sheds"] == {"dial": 20 - left}
+
+
+@pytest.mark.anyio
+async def test_a_handshake_that_takes_too_long_is_closed_and_its_place_is_free():
+    guard = Guard(Settings(max_handshakes_in_progress=1, handshake_timeout=0.2, shed="never"))
+
+    async def slow(_scope, receive, _send):
+        await receive()
+        await anyio.sleep_forever()
+
+    peer = Peer()
+    with anyio.fail_after(10):
+        guard.update(shed_grace=0.1)
+        await peer.visit(CloseCodeMiddleware(slow, guard))
+    assert peer.closed[0] == 1013
+    assert peer.closed[1].endswith("cause=setup")
+    assert all(not gate["active"] for gate in guard.snapshot()["gates"])
+
+
+class Faulty:
+    """A gate whose background questions fail."""
+
+    limit = 1
+    asked = 0
+
+    def admit(self, session):
+        return MaxSessions(None).admit(session)
+
+    def sample(self):
+        self.asked += 1
+        raise ValueError("the sampler")
+
+    def excess(self):
+        raise ValueError("the excess")
+
+    def unwanted(self):
+        yield from ()
+        raise ValueError("the unwanted")
+
+
+@pytest.mark.anyio
+async def test_a_gate_that_fails_in_the_background_is_reported_once_and_asked_again():
+    seen = []
+    gate = Faulty()
+    guard = Guard(Settings(max_sessions=10, shed_rate=100), gate=gate, observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        await until(lambda: gate.asked > 3)
+        guard.update(max_sessions=1)
+        await until(lambda: len(guard.sessions) == 1)
+    assert [event.callback for event in of(CallbackFailed, seen)] == [
+        "Faulty.sample",
+        "Faulty.excess",
+        "Faulty.unwanted",
+    ]
+
+
+@pytest.mark.anyio
+async def test_an_order_that_fails_is_reported_once_and_the_newest_go():
+    seen = []
+    guard = Guard(Settings(max_sessions=10, shed_rate=100, shed=lambda session: 1 / 0), observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        guard.update(max_sessions=1)
+        await until(lambda: len(guard.sessions) == 1)
+        assert stay.codes()[0] is None
+    assert [event.callback for event in of(CallbackFailed, seen)] == ["shed"]
+
+
+@pytest.mark.anyio
+async def test_nothing_runs_in_the_background_where_nothing_has_to():
+    guard = Guard(Settings())
+    async with Stay(guard) as stay:
+        await stay.come(2)
+        assert not guard._is_ticking
+        guard.update(max_sessions=5)
+        assert guard._is_ticking
+        guard.update(max_sessions=None)
+        await until(lambda: not guard._is_ticking)
+
+
+@pytest.mark.anyio
+async def test_it_stops_with_the_last_session_where_no_lifespan_arrives():
+    dial = Dial()
+    guard = Guard(Settings(max_loop_lag=1), gate=Pressure(dial, 0.8, 0.6))
+    async with Stay(guard) as stay:
+        await stay.come(1)
+        await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+    await until(lambda: not guard._is_ticking)
+    assert guard._gates["max_loop_lag"].sensor.value() is None
+    async with Stay(guard) as stay:
+        await stay.come(1)
+        assert guard._is_ticking
+
+
+@pytest.mark.anyio
+async def test_a_lifespan_starts_and_stops_it():
+    guard = Guard(Settings(max_loop_lag=1))
+    is_up, stop = anyio.Event(), anyio.Event()
+
+    async def app(_scope, _receive, _send):
+        is_up.set()
+        await stop.wait()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(CloseCodeMiddleware(app, guard), {"type": "lifespan"}, None, None)
+        await is_up.wait()
+        await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+        stop.set()
+    await until(lambda: not guard._is_ticking)
+
+
+# Draining
+
+
+@pytest.mark.anyio
+async def test_a_drain_closes_everybody_evenly_and_refuses_everybody():
+    seen = []
+    guard = Guard(Settings(), observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(10)
+        start = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(guard.drain, 1)
+            await anyio.sleep(0.5)
+            assert guard.draining
+            assert 2 <= len(guard.sessions) <= 8
+            refused = await Peer().visit(stay.app)
+            assert refused.closed == (1012, "service restart; retry_after=1.0; cause=drain")
+        assert 0.7 < anyio.current_time() - start < 2
+        assert stay.codes() == [1012] * 10
+    assert of(DrainStarted, seen)[0].sessions == 10
+    assert len(of(DrainFinished, seen)) == 1
+
+
+@pytest.mark.anyio
+async def test_a_drain_without_a_window_is_at_once_and_a_second_one_waits_for_the_first():
+    guard = Guard(Settings())
+    async with Stay(guard) as stay:
+        await stay.come(1200)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(guard.drain, 0)
+            await anyio.sleep(0)
+            await guard.drain(0)
+            assert all(session.is_leaving for session in guard.sessions)
+        assert set(stay.codes()) == {1012}
+
+
+@pytest.mark.anyio
+async def test_who_does_not_leave_by_the_deadline_leaves_then():
+    guard = Guard(Settings())
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        for session in guard.sessions:
+            session.shed_exempt = True
+        await guard.drain(0.3)
+        assert stay.codes() == [1012] * 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("window", [-1, float("nan"), float("inf")])
+async def test_a_window_is_a_number_of_seconds(window):
+    guard = Guard(Settings())
+    with pytest.raises(ValueError, match=f"window={window!r}"):
+        await guard.drain(window)
+    assert not guard.draining
