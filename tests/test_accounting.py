@@ -196,7 +196,8 @@ def test_no_gate_and_no_composition_loses_a_place(backend, gate, steps):
                         gone.set()
                     elif session is not None:
                         tasks.start_soon(session.shed)
-            await anyio.wait_all_tasks_blocked()  # all that came are in
+            for _ in range(20):  # all that came are in by then
+                await anyio.lowlevel.checkpoint()
             for scope, gone, _session in inside:
                 gone.set()
             tasks.cancel_scope.deadline = anyio.current_time() + 1
