@@ -20,16 +20,19 @@ PATIENCE = 30.0
 """Seconds without growth after which sessions are let in again, however high the value is."""
 
 FULL = 1.25
-"""At this multiple of ``refuse_above`` all sessions are refused; from ``resume_below`` on a growing share is."""
+"""At this multiple of ``refuse_above`` all sessions are refused, below it a share."""
+
+LEAST = 0.1
+"""That share at ``refuse_above`` itself."""
 
 
 class Pressure:
     """Refuses new sessions while ``sensor`` is high, and holds nothing.
 
-    It begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``; in between
-    the share that is refused grows with the value, so that the load settles instead of swinging. A value that has
-    not grown for 30 s lets one session in during the next second, two in the one after, and so on: memory that is
-    never given back must not close a service for ever. An unknown value refuses nobody.
+    It begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``. From
+    ``refuse_above`` to 1.25 times that the share that is refused grows, so that the load settles instead of swinging.
+    A value that has not grown for 30 s lets one session in during the next second, two in the one after, and so
+    on: memory that is never given back must not close a service for ever. An unknown value refuses nobody.
 
     :param sensor: see :class:`Sensor`; its name is the cause that clients are told.
     :param refuse_above: in the sensor's unit.
@@ -122,12 +125,16 @@ class Pressure:
                 self._let_in += 1
                 return False
             return True
-        share = (value - self.resume_below) / (FULL * self.refuse_above - self.resume_below)
-        self._debt += min(max(share, 0.0), 1.0)
+        # On its way down, below refuse_above, it refuses as much as it did at its highest.
+        self._debt += self._share(value if value >= self.refuse_above else self._highest)
         if self._debt < 1:
             return False
         self._debt -= 1
         return True
+
+    def _share(self, value: float) -> float:
+        above = (value - self.refuse_above) / ((FULL - 1) * self.refuse_above)
+        return min(LEAST + (1 - LEAST) * above, 1.0)
 
     def _is_refusing(self, value: float, now: float) -> bool:
         since = self._refusing_since

@@ -42,14 +42,20 @@ async def test_the_first_session_after_the_rise_is_refused():
 async def test_it_refuses_until_the_value_is_below_the_lower_threshold_and_for_five_seconds_at_least():
     trial = Trial()
     await trial.let_in(1.0)
-    assert await trial.let_in(0.7) < 100  # in between
-    assert trial.gate._refusing_since is not None
-    await trial.let_in(0.59)
-    assert trial.gate._refusing_since is not None  # too soon
+    assert await trial.let_in(0.7) == 0  # in between
+    assert await trial.let_in(0.59) == 0  # too soon
     trial.clock.now += 5
-    assert await trial.let_in(0.7) < 100
+    assert await trial.let_in(0.61) == 0
     assert await trial.let_in(0.59) == 100
     assert await trial.let_in(0.7) == 100  # it has ended
+
+
+@pytest.mark.anyio
+async def test_on_its_way_down_it_refuses_as_much_as_at_its_highest():
+    trial = Trial()
+    at_its_highest = await trial.let_in(0.9)
+    assert 20 < at_its_highest < 80
+    assert await trial.let_in(0.7) == pytest.approx(at_its_highest, abs=1)
 
 
 @pytest.mark.anyio

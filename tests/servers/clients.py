@@ -54,9 +54,9 @@ def connect(server, path, *, say=None, origin=None, subprotocols=None, patience=
             server.url + path, origin=origin, subprotocols=subprotocols, close_timeout=1, proxy=None, **options
         ) as websocket:
             received = []
-            if say is not None:
-                websocket.send(say)
             try:
+                if say is not None:
+                    websocket.send(say)
                 while True:
                     received.append(websocket.recv(timeout=patience))
             except TimeoutError:

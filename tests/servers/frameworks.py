@@ -1,9 +1,12 @@
 """Starlette and FastAPI applications that add the middleware as their documentation says."""
 
+import time
+
 from fastapi import FastAPI, WebSocket
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
-from starlette.routing import Mount, WebSocketRoute
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import CloseCodeMiddleware
@@ -49,7 +52,14 @@ routes = [
     WebSocketRoute(f"/{endpoint.__name__}/{{name}}", endpoint)
     for endpoint in (echo, crash, refuse, forbid_late, violate, leave)
 ]
-starlette = Starlette(routes=[*routes, Mount("/below", routes=routes)])
+
+
+async def stall(request):
+    time.sleep(float(request.query_params["seconds"]))
+    return PlainTextResponse("awake again")
+
+
+starlette = Starlette(routes=[*routes, Mount("/below", routes=routes), Route("/stall", stall)])
 starlette.add_middleware(CloseCodeMiddleware)
 
 fastapi = FastAPI()
