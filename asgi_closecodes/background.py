@@ -7,6 +7,8 @@ import contextvars
 import logging
 from collections.abc import Awaitable, Callable
 
+import anyio
+
 from .channel import on_asyncio
 
 _LOGGER = logging.getLogger("asgi_closecodes.error")
@@ -27,6 +29,15 @@ def spawn(function: Callable[..., Awaitable[object]], *arguments: object) -> Non
         import trio  # noqa: PLC0415 - only where it runs
 
         trio.lowlevel.spawn_system_task(_run, function, *arguments)
+
+
+def inside_event_loop() -> bool:
+    """Whether there is an event loop to run something in."""
+    try:
+        anyio.get_current_task()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _run(function: Callable[..., Awaitable[object]], *arguments: object) -> None:

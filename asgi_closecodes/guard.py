@@ -7,10 +7,11 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 import anyio
+import anyio.from_thread
 from starlette.types import Receive, Scope, Send
 
 from . import background, events
@@ -123,8 +124,11 @@ class Guard:
         self._follow_settings()
         changed = {name: getattr(self.settings, name) for name in changes}
         self.report(events.LimitsSet(self.settings.limits(), changed))
-        if self._is_needed():
-            self._tick_in_background()
+        if background.inside_event_loop():
+            self._tick_if_needed()
+        else:  # a thread of anyio's, as of a plain function in FastAPI; from elsewhere the next session does it
+            with suppress(RuntimeError):
+                anyio.from_thread.run_sync(self._tick_if_needed)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of this process as plain data: sessions, gates, and counts since the start."""
@@ -194,8 +198,7 @@ class Guard:
     def began(self, session: Session) -> None:
         """Take note of an admitted session."""
         self.sessions[session] = None
-        if not self._is_ticking and self._is_needed():
-            self._tick_in_background()
+        self._tick_if_needed()
 
     def leaves(self, session: Session) -> None:
         """Take note that an admitted session is being ended from outside of its handler."""
@@ -243,8 +246,7 @@ class Guard:
     async def lifespan(self) -> AsyncGenerator[None]:
         """Do the background work while the application runs, whether it has sessions or not."""
         self._lifespans += 1
-        if self._is_needed():
-            self._tick_in_background()
+        self._tick_if_needed()
         try:
             with drain_at_sigterm(self) if self.settings.drain_on_sigterm and self._lifespans == 1 else nullcontext():
                 yield
@@ -254,8 +256,8 @@ class Guard:
     def _is_needed(self) -> bool:
         return any(getattr(gate, "limit", 0) is not None and _works(gate) for gate in self.gate.gates)
 
-    def _tick_in_background(self) -> None:
-        if not self._is_ticking:
+    def _tick_if_needed(self) -> None:
+        if not self._is_ticking and self._is_needed():
             self._is_ticking = True
             background.spawn(self._tick_forever)
 

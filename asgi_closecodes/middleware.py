@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .background import inside_event_loop
 from .events import Observer
 from .exceptions import ExceptionMapping, TryAgainLater
 from .gates import Gate
@@ -45,7 +45,7 @@ class CloseCodeMiddleware:
             except ValueError as error:
                 # Starlette builds its middleware when the server starts the application's lifespan. An
                 # exception there means "no lifespan" to servers, and they would go on to serve.
-                if not _inside_event_loop():
+                if not inside_event_loop():
                     raise
                 app = _Unusable(error)
                 guard = Guard(Settings.model_construct())
@@ -85,11 +85,3 @@ class _Unusable:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": str(self._error)})
         raise self._error
-
-
-def _inside_event_loop() -> bool:
-    try:
-        anyio.get_current_task()
-    except RuntimeError:
-        return False
-    return True

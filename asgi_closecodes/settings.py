@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .codes import CloseCode, may_be_sent
@@ -50,6 +51,30 @@ def _percent(value: object) -> object:
     return value
 
 
+_SIZE = TypeAdapter(ByteSize)
+
+
+def _share_or_size(value: object) -> float | ByteSize | None:
+    """Read "0.8", "80%" or "512MiB"."""
+    remedy = "should be a share above 0 and up to 1, as 0.8 or 80%, or a size, as 512MiB"
+    value = _percent(_not_boolean(_none(value)))
+    if value is None or isinstance(value, ByteSize):
+        return value
+    try:
+        share = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        share = math.nan
+    if 0 < share <= 1:
+        return share
+    try:
+        size = _SIZE.validate_python(value)
+    except ValueError:
+        raise ValueError(remedy) from None
+    if size <= 1:
+        raise ValueError(remedy)
+    return size
+
+
 def _names(value: object) -> object:
     """Read "max_sessions,max_cpu"."""
     if isinstance(value, str):
@@ -86,10 +111,7 @@ Seconds = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=Fa
 Positive = Annotated[Seconds, Field(gt=0)]
 Limit = Annotated[Positive | None, BeforeValidator(_none)]
 Share = Annotated[float, BeforeValidator(_not_boolean), BeforeValidator(_percent), Field(le=1)]
-Memories = Annotated[
-    Annotated[float, BeforeValidator(_not_boolean), BeforeValidator(_percent), Field(gt=0, le=1)] | ByteSize | None,
-    BeforeValidator(_none),
-]
+Memories = Annotated[float | ByteSize | None, PlainValidator(_share_or_size)]
 
 
 class SettingsError(ValueError):
@@ -294,12 +316,13 @@ def _rate(settings: Settings, existing: Gate | None) -> HandshakeRate | None:
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
     """Return the names in ``environment`` with our prefix that are no setting, each with the nearest one."""
-    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    bare = [name.upper() for name in Settings.model_fields]
+    known = {f"{PREFIX}{name}" for name in bare}
     unknown = {}
     for name in environment:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            nearest = difflib.get_close_matches(name.upper(), known, n=1)
-            unknown[name] = nearest[0] if nearest else None
+            nearest = difflib.get_close_matches(name.upper().removeprefix(PREFIX), bare, n=1)
+            unknown[name] = f"{PREFIX}{nearest[0]}" if nearest else None
     return unknown
 
 
