@@ -1,0 +1,77 @@
+"""Imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import asgi_closecodes
+from asgi_closecodes import gates, logs
+
+PACKAGE = Path(asgi_closecodes.__file__).parent
+
+MAY_KNOW = {
+    "codes": set(),
+    "rates": set(),
+    "channel": set(),
+    "error_ids": set(),
+    "retry": set(),
+    "background": {"channel"},
+    "events": {"codes"},
+    "exceptions": {"codes"},
+    "session": {"channel", "codes", "error_ids", "events", "exceptions"},
+    "gates": {"channel", "codes", "events", "exceptions", "rates", "session"},
+    "logs": {"codes", "events"},
+    "settings": {"codes", "gates"},
+    "shedding": {"session"},
+    "sigterm": {"background", "channel", "events"},
+    "guard": {
+        *("background", "events", "exceptions", "gates", "logs", "rates", "retry", "session", "settings"),
+        *("shedding", "sigterm"),
+    },
+    "middleware": {"background", "events", "exceptions", "gates", "guard", "settings"},
+    "__init__": {"codes", "exceptions", "guard", "middleware", "session", "settings"},
+}
+
+
+def part_of(file):
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_by(file):
+    """The parts of this package that ``file`` imports."""
+    package = ["asgi_closecodes", *file.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module or "").split(".")] if node.module else base
+            modules = [[*module, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            assert module[0] not in {"demo_app", "tests"}
+            if module[0] == "asgi_closecodes" and len(module) > 1:
+                yield module[1]
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_module_knows_only_what_lies_below_it(file):
+    part = part_of(file)
+    assert set(imported_by(file)) - {part} <= MAY_KNOW[part]
+
+
+def test_there_is_no_circle():
+    def below(part, path=()):
+        assert part not in path, path
+        return {part}.union(*(below(known, (*path, part)) for known in MAY_KNOW[part]))
+
+    assert below("middleware") < below("__init__") | {"middleware"}
+
+
+def test_public_names_are_there():
+    for module in (asgi_closecodes, gates, logs):
+        for name in module.__all__:
+            assert getattr(module, name).__doc__
+    assert (PACKAGE / "py.typed").exists()
