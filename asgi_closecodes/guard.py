@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 from starlette.types import Receive, Scope, Send
 
 from . import background, events
@@ -28,6 +29,9 @@ from .sigterm import drain_at_sigterm
 
 TICK = 0.1
 """Seconds between two looks at the gates."""
+
+_AT_ONCE = 25
+"""Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
 
 _LOOK = 5.0
 """Seconds between two looks at who has been idle."""
@@ -175,19 +179,17 @@ class Guard:
         per_second = max(count / window, 1.0) if window else math.inf
         async with anyio.create_task_group() as tasks:
             while untold := self._untold():
-                due = pace.due(per_second) if time.monotonic() - start < window else 500
-                for session in await self._victims.choose(untold, min(due, len(untold))):
-                    tasks.start_soon(
-                        self._end, session, ServiceRestart("service restart", cause="drain", retry_after=1.0)
-                    )
-                await anyio.sleep(TICK if time.monotonic() - start < window else 0)
+                if time.monotonic() - start < window:
+                    untold = await self._victims.choose(untold, pace.due(per_second))
+                for number, session in enumerate(untold, 1):
+                    tasks.start_soon(session.end, ServiceRestart("service restart", cause="drain", retry_after=1.0))
+                    if number % _AT_ONCE == 0:
+                        await anyio.lowlevel.checkpoint()
+                await anyio.sleep(TICK)
         self.report(events.DrainFinished(count, time.monotonic() - start))
 
     def _untold(self) -> list[Session]:
         return [session for session in self.sessions if not session.is_leaving]
-
-    async def _end(self, session: Session, refusal: TryAgainLater) -> None:
-        await session.end(refusal)
 
     # What sessions need
 
@@ -291,10 +293,8 @@ class Guard:
         ]
         if excess > 0 or unwanted:
             due = self._pace.due(self.settings.shed_rate or max(len(self.sessions) / 100, 1.0))
-            for session, why in unwanted[:due]:
-                session.end_soon(TryAgainLater(cause=why))
-            if (count := min(excess, due - len(unwanted))) > 0:
-                self._in_background(self._shed, count, cause)
+            if due > 0:
+                self._in_background(self._shed, unwanted[:due], min(excess, due - len(unwanted)), cause)
         elif self.settings.shed == "idle" and time.monotonic() - self._looked_at > _LOOK:
             self._looked_at = time.monotonic()
             self._in_background(self._victims.look, self.sessions)
@@ -323,9 +323,12 @@ class Guard:
         finally:
             self._is_busy = False
 
-    async def _shed(self, count: int, cause: str) -> None:
-        for session in await self._victims.choose(self.sessions, count):
-            session.end_soon(TryAgainLater(cause=cause))
+    async def _shed(self, unwanted: list[tuple[Session, str]], count: int, cause: str) -> None:
+        chosen = await self._victims.choose(self.sessions, count)
+        for number, (session, why) in enumerate([*unwanted, *((one, cause) for one in chosen)], 1):
+            session.end_soon(TryAgainLater(cause=why))
+            if number % _AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
 
 
 class _Draining:
