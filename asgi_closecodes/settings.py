@@ -77,6 +77,8 @@ def _share_or_size(value: object) -> float | ByteSize | None:
 
 def _names(value: object) -> object:
     """Read "max_sessions,max_cpu"."""
+    if _none(value) is None:
+        return frozenset()
     if isinstance(value, str):
         return frozenset(name.strip() for name in value.split(",") if name.strip())
     return value
@@ -327,14 +329,17 @@ def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, s
 
 
 def _explained(error: ValidationError) -> str:
-    problems = []
+    problems: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden":  # its value may be anything, a secret too
             nearest = difflib.get_close_matches(name, Settings.model_fields, n=1)
-            remedy = f"no such setting{f'; did you mean {nearest[0]}?' if nearest else ''}"
-        else:
-            text = problem["msg"].removeprefix("Value error, ")
-            remedy = f"{text[0].lower()}{text[1:]} ({Settings.model_fields[name].description})"
-        problems.append(f"\n  {name} = {problem['input']!r} (or {PREFIX}{name.upper()}): {remedy}")
-    return f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used:{''.join(problems)}"
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            problems[name] = f"{name} (or {PREFIX}{name.upper()}): no such setting{hint}"
+            continue
+        text = problem["msg"].removeprefix("Value error, ")
+        remedy = f"{text[0].lower()}{text[1:]} ({Settings.model_fields[name].description})"
+        # The first of several says enough: a union has one for each of its members.
+        problems.setdefault(name, f"{name} = {problem['input']!r} (or {PREFIX}{name.upper()}): {remedy}")
+    lines = "".join(f"\n  {text}" for text in problems.values())
+    return f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used:{lines}"
