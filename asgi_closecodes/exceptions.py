@@ -87,7 +87,7 @@ class ServiceRestart(TryAgainLater):
     _code = CloseCode.SERVICE_RESTART
 
 
-class SessionShed(ConnectionError):  # noqa: N818 - it says what has happened to the peer
+class SessionEnded(ConnectionError):  # noqa: N818 - it says what has happened to the peer
     """A handler sends to a session that was ended from outside of it: shed, drained, or replaced.
 
     It is an OSError, as ASGI servers raise where the peer has left; like those, it need not be caught.

@@ -106,7 +106,7 @@ class Guard:
         self._gates = gates_of(settings, self._gates)
         asked = [Shadow(gate) if name in settings.shadow else gate for name, gate in self._gates.items()]
         own = () if self._own_gate is None else (self._own_gate,)
-        self.gate.gates = AllOf(_Draining(self), *asked, *own).gates
+        self.gate.gates = AllOf(Draining(self), *asked, *own).gates
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.retry_after_cap
         rate = settings.handshakes_per_second
@@ -148,7 +148,7 @@ class Guard:
                     "shadow": isinstance(gate, Shadow),
                 }
                 for gate in self.gate.gates
-                if not isinstance(gate, _Draining)
+                if not isinstance(gate, Draining)
             ],
             "errors": self._tally.errors,
             "refusals": dict(self._tally.refusals),
@@ -331,13 +331,14 @@ class Guard:
                 await anyio.lowlevel.checkpoint()
 
 
-class _Draining:
+class Draining:
     """The first gate: refuses everybody while its guard drains."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Let the session pass, or refuse it with 1012."""
         if self._guard.draining:
             raise ServiceRestart("service restart", cause="drain", retry_after=1.0)
         return FREE

@@ -32,7 +32,7 @@ from .error_ids import new_error_id
 from .exceptions import (
     CloseWith,
     ExceptionMapping,
-    SessionShed,
+    SessionEnded,
     TryAgainLater,
     close_for_status,
     deliberate_close,
@@ -282,7 +282,7 @@ class Session:
         """End this session from outside of its handler with 1013; return whether it was still open.
 
         The handler sees ``websocket.disconnect`` with that code, as if its peer had left; what it sends
-        from then on raises :class:`SessionShed`, and after ``shed_grace`` seconds it is cancelled.
+        from then on raises :class:`SessionEnded`, and after ``shed_grace`` seconds it is cancelled.
 
         :param cause: a token for the close reason and the log.
         :param retry_after: seconds after which the client should come back; by default the next place
@@ -388,7 +388,7 @@ class Session:
 
     def _is_departure(self, error: BaseException) -> bool:
         """Whether ``error`` only says that the peer has left."""
-        return isinstance(error, (WebSocketDisconnect, SessionShed)) or (
+        return isinstance(error, (WebSocketDisconnect, SessionEnded)) or (
             isinstance(error, OSError) and self._raised_by_server(error)
         )
 
@@ -435,19 +435,19 @@ class Session:
             that it was refused is for the caller to report.
         :param timeout: seconds that the server may take, by default ``CLOSE_TIMEOUT``.
         """
-        foreign = self._last_word is not None and word is not self._last_word
-        if self.phase in _OVER and not foreign:
-            return False
-        word = self._last_word or word
-        failure: Exception | None = None
-        with anyio.move_on_after(CLOSE_TIMEOUT if timeout is None else timeout) as limit:
-            if self.phase in _OVER:
-                # hypercorn closes the connection when its application returns, on trio before it has sent
-                # what another task is sending.
+        timeout = CLOSE_TIMEOUT if timeout is None else timeout
+        if foreign := self._last_word is not None and word is not self._last_word:
+            # Somebody else ends this session. It is waited for: hypercorn closes the connection when its application
+            # returns, on trio before it has sent what another task is sending.
+            with anyio.move_on_after(timeout):
                 await self._ended.wait()
-                return False
+            word, twin = self._last_word, True
+        if self.phase in _OVER:
+            return False
+        failure: Exception | None = None
+        with anyio.move_on_after(timeout) as limit:
             try:
-                await self._end(word, twin=twin or foreign)
+                await self._end(word, twin=twin)
             except OSError:
                 return False  # the peer has left
             except Exception as error:
@@ -456,7 +456,7 @@ class Session:
             self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
         elif failure is None:
             return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
-        if twin or foreign:
+        if twin:
             self.report(events.CloseFailed(self.facts(), word.close, failure))
         return False
 
@@ -580,12 +580,12 @@ class Session:
         """Pass on what the handler sends besides data, or data out of season.
 
         :raises RuntimeError: if the phase does not allow it, as uvicorn and Starlette do.
-        :raises SessionShed: if the session was ended from outside.
+        :raises SessionEnded: if the session was ended from outside.
         """
         kind = message["type"]
         phase = self.phase
         if self._last_word is not None:
-            raise SessionShed(f"this session was closed with {self._last_word.close.code}")
+            raise SessionEnded(f"this session was closed with {self._last_word.close.code}")
         if phase is Phase.LEFT:
             await self._send(message)  # ASGI leaves it to the server whether this raises
         elif phase is Phase.CLOSED and kind in _GOODBYES:

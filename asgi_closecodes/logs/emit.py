@@ -196,10 +196,14 @@ def _(event: events.CallbackFailed, observer: LogObserver) -> None:
     )
 
 
+def _level_of(cause: str) -> int:
+    # One client at its own limit is that client's affair, a drain is wanted; a process at its limit is the operator's.
+    return logging.INFO if cause in {"client", "replaced", "drain"} else logging.WARNING
+
+
 @_write.register
 def _(event: events.SessionRefused, observer: LogObserver) -> None:
-    # One client at its own limit is that client's affair; a process at its limit is the operator's.
-    level = logging.INFO if event.cause == "client" else logging.WARNING
+    level = _level_of(event.cause)
     if not _GATE.isEnabledFor(level):
         return
     _log(
@@ -228,7 +232,7 @@ def _(event: events.SessionRefused, observer: LogObserver) -> None:
 def _(event: events.SessionShed, observer: LogObserver) -> None:
     _log(
         _GATE,
-        logging.WARNING,
+        _level_of(event.cause),
         "closecodes.session.shed",
         "shed a session of %s: %s; close code %d; retry after %.1f s",
         observer.place(event.session),

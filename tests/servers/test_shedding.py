@@ -64,7 +64,7 @@ def test_the_handler_sees_a_disconnect_and_what_it_sends_then_raises(server):
         tell(server, "shed", shed="1")
         peer.close_frame()
     *_, record = server.wait_for_records(earlier + 1, saw=1013)
-    assert record["sending"] == "SessionShed"
+    assert record["sending"] == "SessionEnded"
     assert record["why"] == "try again later; retry_after=2.0; cause=test"
 
 
