@@ -45,7 +45,7 @@ def _marks(error: BaseException, seen: set[int]) -> Iterator[str]:
         yield from _functions(cause.__traceback__)
         if isinstance(cause, BaseExceptionGroup):
             members = ("\n".join(_marks(member, seen)) for member in cause.exceptions)
-            yield from sorted(set(members))
+            yield from sorted({*members} - {""})
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 

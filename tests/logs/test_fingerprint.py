@@ -1,0 +1,96 @@
+import re
+
+import pytest
+
+from asgi_closecodes.logs.fingerprint import fingerprint, is_library, type_name
+
+
+def caught(code, filename="/app/shop/handlers.py", name="fails", module="shop.handlers"):
+    """The exception that ``name`` raises in a module of an application."""
+    scope = {"__name__": module}
+    exec(compile(code, filename, "exec"), scope)
+    try:
+        scope[name]()
+    except BaseException as error:
+        return error
+
+
+ONE = "def fails():\n    raise ValueError('one')\n"
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "\n\n\ndef fails():\n    x = 1\n    raise ValueError('another message')\n",
+        "def fails():\n    if True:\n        raise ValueError\n",
+    ],
+)
+def test_moved_lines_and_other_messages_are_the_same_bug(same):
+    assert fingerprint(caught(same)) == fingerprint(caught(ONE))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "def fails():\n    raise KeyError('one')\n",
+        "def deeper():\n    raise ValueError('one')\ndef fails():\n    deeper()\n",
+        "def fails():\n    try:\n        {}['x']\n    except KeyError as e:\n        raise ValueError('one') from e\n",
+    ],
+)
+def test_another_type_place_or_cause_is_another_bug(other):
+    assert fingerprint(caught(other)) != fingerprint(caught(ONE))
+
+
+def test_a_middleware_of_a_library_changes_nothing():
+    import contextlib
+
+    @contextlib.contextmanager
+    def around():
+        yield
+
+    def through_a_library():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(around())
+            raise_it()
+
+    error = caught(ONE)
+    trace = error.__traceback__
+
+    def raise_it():
+        raise error.with_traceback(trace.tb_next)
+
+    assert re.fullmatch("[0-9a-f]{12}", fingerprint(error))
+    assert is_library(contextlib.__file__)
+
+
+def test_a_recursion_is_one_bug_however_deep():
+    code = "def fails(n={n}):\n    if n == 0:\n        raise ValueError\n    fails(n - 1)\n"
+    assert fingerprint(caught(code.replace("{n}", "3"))) == fingerprint(caught(code.replace("{n}", "30")))
+
+
+def test_the_order_of_a_group_does_not_matter():
+    first, second = caught(ONE), caught("def fails():\n    raise KeyError\n")
+    groups = ExceptionGroup("g", [first, second]), ExceptionGroup("h", [second, first, second])
+    assert fingerprint(groups[0]) == fingerprint(groups[1])
+
+
+def test_circles_end():
+    first, second = ValueError(), KeyError()
+    first.__cause__, second.__context__ = second, first
+    assert fingerprint(first)
+    group = ExceptionGroup("g", [first])
+    first.__context__ = group
+    assert fingerprint(group)
+
+
+def test_a_suppressed_context_does_not_count():
+    code = "def fails():\n    try:\n        {}['x']\n    except KeyError:\n        raise ValueError('one') from None\n"
+    assert fingerprint(caught(code)) == fingerprint(caught(ONE))
+
+
+def test_names_of_types():
+    class Local(Exception):
+        pass
+
+    assert type_name(ValueError) == "ValueError"
+    assert type_name(Local) == f"{__name__}.test_names_of_types.<locals>.Local"
