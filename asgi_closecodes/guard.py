@@ -123,8 +123,7 @@ class Guard:
 
         :raises SettingsError: if the settings cannot be used.
         """
-        before = self.settings
-        self.settings = before.changed(**changes)
+        self.settings = self.settings.changed(**changes)
         self._follow_settings()
         changed = {name: getattr(self.settings, name) for name in changes}
         self.report(events.LimitsSet(self.settings.limits(), changed))
@@ -143,8 +142,8 @@ class Guard:
             "gates": [
                 {
                     "name": type(gate.gate if isinstance(gate, Shadow) else gate).__name__,
-                    "active": getattr(gate, "active", None),
-                    "limit": getattr(gate, "limit", None),
+                    "active": _number(getattr(gate, "active", None)),
+                    "limit": _number(getattr(gate, "limit", None)),
                     "shadow": isinstance(gate, Shadow),
                 }
                 for gate in self.gate.gates
@@ -344,6 +343,10 @@ class Draining:
         return FREE
 
 
+def _number(value: object) -> float | None:
+    return value if isinstance(value, (int, float)) else None
+
+
 def _works(gate: Gate) -> bool:
     return any(hasattr(gate, question) for question in ("sample", "excess", "unwanted", "overdue"))
 
@@ -370,7 +373,7 @@ class _Tally:
     def __call__(self, event: events.Event) -> None:
         match event:
             case events.SessionClosed(close=close) if close is not None:
-                self.closes[close.code] += 1
+                self.closes[int(close.code)] += 1
             case events.SessionRefused(cause=cause, mode=mode) if mode != "shadow":
                 self.refusals[cause] += 1
             case events.SessionShed(cause=cause):

@@ -49,7 +49,7 @@ class CloseCodeMiddleware:
                     raise
                 app = _Unusable(error)
                 guard = Guard(Settings.model_construct())
-        elif settings or gate or exceptions or observers or subprotocol:
+        elif [*observers] or any(part is not None for part in (settings, gate, exceptions, subprotocol)):
             raise TypeError(
                 "CloseCodeMiddleware takes guard= or what a guard is made of, not both: "
                 "give settings=, gate=, exceptions=, observers= and subprotocol= to Guard(...)"

@@ -7,6 +7,7 @@ it that this side says its last word exactly once.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import inspect
@@ -447,7 +448,7 @@ class Session:
         failure: Exception | None = None
         with anyio.move_on_after(timeout) as limit:
             try:
-                await self._end(word, twin=twin)
+                await self._end_uninterrupted(word, twin=twin)
             except OSError:
                 return False  # the peer has left
             except Exception as error:
@@ -459,6 +460,18 @@ class Session:
         if twin:
             self.report(events.CloseFailed(self.facts(), word.close, failure))
         return False
+
+    async def _end_uninterrupted(self, word: LastWord, *, twin: bool) -> None:
+        try:
+            await self._end(word, twin=twin)
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException:
+            # Cancelled, maybe between the accept and the close, or in the middle of a response.
+            if self.phase not in _OVER:
+                with anyio.move_on_after(CANCELLED_CLOSE_TIMEOUT, shield=True), contextlib.suppress(Exception):
+                    await self._end(word, twin=True)
+            raise
 
     async def _end(self, word: LastWord, *, twin: bool) -> None:
         if self.phase is Phase.ARRIVED:

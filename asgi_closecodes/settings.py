@@ -111,7 +111,6 @@ Seconds = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=Fa
 
 
 Positive = Annotated[Seconds, Field(gt=0)]
-Limit = Annotated[Positive | None, BeforeValidator(_none)]
 Share = Annotated[float, BeforeValidator(_not_boolean), BeforeValidator(_percent), Field(le=1)]
 Memories = Annotated[float | ByteSize | None, PlainValidator(_share_or_size)]
 
@@ -154,7 +153,7 @@ class Settings(BaseSettings):
     handshake_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(_none)] = Field(
         default=None, description="New sessions at once after a pause. None is as many as come in a second."
     )
-    max_loop_lag: Limit = Field(
+    max_loop_lag: Annotated[Annotated[Positive, Field(le=60)] | None, BeforeValidator(_none)] = Field(
         default=None,
         description="Seconds that the event loop may be late. Half as late sessions are admitted again.",
     )
