@@ -65,12 +65,12 @@ class Victims:
         """
         if count <= 0:
             return []
-        candidates = [session for session in sessions if not session.is_leaving]
+        candidates = list(sessions)
         try:
-            return await _smallest(candidates, count, self._key(self.order))
+            return await _first(candidates, count, self._key(self.order))
         except Exception as error:
             self._order_failed(error)
-            return await _smallest(candidates, count, self._key("newest"))
+            return await _first(candidates, count, self._key("newest"))
 
     def _key(self, order: Order) -> Callable[[Session], Any]:
         now = time.monotonic()
@@ -116,10 +116,12 @@ def _arrival(session: Session) -> float:
     return session.arrived_at
 
 
-async def _smallest(sessions: list[Session], count: int, key: Callable[[Session], Any]) -> list[Session]:
-    # In chunks: each keeps the best of those before it, so that no turn of the event loop sees all of them.
-    best: list[Session] = []
-    for start in range(0, len(sessions), max(_CHUNK, count)):
-        best = heapq.nsmallest(count, best + sessions[start : start + max(_CHUNK, count)], key)
+async def _first(sessions: list[Session], count: int, key: Callable[[Session], Any]) -> list[Session]:
+    # In chunks, each together with the first of those before it: no turn of the event loop looks at all of them.
+    first: list[Session] = []
+    chunk = max(_CHUNK, count)
+    for start in range(0, len(sessions), chunk):
+        staying = [session for session in sessions[start : start + chunk] if not session.is_leaving]
+        first = heapq.nsmallest(count, first + staying, key)
         await anyio.lowlevel.checkpoint()
-    return best
+    return first
