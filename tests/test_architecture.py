@@ -1,6 +1,8 @@
 """Imports point one way."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,31 @@ def test_public_names_are_there():
         for name in module.__all__:
             assert getattr(module, name).__doc__
     assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (
+            asgi_closecodes,
+            "CloseCodeMiddleware Guard Settings SettingsError Session Close CloseCode CloseWith TryAgainLater",
+        ),
+        (
+            gates,
+            (
+                "AllOf Cpu Gate HandshakeRate HandshakesInProgress LoopLag MaxSessions MaxSessionsPerKey Memory "
+                "Pressure Sensor Shadow client_network"
+            ),
+        ),
+        (logs, "ConsoleFormatter JsonFormatter LogObserver configure_logging"),
+    ],
+)
+def test_public_names_neither_come_nor_go_by_accident(module, names):
+    assert sorted(module.__all__) == sorted(names.split())
+
+
+def test_importing_the_package_imports_no_extra():
+    extras = "psutil fastapi trio uvicorn hypercorn httpx demo_app tests"
+    code = f"import sys, asgi_closecodes; print(*{{*{extras.split()!r}}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,12 +1,17 @@
 """Starlette and FastAPI with the middleware: what behaves is left alone. In process; tests/servers has the wire."""
 
+import anyio
+import httpx
+import httpx_ws
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
+from httpx_ws import aconnect_ws
+from httpx_ws.transport import ASGIWebSocketTransport
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
@@ -14,6 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import SessionFailed
 from tests.asgi import Handler, Peer, of
+from tests.test_background import Guest, until
 
 cleaned_up = []
 
@@ -279,3 +285,337 @@ def test_routes_that_are_no_websockets_are_not_touched():
 
     app = Starlette(routes=[Route("/", page)], middleware=[Middleware(CloseCodeMiddleware, Guard(Settings()))])
     assert TestClient(app).get("/").text == "a page"
+
+
+# Message for message, beside the bare application
+
+
+class Diary:
+    """A FastAPI application that behaves, in every way there is, and writes down what its handlers see."""
+
+    def __init__(self):
+        self.lines = []
+        self.app = app = FastAPI()
+        handlers = APIRouter()
+        app.exception_handler(KeyError)(self.sorry)
+        for name in vars(Diary):
+            if name.startswith("ws_"):
+                handlers.websocket(f"/{name}/{{item}}", dependencies=[Depends(self.resource)])(getattr(self, name))
+        app.include_router(handlers, prefix="/in")
+        app.mount("/below", Starlette(routes=[WebSocketRoute("/{item}", self.starlette)]))
+
+    async def resource(self):
+        self.lines.append("taken")
+        try:
+            yield "a resource"
+        except BaseException as error:
+            self.lines.append(f"rolled back for {type(error).__name__}")
+            raise
+        finally:
+            self.lines.append("given back")
+
+    async def sorry(self, websocket, error):
+        self.lines.append("sorry")
+        await websocket.close(4040, str(error))
+
+    async def starlette(self, websocket):
+        await websocket.accept(headers=[(b"x-item", websocket.path_params["item"].encode())])
+        async for text in websocket.iter_text():
+            await websocket.send_text(f"starlette: {text}")
+
+    async def ws_echo(self, websocket: WebSocket, item: str):
+        await websocket.accept(websocket.scope["subprotocols"][0])
+        async for text in websocket.iter_text():
+            await websocket.send_bytes(f"{item} {text}".encode())
+        self.lines.append((websocket.application_state, websocket.client_state))
+
+    async def ws_departure(self, websocket: WebSocket, item: str):
+        await websocket.accept()
+        try:
+            while True:
+                self.lines.append(await websocket.receive_text())
+        except WebSocketDisconnect as left:
+            self.lines.append((left.code, left.reason))
+
+    async def ws_departure_from_a_task_group(self, websocket: WebSocket, item: str):
+        await websocket.accept()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+            async for text in websocket.iter_text():
+                self.lines.append(text)
+            tasks.cancel_scope.cancel()
+
+    async def ws_close(self, websocket: WebSocket, item: str):
+        await websocket.accept()
+        await websocket.send_json({"item": item})
+        await websocket.close(4001, "é done")
+
+    async def ws_close_without_arguments(self, websocket: WebSocket, item: str):
+        await websocket.accept()
+        await websocket.close()
+
+    async def ws_close_before_accept(self, websocket: WebSocket, item: str):
+        await websocket.close(1008, "no")
+
+    async def ws_validation(self, websocket: WebSocket, item: int):
+        await websocket.accept()
+        await websocket.send_json({"item": item})
+        await websocket.close()
+
+    async def ws_validation_of_a_query(self, websocket: WebSocket, item: str, page: int):
+        await websocket.accept()
+
+    async def ws_websocket_exception(self, websocket: WebSocket, item: str):
+        raise WebSocketException(4004, "before accept")
+
+    async def ws_websocket_exception_later(self, websocket: WebSocket, item: str):
+        await websocket.accept()
+        raise WebSocketException(4004, "after accept")
+
+    async def ws_http_exception(self, websocket: WebSocket, item: str):
+        raise HTTPException(418, "a teapot", {"x-tea": "green"})
+
+    async def ws_denial(self, websocket: WebSocket, item: str):
+        await websocket.send_denial_response(StreamingResponse(iter([b"n", b"o"]), 451))
+
+    async def ws_handled(self, websocket: WebSocket, item: str):
+        await websocket.accept()
+        raise KeyError(item)
+
+
+def diary_with(build):
+    """A diary and its application, behind what ``build`` makes of it."""
+    diary = Diary()
+    return diary, build(diary.app)
+
+
+def add(app):
+    app.add_middleware(CloseCodeMiddleware, guard=Guard(Settings(max_sessions=5, max_sessions_per_client=5)))
+    return app
+
+
+def put_around(app):
+    return CloseCodeMiddleware(app, settings=Settings(max_handshakes_in_progress=5))
+
+
+def put_around_twice(app):
+    return put_around(add(app))
+
+
+WELL_BEHAVED = [f"/in/{name}/7" for name in vars(Diary) if name.startswith("ws_")] + [
+    "/in/ws_validation/x",
+    "/below/7",
+    "/nowhere",
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("build", [add, put_around, put_around_twice])
+@pytest.mark.parametrize("path", WELL_BEHAVED)
+async def test_what_behaves_sends_and_sees_the_same_messages(build, path, caplog):
+    seen = []
+    for wrap in (lambda app: app, build):
+        diary, app = diary_with(wrap)
+        peer = await Peer("a", "b", path=path, raw_path=path.encode(), subprotocols=["one", "two"]).visit(app)
+        seen.append((peer.sent, diary.lines))
+    bare, wrapped = seen
+    assert bare == wrapped
+    assert bare[0]
+    assert [record for record in caplog.records if record.name.startswith("asgi_closecodes.error")] == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("build", [add, put_around, put_around_twice])
+async def test_a_departure_that_nobody_catches_is_no_error(build, caplog):
+    async def careless(websocket):
+        await websocket.accept()
+        while True:
+            await websocket.send_text(await websocket.receive_text())
+
+    app = build(Starlette(routes=[WebSocketRoute("/", careless)]))
+    assert (await Peer("a", "b").visit(app)).heard == ["accept", "send", "send"]
+    assert [record for record in caplog.records if record.name == "asgi_closecodes.error"] == []
+
+
+# Failures, in the same places
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("build", [add, put_around])
+async def test_a_dependency_is_cleaned_up_before_the_close_of_a_crash(build):
+    lines = []
+
+    async def resource():
+        try:
+            yield 7
+        finally:
+            lines.append(("given back", [*peer.heard]))
+
+    app = FastAPI()
+
+    @app.websocket("/")
+    async def crash(websocket: WebSocket, found: int = Depends(resource)):
+        await websocket.accept()
+        raise ValueError("a bug")
+
+    peer = Peer()
+    await peer.visit(build(app))
+    assert peer.closed[0] == 1011
+    assert lines == [("given back", ["accept"])]
+
+
+@pytest.mark.parametrize("build", [FastAPI, Starlette])
+@pytest.mark.parametrize("reraise", [False, True])
+def test_a_test_client_sees_the_exception_if_it_is_to_travel_on(build, reraise):
+    app = build()
+    app.add_middleware(CloseCodeMiddleware, settings=Settings(reraise=reraise))
+    app.router.routes.extend(routes())
+    closes = []
+
+    def visit():
+        with TestClient(app) as client, client.websocket_connect("/crash/x") as websocket:
+            try:
+                websocket.receive_text()
+            except WebSocketDisconnect as closed:
+                closes.append(closed.code)
+
+    if reraise:
+        with pytest.raises(ValueError, match="a bug"):
+            visit()
+    else:
+        visit()
+        assert closes == [1011]
+
+
+def fastapi_crash(path="/crash/{name}", prefix=""):
+    app, router = FastAPI(), APIRouter()
+
+    @router.websocket(path)
+    async def handler(websocket: WebSocket):
+        await websocket.accept()
+        raise ValueError("a bug")
+
+    app.include_router(router, prefix=prefix)
+    return app
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("app", "path", "route"),
+    [
+        (fastapi_crash, "/crash/secret", "/crash/{name}"),
+        (lambda: fastapi_crash(prefix="/{tenant}"), "/acme/crash/secret", "/{tenant}/crash/{name}"),
+        (lambda: fastapi_crash("/files/{name:path}"), "/files/a/b", "/files/{name}"),
+        (lambda: Starlette(routes=routes()), "/crash/secret", "/crash/{name}"),
+        (lambda: Starlette(routes=[Mount("/v1", fastapi_crash())]), "/v1/crash/secret", "/v1/crash/{name}"),
+        (
+            lambda: Starlette(routes=[Mount("/a", routes=[Mount("/b", routes=routes())])]),
+            "/a/b/crash/secret",
+            "/a/b/crash/{name}",
+        ),
+        (lambda: Starlette(routes=[Mount("/{tenant}", routes=routes())]), "/acme/crash/secret", None),
+    ],
+)
+async def test_a_failure_is_reported_with_the_template_of_its_route(app, path, route, caplog):
+    seen = []
+    guard = Guard(Settings(), observers=[seen.append])
+    await Peer(path=path, raw_path=path.encode()).visit(CloseCodeMiddleware(app(), guard))
+    [failed] = of(SessionFailed, seen)
+    assert (failed.session.route, failed.session.path) == (route, path)
+    [record] = [record for record in caplog.records if record.name == "asgi_closecodes.error"]
+    assert vars(record).get("http.route") == route
+    assert "acme" not in str(failed.session.route)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), ExceptionGroup("bugs", [KeyError()])])
+async def test_two_middlewares_make_one_record_and_one_close(shared, error, caplog):
+    seen = []
+    inner = Guard(Settings(), observers=[seen.append])
+    outer = inner if shared else Guard(Settings(), observers=[seen.append])
+    peer = await Peer().visit(CloseCodeMiddleware(CloseCodeMiddleware(Handler(error), inner), outer))
+    assert peer.heard == ["accept", "close"]
+    assert len(of(SessionFailed, seen)) == 1
+    [record] = [record for record in caplog.records if record.name == "asgi_closecodes.error"]
+    assert vars(record)["closecodes.error.id"] in peer.closed[1]
+    assert not inner.sessions
+    assert not outer.sessions
+
+
+# Where no lifespan comes
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda *middleware: Starlette(routes=[WebSocketRoute("/", echo_for_ever, middleware=middleware)]),
+        lambda *middleware: Starlette(
+            routes=[Mount("/", routes=[WebSocketRoute("/", echo_for_ever)], middleware=middleware)]
+        ),
+    ],
+    ids=["on a route", "on a mount"],
+)
+async def test_without_a_lifespan_limits_hold_and_are_followed(build):
+    guard = Guard(Settings(max_sessions=2, shed_rate=100))
+    app = build(Middleware(CloseCodeMiddleware, guard))
+    gone, peers = anyio.Event(), []
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            peers.append(Guest(gone))
+            tasks.start_soon(peers[-1].visit, app)
+            await until(lambda: peers[-1].sent)
+        await until(lambda: len(peers[2].sent) == 2)
+        assert peers[2].closed[0] == 1013
+        guard.update(max_sessions=0)
+        await until(lambda: not guard.sessions)
+        gone.set()
+    assert [peer.closed[0] for peer in peers] == [1013] * 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("extensions", [{"extensions": {"websocket.http.response": {}}}, {"extensions": {}}, {}])
+@pytest.mark.parametrize("error", [None, ValueError("a bug")])
+async def test_a_scope_and_its_extensions_are_the_server_s(extensions, error):
+    scope = {"type": "websocket", "path": "/", "headers": [], "state": {}, **extensions}
+    inside = scope.get("extensions")
+    before = repr(scope)
+    peer, handler = Peer(), Handler(error)
+    guard = Guard(Settings())
+    await CloseCodeMiddleware(CloseCodeMiddleware(handler, guard), guard)(scope, peer.receive, peer.send)
+    assert repr(scope) == before
+    assert scope.get("extensions") is inside
+    [handed] = handler.scopes
+    assert handed is not scope
+    assert set(handed["extensions"]) == {"closecodes", *(inside or {})}
+    assert {key: value for key, value in handed.items() if key != "extensions"} == {
+        key: value for key, value in scope.items() if key != "extensions"
+    }
+    assert handed["state"] is scope["state"]
+
+
+# Another client than Starlette's
+
+
+@pytest.mark.anyio
+async def test_httpx_ws_sees_what_a_browser_would():
+    app = fastapi_crash()
+    app.websocket("/echo")(echo_for_ever)
+    guard = Guard(Settings(max_sessions=1))
+    app.add_middleware(CloseCodeMiddleware, guard=guard)
+    async with httpx.AsyncClient(transport=ASGIWebSocketTransport(app)) as client:
+        async with aconnect_ws("ws://testserver/echo", client) as websocket:
+            await websocket.send_text("x")
+            assert await websocket.receive_text() == "x"
+            async with aconnect_ws("ws://testserver/echo", client) as refused:
+                with pytest.raises(httpx_ws.WebSocketDisconnect) as closed:
+                    await refused.receive_text()
+            assert closed.value.code == 1013
+            assert "cause=full" in closed.value.reason
+        await until(lambda: not guard.sessions)
+        async with aconnect_ws("ws://testserver/crash/x", client) as websocket:
+            with pytest.raises(httpx_ws.WebSocketDisconnect) as closed:
+                await websocket.receive_text()
+        assert closed.value.code == 1011
+        assert closed.value.reason.startswith("internal error; ref=")

@@ -713,13 +713,13 @@ async def test_of_8_000_sessions_half_of_which_are_cancelled_nothing_is_left(cap
     async def visit(number, scope):
         peer = Leaving("x", client=(f"192.0.2.{number % 97}", number))
         peers[number] = peer
-        await pause(rng, 60)
+        await pause(rng, 40)
         with scope:
             await peer.visit(app)
         cancelled[scope.cancelled_caught] += 1
 
     async def cancel_soon(scope):
-        await pause(rng, 75)
+        await pause(rng, 50)
         scope.cancel()
 
     doomed = set(rng.sample(range(8000), 4000))
@@ -749,14 +749,15 @@ async def test_of_8_000_sessions_half_of_which_are_cancelled_nothing_is_left(cap
     for peer in peers.values():
         assert peer.heard.count("accept") <= 1
         assert peer.heard.count("close") <= 1
+        assert not peer.sent or peer.left or peer.heard[-1] in {"close", "http.response.body"}
     for number in admitted:
-        assert peers[number].left or peers[number].heard[-1] in {"close", "http.response.body"}
+        assert peers[number].sent
 
     # It was a crowd, and it was cancelled everywhere.
     refused = len(of(SessionRefused, seen))
     assert cancelled[True] > 1500
-    assert refused > 500
+    assert refused > 300
     assert len(begun) > 2000
-    assert len(begun) - len(opened) > 100, "cancelled before the answer"
-    assert turnstile.passed - len(begun) > 100, "cancelled in the gate"
+    assert len(begun) - len(opened) > 20, "cancelled before the answer"
+    assert turnstile.passed - len(begun) > 50, "cancelled in the gate"
     assert 8000 - len(begun) - refused > 300, "cancelled before any answer of the gate"
