@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
-from asgi_closecodes.events import SessionClosed, SessionOpened, SessionRefused
 from asgi_closecodes.gates import (
     AllOf,
     HandshakeRate,
@@ -20,7 +19,6 @@ from asgi_closecodes.gates import (
     Pressure,
     Shadow,
 )
-from tests.asgi import Peer, of
 from tests.gates.stand_in import Dial
 from tests.test_background import Guest
 
@@ -63,56 +61,6 @@ def counters(gate):
         yield gate.active
     if isinstance(gate, MaxSessionsPerKey):
         yield len(gate._sessions)
-
-
-@pytest.mark.anyio
-async def test_8_000_sessions_half_of_them_cancelled_leave_every_counter_at_zero():
-    rng = random.Random(8000)
-    seen = []
-    guard = Guard(
-        Settings(max_sessions=900, max_sessions_per_client=15, max_handshakes_in_progress=700),
-        gate=Slow(),
-        observers=[seen.append],
-    )
-
-    async def handler(_scope, receive, send):
-        await receive()
-        for _ in range(rng.randrange(4)):
-            await anyio.lowlevel.checkpoint()
-        await send({"type": "websocket.accept"})
-        for _ in range(rng.randrange(8)):
-            await anyio.lowlevel.checkpoint()
-        if rng.random() < 0.2:
-            raise TryAgainLater(cause="handler")
-        if rng.random() < 0.2:
-            await anyio.sleep_forever()
-
-    app = CloseCodeMiddleware(handler, guard)
-
-    async def visit(number):
-        with anyio.CancelScope() as scope:
-            scopes.append(scope)
-            await Peer(client=(f"192.0.2.{number % 100}", number)).visit(app)
-
-    for _ in range(4):
-        scopes = []
-        async with anyio.create_task_group() as tasks:
-            for number in range(2000):
-                tasks.start_soon(visit, number)
-            for _ in range(rng.randrange(3, 9)):
-                await anyio.lowlevel.checkpoint()
-            half = len(scopes) // 2
-            rng.shuffle(scopes)
-            for scope in scopes[:half]:
-                scope.cancel()
-            await anyio.sleep(0.05)
-            tasks.cancel_scope.cancel()
-
-    assert list(counters(guard.gate)) == [0] * len(list(counters(guard.gate)))
-    assert not guard.sessions
-    assert not guard._leaving
-    assert len(of(SessionClosed, seen)) >= len(of(SessionOpened, seen)) > 1000
-    assert len(of(SessionRefused, seen)) > 100
 
 
 # Any gates, any composition, limits that change, cancellations, failures
