@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -57,21 +58,20 @@ class CloseCodeMiddleware:
         self.app = app
         self.guard = guard
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        """Serve one connection; what the application returns for other scopes than WebSocket's is handed on."""
         if scope["type"] == "lifespan":
             async with self.guard.lifespan():
-                await self.app(scope, receive, send)
-            return
+                return await self.app(scope, receive, send)
         if scope["type"] != "websocket":
-            await self.app(scope, receive, send)
-            return
+            return await self.app(scope, receive, send)
         session = self.guard.session(scope, receive, send)
         try:
             async with self.guard.gate.admit(session):
                 await session.run(self.app)
         except TryAgainLater as refusal:
             await session.refuse(refusal)
+        return None
 
 
 class _Unusable:

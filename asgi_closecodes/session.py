@@ -344,7 +344,7 @@ class Session:
             return await self._ended_by_cancellation(error, causes)
         if not causes:
             await self._say(LastWord(Close(CloseCode.NORMAL_CLOSURE)))
-            return True
+            return not self._host.rules.reraise
         wish = self._deliberate_close(causes)
         if wish is None:
             return await self._ended_by_failure(error, causes)
@@ -377,7 +377,8 @@ class Session:
             if suspicious := all(isinstance(c, RuntimeError) and self._raised_by_server(c) for c in causes):
                 await anyio.lowlevel.checkpoint()
             word = LastWord(close, self._handshake_mode(), HTTPStatus.INTERNAL_SERVER_ERROR)
-            sent = await self._say(word, twin=False)
+            with anyio.CancelScope(shield=True):  # or a cancellation would replace the error, where that travels on
+                sent = await self._say(word, twin=False)
             if departed := suspicious and not sent:
                 self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
         finally:
@@ -474,9 +475,7 @@ class Session:
             raise
 
     async def _end(self, word: LastWord, *, twin: bool) -> None:
-        if self.phase is Phase.ARRIVED:
-            self._heard(await self._receive())
-        if self.phase is Phase.CONNECTING:
+        if self.phase in _UNANSWERED:
             if word.mode == "http":
                 await self._deny(word)
             elif word.mode == "reject":

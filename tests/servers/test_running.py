@@ -68,7 +68,8 @@ def test_a_stop_is_a_drain_in_which_every_client_gets_1012(setup, workers, tmp_p
         assert times[-1] - times[0] > 0.5  # not all at once
         assert times[-1] < 8
         running.process.wait(10)
-        assert len(running.records(event__name="closecodes.drain.finished")) == workers
+        drained = running.records(event__name="closecodes.drain.finished")  # a worker may not have been up yet
+        assert sum(record["closecodes.drain.sessions"] for record in drained) == 10
 
 
 def test_a_second_signal_stops_at_once(tmp_path):

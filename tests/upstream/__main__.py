@@ -73,7 +73,7 @@ def files(suite: Suite, root: Path) -> list[str]:
         for path in sorted((root / "tests").rglob("test_*.py"))
         if "websocket" in path.read_text(encoding="utf-8").lower() and "benchmarks" not in path.parts
     ]
-    return [name for name in found if name not in suite.leave_out]
+    return [name for name in found if name not in suite.left_out]
 
 
 def run(suite: Suite, root: Path, python: Path, tests: list[str], *, wrapped: bool) -> Run:
@@ -110,7 +110,9 @@ def compare(suite: Suite, bare: Run, wrapped: Run) -> bool:
     expected = {test for test in red if any(covers(e, test) for e in suite.expected_red)}
     unexpected = sorted(red - expected)
     surprises = sorted(
-        e for e in suite.expected_red if (its := [t for t in bare.outcomes if covers(e, t)]) and set(its) - red or not its
+        e
+        for e in suite.expected_red
+        if (its := [t for t in bare.outcomes if covers(e, t)]) and set(its) - red or not its
     )
     in_sockets = [test for test in bare.passed() if wrapped.sessions.get(test)]
     print(

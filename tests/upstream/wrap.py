@@ -4,11 +4,13 @@ It runs inside of an unpacked release, whose own package is called ``tests`` too
 and imports nothing from beside it.
 """
 
+import functools
 import json
 import os
 from collections import Counter
 
 import pytest
+import starlette.applications
 import starlette.testclient
 import uvicorn
 
@@ -42,6 +44,7 @@ def pytest_configure():
         return
     init = starlette.testclient.TestClient.__init__
     load = uvicorn.Config.load
+    call = starlette.applications.Starlette.__call__
 
     def wrapping_init(self, *args, **kwargs):
         init(self, *args, **kwargs)
@@ -51,8 +54,15 @@ def pytest_configure():
         load(self)
         self.loaded_app = Wrapped(self.loaded_app)
 
+    async def wrapping_call(self, scope, receive, send):
+        if scope["type"] == "websocket" and "closecodes" not in (scope.get("extensions") or ()):
+            await Wrapped(functools.partial(call, self))(scope, receive, send)  # the test has called it itself
+        else:
+            await call(self, scope, receive, send)
+
     starlette.testclient.TestClient.__init__ = wrapping_init
     uvicorn.Config.load = wrapping_load
+    starlette.applications.Starlette.__call__ = wrapping_call
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,0 +1,228 @@
+"""How a receive() that waits is cut off: everywhere, and never at the cost of somebody else's cancellation."""
+
+import asyncio
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes.channel import Channel
+from tests.asgi import Peer
+
+GONE = {"type": "websocket.disconnect", "code": 1013}
+
+
+class Queue:
+    """A server's receive, as most have it."""
+
+    def __init__(self):
+        self.waiting = 0
+        self.event = anyio.Event()
+
+    async def receive(self):
+        self.waiting += 1
+        try:
+            await self.event.wait()
+            return {"type": "websocket.receive", "text": "x"}
+        finally:
+            self.waiting -= 1
+
+
+@pytest.fixture
+async def queue(anyio_backend):
+    return Queue()
+
+
+def channel_of(queue):
+    return Channel(queue.receive, lambda message: None, None)
+
+
+@pytest.mark.anyio
+async def test_a_receive_that_waits_returns_the_last_word_and_so_do_all_later_ones(queue):
+    channel = channel_of(queue)
+    heard = []
+
+    async def listen():
+        for _ in range(3):
+            heard.append(await channel.receive())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        await anyio.wait_all_tasks_blocked()
+        assert channel.is_received_from()
+        channel.cut_off(GONE)
+    assert heard == [GONE] * 3
+    assert queue.waiting == 0
+    assert not channel.is_received_from()
+    assert channel.received() == 0
+
+
+@pytest.mark.anyio
+async def test_receives_in_several_tasks_return(queue):
+    channel = channel_of(queue)
+    heard = []
+
+    async def listen():
+        heard.append(await channel.receive())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(listen)
+        await anyio.wait_all_tasks_blocked()
+        assert queue.waiting == 3
+        channel.cut_off(GONE)
+    assert heard == [GONE] * 3
+
+
+@pytest.mark.anyio
+async def test_a_receive_that_has_not_started_yet_returns_too(queue):
+    channel = channel_of(queue)
+    receiving = channel.receive()
+    channel.cut_off(GONE)
+    with anyio.fail_after(5):
+        assert await receiving == GONE
+
+
+@pytest.mark.anyio
+async def test_a_message_that_has_come_already_is_delivered_first(queue):
+    channel = channel_of(queue)
+    heard = []
+
+    async def listen():
+        heard.append(await channel.receive())
+        heard.append(await channel.receive())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        await anyio.wait_all_tasks_blocked()
+        queue.event.set()
+        channel.cut_off(GONE)
+    assert heard[-1] == GONE
+
+
+@pytest.mark.anyio
+async def test_a_cancellation_at_the_same_moment_is_not_swallowed(queue):
+    for first in ("cancel", "cut off"):
+        channel = channel_of(queue)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+
+                async def listen(channel=channel):
+                    await channel.receive()
+                    await anyio.lowlevel.checkpoint()
+                    raise AssertionError("went on")
+
+                tasks.start_soon(listen)
+                await anyio.wait_all_tasks_blocked()
+                for step in (first, "cut off" if first == "cancel" else "cancel"):
+                    if step == "cancel":
+                        scope.cancel()
+                    else:
+                        channel.cut_off(GONE)
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("order", [("cancel", "cut_off"), ("cut_off", "cancel")])
+def test_a_task_of_asyncio_that_is_cancelled_at_the_same_moment_stays_cancelled(order):
+    async def main():
+        queue = Queue()
+        channel = channel_of(queue)
+
+        async def listen():
+            return await channel.receive()
+
+        task = asyncio.create_task(listen())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for step in order:
+            if step == "cancel":
+                task.cancel()
+            else:
+                channel.cut_off(GONE)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert queue.waiting == 0
+
+    asyncio.run(main())
+
+
+def test_the_task_that_is_interrupted_is_not_cancelled():
+    """asyncio counts cancellations, and time-outs and task groups look at the count."""
+
+    async def main():
+        channel = channel_of(Queue())
+
+        async def listen():
+            async with asyncio.timeout(5):
+                heard = await asyncio.wait_for(channel.receive(), 5)
+            return heard, asyncio.current_task().cancelling()
+
+        task = asyncio.create_task(listen())
+        while not channel.is_received_from():
+            await asyncio.sleep(0)
+        channel.cut_off(GONE)
+        assert await task == (GONE, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.anyio
+async def test_the_application_does_not_return_before_its_last_word_is_out():
+    """hypercorn closes the connection then, on trio before it has written what another task sends."""
+    out = []
+
+    class Hesitant(Peer):
+        async def send(self, message):
+            if message["type"] == "websocket.close":
+                await anyio.sleep(0.05)
+            out.append(message["type"])
+            await super().send(message)
+
+        async def receive(self):
+            if len(self._says) == 1:
+                await anyio.sleep_forever()
+            return await super().receive()
+
+    guard = Guard(Settings())
+
+    async def handler(_scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    async def visit():
+        await Hesitant().visit(CloseCodeMiddleware(handler, guard))
+        out.append("returned")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(visit)
+        await anyio.wait_all_tasks_blocked()
+        [session] = guard.sessions
+        tasks.start_soon(session.shed)
+    assert out == ["websocket.accept", "websocket.close", "returned"]
+
+
+@pytest.mark.anyio
+async def test_a_session_is_shed_once():
+    guard = Guard(Settings())
+    told = []
+
+    async def handler(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        session = scope["extensions"]["closecodes"]
+        told.append(await session.shed("first"))
+        told.append(await session.shed("second"))
+        assert (await receive())["code"] == 1013
+        with pytest.raises(OSError, match="closed with 1013"):
+            await send({"type": "websocket.send", "text": "x"})
+        with pytest.raises(OSError, match="closed with 1013"):
+            await send({"type": "websocket.close"})
+
+    peer = await Peer().visit(CloseCodeMiddleware(handler, guard))
+    assert told == [True, False]
+    assert peer.closed[0] == 1013
+    assert peer.closed[1].endswith("cause=first")
