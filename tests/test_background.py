@@ -276,3 +276,23 @@ async def test_a_window_is_a_number_of_seconds(window):
     with pytest.raises(ValueError, match=f"window={window!r}"):
         await guard.drain(window)
     assert not guard.draining
+
+
+@pytest.mark.anyio
+async def test_nobody_leaves_in_place_of_one_who_is_leaving_already():
+    guard = Guard(Settings(max_sessions=10, shed_rate=100, shed_grace=0.6))
+
+    async def slow_to_leave(_scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await anyio.sleep_forever()
+
+    async with Stay(guard, slow_to_leave) as stay:
+        await stay.come(6)
+        guard.update(max_sessions=3)
+        await until(lambda: guard.snapshot()["leaving"] == 3)
+        await anyio.sleep(0.3)
+        assert guard.snapshot()["leaving"] == 3
+        await until(lambda: len(guard.sessions) == 3)
+        stay.tasks.cancel_scope.cancel()
+    assert guard.snapshot()["sheds"] == {"full": 3}

@@ -66,12 +66,13 @@ async def test_receives_in_several_tasks_return(queue):
     async def listen():
         heard.append(await channel.receive())
 
-    async with anyio.create_task_group() as tasks:
-        for _ in range(3):
-            tasks.start_soon(listen)
-        await anyio.wait_all_tasks_blocked()
-        assert queue.waiting == 3
-        channel.cut_off(GONE)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(listen)
+            await anyio.wait_all_tasks_blocked()
+            assert queue.waiting == 3
+            channel.cut_off(GONE)
     assert heard == [GONE] * 3
 
 
@@ -192,6 +193,7 @@ async def test_the_application_does_not_return_before_its_last_word_is_out():
         await send({"type": "websocket.accept"})
         while (await receive())["type"] != "websocket.disconnect":
             pass
+        await anyio.sleep(0.01)  # the close is being sent by now
 
     async def visit():
         await Hesitant().visit(CloseCodeMiddleware(handler, guard))

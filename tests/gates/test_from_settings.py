@@ -6,6 +6,7 @@ from asgi_closecodes import Guard, Settings, SettingsError
 from asgi_closecodes.events import LimitsSet
 from asgi_closecodes.gates import HandshakeRate, Pressure, Shadow
 from tests.asgi import of
+from tests.gates.stand_in import refused
 
 
 def names(guard):
@@ -69,3 +70,11 @@ def test_limits_in_the_shadow_only_look():
     assert guard.snapshot()["gates"][-1] == {"name": "MaxSessions", "active": 0, "limit": 5, "shadow": True}
     guard.update(shadow="")
     assert not any(isinstance(gate, Shadow) for gate in guard.gate.gates)
+
+
+@pytest.mark.anyio
+async def test_the_longest_hint_is_the_same_for_all():
+    guard = Guard(Settings(handshakes_per_second=0, retry_after_cap=7))
+    [rate] = [gate for gate in guard.gate.gates if isinstance(gate, HandshakeRate)]
+    assert (await refused(rate)).retry_after == 7
+    assert max(guard.retry_after() for _ in range(200)) <= 7 * 1.1

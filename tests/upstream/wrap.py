@@ -36,7 +36,7 @@ class Wrapped(CloseCodeMiddleware):
     async def __call__(self, scope, receive, send):
         if scope["type"] == "websocket":
             sessions[running] += 1
-        await super().__call__(scope, receive, send)
+        return await super().__call__(scope, receive, send)
 
 
 def pytest_configure():
