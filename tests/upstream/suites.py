@@ -66,14 +66,5 @@ SUITES = (
             "logfire",
             "sentry-sdk",
         ),
-        expected_red={
-            "tests/test_async_dependency_cleanup.py::test_cleanup_after_later_dependency_fails"
-            f"[{backend}-websocket-cancelled-{scope}]": (
-                "its receive() fails the test when called: a cancelled handshake is answered with 1012, and before that "
-                "the middleware takes the connect event from receive()"
-            )
-            for backend in ("asyncio", "trio")
-            for scope in ("function", "request")
-        },
     ),
 )
