@@ -79,6 +79,10 @@ def _names(value: object) -> object:
     """Read "max_sessions,max_cpu"."""
     if _none(value) is None:
         return frozenset()
+    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
+        value = value.strip().lower() == "true"
+    if isinstance(value, bool):
+        return frozenset(LIMITS) if value else frozenset()
     if isinstance(value, str):
         return frozenset(name.strip() for name in value.split(",") if name.strip())
     return value
@@ -270,7 +274,7 @@ def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate
     if per_client.limit != settings.max_sessions_per_client:
         per_client.limit = settings.max_sessions_per_client
     per_client.when_full = settings.when_client_full
-    handshakes.limit, handshakes.timeout = settings.max_handshakes_in_progress, settings.handshake_timeout
+    handshakes.limit, handshakes.handshake_timeout = settings.max_handshakes_in_progress, settings.handshake_timeout
     sessions.limit = settings.max_sessions
 
     gates: dict[str, Gate | None] = {

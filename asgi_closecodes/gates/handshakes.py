@@ -24,32 +24,32 @@ class HandshakesInProgress(Limited):
     sessions. The place is free again as soon as the handler accepts or denies.
 
     :param limit: handshakes; None is no limit, 0 admits nobody.
-    :param timeout: seconds after which a handshake that is not answered is closed with 1013, where there
+    :param handshake_timeout: seconds after which a handshake that is not answered is closed with 1013, where there
         is a limit.
-    :raises ValueError: if ``limit`` or ``timeout`` cannot be used, here or when it is changed.
+    :raises ValueError: if ``limit`` or ``handshake_timeout`` cannot be used, here or when it is changed.
     """
 
-    __slots__ = ("_clock", "_started", "_timeout")
+    __slots__ = ("_clock", "_handshake_timeout", "_started")
     cause = "setup"
 
     def __init__(
-        self, limit: int | None, timeout: float = 10.0, *, clock: Callable[[], float] = time.monotonic
+        self, limit: int | None, handshake_timeout: float = 10.0, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(limit)
-        self.timeout = timeout
+        self.handshake_timeout = handshake_timeout
         self._clock = clock
         self._started: dict[Session, float] = {}
 
     @property
-    def timeout(self) -> float:
+    def handshake_timeout(self) -> float:
         """Seconds that a handshake may take."""
-        return self._timeout
+        return self._handshake_timeout
 
-    @timeout.setter
-    def timeout(self, timeout: float) -> None:
-        if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise ValueError(f"timeout={timeout!r}: use a number of seconds above 0")
-        self._timeout = timeout
+    @handshake_timeout.setter
+    def handshake_timeout(self, handshake_timeout: float) -> None:
+        if not (isinstance(handshake_timeout, (int, float)) and handshake_timeout > 0):
+            raise ValueError(f"handshake_timeout={handshake_timeout!r}: use a number of seconds above 0")
+        self._handshake_timeout = handshake_timeout
 
     @property
     def active(self) -> int:
@@ -75,7 +75,7 @@ class HandshakesInProgress(Limited):
         """Yield the sessions whose handshake takes too long."""
         if self._limit is None:
             return
-        latest = self._clock() - self._timeout
+        latest = self._clock() - self._handshake_timeout
         for session, started in list(self._started.items()):
             if started > latest:
                 break  # the rest is younger

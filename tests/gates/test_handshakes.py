@@ -36,7 +36,7 @@ async def test_a_handshake_that_is_never_answered_gives_its_place_back_when_it_e
 @pytest.mark.anyio
 async def test_handshakes_that_take_too_long_are_overdue():
     clock = Clock()
-    gate = HandshakesInProgress(5, timeout=10, clock=clock)
+    gate = HandshakesInProgress(5, handshake_timeout=10, clock=clock)
     slow, answered, young = Visitor(), Visitor(), Visitor()
     assert await admitted(gate, slow)
     assert await admitted(gate, answered)
@@ -52,8 +52,8 @@ async def test_handshakes_that_take_too_long_are_overdue():
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "10", None])
 def test_a_timeout_is_a_number_of_seconds(timeout):
-    with pytest.raises(ValueError, match=f"timeout={timeout!r}: use a number of seconds above 0"):
-        HandshakesInProgress(1, timeout=timeout)
+    with pytest.raises(ValueError, match=f"handshake_timeout={timeout!r}: use a number of seconds above 0"):
+        HandshakesInProgress(1, handshake_timeout=timeout)
 
 
 @given(
