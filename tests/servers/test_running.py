@@ -18,9 +18,15 @@ from .launch import SETUPS, serve
 APP = "tests.servers.frameworks:starlette"
 
 
-@pytest.mark.parametrize("setup", ["uvicorn-sansio", "hypercorn-trio", "granian"])
-def test_the_first_handshake_after_a_stall_is_refused_and_later_ones_are_not(setup, tmp_path):
-    with serve(setup, APP, tmp_path, env={"CLOSECODES_MAX_LOOP_LAG": "0.5"}) as running:
+@pytest.mark.parametrize(
+    ("setup", "options"),
+    [("uvicorn-sansio", []), ("uvicorn-sansio", ["--lifespan", "off"]), ("hypercorn-trio", []), ("granian", [])],
+)
+def test_the_first_handshake_after_a_stall_is_refused_and_later_ones_are_not(setup, options, tmp_path, holding):
+    with serve(setup, APP, tmp_path, *options, env={"CLOSECODES_MAX_LOOP_LAG": "0.5"}) as running:
+        if options:  # without a lifespan there is background work only while there are sessions
+            assert holding.enter_context(Raw(running, "/echo/a")).answer() == 101
+            time.sleep(0.3)
         assert connect(running, "/echo/a", say="x", patience=0.2).open
         url = running.url.replace("ws", "http", 1)
         stall = threading.Thread(
