@@ -30,6 +30,9 @@ from .sigterm import drain_at_sigterm
 TICK = 0.1
 """Seconds between two looks at the gates."""
 
+LINGER = 15.0
+"""Seconds that the looks go on after the last session, where no lifespan says whether there will be more."""
+
 _AT_ONCE = 25
 """Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
 
@@ -264,7 +267,10 @@ class Guard:
 
     async def _tick_forever(self) -> None:
         try:
-            while (self._lifespans or self.sessions) and self._is_needed():
+            last_used = time.monotonic()
+            while self._is_needed() and time.monotonic() - last_used <= LINGER:
+                if self._lifespans or self.sessions:
+                    last_used = time.monotonic()
                 self._tick()
                 await anyio.sleep(TICK)
         finally:

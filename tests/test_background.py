@@ -192,7 +192,8 @@ async def test_nothing_runs_in_the_background_where_nothing_has_to():
 
 
 @pytest.mark.anyio
-async def test_it_stops_with_the_last_session_where_no_lifespan_arrives():
+async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeypatch):
+    monkeypatch.setattr("asgi_closecodes.guard.LINGER", 0.3)
     dial = Dial()
     guard = Guard(Settings(max_loop_lag=1), gate=Pressure(dial, 0.8, 0.6))
     async with Stay(guard) as stay:
@@ -206,7 +207,8 @@ async def test_it_stops_with_the_last_session_where_no_lifespan_arrives():
 
 
 @pytest.mark.anyio
-async def test_a_lifespan_starts_and_stops_it():
+async def test_a_lifespan_starts_and_stops_it(monkeypatch):
+    monkeypatch.setattr("asgi_closecodes.guard.LINGER", 0.3)
     guard = Guard(Settings(max_loop_lag=1))
     is_up, stop = anyio.Event(), anyio.Event()
 
