@@ -215,7 +215,7 @@ def test_an_http_status_becomes_the_close_that_means_it(status, code, reason):
     close = close_for_status(status, 7.0)
     assert (close.code, close.reason) == (code, reason)
     assert getattr(close, "retry_after", None) == (7.0 if code == 1013 else None)
-    assert close_of(HTTPException(status)) == (code, reason)
+    assert close_of(HTTPException(status, "whatever")) == (code, reason)
 
 
 # In a session
