@@ -76,7 +76,7 @@ def main() -> int:
         return _stopped(str(error))
     try:
         _try_to_bind(options.host, options.port)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         problem = f"cannot listen on port {options.port} of {options.host} ({error})"
         return _stopped(f"{problem}: stop the program that uses it, or choose another with --port")
 
@@ -87,7 +87,9 @@ def main() -> int:
 
 
 def _try_to_bind(host: str, port: int) -> None:
-    # Servers say it in a stack trace, or in the middle of their log.
+    # Servers say it in a stack trace, or in the middle of their log. And getaddrinfo wraps what is no port.
+    if not 0 <= port <= 65535:
+        raise OSError("ports are 0 to 65535")
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -25,7 +25,7 @@ def subjects():
         "no limit set": Guard(Settings()).gate,
         "three limits set": Guard(Settings(**limits)).gate,
         "all limits set": Guard(
-            Settings(**limits, handshakes_per_second=10**9, max_loop_lag=1e6, max_memory=1.0, max_cpu=1.0)
+            Settings(**limits, handshakes_per_second=10**9, max_loop_lag=60, max_memory=1.0, max_cpu=1.0)
         ).gate,
     }
 
