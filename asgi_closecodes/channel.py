@@ -32,8 +32,11 @@ class Channel:
     """Messages with data that the handler sent."""
     route: Callable[[Send], None]
     """Decide who gets the handler's data."""
-    cut_off: Callable[[Message], None]
-    """From now on ``receive()`` returns this message, and where it waits, it returns at once."""
+    cut_off: Callable[[Message], bool]
+    """From now on ``receive()`` returns this message, and where it waits, it returns at once.
+
+    It returns False where that could not be done now: the caller is to try once more, a little later.
+    """
     is_received_from: Callable[[], bool]
     """Whether the handler waits for the server's ``receive`` now."""
 
@@ -62,12 +65,10 @@ class Channel:
         self.route = route
 
 
-_Interruptible = tuple[Receive, Callable[[], int], Callable[[Message], None], Callable[[], bool]]
+_Interruptible = tuple[Receive, Callable[[], int], Callable[[Message], bool], Callable[[], bool]]
 
 
-def _receive_on_asyncio(  # noqa: C901 - closures are counted as branches
-    server_receive: Receive, heard: Callable[[Message], None]
-) -> _Interruptible:
+def _receive_on_asyncio(server_receive: Receive, heard: Callable[[Message], None]) -> _Interruptible:
     """Return a ``receive`` that costs nothing extra until it is interrupted.
 
     What is remembered is the latest coroutine, not the task: asking for the current task takes longer than the
@@ -102,11 +103,11 @@ def _receive_on_asyncio(  # noqa: C901 - closures are counted as branches
         latest = coroutine = take()
         return coroutine
 
-    def cut_off(message: Message) -> None:
+    def cut_off(message: Message) -> bool:
         nonlocal last_word
         last_word = message
-        for coroutine in filter(_is_suspended, (*earlier, latest)):
-            _interrupt(coroutine)
+        interrupted = [_interrupted(coroutine) for coroutine in (*earlier, latest) if coroutine.cr_suspended]
+        return all(interrupted)
 
     def is_received_from() -> bool:
         return any(map(_is_suspended, (*earlier, latest)))
@@ -139,11 +140,12 @@ def _receive_on_trio(server_receive: Receive, heard: Callable[[Message], None]) 
             heard(message)
         return message
 
-    def cut_off(message: Message) -> None:
+    def cut_off(message: Message) -> bool:
         nonlocal last_word
         last_word = message
         for scope in scopes:
             scope.cancel()
+        return True
 
     return receive, lambda: received, cut_off, lambda: bool(scopes)
 
@@ -158,8 +160,8 @@ def _is_suspended(coroutine: Any) -> bool:
     return bool(coroutine.cr_suspended)
 
 
-def _interrupt(coroutine: Any) -> None:
-    """Cancel what a suspended coroutine waits for in the end, if that can be cancelled."""
+def _interrupted(coroutine: Any) -> bool:
+    """Cancel what a suspended coroutine waits for in the end; return False if that fails for now."""
     bottom = coroutine
     while (deeper := getattr(bottom, "cr_await", None) or getattr(bottom, "gi_yieldfrom", None)) is not None:
         bottom = deeper
@@ -167,8 +169,12 @@ def _interrupt(coroutine: Any) -> None:
     # awaits an object of its own that is both.
     for candidate in (bottom, *gc.get_referents(bottom)):
         if callable(cancel := getattr(candidate, "cancel", None)):
-            cancel()
-            return
+            try:
+                cancel()
+            except Exception:  # an object of Rust's may be in use by another thread
+                return False
+            return True
+    return True  # there is nothing that could be cancelled: the time-out of the handler has to do
 
 
 def on_asyncio() -> bool:

@@ -309,16 +309,18 @@ class Session:
         self._ended = anyio.Event()
         self._host.leaves(self)
         code, reason = int(word.close.code), word.close.reason
-        self._move(self.phase)  # what the handler sends is for us now
-        self._channel.cut_off({"type": "websocket.disconnect", "code": code, "reason": reason})
-        if self._handler is not None:
-            self._handler.deadline = anyio.current_time() + self._host.rules.shed_grace
+        disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
         try:
+            self._move(self.phase)  # what the handler sends is for us now
+            if self._handler is not None:
+                self._handler.deadline = anyio.current_time() + self._host.rules.shed_grace
+            is_cut_off = self._channel.cut_off(disconnect)
             # granian sends nothing as long as a receive() waits
             for _ in range(_TURNS):
                 if self._channel is None or not self._channel.is_received_from():
                     break
                 await anyio.lowlevel.checkpoint()
+                is_cut_off = is_cut_off or self._channel is None or self._channel.cut_off(disconnect)
             await self._say(word)
         finally:
             self._ended.set()

@@ -228,3 +228,66 @@ async def test_a_session_is_shed_once():
     assert told == [True, False]
     assert peer.closed[0] == 1013
     assert peer.closed[1].endswith("cause=first")
+
+
+def test_what_cannot_be_cancelled_now_is_cancelled_a_little_later():
+    """An object of Rust's, as granian's, may be in use by another thread for a moment."""
+
+    class Borrowed:
+        def __init__(self):
+            self.future = asyncio.get_running_loop().create_future()
+            self.attempts = 0
+
+        def __await__(self):
+            return Waiting(self)
+
+    class Waiting:
+        def __init__(self, borrowed):
+            self.borrowed = borrowed
+            self.inner = iter(borrowed.future)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.inner)
+
+        def send(self, value):
+            return self.inner.send(value)
+
+        def throw(self, *error):
+            return self.inner.throw(*error)
+
+        def cancel(self):
+            self.borrowed.attempts += 1
+            if self.borrowed.attempts < 3:
+                raise RuntimeError("Already borrowed")
+            self.borrowed.future.cancel()
+
+    async def main():
+        guard = Guard(Settings(shed_grace=5))
+        borrowed = Borrowed()
+
+        class Rusty(Peer):
+            async def receive(self):
+                if len(self._says) == 1:
+                    await borrowed
+                return await super().receive()
+
+        async def handler(_scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            assert (await receive())["code"] == 1013
+
+        peer = Rusty()
+        visit = asyncio.create_task(peer.visit(CloseCodeMiddleware(handler, guard)))
+        while not peer.sent:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        [session] = guard.sessions
+        await session.shed()
+        await asyncio.wait_for(visit, 2)
+        assert borrowed.attempts == 3
+        assert peer.closed[0] == 1013
+
+    asyncio.run(main())
