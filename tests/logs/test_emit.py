@@ -128,6 +128,20 @@ def test_the_keys_of_a_refusal(records):
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("close", "refused a session of /rooms/{id}: MaxSessions (full); retry after 2.3 s"),
+        ("http", "refused a session of /rooms/{id}: MaxSessions (full); retry after 2.3 s"),
+        ("shadow", "would have refused a session of /rooms/{id}: MaxSessions (full)"),
+    ],
+)
+def test_a_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message):
+    LogObserver()(events.SessionRefused(FACTS, CLOSE, "MaxSessions", "full", 2.3, mode, 5, 5))
+    assert records[0].getMessage() == message
+    assert written(records[0])["closecodes.refusal.mode"] == mode
+
+
 @pytest.mark.parametrize("cause", ["client", "replaced", "drain"])
 def test_what_concerns_one_client_or_was_wanted_is_no_warning(records, cause):
     LogObserver()(events.SessionRefused(FACTS, CLOSE, "MaxSessionsPerKey", cause, 1.0, "close"))
