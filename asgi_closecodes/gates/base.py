@@ -139,6 +139,8 @@ class _Places(AbstractAsyncContextManager[None, bool]):
             for gate in self._all.gates:
                 try:
                     place = gate.admit(self._session)
+                    if place is FREE:
+                        continue  # there is nothing to enter, and nothing to leave
                     await place.__aenter__()
                 except TryAgainLater as refusal:
                     refusal.gate = refusal.gate or type(gate).__name__

@@ -218,7 +218,7 @@ def _(event: events.SessionRefused, observer: LogObserver) -> None:
         "" if event.mode == "shadow" else f"; retry after {event.retry_after:.1f} s",
         keys={
             **observer.keys(event.session),
-            **_close_keys(event.close),
+            **_close_keys(None if event.mode == "shadow" else event.close),
             "closecodes.gate.name": event.gate,
             "closecodes.gate.cause": event.cause,
             "closecodes.gate.usage": event.usage,
