@@ -1,6 +1,7 @@
 """Each server is started once, bare and wrapped, and serves all tests."""
 
 import contextlib
+import time
 
 import pytest
 
@@ -22,6 +23,16 @@ def bare(setup, tmp_path_factory):
 def server(setup, tmp_path_factory):
     with serve(setup, "tests.servers.wrapped:wrapped", tmp_path_factory.mktemp("wrapped")) as running:
         yield running
+
+
+@pytest.fixture
+def news(server, setup):
+    """What the server's process has written since the test began."""
+    # What it has to say of earlier tests may come late: daphne looks once a second at how its applications ended.
+    before = -1
+    while before != (before := len(server.log())):
+        time.sleep(1.5 if setup == "daphne" else 0.2)
+    return lambda: server.log()[before:]
 
 
 @pytest.fixture

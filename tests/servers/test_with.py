@@ -44,13 +44,6 @@ def daphne(setup):
     return setup == "daphne"
 
 
-@pytest.fixture
-def news(server):
-    """What the server's process has written since the test began."""
-    before = len(server.log())
-    return lambda: server.log()[before:]
-
-
 @pytest.mark.parametrize("path", CLOSES)
 def test_what_a_client_sees(server, daphne, path):
     seen = connect(server, f"/{path}")
