@@ -174,7 +174,7 @@ def _interrupted(coroutine: Any) -> bool:
             except Exception:  # an object of Rust's may be in use by another thread
                 return False
             return True
-    return True  # there is nothing that could be cancelled: the time-out of the handler has to do
+    return False  # it is between two waits
 
 
 def on_asyncio() -> bool:

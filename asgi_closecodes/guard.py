@@ -88,6 +88,7 @@ class Guard:
         self._pace = Pace()
         self._victims = Victims("newest", self._order_failed)
         self._lifespans = 0
+        self._is_draining = False
         self._is_ticking = False
         self._is_busy = False
         self._looked_at = -math.inf
@@ -109,7 +110,8 @@ class Guard:
         self._gates = gates_of(settings, self._gates)
         asked = [Shadow(gate) if name in settings.shadow else gate for name, gate in self._gates.items()]
         own = () if self._own_gate is None else (self._own_gate,)
-        self.gate.gates = AllOf(Draining(self), *asked, *own).gates
+        # Asked at the end too: a drain may begin while a session waits in a slow gate.
+        self.gate.gates = AllOf(Draining(self), *asked, *own, Draining(self)).gates
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.retry_after_cap
         rate = settings.handshakes_per_second
@@ -169,11 +171,17 @@ class Guard:
         window = self.settings.drain_window if window is None else window
         if not (math.isfinite(window) and window >= 0):
             raise ValueError(f"window={window!r}: use a number of seconds, 0 or more")
-        if self.draining:
-            while self._untold():  # noqa: ASYNC110 - an event would have to survive its event loop
-                await anyio.sleep(TICK)
+        while self._is_draining:  # noqa: ASYNC110 - an event would have to survive its event loop
+            await anyio.sleep(TICK)
+        if self.draining and not self._untold():
             return
-        self.draining = True
+        self.draining = self._is_draining = True
+        try:
+            await self._drain(window)
+        finally:
+            self._is_draining = False
+
+    async def _drain(self, window: float) -> None:
         start = time.monotonic()
         count = len(self.sessions)
         self.report(events.DrainStarted(count, window))
@@ -258,7 +266,7 @@ class Guard:
             self._lifespans -= 1
 
     def _is_needed(self) -> bool:
-        return any(getattr(gate, "limit", 0) is not None and _works(gate) for gate in self.gate.gates)
+        return any(_works(gate) and _limit_of(gate) is not None for gate in self.gate.gates)
 
     def _tick_if_needed(self) -> None:
         if not self._is_ticking and self._is_needed():
@@ -276,7 +284,8 @@ class Guard:
         finally:
             self._is_ticking = False
             for gate in self.gate.gates:
-                if (stop := getattr(getattr(gate, "sensor", None), "stop", None)) is not None:
+                sensor = getattr(gate.gate if isinstance(gate, Shadow) else gate, "sensor", None)
+                if (stop := getattr(sensor, "stop", None)) is not None:
                     stop()
 
     def _tick(self) -> None:
@@ -311,6 +320,10 @@ class Guard:
             return None
         try:
             answer = method()
+            if inspect.iscoroutine(answer):
+                _reject(answer)
+            if question == "excess":
+                return int(answer)
             return list(answer) if isinstance(answer, Iterator) else answer
         except Exception as error:
             self._failed_once(f"{type(gate).__name__}.{question}", (id(gate), question), error)
@@ -357,6 +370,13 @@ def _works(gate: Gate) -> bool:
     return any(hasattr(gate, question) for question in ("sample", "excess", "unwanted", "overdue"))
 
 
+def _limit_of(gate: Gate) -> object:
+    try:
+        return getattr(gate, "limit", 0)
+    except Exception:
+        return 0
+
+
 def _cause(gate: Gate) -> str:
     return getattr(gate, "cause", "shed")
 
@@ -364,7 +384,7 @@ def _cause(gate: Gate) -> str:
 def _reject(returned: object) -> None:
     if inspect.iscoroutine(returned):
         returned.close()
-        raise TypeError("an observer is a plain function; this one is async and was not awaited")
+        raise TypeError("this has to be a plain function; it is async and was not awaited")
 
 
 class _Tally:

@@ -165,6 +165,7 @@ class Session:
         "__weakref__",
         "_answered",
         "_channel",
+        "_doom",
         "_ended",
         "_handler",
         "_host",
@@ -189,6 +190,7 @@ class Session:
         self._send = send
         self._answered: list[Callable[[Session], None]] = []
         self._channel: Channel | None = None
+        self._doom: TryAgainLater | None = None
         self._handler: anyio.CancelScope | None = None
         self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session,
         self._ended: anyio.Event  # and then this is set when it was said
@@ -236,15 +238,18 @@ class Session:
     async def run(self, app: ASGIApp) -> None:
         """Run the handler, and say the last word however it ended.
 
+        :raises TryAgainLater: if it was to end before it began.
         :raises BaseException: a cancellation; with ``reraise`` also the error that was logged.
         """
+        if self._doom is not None:
+            raise self._doom
         # Copied, never changed in place: the server's dict may serve other middleware.
         servers_scope = self.scope
         extensions = {**(servers_scope.get("extensions") or {}), "closecodes": self}
         self.scope = {**servers_scope, "extensions": extensions}
         self._channel = channel = Channel(self._receive, self._heard, self._control)
-        self._host.began(self)
         try:
+            self._host.began(self)
             with anyio.CancelScope() as self._handler:
                 await app(self.scope, channel.receive, channel.send)
         except BaseException as error:
@@ -302,8 +307,11 @@ class Session:
 
     async def end(self, refusal: TryAgainLater) -> bool:
         """End this session as ``refusal`` says; see :meth:`shed`."""
-        if self.phase in _OVER or self._last_word is not None or self._channel is None:
+        if self.phase in _OVER or self._last_word is not None:
             return False
+        if self._channel is None:  # it waits in a gate: its handler is not to start
+            self._doom = refusal
+            return True
         facts = self.facts()
         word = self._last_word = self._word_for(refusal)
         self._ended = anyio.Event()
@@ -334,8 +342,8 @@ class Session:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether the session was told to end by somebody else than its handler."""
-        return self._last_word is not None
+        """Whether the session has ended, though its handler may still run, or was told to end."""
+        return self._last_word is not None or self.phase in _OVER
 
     async def _ended_by(self, error: BaseException) -> bool:
         """Close the session for what its handler raised; return whether nobody else has to know."""
@@ -529,7 +537,8 @@ class Session:
             self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
             raise
         except Exception:
-            self._move(phase)  # not taken
+            if self.phase is following:  # and nobody else has moved on meanwhile
+                self._move(phase)  # not taken
             raise
         if phase is Phase.DENYING and following is Phase.CLOSED:
             await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"

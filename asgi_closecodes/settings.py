@@ -56,7 +56,7 @@ _SIZE = TypeAdapter(ByteSize)
 
 def _share_or_size(value: object) -> float | ByteSize | None:
     """Read "0.8", "80%" or "512MiB"."""
-    remedy = "should be a share above 0 and up to 1, as 0.8 or 80%, or a size, as 512MiB"
+    remedy = "should be a share of 0.01 to 1, as 0.8 or 80%, or a size of a MiB or more, as 512MiB"
     value = _percent(_not_boolean(_none(value)))
     if value is None or isinstance(value, ByteSize):
         return value
@@ -64,13 +64,13 @@ def _share_or_size(value: object) -> float | ByteSize | None:
         share = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         share = math.nan
-    if 0 < share <= 1:
+    if 0.01 <= share <= 1:
         return share
     try:
         size = _SIZE.validate_python(value)
     except ValueError:
         raise ValueError(remedy) from None
-    if size <= 1:
+    if size < 1 << 20:  # most likely a percentage without its sign
         raise ValueError(remedy)
     return size
 
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     handshake_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(_none)] = Field(
         default=None, description="New sessions at once after a pause. None is as many as come in a second."
     )
-    max_loop_lag: Annotated[Annotated[Positive, Field(le=60)] | None, BeforeValidator(_none)] = Field(
+    max_loop_lag: Annotated[Annotated[Seconds, Field(ge=0.001, le=60)] | None, BeforeValidator(_none)] = Field(
         default=None,
         description="Seconds that the event loop may be late. Half as late sessions are admitted again.",
     )
@@ -168,7 +168,7 @@ class Settings(BaseSettings):
             "`512MiB`. Below 90 % of that sessions are admitted again."
         ),
     )
-    max_cpu: Annotated[Annotated[Share, Field(gt=0)] | None, BeforeValidator(_none)] = Field(
+    max_cpu: Annotated[Annotated[Share, Field(ge=0.01)] | None, BeforeValidator(_none)] = Field(
         default=None,
         description=(
             "Share of time in which the process lacks a core (throttled, waiting, or busy on all it may use). "

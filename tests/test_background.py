@@ -1,5 +1,7 @@
 """What a guard does while nobody asks it: samples, shedding, draining."""
 
+from contextlib import asynccontextmanager
+
 import anyio
 import pytest
 
@@ -298,3 +300,100 @@ async def test_nobody_leaves_in_place_of_one_who_is_leaving_already():
         await until(lambda: len(guard.sessions) == 3)
         stay.tasks.cancel_scope.cancel()
     assert guard.snapshot()["sheds"] == {"full": 3}
+
+
+@pytest.mark.anyio
+async def test_a_drain_does_not_wait_for_a_handler_whose_peer_is_gone():
+    guard = Guard(Settings())
+
+    async def lingers(_scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close"})
+        await anyio.sleep_forever()
+
+    async with Stay(guard, lingers) as stay:
+        await stay.come(2)
+        with anyio.fail_after(5):
+            await guard.drain(0)
+        stay.tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_drain_that_is_cancelled_is_finished_by_the_next():
+    guard = Guard(Settings())
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        with anyio.move_on_after(0.05):
+            await guard.drain(60)
+        assert guard.draining
+        with anyio.fail_after(5):
+            await guard.drain(0)
+        assert stay.codes() == [1012] * 3
+
+
+class Door:
+    """A gate that takes its time."""
+
+    def __init__(self):
+        self.opens = anyio.Event()
+
+    def admit(self, session):
+        return self._admit(session)
+
+    @asynccontextmanager
+    async def _admit(self, _session):
+        await self.opens.wait()
+        yield
+
+
+@pytest.mark.anyio
+async def test_who_waits_in_a_gate_when_a_drain_begins_does_not_come_in():
+    door = Door()
+    guard = Guard(Settings(), gate=door)
+    peer = Peer()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(peer.visit, CloseCodeMiddleware(Handler(), guard))
+        await anyio.wait_all_tasks_blocked()
+        await guard.drain(0)
+        door.opens.set()
+    assert peer.closed[0] == 1012
+
+
+@pytest.mark.anyio
+async def test_who_is_replaced_while_it_waits_in_a_gate_does_not_come_in():
+    door = Door()
+    guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest"), gate=door)
+    first, second = Peer(), Peer()
+    async with anyio.create_task_group() as tasks:
+        for peer in (first, second):
+            tasks.start_soon(peer.visit, CloseCodeMiddleware(Handler(), guard))
+            await anyio.wait_all_tasks_blocked()
+        door.opens.set()
+    assert first.closed[1].endswith("cause=replaced")
+    assert second.heard == ["accept"]
+
+
+@pytest.mark.anyio
+async def test_a_shadow_replaces_nobody():
+    guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest", shadow="all"))
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        await anyio.sleep(0.1)
+        assert len(guard.sessions) == 3
+        assert stay.codes() == [None] * 3
+
+
+@pytest.mark.anyio
+async def test_an_async_answer_does_not_stop_the_background_work():
+    class Async(Faulty):
+        async def excess(self):
+            return 5
+
+    seen = []
+    gate = Async()
+    guard = Guard(Settings(max_sessions=10), gate=gate, observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(1)
+        await until(lambda: gate.asked > 3)
+    assert "Async.excess" in [event.callback for event in of(CallbackFailed, seen)]

@@ -507,7 +507,7 @@ async def test_two_middlewares_without_a_guard_share_nothing():
 def test_a_gate_of_one_s_own_is_asked_after_those_of_the_settings():
     gate = Pressure(LoopLag(clock=Clock()), 1, 0.5)
     guard = Guard(Settings(max_sessions=1, handshakes_per_second=5), gate=gate)
-    assert guard.gate.gates[-1] is gate
+    assert guard.gate.gates[-2] is gate
     assert [entry["name"] for entry in guard.snapshot()["gates"]][-3:] == ["MaxSessions", "HandshakeRate", "Pressure"]
 
 

@@ -11,6 +11,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+import anyio
+import anyio.lowlevel
+
 from asgi_closecodes.channel import cancelled_from_outside
 from asgi_closecodes.codes import Close
 from asgi_closecodes.events import GateFailed, SessionRefused
@@ -61,6 +64,8 @@ class Shadow:
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
+        if getattr(gate, "when_full", "refuse") != "refuse":
+            gate.when_full = "refuse"  # type: ignore[attr-defined] # nobody leaves for a limit that only looks
 
     @property
     def limit(self) -> object:
@@ -142,11 +147,13 @@ class _Places(AbstractAsyncContextManager[None, bool]):
                     if place is FREE:
                         continue  # there is nothing to enter, and nothing to leave
                     await place.__aenter__()
-                except TryAgainLater as refusal:
-                    refusal.gate = refusal.gate or type(gate).__name__
-                    raise
                 except Exception as error:
-                    self._admit_past(gate, error)
+                    refusals = [leaf for leaf in leaves(error) if isinstance(leaf, TryAgainLater)]
+                    if len(refusals) != len(list(leaves(error))):
+                        self._admit_past(gate, error)
+                        continue
+                    refusals[0].gate = refusals[0].gate or type(gate).__name__
+                    raise refusals[0] from (error if error is not refusals[0] else None)
                 else:
                     self._entered.append((gate, place))
         except BaseException as error:
@@ -176,8 +183,12 @@ class _Places(AbstractAsyncContextManager[None, bool]):
                 # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
                 if any(leaf is not pending for leaf in leaves(failure)):
                     self._report(gate, failure, "release", admitted=True)
-                if not isinstance(pending, Exception) and not cancelled_from_outside():
-                    pending = None  # the cancellation of a task group or a scope of the gate's own
+                if isinstance(pending, anyio.get_cancelled_exc_class()) and not cancelled_from_outside():
+                    pending = None  # the cancellation of a task group or a scope of the gate's own,
+                    try:
+                        await anyio.lowlevel.checkpoint_if_cancelled()  # unless there is more of it
+                    except BaseException as cancellation:
+                        pending = cancellation
             except BaseException as cancellation:
                 pending = cancellation
         if pending is not None and pending is not error:

@@ -101,6 +101,11 @@ class _Slow:
                     extra={"event.name": "closecodes.sensor.unknown", "closecodes.gate.cause": self.name},
                 )
 
+    def stop(self) -> None:
+        """Forget the last value: nobody samples for now."""
+        self._value = None
+        self._next = -math.inf
+
     def _read(self) -> float | None:
         raise NotImplementedError
 

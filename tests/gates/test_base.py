@@ -414,3 +414,27 @@ async def test_a_gate_may_end_its_session_by_a_cancel_scope_of_its_own():
     [(peer, events)] = notes
     assert peer.closed[0] == 1012
     assert not of(GateFailed, events)
+
+
+@pytest.mark.anyio
+async def test_a_refusal_that_comes_out_of_a_task_group_is_a_refusal(diary):
+    class Grouped:
+        @asynccontextmanager
+        async def admit(self, _session):
+            async with anyio.create_task_group():
+                raise TryAgainLater(cause="grouped")
+            yield
+
+    with pytest.raises(TryAgainLater) as raised:
+        await enter(AllOf(Grouped()), diary)
+    assert (raised.value.cause, raised.value.gate) == ("grouped", "Grouped")
+    assert diary.events == []
+
+
+def test_an_exit_is_not_swallowed_when_the_release_of_a_gate_fails(diary):
+    async def main():
+        async with AllOf(diary.gate("a", on_release=ConnectionError())).admit(diary.session):
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        anyio.run(main)
