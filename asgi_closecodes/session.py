@@ -283,6 +283,9 @@ class Session:
                     limit=refusal.limit,
                 )
             )
+            # It is settled. Frames in its traceback hold it, or the group that it came in: a cycle, which would keep
+            # the session until the next garbage collection, and granian's socket open as long.
+            refusal.__traceback__ = refusal.__context__ = refusal.__cause__ = None
 
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
         """End this session from outside of its handler with 1013; return whether it was still open.
@@ -506,7 +509,7 @@ class Session:
             (b"content-length", b"%d" % len(body)),
         ]
         if self.scope.get("http_version", "1.1").startswith("1."):
-            headers.append((b"connection", b"close"))  # granian keeps the socket for 30 s otherwise
+            headers.append((b"connection", b"close"))  # granian keeps the socket open otherwise, for 30 s
         if word.retry_after is not None:
             headers.append((b"retry-after", b"%d" % math.ceil(word.retry_after)))
         start = {"type": "websocket.http.response.start", "status": int(word.status), "headers": headers}

@@ -4,7 +4,11 @@ The referee fails on every message that ASGI does not allow at that point; at th
 been closed exactly once, and every place in the gate given back.
 """
 
+import asyncio
+import contextlib
 import gc
+import io
+import logging
 import weakref
 from dataclasses import dataclass, field
 
@@ -19,6 +23,7 @@ from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settin
 from asgi_closecodes.codes import may_be_sent
 from asgi_closecodes.events import SessionRefused
 from asgi_closecodes.gates import MaxSessions
+from asgi_closecodes.logs import configure_logging
 from tests.asgi import Handler, Peer, of
 
 
@@ -265,18 +270,71 @@ def test_a_server_is_only_told_what_asgi_allows_and_closed_exactly_once(
     assert referee.ended <= 1
 
 
-@pytest.mark.anyio
-async def test_a_session_that_is_over_needs_no_garbage_collector():
-    seen = []
+class _Refusing:
+    """A gate that fails, or refuses, as it is told to."""
+
+    def __init__(self, *error):
+        self.error = error
+
+    @contextlib.asynccontextmanager
+    async def admit(self, session):
+        raise self.error[0](*self.error[1:])
+        yield
+
+
+class _Dooming:
+    @contextlib.asynccontextmanager
+    async def admit(self, session):
+        await session.shed()
+        yield
+
+
+_ENDINGS = {
+    "fine": (Settings(max_sessions=1), None, None),
+    "failed": (Settings(max_sessions=1), None, lambda: ValueError("no")),
+    "failed and passed on": (Settings(reraise=True), None, lambda: ValueError("no")),
+    "closed": (Settings(max_sessions=1), None, lambda: CloseWith(4000)),
+    "cancelled": (Settings(max_sessions=1), None, asyncio.CancelledError),
+    "full": (Settings(max_sessions=0), None, None),
+    "full, by HTTP": (Settings(max_sessions=0, handshake="http"), None, None),
+    "client": (Settings(max_sessions_per_client=0), None, None),
+    "setup": (Settings(max_handshakes_in_progress=0), None, None),
+    "rate": (Settings(handshakes_per_second=0), None, None),
+    "shadow": (Settings(max_sessions=0, shadow="all"), None, None),
+    "gate failed open": (Settings(), lambda: _Refusing(ValueError, "no"), None),
+    "gate failed closed": (Settings(gate_failure="closed"), lambda: _Refusing(ValueError, "no"), None),
+    "own gate": (Settings(max_sessions=1), lambda: _Refusing(TryAgainLater), None),
+    "own gate, in a group": (Settings(max_sessions=1), lambda: _Refusing(lambda: ExceptionGroup("", [TryAgainLater()])), None),
+    "own gate, cancelled": (Settings(max_sessions=1), lambda: _Refusing(asyncio.CancelledError), None),
+    "ended in a gate": (Settings(max_sessions=1), _Dooming, None),
+}
+
+
+@pytest.mark.parametrize("ending", _ENDINGS)
+def test_a_session_that_is_over_needs_no_garbage_collector(ending, monkeypatch):
+    """What a server hands out goes with the last reference: granian closes the socket only then."""
+    settings, gate, error = _ENDINGS[ending]
 
     async def handler(scope, receive, send):
-        seen.append(weakref.ref(scope["extensions"]["closecodes"]))
-        await Handler()(scope, receive, send)
+        await receive()
+        await send({"type": "websocket.accept"})
+        if error is not None:
+            raise error()
 
+    # Not through pytest, which keeps all records.
+    monkeypatch.setattr(logging.getLogger("asgi_closecodes"), "propagate", False)
+    configure_logging("json", stream=io.StringIO(), level="DEBUG")
+
+    async def visit():
+        peer = Peer("x")
+        with contextlib.suppress(ValueError, asyncio.CancelledError):
+            await peer.visit(CloseCodeMiddleware(handler, Guard(settings, gate=gate and gate())))
+        return weakref.ref(peer)
+
+    gc.collect()
     gc.disable()
     try:
-        await Peer("x").visit(CloseCodeMiddleware(handler, Guard(Settings(max_sessions=1))))
-        assert seen[0]() is None
+        assert asyncio.run(visit())() is None
     finally:
         gc.enable()
 
