@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -32,8 +32,8 @@ class Channel:
     """Messages with data that the handler sent."""
     route: Callable[[Send], None]
     """Decide who gets the handler's data."""
-    cut_off: Callable[[Message], bool]
-    """From now on ``receive()`` returns this message, and where it waits, it returns at once.
+    cut_off: Callable[[Iterator[Message]], bool]
+    """From now on ``receive()`` returns these messages, which do not end; where it waits, it returns at once.
 
     It returns False where that could not be done now: the caller is to try once more, a little later.
     """
@@ -65,7 +65,7 @@ class Channel:
         self.route = route
 
 
-_Interruptible = tuple[Receive, Callable[[], int], Callable[[Message], bool], Callable[[], bool]]
+_Interruptible = tuple[Receive, Callable[[], int], Callable[[Iterator[Message]], bool], Callable[[], bool]]
 
 
 def _receive_on_asyncio(server_receive: Receive, heard: Callable[[Message], None]) -> _Interruptible:
@@ -76,20 +76,20 @@ def _receive_on_asyncio(server_receive: Receive, heard: Callable[[Message], None
     task is not, so that no cancellation of somebody else's is ever mistaken for this one.
     """
     received = 0
-    last_word: Message | None = None
+    farewell: Iterator[Message] | None = None
     latest: Any = _Nothing()
     earlier: list[Any] = []
 
     async def take() -> Message:
         nonlocal received
-        if last_word is not None:
-            return last_word
+        if farewell is not None:
+            return next(farewell)
         try:
             message = await server_receive()
         except asyncio.CancelledError:
-            if last_word is None or cancelled_from_outside():
+            if farewell is None or cancelled_from_outside():
                 raise
-            return last_word
+            return next(farewell)
         if message["type"] == "websocket.receive":
             received += 1
         else:
@@ -103,9 +103,9 @@ def _receive_on_asyncio(server_receive: Receive, heard: Callable[[Message], None
         latest = coroutine = take()
         return coroutine
 
-    def cut_off(message: Message) -> bool:
-        nonlocal last_word
-        last_word = message
+    def cut_off(messages: Iterator[Message]) -> bool:
+        nonlocal farewell
+        farewell = messages
         interrupted = [_interrupted(coroutine) for coroutine in (*earlier, latest) if coroutine.cr_suspended]
         return all(interrupted)
 
@@ -117,13 +117,13 @@ def _receive_on_asyncio(server_receive: Receive, heard: Callable[[Message], None
 
 def _receive_on_trio(server_receive: Receive, heard: Callable[[Message], None]) -> _Interruptible:
     received = 0
-    last_word: Message | None = None
+    farewell: Iterator[Message] | None = None
     scopes: set[anyio.CancelScope] = set()
 
     async def receive() -> Message:
         nonlocal received
-        if last_word is not None:
-            return last_word
+        if farewell is not None:
+            return next(farewell)
         message = None
         with anyio.CancelScope() as scope:
             scopes.add(scope)
@@ -132,17 +132,17 @@ def _receive_on_trio(server_receive: Receive, heard: Callable[[Message], None]) 
             finally:
                 scopes.discard(scope)
         if message is None:
-            assert last_word is not None
-            return last_word
+            assert farewell is not None
+            return next(farewell)
         if message["type"] == "websocket.receive":
             received += 1
         else:
             heard(message)
         return message
 
-    def cut_off(message: Message) -> bool:
-        nonlocal last_word
-        last_word = message
+    def cut_off(messages: Iterator[Message]) -> bool:
+        nonlocal farewell
+        farewell = messages
         for scope in scopes:
             scope.cancel()
         return True

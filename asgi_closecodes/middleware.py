@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .background import inside_event_loop
@@ -71,6 +72,9 @@ class CloseCodeMiddleware:
                 await session.run(self.app)
         except TryAgainLater as refusal:
             await session.refuse(refusal)
+        except anyio.get_cancelled_exc_class():
+            await session.abandon()  # it may have been waiting in a gate
+            raise
         return None
 
 

@@ -15,9 +15,10 @@ import math
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import chain, repeat
 from types import CodeType
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -45,6 +46,9 @@ CLOSE_TIMEOUT = 10.0
 
 CANCELLED_CLOSE_TIMEOUT = 1.0
 """Seconds that a cancelled session may take for it."""
+
+_ABANDONED = Close(CloseCode.SERVICE_RESTART)
+"""What the peer of a cancelled session is told."""
 
 HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 """What an unanswered handshake gets: accepted and closed, an HTTP response, or ASGI's plain HTTP 403."""
@@ -287,6 +291,13 @@ class Session:
             # the session until the next garbage collection, and granian's socket open as long.
             refusal.__traceback__ = refusal.__context__ = refusal.__cause__ = None
 
+    async def abandon(self) -> bool:
+        """Tell the peer of a cancelled session, within a second or not at all; return whether the server took it."""
+        word = LastWord(_ABANDONED, self._handshake_mode(), HTTPStatus.SERVICE_UNAVAILABLE)
+        with anyio.CancelScope(shield=True):
+            return await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT)
+        return False  # not reached, but a scope may swallow what leaves it, as far as types tell
+
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
         """End this session from outside of its handler with 1013; return whether it was still open.
 
@@ -320,18 +331,20 @@ class Session:
         self._ended = anyio.Event()
         self._host.leaves(self)
         code, reason = int(word.close.code), word.close.reason
-        disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
+        farewell: Iterator[Message] = repeat({"type": "websocket.disconnect", "code": code, "reason": reason})
+        if self.phase is Phase.ARRIVED:  # applications take a disconnect that comes first for a bug of the server's
+            farewell = chain([{"type": "websocket.connect"}], farewell)
         try:
             self._move(self.phase)  # what the handler sends is for us now
             if self._handler is not None:
                 self._handler.deadline = anyio.current_time() + self._host.rules.shed_grace
-            is_cut_off = self._channel.cut_off(disconnect)
+            is_cut_off = self._channel.cut_off(farewell)
             # granian sends nothing as long as a receive() waits
             for _ in range(_TURNS):
                 if self._channel is None or not self._channel.is_received_from():
                     break
                 await anyio.lowlevel.checkpoint()
-                is_cut_off = is_cut_off or self._channel is None or self._channel.cut_off(disconnect)
+                is_cut_off = is_cut_off or self._channel is None or self._channel.cut_off(farewell)
             await self._say(word)
         finally:
             self._ended.set()
@@ -366,15 +379,12 @@ class Session:
 
     async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
         facts = self.facts()
-        close = Close(CloseCode.SERVICE_RESTART)
-        word = LastWord(close, self._handshake_mode(), HTTPStatus.SERVICE_UNAVAILABLE)
         sent = False
         try:
-            with anyio.CancelScope(shield=True):
-                sent = await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT)
+            sent = await self.abandon()
         finally:
             if any(isinstance(cause, Exception) for cause in causes):  # it failed while it was cancelled
-                self.report(events.SessionFailed(facts, new_error_id(), error, close, sent))
+                self.report(events.SessionFailed(facts, new_error_id(), error, _ABANDONED, sent))
         return False
 
     async def _ended_by_failure(self, error: Exception, causes: Sequence[BaseException]) -> bool:

@@ -1,6 +1,7 @@
 """How a receive() that waits is cut off: everywhere, and never at the cost of somebody else's cancellation."""
 
 import asyncio
+from itertools import repeat
 
 import anyio
 import anyio.lowlevel
@@ -51,7 +52,7 @@ async def test_a_receive_that_waits_returns_the_last_word_and_so_do_all_later_on
         tasks.start_soon(listen)
         await anyio.wait_all_tasks_blocked()
         assert channel.is_received_from()
-        channel.cut_off(GONE)
+        channel.cut_off(repeat(GONE))
     assert heard == [GONE] * 3
     assert queue.waiting == 0
     assert not channel.is_received_from()
@@ -72,7 +73,7 @@ async def test_receives_in_several_tasks_return(queue):
                 tasks.start_soon(listen)
             await anyio.wait_all_tasks_blocked()
             assert queue.waiting == 3
-            channel.cut_off(GONE)
+            channel.cut_off(repeat(GONE))
     assert heard == [GONE] * 3
 
 
@@ -80,7 +81,7 @@ async def test_receives_in_several_tasks_return(queue):
 async def test_a_receive_that_has_not_started_yet_returns_too(queue):
     channel = channel_of(queue)
     receiving = channel.receive()
-    channel.cut_off(GONE)
+    channel.cut_off(repeat(GONE))
     with anyio.fail_after(5):
         assert await receiving == GONE
 
@@ -98,7 +99,7 @@ async def test_a_message_that_has_come_already_is_delivered_first(queue):
         tasks.start_soon(listen)
         await anyio.wait_all_tasks_blocked()
         queue.event.set()
-        channel.cut_off(GONE)
+        channel.cut_off(repeat(GONE))
     assert heard[-1] == GONE
 
 
@@ -120,7 +121,7 @@ async def test_a_cancellation_at_the_same_moment_is_not_swallowed(queue):
                     if step == "cancel":
                         scope.cancel()
                     else:
-                        channel.cut_off(GONE)
+                        channel.cut_off(repeat(GONE))
                 await anyio.sleep_forever()
         assert scope.cancelled_caught
 
@@ -141,7 +142,7 @@ def test_a_task_of_asyncio_that_is_cancelled_at_the_same_moment_stays_cancelled(
             if step == "cancel":
                 task.cancel()
             else:
-                channel.cut_off(GONE)
+                channel.cut_off(repeat(GONE))
         with pytest.raises(asyncio.CancelledError):
             await task
         assert queue.waiting == 0
@@ -163,7 +164,7 @@ def test_the_task_that_is_interrupted_is_not_cancelled():
         task = asyncio.create_task(listen())
         while not channel.is_received_from():
             await asyncio.sleep(0)
-        channel.cut_off(GONE)
+        channel.cut_off(repeat(GONE))
         assert await task == (GONE, 0)
 
     asyncio.run(main())

@@ -304,7 +304,11 @@ _ENDINGS = {
     "gate failed open": (Settings(), lambda: _Refusing(ValueError, "no"), None),
     "gate failed closed": (Settings(gate_failure="closed"), lambda: _Refusing(ValueError, "no"), None),
     "own gate": (Settings(max_sessions=1), lambda: _Refusing(TryAgainLater), None),
-    "own gate, in a group": (Settings(max_sessions=1), lambda: _Refusing(lambda: ExceptionGroup("", [TryAgainLater()])), None),
+    "own gate, in a group": (
+        Settings(max_sessions=1),
+        lambda: _Refusing(lambda: ExceptionGroup("", [TryAgainLater()])),
+        None,
+    ),
     "own gate, cancelled": (Settings(max_sessions=1), lambda: _Refusing(asyncio.CancelledError), None),
     "ended in a gate": (Settings(max_sessions=1), _Dooming, None),
 }
@@ -353,3 +357,46 @@ async def test_a_refusal_that_is_cancelled_is_reported():
         await peer.visit(app)
     assert scope.cancelled_caught
     assert len(of(SessionRefused, events)) == 1
+
+
+@pytest.mark.anyio
+async def test_a_session_that_is_cancelled_while_it_waits_in_a_gate_is_told():
+    class Slow:
+        @contextlib.asynccontextmanager
+        async def admit(self, session):
+            await anyio.sleep_forever()
+            yield
+
+    peer = Peer()
+    with anyio.move_on_after(0.01) as scope:
+        await peer.visit(CloseCodeMiddleware(Handler(), Guard(Settings(), gate=Slow())))
+    assert scope.cancelled_caught
+    assert peer.heard == ["accept", "close"]
+    assert peer.closed[0] == 1012
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_handler_that_is_shed_before_it_looks_finds_a_connect_first(waits, caplog):
+    """Starlette takes a disconnect that comes first for a bug of the server's."""
+    seen = []
+
+    async def handler(scope, receive, send):
+        if not waits:
+            await scope["extensions"]["closecodes"].shed()
+        seen.extend([await receive() for _ in range(3)])
+
+    async def stuck():
+        if not peer.sent:
+            await anyio.sleep_forever()
+
+    guard = Guard(Settings())
+    peer = Peer(point=stuck) if waits else Peer()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(peer.visit, CloseCodeMiddleware(handler, guard))
+        if waits:
+            await anyio.wait_all_tasks_blocked()
+            await next(iter(guard.sessions)).shed()
+    assert [message["type"] for message in seen] == ["websocket.connect", *["websocket.disconnect"] * 2]
+    assert peer.closed[0] == 1013
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
