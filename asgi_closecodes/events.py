@@ -15,6 +15,10 @@ Phase: TypeAlias = Literal["connecting", "open", "closed"]
 """Where a session stood: before its handshake was answered, open, or after it was closed or left."""
 
 
+NOT_OVERLOAD = frozenset({"client", "replaced", "drain"})
+"""Causes that are no sign of a process that lacks capacity."""
+
+
 @dataclass(frozen=True, slots=True)
 class SessionFacts:
     """What is known of a session at the moment of an event.
@@ -61,6 +65,8 @@ class SessionFailed:
 
     session: SessionFacts
     error_id: str
+    fingerprint: str
+    """The same for every failure of the same bug."""
     exception: BaseException
     close: Close
     close_sent: bool
@@ -99,6 +105,33 @@ class SessionRefused:
     mode: Literal["close", "http", "shadow"]
     usage: float | None = None
     limit: float | None = None
+
+    @property
+    def is_overload(self) -> bool:
+        """Whether the process lacks something, and not one client at its own limit; a drain is wanted."""
+        return self.mode != "shadow" and self.cause not in NOT_OVERLOAD
+
+
+@dataclass(frozen=True, slots=True)
+class GateSaturated:
+    """A gate that speaks for the whole process began to refuse sessions."""
+
+    gate: str
+    cause: str
+    usage: float | None
+    limit: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GateRecovered:
+    """A gate that was saturated has refused nobody for a while."""
+
+    gate: str
+    cause: str
+    refused: int
+    """Sessions that it refused."""
+    duration: float
+    """Seconds from the first to the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +206,23 @@ class SettingIgnored:
     nearest: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class LogsSuppressed:
+    """Records of one kind were counted instead of written."""
+
+    event: str
+    """Their ``event.name``."""
+    count: int
+
+
 Event: TypeAlias = (
     SessionOpened
     | SessionClosed
     | SessionFailed
     | SessionRefused
     | SessionShed
+    | GateSaturated
+    | GateRecovered
     | CloseFailed
     | CloseRepaired
     | GateFailed
@@ -188,6 +232,7 @@ Event: TypeAlias = (
     | SignalLeftAlone
     | LimitsSet
     | SettingIgnored
+    | LogsSuppressed
 )
 
 Observer: TypeAlias = Callable[[Event], None]

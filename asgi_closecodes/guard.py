@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -17,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import background, events
 from .exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
+from .fingerprint import type_name
 from .gates import AllOf, Gate, Shadow
 from .gates.base import FREE
 from .logs import LogObserver
@@ -32,6 +35,12 @@ TICK = 0.1
 
 LINGER = 15.0
 """Seconds that the looks go on after the last session, where no lifespan says whether there will be more."""
+
+RECOVERED_AFTER = 10.0
+"""Seconds without a refusal after which a gate is no longer saturated."""
+
+_MOST_GROUPS = 20
+"""Different errors that a snapshot tells of."""
 
 _AT_ONCE = 25
 """Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
@@ -75,8 +84,18 @@ class Guard:
         """Whether new sessions are refused because this process is about to stop; ask it for readiness."""
         self._leaving: set[Session] = set()
         self._tally = _Tally()
-        self._observers: list[events.Observer] = [self._tally, LogObserver(), *observers]
-        for observer in self._observers:
+        self._saturation = _Saturation(self.report)
+        # Weak, since what is left to be said at the exit of the process should not keep the guard.
+        self._logs = LogObserver(report=_weak(self.report))
+        weakref.finalize(self, self._logs.sum_up, now=True)
+        self._observers: list[events.Observer] = [
+            self._tally,
+            self._logs,
+            self._saturation,
+            self._keep_watch,
+            *observers,
+        ]
+        for observer in observers:
             if not callable(observer):
                 raise TypeError(f"observers: {observer!r} cannot be called; an observer is a function of an event")
         self._failed: set[object] = set()
@@ -119,7 +138,12 @@ class Guard:
         self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second
         if settings.shed != "never":
             self._victims.order = settings.shed
-        self._observers[1] = LogObserver(path=settings.log_path, client=settings.log_client)
+        self._logs.follow(
+            path=settings.log_path,
+            client=settings.log_client,
+            burst=settings.log_burst,
+            per_minute=settings.log_per_minute,
+        )
 
     def update(self, **changes: Any) -> None:
         """Change settings while running: ``guard.update(max_sessions=500)``. All changes are made, or none.
@@ -158,6 +182,7 @@ class Guard:
             "refusals": dict(self._tally.refusals),
             "sheds": dict(self._tally.sheds),
             "closes": dict(self._tally.closes),
+            "error_groups": self._tally.groups(),
         }
 
     async def drain(self, window: float | None = None) -> None:
@@ -264,9 +289,20 @@ class Guard:
                 yield
         finally:
             self._lifespans -= 1
+            if not self._lifespans:
+                self._logs.sum_up(now=True)
 
     def _is_needed(self) -> bool:
-        return any(_works(gate) and _limit_of(gate) is not None for gate in self.gate.gates)
+        return (
+            self._logs.has_unsaid
+            or self._saturation.is_watched
+            or any(_works(gate) and _limit_of(gate) is not None for gate in self.gate.gates)
+        )
+
+    def _keep_watch(self, event: events.Event) -> None:
+        """Have the ticker look after what an event has begun."""
+        if isinstance(event, (events.LogsSuppressed, events.GateSaturated)) and background.inside_event_loop():
+            self._tick_if_needed()
 
     def _tick_if_needed(self) -> None:
         if not self._is_ticking and self._is_needed():
@@ -283,12 +319,15 @@ class Guard:
                 await anyio.sleep(TICK)
         finally:
             self._is_ticking = False
+            self._logs.sum_up(now=True)
             for gate in self.gate.gates:
                 sensor = getattr(gate.gate if isinstance(gate, Shadow) else gate, "sensor", None)
                 if (stop := getattr(sensor, "stop", None)) is not None:
                     stop()
 
     def _tick(self) -> None:
+        self._logs.sum_up()
+        self._saturation.look()
         for gate in self.gate.gates:
             self._ask(gate, "sample")
             for session in self._ask(gate, "overdue") or ():
@@ -387,10 +426,63 @@ def _reject(returned: object) -> None:
         raise TypeError("this has to be a plain function; it is async and was not awaited")
 
 
+def _weak(report: events.Observer) -> events.Observer:
+    reference = weakref.WeakMethod(report)
+
+    def report_if_alive(event: events.Event) -> None:
+        if (method := reference()) is not None:
+            method(event)
+
+    return report_if_alive
+
+
+class _Saturation:
+    """Notices when a gate begins to refuse sessions, and when it has refused nobody for a while.
+
+    For gates that speak for the whole process; one client at its own limit is no news.
+    """
+
+    def __init__(self, report: events.Observer) -> None:
+        self._report = report
+        self._spells: dict[str, _Spell] = {}
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a gate is saturated."""
+        return bool(self._spells)
+
+    def __call__(self, event: events.Event) -> None:
+        if not isinstance(event, events.SessionRefused) or not event.is_overload:
+            return
+        now = time.monotonic()
+        if (spell := self._spells.get(event.gate)) is None:
+            spell = self._spells[event.gate] = _Spell(event.cause, now)
+            self._report(events.GateSaturated(event.gate, event.cause, event.usage, event.limit))
+        spell.refused += 1
+        spell.last = now
+
+    def look(self) -> None:
+        """Report the gates that have recovered."""
+        now = time.monotonic()
+        for gate, spell in [*self._spells.items()]:
+            if now - spell.last >= RECOVERED_AFTER:
+                del self._spells[gate]
+                self._report(events.GateRecovered(gate, spell.cause, spell.refused, spell.last - spell.first))
+
+
+@dataclass(slots=True)
+class _Spell:
+    cause: str
+    first: float
+    last: float = 0.0
+    refused: int = 0
+
+
 class _Tally:
     """Counts for :meth:`Guard.snapshot`."""
 
     def __init__(self) -> None:
+        self._groups: dict[str, dict[str, Any]] = {}  # by fingerprint, the latest last
         self.errors = 0
         self.refusals: Counter[str] = Counter()
         self.sheds: Counter[str] = Counter()
@@ -406,5 +498,19 @@ class _Tally:
                 self.sheds[cause] += 1
             case events.SessionFailed():
                 self.errors += 1
+                group = self._groups.pop(event.fingerprint, None) or {
+                    "fingerprint": event.fingerprint,
+                    "type": type_name(type(event.exception)),
+                    "count": 0,
+                }
+                group["count"] += 1
+                group.update(route=event.session.route, ref=event.error_id, last_seen=time.time())
+                self._groups[event.fingerprint] = group
+                if len(self._groups) > _MOST_GROUPS:
+                    del self._groups[next(iter(self._groups))]
             case _:
                 pass
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return what failed lately, by bug, the latest first."""
+        return [dict(group) for group in reversed(self._groups.values())]

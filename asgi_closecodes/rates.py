@@ -1,4 +1,4 @@
-"""How often something may happen: a token bucket, two numbers of state."""
+"""How often something may happen: a token bucket, or so many in a stretch of time; two numbers of state."""
 
 from __future__ import annotations
 
@@ -42,3 +42,40 @@ class Rate:
             return math.inf
         tokens = self._tokens + (self._clock() - self._at) * self.per_second
         return max(1 - tokens, 0) / self.per_second
+
+
+class Window:
+    """At most ``limit`` events in each stretch of ``seconds``; a stretch starts with the first event after the last one.
+
+    :param clock: monotonic seconds.
+    """
+
+    __slots__ = ("_clock", "_count", "_until", "limit", "seconds")
+
+    def __init__(self, limit: int, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self._clock = clock
+        self._until = -math.inf
+        self._count = 0
+
+    def take(self) -> bool:
+        """Whether one more event may happen now; if so, it counts."""
+        now = self._clock()
+        if now >= self._until:
+            self._until = now + self.seconds
+            self._count = 0
+        if self._count >= self.limit:
+            return False
+        self._count += 1
+        return True
+
+
+class Unlimited:
+    """As often as you like."""
+
+    __slots__ = ()
+
+    def take(self) -> bool:
+        """Return True."""
+        return True

@@ -40,6 +40,7 @@ from .exceptions import (
     deliberate_close,
     leaves,
 )
+from .fingerprint import fingerprint
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that the server may take to accept a close: its ``send`` waits for a peer that does not read."""
@@ -384,7 +385,7 @@ class Session:
             sent = await self.abandon()
         finally:
             if any(isinstance(cause, Exception) for cause in causes):  # it failed while it was cancelled
-                self.report(events.SessionFailed(facts, new_error_id(), error, _ABANDONED, sent))
+                self.report(events.SessionFailed(facts, new_error_id(), fingerprint(error), error, _ABANDONED, sent))
         return False
 
     async def _ended_by_failure(self, error: Exception, causes: Sequence[BaseException]) -> bool:
@@ -406,7 +407,7 @@ class Session:
                 self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
         finally:
             if not departed:
-                self.report(events.SessionFailed(facts, error_id, error, close, sent))
+                self.report(events.SessionFailed(facts, error_id, fingerprint(error), error, close, sent))
         if self.phase in _OVER:
             return departed or not rules.reraise
         return False  # the server refuses 1011: daphne sends it by itself when it sees the error

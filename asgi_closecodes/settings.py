@@ -240,6 +240,19 @@ class Settings(BaseSettings):
         default="full",
         description="`client.address` in logs: `full`, `truncated` to its /24 (IPv6: /48), `hashed`, or `off`.",
     )
+    log_burst: Annotated[Annotated[int, BeforeValidator(_not_boolean), Field(ge=1)] | None, BeforeValidator(_none)] = (
+        Field(
+            default=10,
+            description=(
+                "Equal errors that are logged one by one after a quiet time, the first always; the others are counted. "
+                "Five times as many of all kinds together. None logs every error."
+            ),
+        )
+    )
+    log_per_minute: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(_none)] = Field(
+        default=10.0,
+        description="Equal errors that are logged a minute after that. 60 times as many of all kinds together.",
+    )
 
     def __init__(self, **values: Any) -> None:
         try:

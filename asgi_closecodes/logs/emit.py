@@ -1,19 +1,25 @@
 """Events to log records: the message carries the essentials, flat dotted extras carry the rest.
 
-The exception travels as ``exc_info`` alone, so that each formatter and service renders it its own way.
+The exception travels as ``exc_info`` alone, so that each formatter and service renders it its own way. The keys are
+described by ``schema.json`` beside this file.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, Literal
+import sys
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close
+from asgi_closecodes.fingerprint import type_name
+from asgi_closecodes.rates import Rate, Unlimited, Window
 
-from .fingerprint import fingerprint, type_name
 from .redaction import one_line, raw_path, safe_client, safe_path
+from .storms import Storms
 
 # No handler is installed, not even a NullHandler: with one, an application that configures no
 # logging would lose its tracebacks; without one, Python prints warnings and errors to stderr.
@@ -22,12 +28,96 @@ _GATE = logging.getLogger("asgi_closecodes.gate")
 _SESSION = logging.getLogger("asgi_closecodes.session")
 _CONFIG = logging.getLogger("asgi_closecodes.config")
 
+_Sampler: TypeAlias = Literal["error", "refusal"]
+
+
+class _Line(NamedTuple):
+    """How an event is logged."""
+
+    name: str
+    logger: logging.Logger
+    level: int
+    sampler: _Sampler | None = None
+    """Which of the samplers may have it counted instead of written."""
+
+
+_LINES: dict[type, _Line] = {
+    events.SessionFailed: _Line("closecodes.session.exception", _ERROR, logging.ERROR, "error"),
+    events.CloseFailed: _Line("closecodes.session.close_failed", _ERROR, logging.WARNING, "error"),
+    events.CloseRepaired: _Line("closecodes.session.close_repaired", _ERROR, logging.WARNING, "error"),
+    events.GateFailed: _Line("closecodes.gate.failed", _ERROR, logging.ERROR, "error"),
+    events.CallbackFailed: _Line("closecodes.callback.failed", _ERROR, logging.ERROR, "error"),
+    events.SessionRefused: _Line("closecodes.session.refused", _GATE, logging.WARNING, "refusal"),
+    events.SessionShed: _Line("closecodes.session.shed", _GATE, logging.WARNING, "refusal"),
+    events.GateSaturated: _Line("closecodes.gate.saturated", _GATE, logging.WARNING),
+    events.GateRecovered: _Line("closecodes.gate.recovered", _GATE, logging.INFO),
+    events.DrainStarted: _Line("closecodes.drain.started", _GATE, logging.INFO),
+    events.DrainFinished: _Line("closecodes.drain.finished", _GATE, logging.INFO),
+    events.SessionOpened: _Line("closecodes.session.opened", _SESSION, logging.DEBUG),
+    events.SessionClosed: _Line("closecodes.session.closed", _SESSION, logging.DEBUG),
+    events.LimitsSet: _Line("closecodes.config.limits", _CONFIG, logging.INFO),
+    events.SettingIgnored: _Line("closecodes.config.ignored", _CONFIG, logging.WARNING),
+    events.SignalLeftAlone: _Line("closecodes.drain.unavailable", _CONFIG, logging.WARNING),
+}
+"""What is not here is not logged."""
+
+
+def _level_of(event: events.Event, line: _Line) -> int:
+    # One client at its own limit is that client's affair, a drain is wanted; a process at its limit is the operator's.
+    if isinstance(event, (events.SessionRefused, events.SessionShed)) and event.cause in events.NOT_OVERLOAD:
+        return logging.INFO
+    return line.level
+
+
+def _kind_of(event: events.Event) -> Hashable:
+    """Return what is equal for events of which a few are as good as all."""
+    match event:
+        case events.SessionFailed():
+            return event.fingerprint
+        case events.SessionRefused():
+            return events.SessionRefused, event.gate, event.cause, event.mode == "shadow"
+        case events.SessionShed():
+            return events.SessionShed, event.cause
+        case events.GateFailed():
+            return events.GateFailed, event.gate, event.step, type(event.exception)
+        case events.CloseFailed():
+            return events.CloseFailed, event.session.route, type(event.exception)
+        case events.CloseRepaired():
+            return events.CloseRepaired, event.session.route
+        case events.CallbackFailed():
+            return events.CallbackFailed, event.callback, type(event.exception)
+        case _:
+            return type(event)
+
+
+_IN_SUMMARIES = (
+    "closecodes.error.fingerprint",
+    "closecodes.gate.name",
+    "closecodes.gate.cause",
+    "closecodes.refusal.mode",
+    "closecodes.callback",
+)
+"""Keys of a record that the summary of its kind has too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What the summary of those that were counted tells of them."""
+
+    line: _Line
+    level: int
+    first: str
+    keys: dict[str, Any]
+
 
 class LogObserver:
-    """Writes each event to the standard library's logging.
+    """Writes each event to the standard library's logging, or counts it where there are too many of its kind.
 
     :param path: how ``url.path`` is logged: with what looks like a token masked, as it came, or not at all.
     :param client: how ``client.address`` is logged: whole, cut to its network, hashed, or not at all.
+    :param burst: equal errors that are written at once, None for all; of all kinds together five times as many.
+    :param per_minute: equal errors that are written a minute after that, None for all; of all kinds 60 times as many.
+    :param report: told what was counted instead of written.
     """
 
     def __init__(
@@ -35,13 +125,82 @@ class LogObserver:
         *,
         path: Literal["redacted", "raw", "off"] = "redacted",
         client: Literal["full", "truncated", "hashed", "off"] = "full",
+        burst: int | None = 10,
+        per_minute: float | None = 10.0,
+        report: Callable[[events.Event], None] | None = None,
     ) -> None:
+        self._report = report
+        self._storms: dict[_Sampler, Storms[_Kind]] = {
+            "error": Storms(Unlimited),
+            "refusal": Storms(lambda: Window(5, 10.0)),
+        }
+        self.follow(path=path, client=client, burst=burst, per_minute=per_minute)
+
+    def follow(
+        self,
+        *,
+        path: Literal["redacted", "raw", "off"],
+        client: Literal["full", "truncated", "hashed", "off"],
+        burst: int | None,
+        per_minute: float | None,
+    ) -> None:
+        """Change how events are written; what was counted stays counted."""
         self._path = path
         self._client = client
+        if burst is None or per_minute is None:
+            self._storms["error"].limit(Unlimited)
+        else:
+            self._storms["error"].limit(lambda: Rate(per_minute / 60, burst), Rate(per_minute, burst * 5))
 
     def __call__(self, event: events.Event) -> None:
-        """Write ``event``."""
-        _write(event, self)
+        """Write ``event``, or count it."""
+        line = _LINES.get(type(event))
+        if line is None or not line.logger.isEnabledFor(level := _level_of(event, line)):
+            return
+        suppressed = {}
+        if line.sampler is not None:
+            count = self._storms[line.sampler].take(_kind_of(event), lambda: self._described(event, line, level))
+            if count is None:
+                if self._report is not None:
+                    self._report(events.LogsSuppressed(line.name, 1))
+                return
+            suppressed = {f"closecodes.{line.sampler}.suppressed": count}
+        message, arguments, keys = _told(event, self)
+        _log(
+            line.logger, level, line.name, message, arguments, {**keys, **suppressed}, getattr(event, "exception", None)
+        )
+
+    @property
+    def has_unsaid(self) -> bool:
+        """Whether there are counts for :meth:`sum_up` to write."""
+        return any(storms.has_unsaid for storms in self._storms.values())
+
+    def sum_up(self, *, now: bool = False) -> None:
+        """Write what was counted instead of written.
+
+        :param now: at once; else when it is 30 s old.
+        """
+        for sampler, storms in self._storms.items():
+            for kind, count in storms.summary(now=now):
+                logger, level = (_ERROR, logging.ERROR) if sampler == "error" else (_GATE, logging.WARNING)
+                if kind is not None:
+                    logger, level = kind.line.logger, kind.level
+                _log(
+                    logger,
+                    level,
+                    f"closecodes.{sampler}s.suppressed",
+                    "%d more were counted, not written: %s",
+                    (count, "of more kinds than are told apart" if kind is None else kind.first),
+                    {
+                        "closecodes.suppressed.event": None if kind is None else kind.line.name,
+                        f"closecodes.{sampler}.suppressed": count,
+                        **({} if kind is None else kind.keys),
+                    },
+                )
+
+    def _described(self, event: events.Event, line: _Line, level: int) -> _Kind:
+        message, arguments, keys = _told(event, self)
+        return _Kind(line, level, message % arguments, {key: keys[key] for key in _IN_SUMMARIES if key in keys})
 
     def place(self, session: events.SessionFacts) -> str:
         """Return where ``session`` happens, for people: its route, else its path."""
@@ -77,13 +236,26 @@ def _log(
     level: int,
     name: str,
     message: str,
-    *arguments: object,
+    arguments: tuple[object, ...],
     keys: dict[str, Any],
     exception: BaseException | None = None,
 ) -> None:
-    extra = {"event.name": name, **{key: value for key, value in keys.items() if value is not None}}
+    extra = {"event.name": name, **_context(), **{key: value for key, value in keys.items() if value is not None}}
     exc_info = None if exception is None else (type(exception), exception, exception.__traceback__)
     logger.log(level, message, *arguments, exc_info=exc_info, extra=extra)
+
+
+def _context() -> dict[str, str]:
+    """Return what ties a record to others, where the application uses OpenTelemetry or asgi-correlation-id."""
+    found = {}
+    if (current_span := getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)) is not None:
+        span = current_span().get_span_context()
+        if span.is_valid:
+            found = {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+    if (identifier := getattr(sys.modules.get("asgi_correlation_id.context"), "correlation_id", None)) is not None:
+        if (value := identifier.get()) is not None:
+            found["correlation_id"] = one_line(str(value))[:128]
+    return found
 
 
 def _close_keys(close: Close | None) -> dict[str, Any]:
@@ -92,266 +264,216 @@ def _close_keys(close: Close | None) -> dict[str, Any]:
     return {"websocket.close.code": int(close.code), "websocket.close.reason": one_line(close.reason)}
 
 
+def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
+    return {
+        "closecodes.session.duration": round(session.duration, 6),
+        "closecodes.session.messages.received": session.received,
+        "closecodes.session.messages.sent": session.sent,
+    }
+
+
+_Told: TypeAlias = tuple[str, tuple[object, ...], dict[str, Any]]
+"""A message, its arguments, and the keys; a key whose value is None is left out."""
+
+
 @functools.singledispatch
-def _write(event: object, observer: LogObserver) -> None:
-    """Write one kind of event; what is registered for no kind is not logged."""
+def _told(event: object, observer: LogObserver) -> _Told:
+    raise NotImplementedError(type(event).__name__)
 
 
-@_write.register
-def _(event: events.SessionFailed, observer: LogObserver) -> None:
-    if not _ERROR.isEnabledFor(logging.ERROR):
-        return
-    session = event.session
-    _log(
-        _ERROR,
-        logging.ERROR,
-        "closecodes.session.exception",
-        "%s in the WebSocket handler of %s; close code %d; ref=%s",
-        type_name(type(event.exception)),
-        observer.place(session),
-        event.close.code,
-        event.error_id,
-        exception=event.exception,
-        keys={
-            **observer.keys(session),
-            **_close_keys(event.close),
-            "websocket.close.sent": event.close_sent,
-            "closecodes.error.id": event.error_id,
-            "closecodes.error.fingerprint": fingerprint(event.exception),
-            "closecodes.error.phase": session.phase,
-            "closecodes.session.duration": round(session.duration, 6),
-            "closecodes.session.messages.received": session.received,
-            "closecodes.session.messages.sent": session.sent,
-        },
-    )
+@_told.register
+def _(event: events.SessionFailed, observer: LogObserver) -> _Told:
+    kind = type_name(type(event.exception))
+    keys = {
+        **observer.keys(event.session),
+        **_close_keys(event.close),
+        "websocket.close.sent": event.close_sent,
+        "closecodes.error.id": event.error_id,
+        "closecodes.error.fingerprint": event.fingerprint,
+        "closecodes.error.phase": event.session.phase,
+        **_course_keys(event.session),
+    }
+    message = "%s in the WebSocket handler of %s; close code %d; ref=%s"
+    return message, (kind, observer.place(event.session), event.close.code, event.error_id), keys
 
 
-@_write.register
-def _(event: events.CloseFailed, observer: LogObserver) -> None:
+@_told.register
+def _(event: events.CloseFailed, observer: LogObserver) -> _Told:
     if event.exception is None:
         problem = "the server did not take it in time: the peer does not read"
     else:
         problem = f"the server raised {type_name(type(event.exception))}"
-    _log(
-        _ERROR,
-        logging.WARNING,
-        "closecodes.session.close_failed",
+    keys = {**observer.keys(event.session), **_close_keys(event.close), "websocket.close.sent": False}
+    return (
         "close code %d could not be sent for %s: %s",
-        event.close.code,
-        observer.place(event.session),
-        problem,
-        exception=event.exception,
-        keys={**observer.keys(event.session), **_close_keys(event.close), "websocket.close.sent": False},
+        (event.close.code, observer.place(event.session), problem),
+        keys,
     )
 
 
-@_write.register
-def _(event: events.CloseRepaired, observer: LogObserver) -> None:
-    _log(
-        _ERROR,
-        logging.WARNING,
-        "closecodes.session.close_repaired",
+@_told.register
+def _(event: events.CloseRepaired, observer: LogObserver) -> _Told:
+    asked = one_line(repr(event.asked)[:80])
+    return (
         "the handler of %s closed with %s, which may not be sent; sent %d instead",
-        observer.place(event.session),
-        one_line(repr(event.asked)[:80]),
-        event.close.code,
-        keys={**observer.keys(event.session), **_close_keys(event.close)},
+        (observer.place(event.session), asked, event.close.code),
+        {**observer.keys(event.session), **_close_keys(event.close)},
     )
 
 
-@_write.register
-def _(event: events.GateFailed, observer: LogObserver) -> None:
+@_told.register
+def _(event: events.GateFailed, observer: LogObserver) -> _Told:
     if event.step == "release":
         outcome = "its place may not be free again"
     else:
         outcome = "the session was admitted past it" if event.admitted else "the session was refused"
-    _log(
-        _ERROR,
-        logging.ERROR,
-        "closecodes.gate.failed",
+    return (
         "the gate %s failed (%s) with %s; %s",
-        event.gate,
-        event.step,
-        type_name(type(event.exception)),
-        outcome,
-        exception=event.exception,
-        keys={**observer.keys(event.session), "closecodes.gate.name": event.gate},
+        (event.gate, event.step, type_name(type(event.exception)), outcome),
+        {**observer.keys(event.session), "closecodes.gate.name": event.gate},
     )
 
 
-@_write.register
-def _(event: events.CallbackFailed, observer: LogObserver) -> None:
-    _log(
-        _ERROR,
-        logging.ERROR,
-        "closecodes.callback.failed",
+@_told.register
+def _(event: events.CallbackFailed, observer: LogObserver) -> _Told:
+    callback = one_line(event.callback)
+    session = observer.keys(event.session) if event.session else {}
+    return (
         "%s failed with %s",
-        one_line(event.callback),
-        type_name(type(event.exception)),
-        exception=event.exception,
-        keys={
-            **(observer.keys(event.session) if event.session else {}),
-            "closecodes.callback": one_line(event.callback),
-        },
+        (callback, type_name(type(event.exception))),
+        {**session, "closecodes.callback": callback},
     )
 
 
-def _level_of(cause: str) -> int:
-    # One client at its own limit is that client's affair, a drain is wanted; a process at its limit is the operator's.
-    return logging.INFO if cause in {"client", "replaced", "drain"} else logging.WARNING
+@_told.register
+def _(event: events.SessionRefused, observer: LogObserver) -> _Told:
+    keys = {
+        **observer.keys(event.session),
+        **_close_keys(None if event.mode == "shadow" else event.close),
+        "closecodes.gate.name": event.gate,
+        "closecodes.gate.cause": event.cause,
+        "closecodes.gate.usage": event.usage,
+        "closecodes.gate.limit": event.limit,
+        "closecodes.refusal.mode": event.mode,
+        "closecodes.refusal.retry_after": round(event.retry_after, 1),
+    }
+    place = observer.place(event.session)
+    if event.mode == "shadow":
+        return "would have refused a session of %s: %s (%s)", (place, event.gate, event.cause), keys
+    message = "refused a session of %s: %s (%s); retry after %.1f s"
+    return message, (place, event.gate, event.cause, event.retry_after), keys
 
 
-@_write.register
-def _(event: events.SessionRefused, observer: LogObserver) -> None:
-    level = _level_of(event.cause)
-    if not _GATE.isEnabledFor(level):
-        return
-    _log(
-        _GATE,
-        level,
-        "closecodes.session.refused",
-        "%s a session of %s: %s (%s)%s",
-        "would have refused" if event.mode == "shadow" else "refused",
-        observer.place(event.session),
-        event.gate,
-        event.cause,
-        "" if event.mode == "shadow" else f"; retry after {event.retry_after:.1f} s",
-        keys={
-            **observer.keys(event.session),
-            **_close_keys(None if event.mode == "shadow" else event.close),
-            "closecodes.gate.name": event.gate,
-            "closecodes.gate.cause": event.cause,
-            "closecodes.gate.usage": event.usage,
-            "closecodes.gate.limit": event.limit,
-            "closecodes.refusal.mode": event.mode,
-            "closecodes.refusal.retry_after": round(event.retry_after, 1),
-        },
-    )
-
-
-@_write.register
-def _(event: events.SessionShed, observer: LogObserver) -> None:
-    _log(
-        _GATE,
-        _level_of(event.cause),
-        "closecodes.session.shed",
+@_told.register
+def _(event: events.SessionShed, observer: LogObserver) -> _Told:
+    return (
         "shed a session of %s: %s; close code %d; retry after %.1f s",
-        observer.place(event.session),
-        event.cause,
-        event.close.code,
-        event.retry_after,
-        keys={
+        (observer.place(event.session), event.cause, event.close.code, event.retry_after),
+        {
             **observer.keys(event.session),
             **_close_keys(event.close),
             "closecodes.gate.cause": event.cause,
             "closecodes.refusal.retry_after": round(event.retry_after, 1),
-            "closecodes.session.duration": round(event.session.duration, 6),
+            **_course_keys(event.session),
         },
     )
 
 
-@_write.register
-def _(event: events.SessionOpened, observer: LogObserver) -> None:
-    if _SESSION.isEnabledFor(logging.DEBUG):
-        _log(
-            _SESSION,
-            logging.DEBUG,
-            "closecodes.session.opened",
-            "opened %s",
-            observer.place(event.session),
-            keys=observer.keys(event.session),
-        )
-
-
-@_write.register
-def _(event: events.SessionClosed, observer: LogObserver) -> None:
-    if _SESSION.isEnabledFor(logging.DEBUG):
-        session = event.session
-        _log(
-            _SESSION,
-            logging.DEBUG,
-            "closecodes.session.closed",
-            "closed %s by the %s; close code %s",
-            observer.place(session),
-            event.initiator,
-            "none" if event.close is None else event.close.code,
-            keys={
-                **observer.keys(session),
-                **_close_keys(event.close),
-                "closecodes.session.initiator": event.initiator,
-                "closecodes.session.duration": round(session.duration, 6),
-                "closecodes.session.messages.received": session.received,
-                "closecodes.session.messages.sent": session.sent,
-            },
-        )
-
-
-@_write.register
-def _(event: events.DrainStarted, observer: LogObserver) -> None:
+@_told.register
+def _(event: events.GateSaturated, observer: LogObserver) -> _Told:
     del observer
-    _log(
-        _GATE,
-        logging.INFO,
-        "closecodes.drain.started",
+    return (
+        "the gate %s refuses sessions (%s)",
+        (event.gate, event.cause),
+        {
+            "closecodes.gate.name": event.gate,
+            "closecodes.gate.cause": event.cause,
+            "closecodes.gate.usage": event.usage,
+            "closecodes.gate.limit": event.limit,
+        },
+    )
+
+
+@_told.register
+def _(event: events.GateRecovered, observer: LogObserver) -> _Told:
+    del observer
+    return (
+        "the gate %s refuses nobody any more (%s); it refused %d in %.1f s",
+        (event.gate, event.cause, event.refused, event.duration),
+        {
+            "closecodes.gate.name": event.gate,
+            "closecodes.gate.cause": event.cause,
+            "closecodes.gate.refused": event.refused,
+            "closecodes.gate.duration": round(event.duration, 3),
+        },
+    )
+
+
+@_told.register
+def _(event: events.SessionOpened, observer: LogObserver) -> _Told:
+    return "opened %s", (observer.place(event.session),), observer.keys(event.session)
+
+
+@_told.register
+def _(event: events.SessionClosed, observer: LogObserver) -> _Told:
+    keys = {
+        **observer.keys(event.session),
+        **_close_keys(event.close),
+        "closecodes.session.initiator": event.initiator,
+        **_course_keys(event.session),
+    }
+    code = "none" if event.close is None else str(int(event.close.code))
+    return "closed %s by the %s; close code %s", (observer.place(event.session), event.initiator, code), keys
+
+
+@_told.register
+def _(event: events.DrainStarted, observer: LogObserver) -> _Told:
+    del observer
+    return (
         "draining %d sessions over %.1f s; new ones are refused with 1012",
-        event.sessions,
-        event.window,
-        keys={"closecodes.drain.sessions": event.sessions, "closecodes.drain.window": event.window},
+        (event.sessions, event.window),
+        {"closecodes.drain.sessions": event.sessions, "closecodes.drain.window": event.window},
     )
 
 
-@_write.register
-def _(event: events.DrainFinished, observer: LogObserver) -> None:
+@_told.register
+def _(event: events.DrainFinished, observer: LogObserver) -> _Told:
     del observer
-    _log(
-        _GATE,
-        logging.INFO,
-        "closecodes.drain.finished",
+    return (
         "drained %d sessions in %.1f s",
-        event.sessions,
-        event.duration,
-        keys={"closecodes.drain.sessions": event.sessions, "closecodes.drain.duration": round(event.duration, 3)},
+        (event.sessions, event.duration),
+        {"closecodes.drain.sessions": event.sessions, "closecodes.drain.duration": round(event.duration, 3)},
     )
 
 
-@_write.register
-def _(event: events.SignalLeftAlone, observer: LogObserver) -> None:
+@_told.register
+def _(event: events.SignalLeftAlone, observer: LogObserver) -> _Told:
     del observer
-    _log(
-        _CONFIG,
-        logging.WARNING,
-        "closecodes.drain.unavailable",
+    return (
         "drain_on_sigterm has no effect: %s; drain before the signal instead, "
         "from an endpoint that awaits guard.drain() and that preStop or ExecStop calls",
-        event.reason,
-        keys={},
+        (event.reason,),
+        {},
     )
 
 
-@_write.register
-def _(event: events.LimitsSet, observer: LogObserver) -> None:
+@_told.register
+def _(event: events.LimitsSet, observer: LogObserver) -> _Told:
     del observer
     text = ", ".join(f"{name}={value}" for name, value in event.limits.items() if value is not None)
-    _log(
-        _CONFIG,
-        logging.INFO,
-        "closecodes.config.limits",
+    return (
         "limits %s: %s",
-        "changed" if event.changed else "set",
-        text,
-        keys={f"closecodes.limit.{name}": value for name, value in event.limits.items()},
+        ("changed" if event.changed else "set", text or "none"),
+        {f"closecodes.limit.{name}": value for name, value in event.limits.items()},
     )
 
 
-@_write.register
-def _(event: events.SettingIgnored, observer: LogObserver) -> None:
+@_told.register
+def _(event: events.SettingIgnored, observer: LogObserver) -> _Told:
     del observer
-    _log(
-        _CONFIG,
-        logging.WARNING,
-        "closecodes.config.ignored",
+    name = one_line(event.name)
+    return (
         "%s is no setting and was ignored%s",
-        one_line(event.name),
-        f"; did you mean {event.nearest}?" if event.nearest else "",
-        keys={"closecodes.config.name": one_line(event.name)},
+        (name, f"; did you mean {event.nearest}?" if event.nearest else ""),
+        {"closecodes.config.name": name},
     )

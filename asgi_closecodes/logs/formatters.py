@@ -18,7 +18,8 @@ from typing import Any, Literal, TextIO, TypeAlias
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
 
-from .fingerprint import is_library, type_name
+from asgi_closecodes.fingerprint import is_library, type_name
+
 from .redaction import one_line
 
 _Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sysconfig
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-_PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
+_PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 _LIBRARIES = tuple(
     f"{Path(path).resolve()}{os.sep}"
     for name, path in sysconfig.get_paths().items()
@@ -62,6 +63,7 @@ def _functions(trace: TracebackType | None) -> Iterator[str]:
         last = frame.f_code
 
 
+@functools.lru_cache(maxsize=4096)
 def is_library(filename: str) -> bool:
     """Whether code in ``filename`` belongs to an installed package, the standard library or this package."""
     return filename.startswith((_PACKAGE, *_LIBRARIES, "<frozen"))

@@ -1,0 +1,124 @@
+"""Which of many equal records are written; the others are counted, and the count is written later.
+
+It is decided before anything is formatted, and nothing is lost: lines and counts add up to what happened.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+MOST_KINDS = 1024
+"""Kinds that are told apart. Those beyond are one kind together, whose first is not always written."""
+
+FORGOTTEN_AFTER = 60.0
+"""Seconds after which a kind makes room for a new one, if it has nothing left to say."""
+
+SUMMARY_AFTER = 30.0
+"""Seconds after which counts are written that no further record has carried."""
+
+About = TypeVar("About")
+
+
+class Allowance(Protocol):
+    """How often something may happen; see :class:`asgi_closecodes.rates.Rate`."""
+
+    def take(self) -> bool:
+        """Whether one more may happen now; if so, it counts."""
+
+
+@dataclass(slots=True)
+class _Kind(Generic[About]):
+    about: About | None
+    allowance: Allowance
+    suppressed: int = 0
+    used_at: float = -math.inf
+
+
+class Storms(Generic[About]):
+    """Decides which records are written, by kind.
+
+    :param allowance: makes the allowance of one kind.
+    :param overall: the allowance of all kinds together, but for the first of each.
+    :param clock: monotonic seconds.
+    """
+
+    __slots__ = ("_allowance", "_clock", "_kinds", "_overall", "_rest", "_summed_up_at", "_unsaid")
+
+    def __init__(
+        self,
+        allowance: Callable[[], Allowance],
+        overall: Allowance | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._kinds: dict[Hashable, _Kind[About]] = {}  # the one that was used last is the last
+        self._unsaid: dict[Hashable, _Kind[About]] = {}
+        self._rest: _Kind[About] = _Kind(None, allowance())
+        self._summed_up_at = -math.inf
+        self.limit(allowance, overall)
+
+    def limit(self, allowance: Callable[[], Allowance], overall: Allowance | None = None) -> None:
+        """Change what is allowed; what was counted stays counted."""
+        self._allowance = allowance
+        self._overall = overall
+        for kind in (*self._kinds.values(), self._rest):
+            kind.allowance = allowance()
+
+    def take(self, key: Hashable, about: Callable[[], About]) -> int | None:
+        """Return how many of this kind were left out since the last that was written, or None to leave this out too.
+
+        :param about: called for the first of a kind, returns what its summary needs to know.
+        """
+        now = self._clock()
+        kind = self._kinds.pop(key, None)
+        if is_first := kind is None and self._has_room(now):
+            kind = _Kind(about(), self._allowance())
+        if kind is None:
+            key, kind = None, self._rest
+        else:
+            self._kinds[key] = kind
+        kind.used_at = now
+        # Both are asked, so that the first of a kind, which is always written, counts too.
+        may = kind.allowance.take()
+        may = may and (self._overall is None or self._overall.take())
+        if not (may or is_first):
+            if not self._unsaid:
+                self._summed_up_at = now
+            kind.suppressed += 1
+            self._unsaid[key] = kind
+            return None
+        self._unsaid.pop(key, None)
+        suppressed, kind.suppressed = kind.suppressed, 0
+        return suppressed
+
+    def _has_room(self, now: float) -> bool:
+        if len(self._kinds) < MOST_KINDS:
+            return True
+        oldest, kind = next(iter(self._kinds.items()))
+        if kind.suppressed or now - kind.used_at < FORGOTTEN_AFTER:
+            return False
+        del self._kinds[oldest]
+        return True
+
+    @property
+    def has_unsaid(self) -> bool:
+        """Whether there are counts that were not written yet."""
+        return bool(self._unsaid)
+
+    def summary(self, *, now: bool = False) -> Iterator[tuple[About | None, int]]:
+        """Yield what each kind is about, None for those that were not told apart, and its count.
+
+        :param now: without waiting for ``SUMMARY_AFTER``.
+        """
+        if not self._unsaid or (not now and self._clock() - self._summed_up_at < SUMMARY_AFTER):
+            return
+        self._summed_up_at = self._clock()
+        unsaid, self._unsaid = self._unsaid, {}
+        for kind in unsaid.values():
+            suppressed, kind.suppressed = kind.suppressed, 0
+            yield kind.about, suppressed
