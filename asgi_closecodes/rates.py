@@ -45,7 +45,7 @@ class Rate:
 
 
 class Window:
-    """At most ``limit`` events in each stretch of ``seconds``; a stretch starts with the first event after the last one.
+    """At most ``limit`` events in each stretch of ``seconds``, which starts with the first event after the last one.
 
     :param clock: monotonic seconds.
     """

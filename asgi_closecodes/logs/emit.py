@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from asgi_closecodes import events
@@ -19,7 +18,7 @@ from asgi_closecodes.fingerprint import type_name
 from asgi_closecodes.rates import Rate, Unlimited, Window
 
 from .redaction import one_line, raw_path, safe_client, safe_path
-from .storms import Storms
+from .storms import Key, Storms
 
 # No handler is installed, not even a NullHandler: with one, an application that configures no
 # logging would lose its tracebacks; without one, Python prints warnings and errors to stderr.
@@ -69,25 +68,26 @@ def _level_of(event: events.Event, line: _Line) -> int:
     return line.level
 
 
-def _kind_of(event: events.Event) -> Hashable:
+def _kind_of(event: events.Event) -> Key:
     """Return what is equal for events of which a few are as good as all."""
+    name = _LINES[type(event)].name
     match event:
         case events.SessionFailed():
-            return event.fingerprint
+            return name, event.fingerprint
         case events.SessionRefused():
-            return events.SessionRefused, event.gate, event.cause, event.mode == "shadow"
+            return name, (event.gate, event.cause, event.mode == "shadow")
         case events.SessionShed():
-            return events.SessionShed, event.cause
+            return name, event.cause
         case events.GateFailed():
-            return events.GateFailed, event.gate, event.step, type(event.exception)
+            return name, (event.gate, event.step, type(event.exception))
         case events.CloseFailed():
-            return events.CloseFailed, event.session.route, type(event.exception)
+            return name, (event.session.route, type(event.exception))
         case events.CloseRepaired():
-            return events.CloseRepaired, event.session.route
+            return name, event.session.route
         case events.CallbackFailed():
-            return events.CallbackFailed, event.callback, type(event.exception)
+            return name, (event.callback, type(event.exception))
         case _:
-            return type(event)
+            return name, None
 
 
 _IN_SUMMARIES = (
@@ -100,8 +100,15 @@ _IN_SUMMARIES = (
 """Keys of a record that the summary of its kind has too."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
+class _Told(NamedTuple):
+    """What a record says: a message, its arguments, and the keys; a key whose value is None is left out."""
+
+    message: str
+    arguments: tuple[object, ...]
+    keys: dict[str, Any]
+
+
+class _Kind(NamedTuple):
     """What the summary of those that were counted tells of them."""
 
     line: _Line
@@ -157,7 +164,7 @@ class LogObserver:
         line = _LINES.get(type(event))
         if line is None or not line.logger.isEnabledFor(level := _level_of(event, line)):
             return
-        suppressed = {}
+        suppressed: dict[str, Any] = {}
         if line.sampler is not None:
             count = self._storms[line.sampler].take(_kind_of(event), lambda: self._described(event, line, level))
             if count is None:
@@ -165,10 +172,9 @@ class LogObserver:
                     self._report(events.LogsSuppressed(line.name, 1))
                 return
             suppressed = {f"closecodes.{line.sampler}.suppressed": count}
-        message, arguments, keys = _told(event, self)
-        _log(
-            line.logger, level, line.name, message, arguments, {**keys, **suppressed}, getattr(event, "exception", None)
-        )
+        told = _told(event, self)
+        told.keys.update(suppressed)
+        _log(line.logger, level, line.name, told, getattr(event, "exception", None))
 
     @property
     def has_unsaid(self) -> bool:
@@ -181,22 +187,15 @@ class LogObserver:
         :param now: at once; else when it is 30 s old.
         """
         for sampler, storms in self._storms.items():
-            for kind, count in storms.summary(now=now):
-                logger, level = (_ERROR, logging.ERROR) if sampler == "error" else (_GATE, logging.WARNING)
-                if kind is not None:
-                    logger, level = kind.line.logger, kind.level
-                _log(
-                    logger,
-                    level,
-                    f"closecodes.{sampler}s.suppressed",
-                    "%d more were counted, not written: %s",
-                    (count, "of more kinds than are told apart" if kind is None else kind.first),
-                    {
-                        "closecodes.suppressed.event": None if kind is None else kind.line.name,
-                        f"closecodes.{sampler}.suppressed": count,
-                        **({} if kind is None else kind.keys),
-                    },
-                )
+            for kind, is_rest, count in storms.summary(now=now):
+                keys = {
+                    "closecodes.suppressed.event": kind.line.name,
+                    f"closecodes.{sampler}.suppressed": count,
+                    **({} if is_rest else kind.keys),
+                }
+                what = "other kinds of " + kind.line.name if is_rest else kind.first
+                told = _Told("%d more were counted, not written: %s", (count, what), keys)
+                _log(kind.line.logger, kind.level, f"closecodes.{sampler}s.suppressed", told)
 
     def _described(self, event: events.Event, line: _Line, level: int) -> _Kind:
         message, arguments, keys = _told(event, self)
@@ -231,18 +230,10 @@ class LogObserver:
         }
 
 
-def _log(
-    logger: logging.Logger,
-    level: int,
-    name: str,
-    message: str,
-    arguments: tuple[object, ...],
-    keys: dict[str, Any],
-    exception: BaseException | None = None,
-) -> None:
-    extra = {"event.name": name, **_context(), **{key: value for key, value in keys.items() if value is not None}}
+def _log(logger: logging.Logger, level: int, name: str, told: _Told, exception: BaseException | None = None) -> None:
+    extra = {"event.name": name, **_context(), **{key: value for key, value in told.keys.items() if value is not None}}
     exc_info = None if exception is None else (type(exception), exception, exception.__traceback__)
-    logger.log(level, message, *arguments, exc_info=exc_info, extra=extra)
+    logger.log(level, told.message, *told.arguments, exc_info=exc_info, extra=extra)
 
 
 def _context() -> dict[str, str]:
@@ -252,9 +243,9 @@ def _context() -> dict[str, str]:
         span = current_span().get_span_context()
         if span.is_valid:
             found = {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
-    if (identifier := getattr(sys.modules.get("asgi_correlation_id.context"), "correlation_id", None)) is not None:
-        if (value := identifier.get()) is not None:
-            found["correlation_id"] = one_line(str(value))[:128]
+    correlation = getattr(sys.modules.get("asgi_correlation_id.context"), "correlation_id", None)
+    if correlation is not None and (identifier := correlation.get()) is not None:
+        found["correlation_id"] = one_line(str(identifier))[:128]
     return found
 
 
@@ -270,10 +261,6 @@ def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
         "closecodes.session.messages.received": session.received,
         "closecodes.session.messages.sent": session.sent,
     }
-
-
-_Told: TypeAlias = tuple[str, tuple[object, ...], dict[str, Any]]
-"""A message, its arguments, and the keys; a key whose value is None is left out."""
 
 
 @functools.singledispatch
@@ -294,7 +281,7 @@ def _(event: events.SessionFailed, observer: LogObserver) -> _Told:
         **_course_keys(event.session),
     }
     message = "%s in the WebSocket handler of %s; close code %d; ref=%s"
-    return message, (kind, observer.place(event.session), event.close.code, event.error_id), keys
+    return _Told(message, (kind, observer.place(event.session), event.close.code, event.error_id), keys)
 
 
 @_told.register
@@ -304,7 +291,7 @@ def _(event: events.CloseFailed, observer: LogObserver) -> _Told:
     else:
         problem = f"the server raised {type_name(type(event.exception))}"
     keys = {**observer.keys(event.session), **_close_keys(event.close), "websocket.close.sent": False}
-    return (
+    return _Told(
         "close code %d could not be sent for %s: %s",
         (event.close.code, observer.place(event.session), problem),
         keys,
@@ -314,7 +301,7 @@ def _(event: events.CloseFailed, observer: LogObserver) -> _Told:
 @_told.register
 def _(event: events.CloseRepaired, observer: LogObserver) -> _Told:
     asked = one_line(repr(event.asked)[:80])
-    return (
+    return _Told(
         "the handler of %s closed with %s, which may not be sent; sent %d instead",
         (observer.place(event.session), asked, event.close.code),
         {**observer.keys(event.session), **_close_keys(event.close)},
@@ -327,7 +314,7 @@ def _(event: events.GateFailed, observer: LogObserver) -> _Told:
         outcome = "its place may not be free again"
     else:
         outcome = "the session was admitted past it" if event.admitted else "the session was refused"
-    return (
+    return _Told(
         "the gate %s failed (%s) with %s; %s",
         (event.gate, event.step, type_name(type(event.exception)), outcome),
         {**observer.keys(event.session), "closecodes.gate.name": event.gate},
@@ -338,7 +325,7 @@ def _(event: events.GateFailed, observer: LogObserver) -> _Told:
 def _(event: events.CallbackFailed, observer: LogObserver) -> _Told:
     callback = one_line(event.callback)
     session = observer.keys(event.session) if event.session else {}
-    return (
+    return _Told(
         "%s failed with %s",
         (callback, type_name(type(event.exception))),
         {**session, "closecodes.callback": callback},
@@ -359,14 +346,14 @@ def _(event: events.SessionRefused, observer: LogObserver) -> _Told:
     }
     place = observer.place(event.session)
     if event.mode == "shadow":
-        return "would have refused a session of %s: %s (%s)", (place, event.gate, event.cause), keys
+        return _Told("would have refused a session of %s: %s (%s)", (place, event.gate, event.cause), keys)
     message = "refused a session of %s: %s (%s); retry after %.1f s"
-    return message, (place, event.gate, event.cause, event.retry_after), keys
+    return _Told(message, (place, event.gate, event.cause, event.retry_after), keys)
 
 
 @_told.register
 def _(event: events.SessionShed, observer: LogObserver) -> _Told:
-    return (
+    return _Told(
         "shed a session of %s: %s; close code %d; retry after %.1f s",
         (observer.place(event.session), event.cause, event.close.code, event.retry_after),
         {
@@ -382,7 +369,7 @@ def _(event: events.SessionShed, observer: LogObserver) -> _Told:
 @_told.register
 def _(event: events.GateSaturated, observer: LogObserver) -> _Told:
     del observer
-    return (
+    return _Told(
         "the gate %s refuses sessions (%s)",
         (event.gate, event.cause),
         {
@@ -397,7 +384,7 @@ def _(event: events.GateSaturated, observer: LogObserver) -> _Told:
 @_told.register
 def _(event: events.GateRecovered, observer: LogObserver) -> _Told:
     del observer
-    return (
+    return _Told(
         "the gate %s refuses nobody any more (%s); it refused %d in %.1f s",
         (event.gate, event.cause, event.refused, event.duration),
         {
@@ -411,7 +398,7 @@ def _(event: events.GateRecovered, observer: LogObserver) -> _Told:
 
 @_told.register
 def _(event: events.SessionOpened, observer: LogObserver) -> _Told:
-    return "opened %s", (observer.place(event.session),), observer.keys(event.session)
+    return _Told("opened %s", (observer.place(event.session),), observer.keys(event.session))
 
 
 @_told.register
@@ -423,13 +410,13 @@ def _(event: events.SessionClosed, observer: LogObserver) -> _Told:
         **_course_keys(event.session),
     }
     code = "none" if event.close is None else str(int(event.close.code))
-    return "closed %s by the %s; close code %s", (observer.place(event.session), event.initiator, code), keys
+    return _Told("closed %s by the %s; close code %s", (observer.place(event.session), event.initiator, code), keys)
 
 
 @_told.register
 def _(event: events.DrainStarted, observer: LogObserver) -> _Told:
     del observer
-    return (
+    return _Told(
         "draining %d sessions over %.1f s; new ones are refused with 1012",
         (event.sessions, event.window),
         {"closecodes.drain.sessions": event.sessions, "closecodes.drain.window": event.window},
@@ -439,7 +426,7 @@ def _(event: events.DrainStarted, observer: LogObserver) -> _Told:
 @_told.register
 def _(event: events.DrainFinished, observer: LogObserver) -> _Told:
     del observer
-    return (
+    return _Told(
         "drained %d sessions in %.1f s",
         (event.sessions, event.duration),
         {"closecodes.drain.sessions": event.sessions, "closecodes.drain.duration": round(event.duration, 3)},
@@ -449,7 +436,7 @@ def _(event: events.DrainFinished, observer: LogObserver) -> _Told:
 @_told.register
 def _(event: events.SignalLeftAlone, observer: LogObserver) -> _Told:
     del observer
-    return (
+    return _Told(
         "drain_on_sigterm has no effect: %s; drain before the signal instead, "
         "from an endpoint that awaits guard.drain() and that preStop or ExecStop calls",
         (event.reason,),
@@ -461,7 +448,7 @@ def _(event: events.SignalLeftAlone, observer: LogObserver) -> _Told:
 def _(event: events.LimitsSet, observer: LogObserver) -> _Told:
     del observer
     text = ", ".join(f"{name}={value}" for name, value in event.limits.items() if value is not None)
-    return (
+    return _Told(
         "limits %s: %s",
         ("changed" if event.changed else "set", text or "none"),
         {f"closecodes.limit.{name}": value for name, value in event.limits.items()},
@@ -472,7 +459,7 @@ def _(event: events.LimitsSet, observer: LogObserver) -> _Told:
 def _(event: events.SettingIgnored, observer: LogObserver) -> _Told:
     del observer
     name = one_line(event.name)
-    return (
+    return _Told(
         "%s is no setting and was ignored%s",
         (name, f"; did you mean {event.nearest}?" if event.nearest else ""),
         {"closecodes.config.name": name},

@@ -9,16 +9,19 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 MOST_KINDS = 1024
-"""Kinds that are told apart. Those beyond are one kind together, whose first is not always written."""
+"""Kinds that are told apart. Those beyond are one kind together, for each first part of their keys."""
 
 FORGOTTEN_AFTER = 60.0
 """Seconds after which a kind makes room for a new one, if it has nothing left to say."""
 
 SUMMARY_AFTER = 30.0
 """Seconds after which counts are written that no further record has carried."""
+
+Key: TypeAlias = tuple[Hashable, Hashable]
+"""What is equal for records of one kind; the first part is what a kind beyond ``MOST_KINDS`` is still known by."""
 
 About = TypeVar("About")
 
@@ -32,8 +35,9 @@ class Allowance(Protocol):
 
 @dataclass(slots=True)
 class _Kind(Generic[About]):
-    about: About | None
+    about: About
     allowance: Allowance
+    is_rest: bool
     suppressed: int = 0
     used_at: float = -math.inf
 
@@ -46,7 +50,7 @@ class Storms(Generic[About]):
     :param clock: monotonic seconds.
     """
 
-    __slots__ = ("_allowance", "_clock", "_kinds", "_overall", "_rest", "_summed_up_at", "_unsaid")
+    __slots__ = ("_allowance", "_clock", "_kinds", "_overall", "_summed_up_at", "_unsaid")
 
     def __init__(
         self,
@@ -58,7 +62,6 @@ class Storms(Generic[About]):
         self._clock = clock
         self._kinds: dict[Hashable, _Kind[About]] = {}  # the one that was used last is the last
         self._unsaid: dict[Hashable, _Kind[About]] = {}
-        self._rest: _Kind[About] = _Kind(None, allowance())
         self._summed_up_at = -math.inf
         self.limit(allowance, overall)
 
@@ -66,33 +69,34 @@ class Storms(Generic[About]):
         """Change what is allowed; what was counted stays counted."""
         self._allowance = allowance
         self._overall = overall
-        for kind in (*self._kinds.values(), self._rest):
+        for kind in self._kinds.values():
             kind.allowance = allowance()
 
-    def take(self, key: Hashable, about: Callable[[], About]) -> int | None:
+    def take(self, key: Key, about: Callable[[], About]) -> int | None:
         """Return how many of this kind were left out since the last that was written, or None to leave this out too.
 
         :param about: called for the first of a kind, returns what its summary needs to know.
         """
         now = self._clock()
-        kind = self._kinds.pop(key, None)
-        if is_first := kind is None and self._has_room(now):
-            kind = _Kind(about(), self._allowance())
-        if kind is None:
-            key, kind = None, self._rest
-        else:
-            self._kinds[key] = kind
+        place: Hashable = key
+        kind = self._kinds.pop(place, None)
+        if kind is None and not self._has_room(now):
+            place = key[0]
+            kind = self._kinds.pop(place, None)
+        if is_first := kind is None:
+            kind = _Kind(about(), self._allowance(), is_rest=place is not key)
+        self._kinds[place] = kind
         kind.used_at = now
-        # Both are asked, so that the first of a kind, which is always written, counts too.
+        # The first of a kind, which is always written, counts too.
         may = kind.allowance.take()
         may = may and (self._overall is None or self._overall.take())
         if not (may or is_first):
             if not self._unsaid:
                 self._summed_up_at = now
             kind.suppressed += 1
-            self._unsaid[key] = kind
+            self._unsaid[place] = kind
             return None
-        self._unsaid.pop(key, None)
+        self._unsaid.pop(place, None)
         suppressed, kind.suppressed = kind.suppressed, 0
         return suppressed
 
@@ -110,8 +114,8 @@ class Storms(Generic[About]):
         """Whether there are counts that were not written yet."""
         return bool(self._unsaid)
 
-    def summary(self, *, now: bool = False) -> Iterator[tuple[About | None, int]]:
-        """Yield what each kind is about, None for those that were not told apart, and its count.
+    def summary(self, *, now: bool = False) -> Iterator[tuple[About, bool, int]]:
+        """Yield for each kind that was left out what it is about, whether it is one of many others, and its count.
 
         :param now: without waiting for ``SUMMARY_AFTER``.
         """
@@ -121,4 +125,4 @@ class Storms(Generic[About]):
         unsaid, self._unsaid = self._unsaid, {}
         for kind in unsaid.values():
             suppressed, kind.suppressed = kind.suppressed, 0
-            yield kind.about, suppressed
+            yield kind.about, kind.is_rest, suppressed
