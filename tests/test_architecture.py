@@ -29,8 +29,8 @@ MAY_KNOW = {
     "shedding": {"session"},
     "sigterm": {"background", "channel", "events"},
     "guard": {
-        *("background", "events", "exceptions", "gates", "logs", "rates", "retry", "session", "settings"),
-        *("shedding", "sigterm"),
+        *("background", "events", "exceptions", "fingerprint", "gates", "logs", "rates", "retry", "session"),
+        *("settings", "shedding", "sigterm"),
     },
     "middleware": {"background", "events", "exceptions", "gates", "guard", "settings"},
     "__init__": {"codes", "exceptions", "guard", "middleware", "session", "settings"},
@@ -94,7 +94,7 @@ def test_public_names_are_there():
                 "Pressure Sensor Shadow client_network"
             ),
         ),
-        (logs, "ConsoleFormatter JsonFormatter LogObserver configure_logging"),
+        (logs, "ConsoleFormatter JsonFormatter LOGGING LogObserver NoQueryString configure_logging"),
     ],
 )
 def test_public_names_neither_come_nor_go_by_accident(module, names):

@@ -238,6 +238,7 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
             "refusals": {},
             "sheds": {},
             "closes": {},
+            "error_groups": [],
             **rest,
         }
 
@@ -257,7 +258,12 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
     after = expected(
         0, errors=1, refusals={"full": 1}, sheds={"why": 1, "drain": 2}, closes={1013: 1, 1011: 1, 1012: 2}
     )
-    assert guard.snapshot() == {**after, "draining": True}
+    snapshot = guard.snapshot()
+    [group] = snapshot["error_groups"]
+    assert is_plain(snapshot)
+    assert (group["type"], group["count"]) == ("ValueError", 1)
+    assert re.fullmatch("[0-9a-f]{12} [0-9A-Z]{12}", f"{group['fingerprint']} {group['ref']}")
+    assert snapshot == {**after, "draining": True, "error_groups": [group]}
     await Peer().visit(crashing)
     assert guard.snapshot()["refusals"] == {"full": 1, "drain": 1}
 

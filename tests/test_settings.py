@@ -99,6 +99,8 @@ GOOD = {
     "debug": SWITCH,
     "log_path": words("redacted", "raw", "off"),
     "log_client": words("full", "truncated", "hashed", "off"),
+    "log_burst": [*NO_LIMIT, (1, 1), ("1", 1), (7, 7), ("7", 7)],
+    "log_per_minute": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
 }
 
 NO_NUMBERS = [True, False, math.nan, math.inf, -math.inf, "nan", "inf", "-inf", "lots", "1,5", [], {}, object()]
@@ -138,6 +140,8 @@ BAD = {
     "debug": NO_SWITCH,
     "log_path": [*NO_WORD, "full"],
     "log_client": [*NO_WORD, "redacted"],
+    "log_burst": [*NO_COUNT, 0, "0"],
+    "log_per_minute": [*NO_NUMBERS, *NEGATIVE],
 }
 
 

@@ -1,6 +1,8 @@
 """Events as records of the standard library's ``logging``, and formatters for them."""
 
+from .config import LOGGING, configure_logging
 from .emit import LogObserver
-from .formatters import ConsoleFormatter, JsonFormatter, configure_logging
+from .formatters import ConsoleFormatter, JsonFormatter
+from .redaction import NoQueryString
 
-__all__ = ["ConsoleFormatter", "JsonFormatter", "LogObserver", "configure_logging"]
+__all__ = ["LOGGING", "ConsoleFormatter", "JsonFormatter", "LogObserver", "NoQueryString", "configure_logging"]

@@ -8,12 +8,10 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import os
 import re
-import sys
 import traceback
 from types import TracebackType
-from typing import Any, Literal, TextIO, TypeAlias
+from typing import Any, TypeAlias
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
@@ -155,42 +153,3 @@ class ConsoleFormatter(logging.Formatter):
 
     def _painted(self, colour: str, text: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
-
-
-class _Handler(logging.StreamHandler[TextIO]):
-    """Told from handlers of the application, so that a second call replaces the first one's."""
-
-
-def configure_logging(
-    format: Literal["auto", "json", "console"] = "auto",  # noqa: A002 - the word that logging uses
-    *,
-    level: int | str = "INFO",
-    stream: TextIO | None = None,
-    logger: str = "asgi_closecodes",
-) -> None:
-    """Write the records of ``logger`` to ``stream``. Calling it again replaces what it set before.
-
-    :param format: ``json``, ``console``, or ``auto``: the console form on a terminal, else JSON.
-    :param level: the least severe level to write, by name or number.
-    :param stream: by default ``sys.stderr`` as it is now.
-    :param logger: the logger's name; "" is the root, for all of the process's records.
-    :raises ValueError: for a format or a level that does not exist.
-    """
-    stream = sys.stderr if stream is None else stream
-    if format not in {"auto", "json", "console"}:
-        raise ValueError(f"format={format!r} is not known; use 'auto', 'json' or 'console'")
-    if isinstance(level, str) and level.upper() not in logging.getLevelNamesMapping():
-        raise ValueError(f"level={level!r} is not known; use one of {', '.join(logging.getLevelNamesMapping())}")
-    terminal = stream.isatty()
-    handler = _Handler(stream)
-    if format == "json" or (format == "auto" and not terminal):
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(ConsoleFormatter(colours=terminal and not os.environ.get("NO_COLOR")))
-    target = logging.getLogger(logger)
-    for earlier in [h for h in target.handlers if isinstance(h, _Handler)]:
-        target.removeHandler(earlier)
-    target.addHandler(handler)
-    target.setLevel(level.upper() if isinstance(level, str) else level)
-    if logger:
-        target.propagate = False  # or a configured root logger would write every record a second time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import logging
 import os
 import re
 import unicodedata
@@ -72,3 +73,20 @@ def one_line(text: str) -> str:
 
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
+
+
+class NoQueryString(logging.Filter):
+    """Cuts the query string off the paths in uvicorn's own records, and escapes what could forge a line there.
+
+    For the loggers ``uvicorn.error`` (where uvicorn writes each WebSocket) and ``uvicorn.access``.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change ``record``, and let it pass."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(_without_query(part) if isinstance(part, str) else part for part in record.args)
+        return True
+
+
+def _without_query(text: str) -> str:
+    return one_line(text.partition("?")[0] if text.startswith("/") else text)

@@ -101,12 +101,11 @@ class Storms(Generic[About]):
         return suppressed
 
     def _has_room(self, now: float) -> bool:
-        if len(self._kinds) < MOST_KINDS:
-            return True
-        oldest, kind = next(iter(self._kinds.items()))
-        if kind.suppressed or now - kind.used_at < FORGOTTEN_AFTER:
-            return False
-        del self._kinds[oldest]
+        while len(self._kinds) >= MOST_KINDS:
+            oldest, kind = next(iter(self._kinds.items()))
+            if kind.suppressed or now - kind.used_at < FORGOTTEN_AFTER:
+                return False
+            del self._kinds[oldest]
         return True
 
     @property

@@ -1,0 +1,80 @@
+"""Two ways to have the records written: a call, and a configuration for ``logging.config.dictConfig``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any, Literal, TextIO
+
+from .formatters import ConsoleFormatter, JsonFormatter
+from .redaction import NoQueryString
+
+UVICORN = ("uvicorn.error", "uvicorn.access")
+"""The loggers in whose records uvicorn prints query strings."""
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "json": {"()": "asgi_closecodes.logs.JsonFormatter"},
+        "console": {"()": "asgi_closecodes.logs.ConsoleFormatter"},
+    },
+    "filters": {"no_query_string": {"()": "asgi_closecodes.logs.NoQueryString"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    "loggers": {
+        "uvicorn.error": {"level": "INFO", "filters": ["no_query_string"]},
+        "uvicorn.access": {"level": "INFO", "filters": ["no_query_string"]},
+    },
+}
+"""For :func:`logging.config.dictConfig`: all records of the process as JSON lines on stderr.
+
+The files ``uvicorn.json`` and ``uvicorn.yaml`` beside this module say the same, for ``uvicorn --log-config``;
+``python -m asgi_closecodes.logs`` prints where they are.
+"""
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Told from handlers of the application, so that a second call replaces the first one's."""
+
+
+def configure_logging(
+    format: Literal["auto", "json", "console"] = "auto",  # noqa: A002 - the word that logging uses
+    *,
+    level: int | str = "INFO",
+    stream: TextIO | None = None,
+    logger: str = "asgi_closecodes",
+) -> None:
+    """Write the records of ``logger`` to ``stream``. Calling it again replaces what it set before.
+
+    uvicorn's own records lose their query strings, see :class:`NoQueryString`.
+
+    :param format: ``json``, ``console``, or ``auto``: the console form on a terminal, else JSON.
+    :param level: the least severe level to write, by name or number.
+    :param stream: by default ``sys.stderr`` as it is now.
+    :param logger: the logger's name; "" is the root, for all of the process's records.
+    :raises ValueError: for a format or a level that does not exist.
+    """
+    stream = sys.stderr if stream is None else stream
+    if format not in {"auto", "json", "console"}:
+        raise ValueError(f"format={format!r} is not known; use 'auto', 'json' or 'console'")
+    if isinstance(level, str) and level.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(f"level={level!r} is not known; use one of {', '.join(logging.getLevelNamesMapping())}")
+    terminal = stream.isatty()
+    handler = _Handler(stream)
+    if format == "json" or (format == "auto" and not terminal):
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(ConsoleFormatter(colours=terminal and not os.environ.get("NO_COLOR")))
+    target = logging.getLogger(logger)
+    for earlier in [h for h in target.handlers if isinstance(h, _Handler)]:
+        target.removeHandler(earlier)
+    target.addHandler(handler)
+    target.setLevel(level.upper() if isinstance(level, str) else level)
+    if logger:
+        target.propagate = False  # or a configured root logger would write every record a second time
+    for name in UVICORN:
+        theirs = logging.getLogger(name)
+        if not any(isinstance(kept, NoQueryString) for kept in theirs.filters):
+            theirs.addFilter(NoQueryString())

@@ -1,0 +1,130 @@
+"""However many there are, lines and counts add up."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_closecodes.logs import storms
+from asgi_closecodes.logs.storms import FORGOTTEN_AFTER, SUMMARY_AFTER, Storms
+from asgi_closecodes.rates import Rate, Unlimited, Window
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def limited(clock, *, burst=10, per_minute=10, overall=50):
+    return Storms(
+        lambda: Rate(per_minute / 60, burst, clock=clock), Rate(per_minute, overall, clock=clock), clock=clock
+    )
+
+
+def take(tested, *key):
+    return tested.take(key, lambda: key)
+
+
+def test_the_first_ten_are_written_then_ten_a_minute_each_with_the_count_of_those_before_it():
+    clock = Clock()
+    tested = limited(clock)
+    assert [take(tested, "error", "a") for _ in range(15)] == [0] * 10 + [None] * 5
+    clock.now += 6
+    assert [take(tested, "error", "a") for _ in range(2)] == [5, None]
+    clock.now += 600
+    assert [take(tested, "error", "a") for _ in range(11)] == [1] + [0] * 9 + [None]
+
+
+def test_the_first_of_a_kind_is_written_however_many_others_there_are():
+    tested = limited(Clock())
+    assert {take(tested, "error", number) for number in range(1000)} == {0}
+    assert take(tested, "error", 0) is None
+
+
+def test_what_no_record_has_carried_is_summed_up():
+    clock = Clock()
+    tested = limited(clock)
+    for kind in "a" * 13 + "b" * 10:
+        take(tested, "error", kind)
+    assert tested.has_unsaid
+    clock.now += SUMMARY_AFTER - 1
+    assert list(tested.summary()) == []
+    clock.now += 1
+    assert list(tested.summary()) == [(("error", "a"), False, 3)]
+    assert not tested.has_unsaid
+    assert list(tested.summary(now=True)) == []
+
+
+def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
+    monkeypatch.setattr(storms, "MOST_KINDS", 5)
+    tested = limited(Clock())
+    written = [take(tested, name, number) for number in range(20) for name in ("error", "refusal")]
+    assert written.count(0) == 5 + 2 * 10
+    counts = {about[0]: (is_rest, count) for about, is_rest, count in tested.summary(now=True)}
+    assert counts == {"error": (True, 7), "refusal": (True, 8)}
+
+
+def test_a_kind_that_has_been_quiet_makes_room(monkeypatch):
+    monkeypatch.setattr(storms, "MOST_KINDS", 5)
+    clock = Clock()
+    tested = limited(clock, burst=1)
+    for number in range(5):
+        take(tested, "error", number)
+    take(tested, "error", 0)
+    clock.now += FORGOTTEN_AFTER + 1
+    assert take(tested, "error", 99) == 0
+    assert take(tested, "error", 99) is None  # as itself: it has an allowance of its own
+    assert Counter(about for about, _, _ in tested.summary(now=True)) == {("error", 0): 1, ("error", 99): 1}
+
+
+def test_limits_may_change_and_what_was_counted_stays_counted():
+    clock = Clock()
+    tested = limited(clock, burst=1)
+    assert [take(tested, "error", "a") for _ in range(3)] == [0, None, None]
+    tested.limit(Unlimited)
+    assert [take(tested, "error", "a") for _ in range(3)] == [2, 0, 0]
+
+
+@pytest.mark.parametrize("most", [1, 3, 1024])
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from("ex"), st.integers(0, 6)),
+            st.floats(0, 70),
+            st.sampled_from(["look", "now", "wide", "narrow", "window"]),
+        ),
+        max_size=200,
+    )
+)
+def test_lines_and_counts_add_up(most, steps):
+    clock = Clock()
+    tested = limited(clock, burst=2)
+    happened, told = Counter(), Counter()
+    before, storms.MOST_KINDS = storms.MOST_KINDS, most
+    try:
+        for step in [*steps, "now"]:
+            match step:
+                case (name, number):
+                    happened[name] += 1
+                    count = tested.take((name, number), lambda name=name: name)
+                    told[name] += 0 if count is None else 1 + count
+                case float():
+                    clock.now += step
+                case "look" | "now":
+                    for name, _, count in tested.summary(now=step == "now"):
+                        assert count > 0
+                        told[name] += count
+                case "wide":
+                    tested.limit(Unlimited)
+                case "narrow":
+                    tested.limit(lambda: Rate(0.01, 1, clock=clock), Rate(1, 2, clock=clock))
+                case "window":
+                    tested.limit(lambda: Window(2, 10.0, clock=clock))
+            assert len(tested._kinds) <= most + 2
+    finally:
+        storms.MOST_KINDS = before
+    assert +told == +happened
