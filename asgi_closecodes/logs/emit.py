@@ -272,12 +272,13 @@ def _told(event: object, observer: LogObserver) -> _Told:
 def _(event: events.SessionFailed, observer: LogObserver) -> _Told:
     kind = type_name(type(event.exception))
     keys = {
-        **observer.keys(event.session),
-        **_close_keys(event.close),
-        "websocket.close.sent": event.close_sent,
+        # The most telling ones first: Sentry keeps ten.
         "closecodes.error.id": event.error_id,
         "closecodes.error.fingerprint": event.fingerprint,
         "closecodes.error.phase": event.session.phase,
+        **_close_keys(event.close),
+        "websocket.close.sent": event.close_sent,
+        **observer.keys(event.session),
         **_course_keys(event.session),
     }
     message = "%s in the WebSocket handler of %s; close code %d; ref=%s"
@@ -335,14 +336,14 @@ def _(event: events.CallbackFailed, observer: LogObserver) -> _Told:
 @_told.register
 def _(event: events.SessionRefused, observer: LogObserver) -> _Told:
     keys = {
-        **observer.keys(event.session),
-        **_close_keys(None if event.mode == "shadow" else event.close),
         "closecodes.gate.name": event.gate,
         "closecodes.gate.cause": event.cause,
         "closecodes.gate.usage": event.usage,
         "closecodes.gate.limit": event.limit,
         "closecodes.refusal.mode": event.mode,
         "closecodes.refusal.retry_after": round(event.retry_after, 1),
+        **_close_keys(None if event.mode == "shadow" else event.close),
+        **observer.keys(event.session),
     }
     place = observer.place(event.session)
     if event.mode == "shadow":
@@ -357,10 +358,10 @@ def _(event: events.SessionShed, observer: LogObserver) -> _Told:
         "shed a session of %s: %s; close code %d; retry after %.1f s",
         (observer.place(event.session), event.cause, event.close.code, event.retry_after),
         {
-            **observer.keys(event.session),
-            **_close_keys(event.close),
             "closecodes.gate.cause": event.cause,
             "closecodes.refusal.retry_after": round(event.retry_after, 1),
+            **_close_keys(event.close),
+            **observer.keys(event.session),
             **_course_keys(event.session),
         },
     )
@@ -404,9 +405,9 @@ def _(event: events.SessionOpened, observer: LogObserver) -> _Told:
 @_told.register
 def _(event: events.SessionClosed, observer: LogObserver) -> _Told:
     keys = {
-        **observer.keys(event.session),
-        **_close_keys(event.close),
         "closecodes.session.initiator": event.initiator,
+        **_close_keys(event.close),
+        **observer.keys(event.session),
         **_course_keys(event.session),
     }
     code = "none" if event.close is None else str(int(event.close.code))

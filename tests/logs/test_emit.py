@@ -7,67 +7,12 @@ import sys
 
 import pytest
 
-from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import JsonFormatter, LogObserver
 from tests.asgi import Handler, Peer
 
-FACTS = events.SessionFacts(
-    id="0123456789ab",
-    route="/rooms/{id}",
-    path="/rooms/5",
-    scheme="ws",
-    client=("192.0.2.1", 50000),
-    phase="open",
-    duration=1.5,
-    received=2,
-    sent=3,
-)
-CLOSE = Close(1013, "try again later")
-EVENTS = {
-    "closecodes.session.exception": (
-        events.SessionFailed(
-            FACTS,
-            "ABCDEFGHJKMN",
-            "0123456789ab",
-            ValueError("x"),
-            Close(1011, "internal error; ref=ABCDEFGHJKMN"),
-            True,
-        ),
-        "error",
-        "ERROR",
-    ),
-    "closecodes.session.close_failed": (events.CloseFailed(FACTS, CLOSE, None), "error", "WARNING"),
-    "closecodes.session.close_repaired": (events.CloseRepaired(FACTS, 1006, Close(1011)), "error", "WARNING"),
-    "closecodes.gate.failed": (events.GateFailed(FACTS, "Mine", ValueError("x"), "admit", True), "error", "ERROR"),
-    "closecodes.callback.failed": (events.CallbackFailed("exceptions", ValueError("x")), "error", "ERROR"),
-    "closecodes.session.refused": (
-        events.SessionRefused(FACTS, CLOSE, "MaxSessions", "full", 2.34, "close", 5, 5),
-        "gate",
-        "WARNING",
-    ),
-    "closecodes.session.shed": (events.SessionShed(FACTS, CLOSE, "full", 2.0), "gate", "WARNING"),
-    "closecodes.gate.saturated": (events.GateSaturated("MaxSessions", "full", 5, 5), "gate", "WARNING"),
-    "closecodes.gate.recovered": (events.GateRecovered("MaxSessions", "full", 7, 3.5), "gate", "INFO"),
-    "closecodes.drain.started": (events.DrainStarted(5, 30.0), "gate", "INFO"),
-    "closecodes.drain.finished": (events.DrainFinished(5, 29.5), "gate", "INFO"),
-    "closecodes.drain.unavailable": (events.SignalLeftAlone("reasons"), "config", "WARNING"),
-    "closecodes.session.opened": (events.SessionOpened(FACTS), "session", "DEBUG"),
-    "closecodes.session.closed": (events.SessionClosed(FACTS, CLOSE, "handler"), "session", "DEBUG"),
-    "closecodes.config.limits": (events.LimitsSet({"max_sessions": 5}), "config", "INFO"),
-    "closecodes.config.ignored": (events.SettingIgnored("CLOSECODES_X", None), "config", "WARNING"),
-}
-
-
-@pytest.fixture
-def records(caplog):
-    caplog.set_level(logging.DEBUG, "asgi_closecodes")
-    records = []
-    handler = logging.Handler()
-    handler.emit = records.append
-    logging.getLogger("asgi_closecodes").addHandler(handler)
-    yield records
-    logging.getLogger("asgi_closecodes").removeHandler(handler)
+from .every_event import CLOSE, EVENTS, FACTS
 
 
 def written(record):

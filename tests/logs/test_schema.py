@@ -1,0 +1,103 @@
+"""Every record is as schema.json says, and schema.json says no more than that."""
+
+import json
+from importlib.resources import files
+
+import jsonschema
+import pytest
+
+from asgi_closecodes import background
+from asgi_closecodes.gates import Memory
+from asgi_closecodes.logs import JsonFormatter, LogObserver
+from tests.gates.test_sensors import group, tree, v2
+
+from .every_event import EVENTS
+
+SCHEMA = json.loads(files("asgi_closecodes.logs").joinpath("schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker())
+
+
+def checked(record):
+    """What ``record`` is as JSON, valid by the schema."""
+    written = json.loads(JsonFormatter().format(record))
+    VALIDATOR.validate(written)
+    unknown = {key for key in written if key not in SCHEMA["properties"] and "closecodes.limit." not in key}
+    assert not unknown
+    return written
+
+
+def test_the_schema_is_one():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_every_record_is_as_the_schema_says(records, name):
+    LogObserver()(EVENTS[name][0])
+    assert checked(records[0])["event.name"] == name
+
+
+@pytest.mark.parametrize("name", ["closecodes.session.exception", "closecodes.session.refused"])
+def test_summaries_too(records, name):
+    observer = LogObserver()
+    for _ in range(30):
+        observer(EVENTS[name][0])
+    observer.sum_up(now=True)
+    *lines, summary = map(checked, records)
+    assert summary["closecodes.suppressed.event"] == name
+    [count] = [value for key, value in summary.items() if key.endswith(".suppressed")]
+    assert len(lines) + count == 30
+
+
+@pytest.mark.anyio
+async def test_what_is_logged_without_an_event_too(records, tmp_path):
+    Memory(root=tree(tmp_path, v2() | group("/app", maximum="many", current=1))).sample()
+
+    async def fail():
+        raise ValueError
+
+    await background._run(fail)
+    assert [checked(record)["event.name"] for record in records] == [
+        "closecodes.sensor.unknown",
+        "closecodes.background.failed",
+    ]
+
+
+def test_every_name_and_key_of_the_schema_is_written(records):
+    seen, keys = set(), set()
+    observer = LogObserver()
+    for event, _, _ in EVENTS.values():
+        for _ in range(30):
+            observer(event)
+    observer.sum_up(now=True)
+    for record in records:
+        written = checked(record)
+        seen.add(written["event.name"])
+        keys.update(written)
+    unseen = {branch["const"] for branch in SCHEMA["properties"]["event.name"]["oneOf"]} - seen
+    assert unseen == {"closecodes.sensor.unknown", "closecodes.background.failed"}
+    assert set(SCHEMA["properties"]) - keys == {"trace_id", "span_id", "correlation_id", "exception.notes"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"closecodes.error.id": "abc"},
+        {"timestamp": "yesterday"},
+        {"event.name": "closecodes.nonsense"},
+        {"closecodes.error.phase": "later"},
+        {"websocket.close.code": "1011"},
+        {"closecodes.error.fingerprint": None},
+    ],
+)
+def test_a_wrong_record_is_not_valid(records, wrong):
+    LogObserver()(EVENTS["closecodes.session.exception"][0])
+    with pytest.raises(jsonschema.ValidationError):
+        VALIDATOR.validate({**checked(records[0]), **wrong})
+
+
+def test_a_record_without_what_it_needs_is_not_valid(records):
+    LogObserver()(EVENTS["closecodes.session.exception"][0])
+    written = checked(records[0])
+    del written["closecodes.error.id"]
+    with pytest.raises(jsonschema.ValidationError, match=r"closecodes\.error\.id"):
+        VALIDATOR.validate(written)
