@@ -6,9 +6,9 @@ import functools
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 
 _PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 _LIBRARIES = tuple(
@@ -50,17 +50,19 @@ def _marks(error: BaseException, seen: set[int]) -> Iterator[str]:
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
-def _functions(trace: TracebackType | None) -> Iterator[str]:
-    last = None
-    count = 0
-    while trace is not None and count < _MOST_FRAMES:
+def _functions(trace: TracebackType | None) -> Iterable[str]:
+    # Each once: a recursion is the same bug however deep it went this time, and an exception object that is raised
+    # again and again has gathered the frames of every time.
+    functions: dict[str, None] = {}
+    codes: set[CodeType] = set()
+    while trace is not None and len(functions) < _MOST_FRAMES:
         frame = trace.tb_frame
         trace = trace.tb_next
-        # A recursion is one function, however deep it went this time.
-        if frame.f_code is not last and not is_library(frame.f_code.co_filename):
-            yield f"{frame.f_globals.get('__name__', '?')}:{frame.f_code.co_qualname}"
-            count += 1
-        last = frame.f_code
+        if frame.f_code not in codes:
+            codes.add(frame.f_code)
+            if not is_library(frame.f_code.co_filename):
+                functions[f"{frame.f_globals.get('__name__', '?')}:{frame.f_code.co_qualname}"] = None
+    return functions
 
 
 @functools.lru_cache(maxsize=4096)

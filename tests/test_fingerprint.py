@@ -68,6 +68,29 @@ def test_a_recursion_is_one_bug_however_deep():
     assert fingerprint(caught(code.replace("{n}", "3"))) == fingerprint(caught(code.replace("{n}", "30")))
 
 
+def test_recursion_by_way_of_another_function_is_too():
+    code = (
+        "def fails(n={n}):\n    if n == 0:\n        raise ValueError\n    other(n - 1)\n"
+        "def other(n):\n    if n == 0:\n        raise ValueError\n    fails(n)\n"
+    )
+    assert fingerprint(caught(code.replace("{n}", "3"))) == fingerprint(caught(code.replace("{n}", "30")))
+
+
+def test_an_exception_object_that_is_raised_again_is_the_same_bug():
+    error = ValueError()
+
+    def fails():
+        raise error
+
+    seen = set()
+    for _ in range(5):
+        try:
+            fails()
+        except ValueError as caught_again:
+            seen.add(fingerprint(caught_again))
+    assert len(seen) == 1
+
+
 def test_the_order_of_a_group_does_not_matter():
     first, second = caught(ONE), caught("def fails():\n    raise KeyError\n")
     groups = ExceptionGroup("g", [first, second]), ExceptionGroup("h", [second, first, second])

@@ -27,6 +27,9 @@ _GATE = logging.getLogger("asgi_closecodes.gate")
 _SESSION = logging.getLogger("asgi_closecodes.session")
 _CONFIG = logging.getLogger("asgi_closecodes.config")
 
+_ALMOST_NONE = 1e-9
+"""Records a minute where none are wanted after the burst: a Rate of 0 lets no burst through either."""
+
 _Sampler: TypeAlias = Literal["error", "refusal"]
 
 
@@ -137,6 +140,7 @@ class LogObserver:
         report: Callable[[events.Event], None] | None = None,
     ) -> None:
         self._report = report
+        self._limits: object = None
         self._storms: dict[_Sampler, Storms[_Kind]] = {
             "error": Storms(Unlimited),
             "refusal": Storms(lambda: Window(5, 10.0)),
@@ -154,9 +158,13 @@ class LogObserver:
         """Change how events are written; what was counted stays counted."""
         self._path = path
         self._client = client
+        if self._limits == (burst, per_minute):
+            return  # what is left of them stays
+        self._limits = burst, per_minute
         if burst is None or per_minute is None:
             self._storms["error"].limit(Unlimited)
         else:
+            per_minute = max(per_minute, _ALMOST_NONE)
             self._storms["error"].limit(lambda: Rate(per_minute / 60, burst), Rate(per_minute, burst * 5))
 
     def __call__(self, event: events.Event) -> None:

@@ -1,0 +1,62 @@
+"""Configurations that work as they stand."""
+
+import json
+import logging
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+import yaml
+
+from asgi_closecodes.logs import LOGGING, NoQueryString, configure_logging
+
+
+def test_the_files_say_what_the_dictionary_says():
+    of_package = files("asgi_closecodes.logs")
+    assert json.loads(of_package.joinpath("uvicorn.json").read_text()) == LOGGING
+    assert yaml.safe_load(of_package.joinpath("uvicorn.yaml").read_text()) == LOGGING
+
+
+@pytest.mark.parametrize("arguments", [[], ["json"], ["yaml"]])
+def test_a_command_tells_where_they_are(arguments):
+    done = subprocess.run([sys.executable, "-m", "asgi_closecodes.logs", *arguments], capture_output=True, text=True)
+    assert done.stdout == f"{files('asgi_closecodes.logs')}/uvicorn.{(arguments or ['json'])[0]}\n"
+
+
+def test_it_knows_no_other_form():
+    done = subprocess.run([sys.executable, "-m", "asgi_closecodes.logs", "toml"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "'toml' is not known; use json or yaml\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ("127.0.0.1:1", "/ws/rooms?token=hunter2&x=?"),
+            '127.0.0.1:1 - "WebSocket /ws/rooms" [accepted]',
+        ),
+        (("unix", "/"), 'unix - "WebSocket /" [accepted]'),
+        (("a\x1b[2Jb", "/x\ny?z"), 'a\\x1b[2Jb - "WebSocket /x\\ny" [accepted]'),
+        (("what?", "no path?"), 'what? - "WebSocket no path?" [accepted]'),
+    ],
+)
+def test_query_strings_are_cut_off_uvicorn_s_records(arguments, line):
+    record = logging.LogRecord("uvicorn.error", 20, "", 1, '%s - "WebSocket %s" [accepted]', arguments, None)
+    assert NoQueryString().filter(record)
+    assert record.getMessage() == line
+
+
+def test_other_records_pass_as_they_are():
+    for arguments in ((), (5, None), {"a": "/b?c"}):
+        record = logging.LogRecord("uvicorn.error", 20, "", 1, "text", None, None)
+        record.args = arguments
+        assert NoQueryString().filter(record)
+        assert record.args == arguments
+
+
+def test_configure_logging_cuts_them_off_once():
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "uvicorn.access")]
+    for _ in range(2):
+        configure_logging("json", logger="configured.by.tests")
+    assert all([type(kept) for kept in logger.filters].count(NoQueryString) == 1 for logger in loggers)

@@ -1,0 +1,138 @@
+"""Storms of errors: bounded lines, exact sums, and all of it decided before anything is formatted."""
+
+import gc
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
+from asgi_closecodes.gates import MaxSessions
+from asgi_closecodes.logs import JsonFormatter, LogObserver
+from tests.asgi import Handler, Peer
+
+from .every_event import EVENTS
+
+NAME = "closecodes.session.exception"
+
+
+def told(records, kind="error"):
+    """How many errors (or refusals) the records speak of."""
+    lines = [vars(record) for record in records]
+    return sum(
+        (0 if line["event.name"] == f"closecodes.{kind}s.suppressed" else 1) + line[f"closecodes.{kind}.suppressed"]
+        for line in lines
+        if f"closecodes.{kind}.suppressed" in line
+    )
+
+
+def errors(count, distinct=1):
+    template = EVENTS[NAME][0]
+    for number in range(count):
+        yield events.SessionFailed(
+            template.session,
+            "ABCDEFGHJKMN",
+            f"{number % distinct:012x}",
+            template.exception,
+            template.close,
+            True,
+        )
+
+
+@pytest.mark.parametrize(("count", "distinct", "most_lines"), [(10_000, 1, 70), (2_000, 2_000, 1200), (9_000, 3, 120)])
+def test_a_storm_of_errors(records, count, distinct, most_lines):
+    counted = []
+    observer = LogObserver(report=counted.append)
+    for event in errors(count, distinct):
+        observer(event)
+    observer.sum_up(now=True)
+    assert told(records) == count
+    assert len(records) <= most_lines
+    assert counted == [events.LogsSuppressed(NAME, 1)] * len(counted)
+    lines = [record for record in records if vars(record)["event.name"] == NAME]
+    assert len(counted) + len(lines) == count
+    summaries = [record for record in records if record not in lines]
+    assert {vars(record)["closecodes.suppressed.event"] for record in summaries} == {NAME}
+    assert {record.levelname for record in records} == {"ERROR"}
+
+
+def test_what_is_left_out_is_not_looked_at(records, monkeypatch):
+    observer = LogObserver()
+    for event in errors(10):
+        observer(event)
+    monkeypatch.setattr(observer, "keys", lambda session: 1 / 0)
+    for event in errors(50):
+        observer(event)
+    assert len(records) == 10
+
+
+@pytest.mark.parametrize("options", [{"log_burst": None}, {"log_per_minute": None}])
+def test_every_error_may_be_logged(records, options):
+    guard = Guard(Settings(**options))
+    for event in errors(500):
+        guard.report(event)
+    assert len([record for record in records if record.levelname == "ERROR"]) == 500
+
+
+def test_limits_of_the_log_may_be_changed_while_it_runs(records):
+    guard = Guard(Settings(log_burst=1, log_per_minute=0))
+    for burst in (1, 3, 2):
+        guard.update(log_burst=burst)
+        for event in errors(5):
+            guard.report(event)
+    lines = [record for record in records if vars(record)["event.name"] == NAME]
+    assert [vars(record)["closecodes.error.suppressed"] for record in lines] == [0, 4, 0, 0, 2, 0]
+
+
+@pytest.mark.anyio
+async def test_refusals_are_counted_after_the_first_five_of_a_gate_and_cause(records):
+    guard = Guard(Settings(), gate=MaxSessions(0))
+    app = CloseCodeMiddleware(Handler(), guard)
+    for _ in range(40):
+        await Peer().visit(app)
+    lines = [record for record in records if vars(record)["event.name"] == "closecodes.session.refused"]
+    assert len(lines) == 5
+    guard._logs.sum_up(now=True)
+    assert told(records, "refusal") == 40
+    summary = vars(records[-1])
+    assert (summary["closecodes.gate.name"], summary["closecodes.gate.cause"]) == ("MaxSessions", "full")
+    assert records[-1].getMessage() == (
+        "35 more were counted, not written: refused a session of /: MaxSessions (full); retry after 1.9 s"
+    ).replace("1.9", records[-1].getMessage().split()[-2])
+
+
+PROGRAM = """
+import anyio
+from asgi_closecodes import CloseCodeMiddleware, Guard
+from asgi_closecodes.logs import configure_logging
+from tests.asgi import Handler, Peer
+configure_logging("json", level="ERROR")
+app = CloseCodeMiddleware(Handler(ValueError("the text")), {guard})
+async def storm():
+    for _ in range(100):
+        await Peer().visit(app)
+{run}
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "del app"])
+def test_what_is_unsaid_is_said_at_the_end_of_the_process(backend, ending):
+    program = PROGRAM.format(guard="Guard()", run=f"anyio.run(storm, backend={backend!r})\n{ending}")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert len(lines) == 11
+    assert sum(line["event.name"] == NAME for line in lines) + lines[-1]["closecodes.error.suppressed"] == 100
+    assert lines[-1]["event.name"] == "closecodes.errors.suppressed"
+
+
+def test_a_guard_that_is_gone_leaves_nothing_behind(records):
+    guard = Guard(Settings(log_burst=1))
+    for event in errors(5):
+        guard.report(event)
+    del guard
+    gc.collect()
+    assert told([record for record in records if record.levelno == logging.ERROR]) == 5
+    assert json.loads(JsonFormatter().format(records[-1]))["closecodes.error.suppressed"] == 4
