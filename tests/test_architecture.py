@@ -94,7 +94,7 @@ def test_public_names_are_there():
                 "Pressure Sensor Shadow client_network"
             ),
         ),
-        (logs, "ConsoleFormatter JsonFormatter LOGGING LogObserver NoQueryString configure_logging"),
+        (logs, "ConsoleFormatter JsonFormatter LOGGING LogObserver RedactPaths configure_logging"),
     ],
 )
 def test_public_names_neither_come_nor_go_by_accident(module, names):

@@ -3,6 +3,6 @@
 from .config import LOGGING, configure_logging
 from .emit import LogObserver
 from .formatters import ConsoleFormatter, JsonFormatter
-from .redaction import NoQueryString
+from .redaction import RedactPaths
 
-__all__ = ["LOGGING", "ConsoleFormatter", "JsonFormatter", "LogObserver", "NoQueryString", "configure_logging"]
+__all__ = ["LOGGING", "ConsoleFormatter", "JsonFormatter", "LogObserver", "RedactPaths", "configure_logging"]

@@ -8,7 +8,7 @@ import sys
 from typing import Any, Literal, TextIO
 
 from .formatters import ConsoleFormatter, JsonFormatter
-from .redaction import NoQueryString
+from .redaction import RedactPaths
 
 UVICORN = ("uvicorn.error", "uvicorn.access")
 """The loggers in whose records uvicorn prints query strings."""
@@ -20,12 +20,12 @@ LOGGING: dict[str, Any] = {
         "json": {"()": "asgi_closecodes.logs.JsonFormatter"},
         "console": {"()": "asgi_closecodes.logs.ConsoleFormatter"},
     },
-    "filters": {"no_query_string": {"()": "asgi_closecodes.logs.NoQueryString"}},
+    "filters": {"redact_paths": {"()": "asgi_closecodes.logs.RedactPaths"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
-        "uvicorn.error": {"level": "INFO", "filters": ["no_query_string"]},
-        "uvicorn.access": {"level": "INFO", "filters": ["no_query_string"]},
+        "uvicorn.error": {"level": "INFO", "filters": ["redact_paths"]},
+        "uvicorn.access": {"level": "INFO", "filters": ["redact_paths"]},
     },
 }
 """For :func:`logging.config.dictConfig`: all records of the process as JSON lines on stderr.
@@ -48,7 +48,7 @@ def configure_logging(
 ) -> None:
     """Write the records of ``logger`` to ``stream``. Calling it again replaces what it set before.
 
-    uvicorn's own records lose their query strings, see :class:`NoQueryString`.
+    The paths in uvicorn's own records lose their query strings, see :class:`RedactPaths`.
 
     :param format: ``json``, ``console``, or ``auto``: the console form on a terminal, else JSON.
     :param level: the least severe level to write, by name or number.
@@ -76,5 +76,5 @@ def configure_logging(
         target.propagate = False  # or a configured root logger would write every record a second time
     for name in UVICORN:
         theirs = logging.getLogger(name)
-        if not any(isinstance(kept, NoQueryString) for kept in theirs.filters):
-            theirs.addFilter(NoQueryString())
+        if not any(isinstance(kept, RedactPaths) for kept in theirs.filters):
+            theirs.addFilter(RedactPaths())

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 MAX_PATH = 256
 """Characters of a path in a log."""
@@ -75,8 +75,8 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
-class NoQueryString(logging.Filter):
-    """Cuts the query string off the paths in uvicorn's own records, and escapes what could forge a line there.
+class RedactPaths(logging.Filter):
+    """Makes the paths in uvicorn's own records like ours: no query string, and no token among the segments.
 
     For the loggers ``uvicorn.error`` (where uvicorn writes each WebSocket) and ``uvicorn.access``.
     """
@@ -84,9 +84,9 @@ class NoQueryString(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Change ``record``, and let it pass."""
         if isinstance(record.args, tuple):
-            record.args = tuple(_without_query(part) if isinstance(part, str) else part for part in record.args)
+            record.args = tuple(_redacted(part) if isinstance(part, str) else part for part in record.args)
         return True
 
 
-def _without_query(text: str) -> str:
-    return one_line(text.partition("?")[0] if text.startswith("/") else text)
+def _redacted(text: str) -> str:
+    return safe_path(unquote(text.partition("?")[0])) if text.startswith("/") else one_line(text)

@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from asgi_closecodes.logs import LOGGING, NoQueryString, configure_logging
+from asgi_closecodes.logs import LOGGING, RedactPaths, configure_logging
 
 
 def test_the_files_say_what_the_dictionary_says():
@@ -37,13 +37,14 @@ def test_it_knows_no_other_form():
             '127.0.0.1:1 - "WebSocket /ws/rooms" [accepted]',
         ),
         (("unix", "/"), 'unix - "WebSocket /" [accepted]'),
-        (("a\x1b[2Jb", "/x\ny?z"), 'a\\x1b[2Jb - "WebSocket /x\\ny" [accepted]'),
+        (("a\x1b[2Jb", "/x\ny?z"), 'a\\x1b[2Jb - "WebSocket /x%0Ay" [accepted]'),
+        (("a", "/a%20b/eyJhbGciOi.e30.abcdef0123?x"), 'a - "WebSocket /a%20b/REDACTED" [accepted]'),
         (("what?", "no path?"), 'what? - "WebSocket no path?" [accepted]'),
     ],
 )
-def test_query_strings_are_cut_off_uvicorn_s_records(arguments, line):
+def test_uvicorn_s_records_lose_query_strings_and_tokens(arguments, line):
     record = logging.LogRecord("uvicorn.error", 20, "", 1, '%s - "WebSocket %s" [accepted]', arguments, None)
-    assert NoQueryString().filter(record)
+    assert RedactPaths().filter(record)
     assert record.getMessage() == line
 
 
@@ -51,12 +52,12 @@ def test_other_records_pass_as_they_are():
     for arguments in ((), (5, None), {"a": "/b?c"}):
         record = logging.LogRecord("uvicorn.error", 20, "", 1, "text", None, None)
         record.args = arguments
-        assert NoQueryString().filter(record)
+        assert RedactPaths().filter(record)
         assert record.args == arguments
 
 
-def test_configure_logging_cuts_them_off_once():
+def test_configure_logging_sees_to_it_once():
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", "uvicorn.access")]
     for _ in range(2):
         configure_logging("json", logger="configured.by.tests")
-    assert all([type(kept) for kept in logger.filters].count(NoQueryString) == 1 for logger in loggers)
+    assert all([type(kept) for kept in logger.filters].count(RedactPaths) == 1 for logger in loggers)
