@@ -22,28 +22,40 @@ from .redaction import one_line
 
 _Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
-_HEAD_BYTES = 8 * 1024
-_TAIL_BYTES = 24 * 1024
+_MOST_NOTES = 16
+_NOTE_BYTES = 2 * 1024
 
 
 def _stack_trace(error: _Error) -> str:
-    # Lines are looked up while formatting, which folds a recursion into three of its frames.
-    return "".join(traceback.TracebackException(*error, lookup_lines=False, compact=True).format())
+    try:
+        # Lines are looked up while formatting, which folds a recursion into three of its frames.
+        return "".join(traceback.TracebackException(*error, lookup_lines=False, compact=True).format())
+    except Exception as failure:  # of an exception whose attributes raise
+        frames = "".join(traceback.format_tb(error[2]))
+        return f"{frames}{type_name(error[0])} (its description raised {type_name(type(failure))})\n"
 
 
-def _capped(text: str) -> str:
-    """Return at most 32 KiB of ``text``: where it starts, and the end, where the error is."""
+def _capped(text: str, size: int = 32 * 1024) -> str:
+    """Return at most ``size`` bytes of ``text``: a quarter from its start, and the end, where the error is."""
     raw = text.encode("utf-8", "backslashreplace")
-    if len(raw) <= _HEAD_BYTES + _TAIL_BYTES:
+    if len(raw) <= size:
         return text
-    marker = f"\n... {len(raw) - _HEAD_BYTES - _TAIL_BYTES} bytes left out ...\n"
-    tail = raw[len(marker) - _TAIL_BYTES :]
-    return raw[:_HEAD_BYTES].decode("utf-8", "ignore") + marker + tail.decode("utf-8", "ignore")
+    marker = f"\n... {len(raw) - size} bytes left out ...\n"
+    head, tail = raw[: size // 4], raw[len(marker) - size * 3 // 4 :]
+    return head.decode("utf-8", "ignore") + marker + tail.decode("utf-8", "ignore")
 
 
 def _error_of(record: logging.LogRecord) -> _Error | None:
     info = record.exc_info
     return info if isinstance(info, tuple) and info[0] is not None and info[1] is not None else None
+
+
+def _notes_of(error: BaseException) -> list[str]:
+    try:
+        notes = list(getattr(error, "__notes__", ()))
+    except Exception:
+        return []  # it is no list, or raises
+    return [_capped(_text_of(note), _NOTE_BYTES) for note in notes[:_MOST_NOTES]]
 
 
 def _text_of(value: object) -> str:
@@ -90,9 +102,9 @@ class JsonFormatter(_JsonFormatter):
         error = _error_of(record)
         if error is not None:
             log_data["exception.type"] = type_name(error[0])
-            log_data["exception.message"] = _text_of(error[1])
+            log_data["exception.message"] = _capped(_text_of(error[1]))
             log_data["exception.stacktrace"] = _capped(_stack_trace(error))
-            if notes := getattr(error[1], "__notes__", None):
+            if notes := _notes_of(error[1]):
                 log_data["exception.notes"] = notes
         elif text:  # formatted before it was queued
             log_data["exception.stacktrace"] = _capped(_text_of(text))

@@ -137,6 +137,86 @@ def test_causes_and_members_of_groups_are_in_the_stack_trace():
     assert "KeyError: 'inside'" in trace
 
 
+def monsters():
+    """Exceptions that break naive formatting."""
+    first, second = ValueError("first"), KeyError("second")
+    first.__cause__, second.__context__ = second, first
+    yield "a loop of causes", first
+
+    group = ExceptionGroup("g", [first])
+    second.__cause__ = group
+    yield "a group in itself", group
+
+    chain = ValueError(0)
+    for number in range(3000):
+        chain, chain.__cause__ = ValueError(number), chain
+    yield "a long chain", chain
+
+    deep = ValueError("bottom")
+    for number in range(500):
+        deep = ExceptionGroup(str(number), [deep])
+    yield "a deep group", deep
+    yield "a wide group", ExceptionGroup("wide", [ValueError(number) for number in range(5000)])
+
+    rude = Custom(Rude())
+    rude.add_note("fine")
+    rude.__notes__.append(Rude())
+    yield "unprintable notes", rude
+
+    odd = Custom("x")
+    odd.__notes__ = 5
+    yield "notes that are no list", odd
+
+    class Hostile(Exception):
+        def __getattribute__(self, name):
+            if name in {"__notes__", "args"}:
+                raise RuntimeError(name)
+            return super().__getattribute__(name)
+
+    yield "attributes that raise", Hostile("x")
+    yield "a long message", ValueError("x" * 10_000_000)
+
+    noted = ValueError("x")
+    for _ in range(1000):
+        noted.add_note("n" * 100_000)
+    yield "long notes", noted
+
+
+@pytest.mark.parametrize(("error"), [pytest.param(error, id=name) for name, error in monsters()])
+@pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter(colours=False)])
+def test_monsters_are_written_and_stay_small(error, formatter):
+    text = formatter.format(record_of("said", error=error))
+    assert "said" in text
+    assert len(text.encode()) < 150_000
+    assert not ({*text} - {"\n"}) & {*map(chr, range(32))}
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter(colours=False)])
+@pytest.mark.parametrize("mutual", [False, True])
+def test_a_recursion_of_10_000_frames_is_written(formatter, mutual):
+    def down(left):
+        if left == 0:
+            raise RecursionError("too deep")
+        (other if mutual else down)(left - 1)
+
+    def other(left):
+        down(left)
+
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(30_000)
+    try:
+        down(10_000)
+    except RecursionError as error:
+        sys.setrecursionlimit(before)
+        record = record_of("said")
+        record.exc_info = type(error), error, error.__traceback__
+        text = formatter.format(record)
+    finally:
+        sys.setrecursionlimit(before)
+    assert "too deep" in text
+    assert len(text.encode()) < 150_000
+
+
 def test_a_message_that_cannot_be_printed_is_contained():
     assert as_json(record_of(error=ValueError(Rude())))["exception.message"].startswith("<unprintable")
 
