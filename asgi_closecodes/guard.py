@@ -6,10 +6,8 @@ import inspect
 import math
 import time
 import weakref
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -19,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from . import background, events
 from .exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
-from .fingerprint import type_name
 from .gates import AllOf, Gate, Shadow
 from .gates.base import FREE
 from .logs import LogObserver
@@ -29,18 +26,13 @@ from .session import Rules, Session
 from .settings import Settings, gates_of, unknown_settings
 from .shedding import Pace, Victims
 from .sigterm import drain_at_sigterm
+from .tally import Saturation, Tally
 
 TICK = 0.1
 """Seconds between two looks at the gates."""
 
 LINGER = 15.0
 """Seconds that the looks go on after the last session, where no lifespan says whether there will be more."""
-
-RECOVERED_AFTER = 10.0
-"""Seconds without a refusal after which a gate is no longer saturated."""
-
-_MOST_GROUPS = 20
-"""Different errors that a snapshot tells of."""
 
 _AT_ONCE = 25
 """Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
@@ -83,19 +75,14 @@ class Guard:
         self.draining = False
         """Whether new sessions are refused because this process is about to stop; ask it for readiness."""
         self._leaving: set[Session] = set()
-        self._tally = _Tally()
-        self._saturation = _Saturation(self.report)
+        self._tally = Tally()
+        self._saturation = Saturation(self.report)
         # Weak, since what is left to be said at the exit of the process should not keep the guard.
         self._logs = LogObserver(report=_weak(self.report))
         weakref.finalize(self, self._logs.sum_up, now=True)
-        self._observers: list[events.Observer] = [
-            self._tally,
-            self._logs,
-            self._saturation,
-            self._keep_watch,
-            *observers,
-        ]
-        for observer in observers:
+        own = (self._tally, self._logs, self._saturation, self._keep_watch)
+        self._observers: list[events.Observer] = [*own, *observers]
+        for observer in self._observers:
             if not callable(observer):
                 raise TypeError(f"observers: {observer!r} cannot be called; an observer is a function of an event")
         self._failed: set[object] = set()
@@ -301,7 +288,11 @@ class Guard:
 
     def _keep_watch(self, event: events.Event) -> None:
         """Have the ticker look after what an event has begun."""
-        if isinstance(event, (events.LogsSuppressed, events.GateSaturated)) and background.inside_event_loop():
+        if (
+            not self._is_ticking
+            and isinstance(event, (events.LogsSuppressed, events.GateSaturated))
+            and background.inside_event_loop()
+        ):
             self._tick_if_needed()
 
     def _tick_if_needed(self) -> None:
@@ -434,83 +425,3 @@ def _weak(report: events.Observer) -> events.Observer:
             method(event)
 
     return report_if_alive
-
-
-class _Saturation:
-    """Notices when a gate begins to refuse sessions, and when it has refused nobody for a while.
-
-    For gates that speak for the whole process; one client at its own limit is no news.
-    """
-
-    def __init__(self, report: events.Observer) -> None:
-        self._report = report
-        self._spells: dict[str, _Spell] = {}
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether a gate is saturated."""
-        return bool(self._spells)
-
-    def __call__(self, event: events.Event) -> None:
-        if not isinstance(event, events.SessionRefused) or not event.is_overload:
-            return
-        now = time.monotonic()
-        if (spell := self._spells.get(event.gate)) is None:
-            spell = self._spells[event.gate] = _Spell(event.cause, now)
-            self._report(events.GateSaturated(event.gate, event.cause, event.usage, event.limit))
-        spell.refused += 1
-        spell.last = now
-
-    def look(self) -> None:
-        """Report the gates that have recovered."""
-        now = time.monotonic()
-        for gate, spell in [*self._spells.items()]:
-            if now - spell.last >= RECOVERED_AFTER:
-                del self._spells[gate]
-                self._report(events.GateRecovered(gate, spell.cause, spell.refused, spell.last - spell.first))
-
-
-@dataclass(slots=True)
-class _Spell:
-    cause: str
-    first: float
-    last: float = 0.0
-    refused: int = 0
-
-
-class _Tally:
-    """Counts for :meth:`Guard.snapshot`."""
-
-    def __init__(self) -> None:
-        self._groups: dict[str, dict[str, Any]] = {}  # by fingerprint, the latest last
-        self.errors = 0
-        self.refusals: Counter[str] = Counter()
-        self.sheds: Counter[str] = Counter()
-        self.closes: Counter[int] = Counter()
-
-    def __call__(self, event: events.Event) -> None:
-        match event:
-            case events.SessionClosed(close=close) if close is not None:
-                self.closes[int(close.code)] += 1
-            case events.SessionRefused(cause=cause, mode=mode) if mode != "shadow":
-                self.refusals[cause] += 1
-            case events.SessionShed(cause=cause):
-                self.sheds[cause] += 1
-            case events.SessionFailed():
-                self.errors += 1
-                group = self._groups.pop(event.fingerprint, None) or {
-                    "fingerprint": event.fingerprint,
-                    "type": type_name(type(event.exception)),
-                    "count": 0,
-                }
-                group["count"] += 1
-                group.update(route=event.session.route, ref=event.error_id, last_seen=time.time())
-                self._groups[event.fingerprint] = group
-                if len(self._groups) > _MOST_GROUPS:
-                    del self._groups[next(iter(self._groups))]
-            case _:
-                pass
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Return what failed lately, by bug, the latest first."""
-        return [dict(group) for group in reversed(self._groups.values())]

@@ -28,9 +28,10 @@ MAY_KNOW = {
     "settings": {"codes", "gates"},
     "shedding": {"session"},
     "sigterm": {"background", "channel", "events"},
+    "tally": {"events", "fingerprint"},
     "guard": {
-        *("background", "events", "exceptions", "fingerprint", "gates", "logs", "rates", "retry", "session"),
-        *("settings", "shedding", "sigterm"),
+        *("background", "events", "exceptions", "gates", "logs", "rates", "retry", "session", "settings"),
+        *("shedding", "sigterm", "tally"),
     },
     "middleware": {"background", "events", "exceptions", "gates", "guard", "settings"},
     "__init__": {"codes", "exceptions", "guard", "middleware", "session", "settings"},
