@@ -21,7 +21,8 @@ def bare(setup, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(setup, tmp_path_factory):
-    with serve(setup, "tests.servers.wrapped:wrapped", tmp_path_factory.mktemp("wrapped")) as running:
+    env = {"CLOSECODES_LOG_BURST": "none"}  # tests that fail on purpose are a storm
+    with serve(setup, "tests.servers.wrapped:wrapped", tmp_path_factory.mktemp("wrapped"), env=env) as running:
         yield running
 
 
