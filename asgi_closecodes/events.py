@@ -94,7 +94,7 @@ class CloseRepaired:
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused:
-    """A gate did not admit a session; in mode ``shadow`` it only would not have."""
+    """A gate did not admit a session, or its new key; in mode ``shadow`` it only would not have."""
 
     session: SessionFacts
     close: Close

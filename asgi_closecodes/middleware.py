@@ -68,8 +68,8 @@ class CloseCodeMiddleware:
             return await self.app(scope, receive, send)
         session = self.guard.session(scope, receive, send)
         try:
-            async with self.guard.gate.admit(session):
-                await session.run(self.app)
+            async with self.guard.gate.admit(session) as places:
+                await session.run(self.app, places.recount)
         except TryAgainLater as refusal:
             await session.refuse(refusal)
         except anyio.get_cancelled_exc_class():

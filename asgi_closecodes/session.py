@@ -15,7 +15,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain, repeat
@@ -175,9 +175,11 @@ class Session:
         "_handler",
         "_host",
         "_initiator",
+        "_key",
         "_last_word",
         "_raiser",
         "_receive",
+        "_recount",
         "_root_path",
         "_send",
         "arrived_at",
@@ -197,8 +199,10 @@ class Session:
         self._channel: Channel | None = None
         self._doom: TryAgainLater | None = None
         self._handler: anyio.CancelScope | None = None
+        self._key: Hashable = None
         self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session,
         self._ended: anyio.Event  # and then this is set when it was said
+        self._recount = _nothing
         self._root_path: str = scope.get("root_path", "")
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
         around = (scope.get("extensions") or {}).get("closecodes")
@@ -234,15 +238,39 @@ class Session:
             sent=0 if self._channel is None else self._channel.sent(),
         )
 
+    @property
+    def key(self) -> Hashable:
+        """Whose it is, such as a user's id; None until it is set.
+
+        It is for gates as ``MaxSessionsPerKey(5, key=lambda session: session.key)``. A gate sets it for those after
+        it, or the handler when it knows: best before it accepts. Setting it there has the gates count the session
+        again.
+
+        :raises TryAgainLater: if one has no room for the key, which stays what it was. Not caught by the handler,
+            that closes the session with 1013.
+        """
+        return self._key
+
+    @key.setter
+    def key(self, key: Hashable) -> None:
+        before, self._key = self._key, key
+        try:
+            self._recount()
+        except BaseException:
+            self._key = before
+            self._recount()  # nothing has run meanwhile: its places are free
+            raise
+
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer of the guard."""
         self._host.report(event)
 
     # How a session goes
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self, app: ASGIApp, recount: Callable[[], None]) -> None:
         """Run the handler, and say the last word however it ended.
 
+        :param recount: called when the handler has set the key; raises TryAgainLater if there is no room for it.
         :raises TryAgainLater: if it was to end before it began.
         :raises BaseException: a cancellation; with ``reraise`` also the error that was logged.
         """
@@ -252,6 +280,7 @@ class Session:
         servers_scope = self.scope
         extensions = {**(servers_scope.get("extensions") or {}), "closecodes": self}
         self.scope = {**servers_scope, "extensions": extensions}
+        self._recount = recount
         self._channel = channel = Channel(self._receive, self._heard, self._control)
         try:
             self._host.began(self)
@@ -268,9 +297,10 @@ class Session:
             # No cycles are left: the session is gone with its last reference, not with the next collection.
             self.scope = servers_scope
             self._channel = self._handler = None
+            self._recount = _nothing
 
     async def refuse(self, refusal: TryAgainLater) -> None:
-        """Answer the handshake for a gate that did not admit this session."""
+        """End this session, of which a gate did not admit the handshake or the key."""
         facts = self.facts()
         word = self._word_for(refusal)
         try:
@@ -375,7 +405,10 @@ class Session:
         wish = self._deliberate_close(causes)
         if wish is None:
             return await self._ended_by_failure(error, causes)
-        await self._say(self._word_for(wish))
+        if isinstance(wish, TryAgainLater) and wish.gate is not None:
+            await self.refuse(wish)
+        else:
+            await self._say(self._word_for(wish))
         return True
 
     async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
@@ -665,6 +698,10 @@ class Session:
         if close == asked and code is not None:
             return message
         return {**message, "code": close.code, "reason": close.reason}
+
+
+def _nothing() -> None:
+    pass
 
 
 def _code_of(call: Any) -> CodeType | None:

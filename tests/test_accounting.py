@@ -1,7 +1,7 @@
 """Whatever happens, every place is given back, once."""
 
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +18,7 @@ from asgi_closecodes.gates import (
     MaxSessionsPerKey,
     Pressure,
     Shadow,
+    client_network,
 )
 from tests.gates.stand_in import Dial
 from tests.test_background import Guest
@@ -69,7 +70,12 @@ small = st.none() | st.integers(0, 4)
 gates = st.deferred(
     lambda: (
         st.builds(MaxSessions, small, st.just({1: 0.5}))
-        | st.builds(MaxSessionsPerKey, small, when_full=st.sampled_from(["refuse", "replace_oldest"]))
+        | st.builds(
+            MaxSessionsPerKey,
+            small,
+            st.sampled_from([client_network, lambda session: session.key]),
+            when_full=st.sampled_from(["refuse", "replace_oldest"]),
+        )
         | st.builds(HandshakesInProgress, small)
         | st.builds(lambda: HandshakeRate(1000, 3, ramp=0))
         | st.builds(lambda shown: Pressure(Dial(shown), 0.8, 0.5, 2), st.sampled_from([0.0, 0.9, None]))
@@ -87,6 +93,7 @@ steps = st.lists(
         st.tuples(st.just("come"), st.integers(0, 3)),
         st.tuples(st.sampled_from(["cancel", "leave", "shed"]), st.integers(0, 20)),
         st.tuples(st.just("limit"), small),
+        st.tuples(st.just("key"), st.integers(0, 20)),
         st.tuples(st.just("wait"), st.integers(1, 5)),
     ),
     max_size=40,
@@ -142,6 +149,9 @@ def test_no_gate_and_no_composition_loses_a_place(backend, gate, steps):
                         scope.cancel()
                     elif step == "leave":
                         gone.set()
+                    elif session is not None and step == "key":
+                        with suppress(TryAgainLater):
+                            session.key = number % 3
                     elif session is not None:
                         tasks.start_soon(session.shed)
             for _ in range(20):  # all that came are in by then

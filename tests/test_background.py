@@ -42,9 +42,9 @@ class Stay:
         self.gone.set()
         return await self.tasks.__aexit__(*error)
 
-    async def come(self, count):
+    async def come(self, count, **scope):
         for _ in range(count):
-            peer = Guest(self.gone)
+            peer = Guest(self.gone, **scope)
             self.peers.append(peer)
             self.tasks.start_soon(peer.visit, self.app)
             while not peer.sent:

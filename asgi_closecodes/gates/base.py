@@ -6,10 +6,10 @@ capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. T
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import anyio
 import anyio.lowlevel
@@ -31,6 +31,9 @@ class Gate(Protocol):
     * ``unwanted()``: yield sessions that should leave, at the pace of the setting ``shed_rate``;
     * ``overdue()``: yield sessions that have to leave now, whatever the setting ``shed`` says;
     * ``cause``: a token that their clients are told, else ``shed``.
+
+    The context manager may have ``recount()``, which is called when a handler has set the session's ``key``, and
+    raises :class:`TryAgainLater` if there is no room for it under that one.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
@@ -52,6 +55,11 @@ class _Free(AbstractAsyncContextManager[None]):
 
 FREE = _Free()
 """What a gate that only looks, and holds nothing, returns for those whom it admits."""
+
+
+def _recount(place: AbstractAsyncContextManager[Any]) -> None:
+    if (recount := getattr(place, "recount", None)) is not None:
+        recount()
 
 
 class Shadow:
@@ -82,26 +90,54 @@ class Shadow:
         if (sample := getattr(self.gate, "sample", None)) is not None:
             sample()
 
-    @asynccontextmanager
-    async def admit(self, session: Session, /) -> AsyncGenerator[None]:
+    def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds the gate's place, if there is one."""
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self.gate.admit(session))
-            except TryAgainLater as refusal:
-                session.report(
-                    SessionRefused(
-                        session=session.facts(),
-                        close=Close(refusal.code, refusal.reason),
-                        gate=type(self.gate).__name__,
-                        cause=refusal.cause or "unknown",
-                        retry_after=refusal.retry_after or 0.0,
-                        mode="shadow",
-                        usage=refusal.usage,
-                        limit=refusal.limit,
-                    )
-                )
+        return _Shadowed(self.gate, session)
+
+
+class _Shadowed(AbstractAsyncContextManager[None, bool | None]):
+    """A place in ``gate``, or none without a refusal."""
+
+    __slots__ = ("_gate", "_place", "_session")
+
+    def __init__(self, gate: Gate, session: Session) -> None:
+        self._gate = gate
+        self._session = session
+        self._place: AbstractAsyncContextManager[Any] = FREE
+
+    async def __aenter__(self) -> None:
+        place = self._gate.admit(self._session)
+        with self._refusing_nobody():
+            await place.__aenter__()
+            self._place = place
+
+    def recount(self) -> None:
+        """Have the gate count the session under its new key, if it counts it."""
+        with self._refusing_nobody():
+            _recount(self._place)
+
+    @contextmanager
+    def _refusing_nobody(self) -> Generator[None]:
+        try:
             yield
+        except TryAgainLater as refusal:
+            self._session.report(
+                SessionRefused(
+                    session=self._session.facts(),
+                    close=Close(refusal.code, refusal.reason),
+                    gate=type(self._gate).__name__,
+                    cause=refusal.cause or "unknown",
+                    retry_after=refusal.retry_after or 0.0,
+                    mode="shadow",
+                    usage=refusal.usage,
+                    limit=refusal.limit,
+                )
+            )
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._place.__aexit__(cls, error, trace)
 
 
 class AllOf:
@@ -121,12 +157,12 @@ class AllOf:
         )
         self.failure = failure
 
-    def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+    def admit(self, session: Session, /) -> Places:
         """Return a context manager that holds the session's places in all gates."""
-        return _Places(self, session)
+        return Places(self, session)
 
 
-class _Places(AbstractAsyncContextManager[None, bool]):
+class Places(AbstractAsyncContextManager["Places", bool]):
     """The places of one session in the gates of an :class:`AllOf`.
 
     Not an AsyncExitStack: that lets the error of one gate replace the handler's.
@@ -139,7 +175,7 @@ class _Places(AbstractAsyncContextManager[None, bool]):
         self._session = session
         self._entered: list[tuple[Gate, AbstractAsyncContextManager[Any]]] = []
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         try:
             for gate in self._all.gates:
                 try:
@@ -148,21 +184,32 @@ class _Places(AbstractAsyncContextManager[None, bool]):
                         continue  # there is nothing to enter, and nothing to leave
                     await place.__aenter__()
                 except Exception as error:
-                    refusals = [leaf for leaf in leaves(error) if isinstance(leaf, TryAgainLater)]
-                    if len(refusals) != len(list(leaves(error))):
-                        self._admit_past(gate, error)
-                        continue
-                    refusals[0].gate = refusals[0].gate or type(gate).__name__
-                    raise refusals[0] from (error if error is not refusals[0] else None)
+                    self._refuse_or_admit_past(gate, error)
                 else:
                     self._entered.append((gate, place))
+            return self
         except BaseException as error:
             ended_by_a_gate = await self.__aexit__(type(error), error, error.__traceback__)
             if ended_by_a_gate and not isinstance(error, Exception):
                 raise TryAgainLater(cause="gate") from error
             raise
 
-    def _admit_past(self, gate: Gate, error: Exception) -> None:
+    def recount(self) -> None:
+        """Have those gates that count by the session's key count it under its new one.
+
+        :raises TryAgainLater: if one has no room for it there.
+        """
+        for gate, place in self._entered:
+            try:
+                _recount(place)
+            except Exception as error:
+                self._refuse_or_admit_past(gate, error)
+
+    def _refuse_or_admit_past(self, gate: Gate, error: Exception) -> None:
+        refusals = [leaf for leaf in leaves(error) if isinstance(leaf, TryAgainLater)]
+        if len(refusals) == len(list(leaves(error))):
+            refusals[0].gate = refusals[0].gate or type(gate).__name__
+            raise refusals[0] from (error if error is not refusals[0] else None)
         admitted = self._all.failure == "open"
         self._report(gate, error, "admit", admitted=admitted)
         if not admitted:

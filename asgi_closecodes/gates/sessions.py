@@ -36,6 +36,20 @@ class _Place(AbstractAsyncContextManager[None]):
         self._gate.give_back(self._key, self._session)
 
 
+class _PlaceOfKey(_Place):
+    """The same in a gate that counts by key."""
+
+    __slots__ = ()
+    _gate: MaxSessionsPerKey
+
+    def recount(self) -> None:
+        """Move to the key that the session has now, or refuse it and stay."""
+        if (key := self._gate.key(self._session)) != self._key:
+            self._gate.take(key, self._session)
+            self._gate.give_back(self._key, self._session)
+            self._key = key
+
+
 class Limited:
     """A limit that may be changed at any time, to below what is in use too."""
 
@@ -123,13 +137,14 @@ class MaxSessionsPerKey(Limited):
     """At most ``limit`` open sessions of one key in this process.
 
     :param key: the key of a session, any hashable value, by default :func:`client_network`; a session
-        whose key is None is not limited. A key without a session takes no memory.
+        whose key is None is not limited. A key without a session takes no memory. It is asked at admission, and
+        again when the handler sets :attr:`Session.key`.
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the oldest of that key is shed and the new
         one takes its place. Connections that have died without a word otherwise lock their own user out.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
     """
 
-    __slots__ = ("_key", "_lowered", "_sessions", "active", "when_full")
+    __slots__ = ("_lowered", "_sessions", "active", "key", "when_full")
     cause = "client"
 
     def __init__(
@@ -142,7 +157,8 @@ class MaxSessionsPerKey(Limited):
             raise ValueError(f"when_full={when_full!r}: use 'refuse' or 'replace_oldest'")
         self._lowered = False
         super().__init__(limit)
-        self._key = key
+        self.key = key
+        """The key of a session."""
         self.when_full = when_full
         self._sessions: dict[Hashable, dict[Session, None]] = {}
         self.active = 0
@@ -160,7 +176,7 @@ class MaxSessionsPerKey(Limited):
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places of the session's key."""
-        return _Place(self, self._key(session), session)
+        return _PlaceOfKey(self, self.key(session), session)
 
     def active_of(self, key: Hashable) -> int:
         """Return the number of open sessions of ``key``."""

@@ -1,11 +1,19 @@
+import asyncio
+import contextlib
+import gc
+import re
+import weakref
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
-from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, client_network
-from tests.asgi import Handler, Peer
+from asgi_closecodes.events import GateFailed, SessionFailed, SessionRefused
+from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey, Shadow, client_network
+from tests.asgi import Handler, Peer, of
 from tests.gates.stand_in import Visitor, admitted, refused
+from tests.test_background import Stay, until
 
 NOBODY = SimpleNamespace(priority=0)
 
@@ -184,6 +192,141 @@ async def test_a_key_that_cannot_be_used_is_a_fault_of_the_gate(key, failure):
     peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
     assert peer.closed[0] == 1013 if failure == "closed" else peer.heard == ["accept"]
     assert gate.active == 0
+
+
+# Keys that the handler knows
+
+
+def of_key(session):
+    return session.key
+
+
+class Keyed:
+    """A handler that sets the key that the path says, ``before`` or ``after`` it accepts, and waits for its peer."""
+
+    def __init__(self, when="before"):
+        self.when = when
+
+    async def __call__(self, scope, receive, send):
+        await receive()
+        for moment in ("before", "accept", "after"):
+            if moment == "accept":
+                await send({"type": "websocket.accept"})
+            elif moment == self.when:
+                scope["extensions"]["closecodes"].key = scope["path"].strip("/")
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_session_counts_under_the_key_that_its_handler_sets(when):
+    gate = MaxSessionsPerKey(1, key=of_key)
+    events = []
+    guard = Guard(gate=gate, observers=[events.append])
+    async with Stay(guard, Keyed(when)) as stay:
+        await stay.come(1, path="/alice")
+        await stay.come(1, path="/bob")
+        await until(lambda: gate.active_of("alice") == gate.active_of("bob") == 1)
+        assert (gate.active, gate.active_of(None)) == (2, 0)
+        again = await Peer(path="/alice").visit(stay.app)
+        assert again.heard == ["accept", "close"]
+        assert re.fullmatch(r"try again later; retry_after=\d+\.\d; cause=client", again.closed[1])
+        assert again.closed[0] == 1013
+        assert (gate.active, gate.active_of("alice"), len(guard.sessions)) == (2, 1, 2)
+        assert stay.codes() == [None, None]
+    assert (gate.active, gate._sessions) == (0, {})
+    [refusal] = of(SessionRefused, events)
+    assert (refusal.gate, refusal.cause, refusal.usage, refusal.limit) == ("MaxSessionsPerKey", "client", 1, 1)
+    assert not of(SessionFailed, events)
+
+
+@pytest.mark.anyio
+async def test_a_gate_may_set_the_key_for_those_after_it():
+    class Authenticated:
+        @asynccontextmanager
+        async def admit(self, session):
+            session.key = session.scope["path"]
+            yield
+
+    gate = MaxSessionsPerKey(1, key=of_key)
+    async with Stay(Guard(gate=AllOf(Authenticated(), gate))) as stay:
+        await stay.come(2, path="/alice")
+        await until(lambda: stay.codes() == [None, 1013])
+        assert gate.active_of("/alice") == 1
+
+
+@pytest.mark.anyio
+async def test_a_new_key_may_replace_the_oldest_session_of_that_key():
+    gate = MaxSessionsPerKey(1, key=of_key, when_full="replace_oldest")
+    async with Stay(Guard(gate=gate), Keyed()) as stay:
+        await stay.come(1, path="/alice")
+        await stay.come(1, path="/alice")
+        await until(lambda: stay.codes() == [1013, None])
+        assert "cause=replaced" in stay.peers[0].closed[1]
+        await until(lambda: gate.active == gate.active_of("alice") == 1)
+    assert (gate.active, gate._sessions) == (0, {})
+
+
+@pytest.mark.anyio
+async def test_a_key_that_is_refused_stays_what_it_was_in_every_gate():
+    free, full = MaxSessionsPerKey(9, key=of_key), MaxSessionsPerKey(0, key=of_key)
+    seen = []
+
+    async def handler(scope, receive, send):
+        session = scope["extensions"]["closecodes"]
+        for key in ("alice", None):
+            with contextlib.suppress(TryAgainLater):
+                session.key = key
+            seen.append((session.key, free.active_of("alice"), free.active_of(None), full.active_of(None)))
+        await Handler()(scope, receive, send)
+
+    peer = await Peer().visit(CloseCodeMiddleware(handler, Guard(gate=AllOf(free, full))))
+    assert peer.heard == ["accept"]
+    assert seen == [(None, 0, 1, 1)] * 2
+    assert (free._sessions, full._sessions) == ({}, {})
+
+
+@pytest.mark.anyio
+async def test_a_key_in_the_shadow_is_not_refused():
+    inner = MaxSessionsPerKey(1, key=of_key)
+    events = []
+    async with Stay(Guard(gate=Shadow(inner), observers=[events.append]), Keyed()) as stay:
+        await stay.come(2, path="/alice")
+        assert stay.codes() == [None, None]
+        assert (inner.active_of("alice"), inner.active_of(None)) == (1, 1)
+    assert inner._sessions == {}
+    assert [refusal.mode for refusal in of(SessionRefused, events)] == ["shadow"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("failure", ["open", "closed"])
+async def test_a_key_that_becomes_unusable_is_a_fault_of_the_gate(failure):
+    gate = MaxSessionsPerKey(1, key=lambda session: ["unhashable"] if session.key else None)
+    events = []
+    guard = Guard(Settings(gate_failure=failure), gate=gate, observers=[events.append])
+    peer = await Peer(path="/alice").visit(CloseCodeMiddleware(Keyed(), guard))
+    assert peer.closed[0] == 1013 if failure == "closed" else peer.heard == ["accept"]
+    assert [type(event.exception) for event in of(GateFailed, events)] == [TypeError]
+    assert gate._sessions == {}
+
+
+def test_a_session_that_was_given_a_key_is_gone_with_its_last_reference():
+    gone = []
+
+    async def handler(scope, _receive, _send):
+        scope["extensions"]["closecodes"].key = "alice"
+        weakref.finalize(scope["extensions"]["closecodes"], gone.append, "gone")
+
+    async def main():
+        await Peer().visit(CloseCodeMiddleware(handler, Guard(gate=MaxSessionsPerKey(2, key=of_key))))
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+        assert gone == ["gone"]
+    finally:
+        gc.enable()
 
 
 # Shares for the important
