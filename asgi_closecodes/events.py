@@ -176,9 +176,10 @@ class DrainStarted:
 
 @dataclass(frozen=True, slots=True)
 class DrainFinished:
-    """All sessions that were open have been told to come back elsewhere."""
+    """All sessions that were open have been told to come back elsewhere, or it was called off."""
 
     sessions: int
+    """Those that were told."""
     duration: float
     """Seconds that it took."""
 

@@ -73,7 +73,10 @@ class Guard:
         self.sessions: dict[Session, None] = {}
         """The admitted sessions that are not over, in the order of their arrival."""
         self.draining = False
-        """Whether new sessions are refused because this process is about to stop; ask it for readiness."""
+        """Whether new sessions are refused because this process is about to stop; ask it for readiness.
+
+        Set it to False to call a drain off: sessions that are open stay, and new ones are admitted.
+        """
         self._leaving: set[Session] = set()
         self._tally = Tally()
         self._saturation = Saturation(self.report)
@@ -195,20 +198,21 @@ class Guard:
 
     async def _drain(self, window: float) -> None:
         start = time.monotonic()
-        count = len(self.sessions)
+        count, told = len(self.sessions), 0
         self.report(events.DrainStarted(count, window))
         pace = Pace()
         per_second = max(count / window, 1.0) if window else math.inf
         async with anyio.create_task_group() as tasks:
-            while untold := self._untold():
+            while self.draining and (untold := self._untold()):
                 if time.monotonic() - start < window:
                     untold = await self._victims.choose(untold, pace.due(per_second))
+                told += len(untold)
                 for number, session in enumerate(untold, 1):
                     tasks.start_soon(session.end, ServiceRestart("service restart", cause="drain", retry_after=1.0))
                     if number % _AT_ONCE == 0:
                         await anyio.lowlevel.checkpoint()
                 await anyio.sleep(TICK)
-        self.report(events.DrainFinished(count, time.monotonic() - start))
+        self.report(events.DrainFinished(told, time.monotonic() - start))
 
     def _untold(self) -> list[Session]:
         return [session for session in self.sessions if not session.is_leaving]

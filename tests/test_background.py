@@ -246,7 +246,24 @@ async def test_a_drain_closes_everybody_evenly_and_refuses_everybody():
         assert 0.7 < anyio.current_time() - start < 2
         assert stay.codes() == [1012] * 10
     assert of(DrainStarted, seen)[0].sessions == 10
-    assert len(of(DrainFinished, seen)) == 1
+    assert [event.sessions for event in of(DrainFinished, seen)] == [10]
+
+
+@pytest.mark.anyio
+async def test_a_drain_that_is_called_off_leaves_the_rest_alone_and_lets_others_in():
+    seen = []
+    guard = Guard(Settings(), observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(guard.drain, 60)
+            await until(lambda: stay.codes().count(1012) == 1)
+            guard.draining = False
+        await stay.come(1)
+        assert sorted(stay.codes(), key=str) == [1012, None, None, None]
+        assert [event.sessions for event in of(DrainFinished, seen)] == [1]
+        await guard.drain(0)
+        assert stay.codes() == [1012] * 4
 
 
 @pytest.mark.anyio
