@@ -727,7 +727,7 @@ def _route(scope: Scope, root_path: str) -> str | None:
     """
     route = scope.get("route")
     path = getattr(route, "path_format", None)
-    if not isinstance(path, str):
+    if not isinstance(path, str) or hasattr(route, "routes"):  # a mount's own is "/{path}", whatever it leads to
         return None
     mount = scope.get("root_path", "").removeprefix(root_path)
     of_route = getattr(route, "param_convertors", {})

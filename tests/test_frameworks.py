@@ -17,7 +17,7 @@ from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.events import SessionFailed
+from asgi_closecodes.events import SessionFailed, SessionRefused
 from tests.asgi import Handler, Peer, of
 from tests.test_background import Guest, until
 
@@ -526,6 +526,16 @@ async def test_a_failure_is_reported_with_the_template_of_its_route(app, path, r
     [record] = [record for record in caplog.records if record.name == "asgi_closecodes.error"]
     assert vars(record).get("http.route") == route
     assert "acme" not in str(failed.session.route)
+
+
+@pytest.mark.anyio
+async def test_who_is_refused_below_a_mount_has_not_come_to_a_route():
+    seen = []
+    guard = Guard(Settings(max_sessions=0), observers=[seen.append])
+    app = Starlette(routes=[Mount("/v1", CloseCodeMiddleware(Starlette(routes=routes()), guard))])
+    assert (await Peer(path="/v1/crash/a").visit(app)).closed[0] == 1013
+    [refused] = of(SessionRefused, seen)
+    assert (refused.session.route, refused.session.path) == (None, "/v1/crash/a")
 
 
 @pytest.mark.anyio
