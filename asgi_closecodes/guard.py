@@ -307,9 +307,11 @@ class Guard:
     async def _tick_forever(self) -> None:
         try:
             last_used = time.monotonic()
-            while self._is_needed() and time.monotonic() - last_used <= LINGER:
+            while self._is_needed():
                 if self._lifespans or self.sessions:
                     last_used = time.monotonic()
+                elif time.monotonic() - last_used > LINGER:
+                    break
                 self._tick()
                 await anyio.sleep(TICK)
         finally:
