@@ -14,6 +14,10 @@ from .codes import Close
 Phase: TypeAlias = Literal["connecting", "open", "closed"]
 """Where a session stood: before its handshake was answered, open, or after it was closed or left."""
 
+Outcome: TypeAlias = Literal["completed", "failed", "shed", "not_accepted"]
+"""What became of a session: it ended by its peer or its handler, the handler failed, it was ended from outside of
+its handler, or the handler never accepted it."""
+
 
 NOT_OVERLOAD = frozenset({"client", "replaced", "drain"})
 """Causes that are no sign of a process that lacks capacity."""
@@ -42,6 +46,13 @@ class SessionFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionAdmitted:
+    """All gates let a session pass, and its handler starts; ``session.duration`` is how long they took."""
+
+    session: SessionFacts
+
+
+@dataclass(frozen=True, slots=True)
 class SessionOpened:
     """A handler accepted a session."""
 
@@ -57,6 +68,7 @@ class SessionClosed:
     """The close as far as it is known; None where an HTTP response answered the handshake."""
     initiator: Literal["client", "handler", "middleware"]
     """Who ended it: the peer, the handler by a close of its own, or this library."""
+    outcome: Outcome = "completed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +229,8 @@ class LogsSuppressed:
 
 
 Event: TypeAlias = (
-    SessionOpened
+    SessionAdmitted
+    | SessionOpened
     | SessionClosed
     | SessionFailed
     | SessionRefused
@@ -237,3 +250,34 @@ Event: TypeAlias = (
 )
 
 Observer: TypeAlias = Callable[[Event], None]
+"""Called with each event, in the event loop, while a session waits for it.
+
+An observer that does not only want to know what happens, but how things stand, may also have:
+
+* ``watch(look)``: called once by each guard that it is given to; ``look()`` returns a :class:`Standing` at any time
+  and from any thread, and None when the guard is gone;
+* ``sample()``: called about ten times a second by the background ticker, which runs for observers with ``watch``.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GateStanding:
+    """How a gate stands."""
+
+    name: str
+    cause: str | None
+    """What clients are told that it refuses; None if that is not known before."""
+    usage: float | None
+    """How much of the limit is in use; None if that is unknown, or no one number."""
+    limit: float | None
+    """None is no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a guard stands."""
+
+    gates: tuple[GateStanding, ...]
+    loop_lag: float | None
+    """Seconds that the event loop was late; a stall counts half after 15 s. None if nobody looked."""
+    draining: bool

@@ -177,6 +177,7 @@ class Session:
         "_initiator",
         "_key",
         "_last_word",
+        "_outcome",
         "_raiser",
         "_receive",
         "_recount",
@@ -202,6 +203,7 @@ class Session:
         self._key: Hashable = None
         self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session,
         self._ended: anyio.Event  # and then this is set when it was said
+        self._outcome: events.Outcome = "not_accepted"
         self._recount = _nothing
         self._root_path: str = scope.get("root_path", "")
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
@@ -284,6 +286,7 @@ class Session:
         self._channel = channel = Channel(self._receive, self._heard, self._control)
         try:
             self._host.began(self)
+            self.report(events.SessionAdmitted(self.facts()))
             with anyio.CancelScope() as self._handler:
                 await app(self.scope, channel.receive, channel.send)
         except BaseException as error:
@@ -293,7 +296,7 @@ class Session:
             await self._say(LastWord(Close(CloseCode.NORMAL_CLOSURE)))
         finally:
             self._host.over(self)
-            self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator))
+            self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
             # No cycles are left: the session is gone with its last reference, not with the next collection.
             self.scope = servers_scope
             self._channel = self._handler = None
@@ -359,6 +362,7 @@ class Session:
             return True
         facts = self.facts()
         word = self._last_word = self._word_for(refusal)
+        self._outcome = "shed"
         self._ended = anyio.Event()
         self._host.leaves(self)
         code, reason = int(word.close.code), word.close.reason
@@ -418,6 +422,7 @@ class Session:
             sent = await self.abandon()
         finally:
             if any(isinstance(cause, Exception) for cause in causes):  # it failed while it was cancelled
+                self._outcome = "failed"
                 self.report(events.SessionFailed(facts, new_error_id(), fingerprint(error), error, _ABANDONED, sent))
         return False
 
@@ -440,6 +445,7 @@ class Session:
                 self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
         finally:
             if not departed:
+                self._outcome = "failed"
                 self.report(events.SessionFailed(facts, error_id, fingerprint(error), error, close, sent))
         if self.phase in _OVER:
             return departed or not rules.reraise
@@ -672,9 +678,16 @@ class Session:
                 following = Phase.CLOSED
             await self._pass_on(message, following)
             if following is Phase.OPEN:
-                self.report(events.SessionOpened(self.facts()))
+                self._opened()
         else:
             raise RuntimeError(f"the handler sent {kind!r} when {phase.value}")
+
+    def _opened(self) -> None:
+        if self._channel is None:
+            return  # a task of the handler's that outlived the session
+        if self._outcome == "not_accepted":
+            self._outcome = "completed"
+        self.report(events.SessionOpened(self.facts()))
 
     async def _deny_by_close(self, message: Message) -> None:
         """Close where the handler starts an HTTP response that cannot be given (any more).

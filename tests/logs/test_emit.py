@@ -20,7 +20,7 @@ def written(record):
 
 
 def test_every_kind_of_event_is_tried():
-    unlogged = {events.LogsSuppressed}  # the summaries say it
+    unlogged = {events.LogsSuppressed, events.SessionAdmitted}  # the summaries say it; it is a number, not a line
     assert {type(event) for event, _, _ in EVENTS.values()} == set(events.Event.__args__) - unlogged
 
 
