@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import background, events
 from .exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
-from .gates import AllOf, Gate, Shadow
+from .gates import AllOf, Gate, LoopLag, Shadow
 from .gates.base import FREE
 from .logs import LogObserver
 from .rates import Rate
@@ -67,6 +67,10 @@ class Guard:
     ) -> None:
         if gate is not None and not callable(getattr(gate, "admit", None)):
             raise TypeError(f"gate={gate!r} has no method admit(session); see asgi_closecodes.gates.Gate")
+        observers = [*observers]
+        for observer in observers:
+            if not callable(observer):
+                raise TypeError(f"observers: {observer!r} cannot be called; an observer is a function of an event")
         self.settings = Settings() if settings is None else settings
         self.exceptions = checked_mapping(exceptions)
         self.subprotocol = subprotocol
@@ -85,9 +89,8 @@ class Guard:
         weakref.finalize(self, self._logs.sum_up, now=True)
         own = (self._tally, self._logs, self._saturation, self._keep_watch)
         self._observers: list[events.Observer] = [*own, *observers]
-        for observer in self._observers:
-            if not callable(observer):
-                raise TypeError(f"observers: {observer!r} cannot be called; an observer is a function of an event")
+        self._watchers: list[Any] = [observer for observer in observers if hasattr(observer, "watch")]
+        self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
         self._failed: set[object] = set()
         self._gates: dict[str, Gate] = {}
         self._own_gate = gate
@@ -105,6 +108,8 @@ class Guard:
         for name, nearest in unknown_settings().items():
             self.report(events.SettingIgnored(name, nearest))
         self.report(events.LimitsSet(self.settings.limits()))
+        for watcher in self._watchers:
+            watcher.watch(_weak(self.look))
 
     def _follow_settings(self) -> None:
         settings = self.settings
@@ -174,6 +179,23 @@ class Guard:
             "closes": dict(self._tally.closes),
             "error_groups": self._tally.groups(),
         }
+
+    def look(self) -> events.Standing:
+        """Return how this process stands, for observers; from any thread."""
+        return events.Standing(
+            gates=tuple(
+                events.GateStanding(
+                    name=type(gate).__name__,
+                    cause=getattr(gate, "cause", None),
+                    usage=_read(gate, "usage" if hasattr(gate, "usage") else "active"),
+                    limit=_read(gate, "limit"),
+                )
+                for gate in (gate.gate if isinstance(gate, Shadow) else gate for gate in self.gate.gates)
+                if not isinstance(gate, Draining)
+            ),
+            loop_lag=self._lag.value(),
+            draining=self.draining,
+        )
 
     async def drain(self, window: float | None = None) -> None:
         """Refuse new sessions with 1012, and close the open ones with 1012, evenly over ``window``.
@@ -285,7 +307,8 @@ class Guard:
 
     def _is_needed(self) -> bool:
         return (
-            self._logs.has_unsaid
+            bool(self._watchers)
+            or self._logs.has_unsaid
             or self._saturation.is_watched
             or any(_works(gate) and _limit_of(gate) is not None for gate in self.gate.gates)
         )
@@ -317,6 +340,8 @@ class Guard:
         finally:
             self._is_ticking = False
             self._logs.sum_up(now=True)
+            self._lag.stop()
+            self._sample()
             for gate in self.gate.gates:
                 sensor = getattr(gate.gate if isinstance(gate, Shadow) else gate, "sensor", None)
                 if (stop := getattr(sensor, "stop", None)) is not None:
@@ -325,6 +350,8 @@ class Guard:
     def _tick(self) -> None:
         self._logs.sum_up()
         self._saturation.look()
+        self._lag.sample()
+        self._sample()
         for gate in self.gate.gates:
             self._ask(gate, "sample")
             for session in self._ask(gate, "overdue") or ():
@@ -349,8 +376,12 @@ class Guard:
             self._looked_at = time.monotonic()
             self._in_background(self._victims.look, self.sessions)
 
-    def _ask(self, gate: Gate, question: str) -> Any:
-        """Return what the gate's method of that name returns, if it has one and it does not fail."""
+    def _sample(self) -> None:
+        for watcher in self._watchers:
+            self._ask(watcher, "sample")
+
+    def _ask(self, gate: object, question: str) -> Any:
+        """Return what the gate's (or observer's) method of that name returns, if it has one and it does not fail."""
         method = getattr(gate, question, None)
         if method is None:
             return None
@@ -398,6 +429,13 @@ class Draining:
         return FREE
 
 
+def _read(gate: object, name: str) -> float | None:
+    try:
+        return _number(getattr(gate, name, None))
+    except Exception:  # a gate of the user's
+        return None
+
+
 def _number(value: object) -> float | None:
     return value if isinstance(value, (int, float)) else None
 
@@ -423,11 +461,16 @@ def _reject(returned: object) -> None:
         raise TypeError("this has to be a plain function; it is async and was not awaited")
 
 
-def _weak(report: events.Observer) -> events.Observer:
-    reference = weakref.WeakMethod(report)
+_Arguments = ParamSpec("_Arguments")
+_Returned = TypeVar("_Returned")
 
-    def report_if_alive(event: events.Event) -> None:
-        if (method := reference()) is not None:
-            method(event)
 
-    return report_if_alive
+def _weak(method: Callable[_Arguments, _Returned]) -> Callable[_Arguments, _Returned | None]:
+    """Return a function that does what ``method`` does as long as its object lives, then nothing."""
+    reference = weakref.WeakMethod(method)
+
+    def call_if_alive(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Returned | None:
+        alive = reference()
+        return None if alive is None else alive(*arguments, **options)
+
+    return call_if_alive

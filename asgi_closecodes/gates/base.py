@@ -34,6 +34,8 @@ class Gate(Protocol):
 
     The context manager may have ``recount()``, which is called when a handler has set the session's ``key``, and
     raises :class:`TryAgainLater` if there is no room for it under that one.
+
+    Observers of numbers are shown its ``limit``, and as what is in use its ``usage``, else ``active``.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:

@@ -101,6 +101,11 @@ class Pressure:
         """The same as :attr:`refuse_above`."""
         return self.refuse_above
 
+    @property
+    def usage(self) -> float | None:
+        """The sensor's value, None if it is unknown."""
+        return self.sensor.value()
+
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
         """Let the session pass, or refuse it; there is nothing to give back.
 

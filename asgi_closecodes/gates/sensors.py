@@ -37,12 +37,18 @@ class LoopLag:
 
     The ticker wakes every ``interval`` seconds, or later. Between its visits the time since the last one counts:
     the first handshake after a stall finds it, whether the ticker was faster or not.
+
+    :param interval: seconds between two samples.
+    :param half_life: seconds after which a stall counts half.
     """
 
     name = "lag"
 
-    def __init__(self, interval: float = 0.1, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, interval: float = 0.1, *, half_life: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._interval = interval
+        self._half_life = half_life
         self._clock = clock
         self._last: float | None = None
         self._lag = 0.0
@@ -53,8 +59,8 @@ class LoopLag:
         if self._last is not None:
             elapsed = now - self._last
             late = max(elapsed - self._interval, 0.0)
-            # It rises at once and halves every second: a stall is over when it is over, but not forgotten.
-            self._lag = max(late, self._lag * 0.5**elapsed)
+            # It rises at once and falls slowly: a stall is over when it is over, but not forgotten.
+            self._lag = max(late, self._lag * 0.5 ** (elapsed / self._half_life))
         self._last = now
 
     def stop(self) -> None:

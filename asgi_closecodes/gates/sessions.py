@@ -146,6 +146,7 @@ class MaxSessionsPerKey(Limited):
 
     __slots__ = ("_lowered", "_sessions", "active", "key", "when_full")
     cause = "client"
+    usage = None  # of a limit that each key has for itself
 
     def __init__(
         self,
