@@ -21,6 +21,9 @@ MAY_KNOW = {
     "retry": set(),
     "background": {"channel"},
     "events": {"codes"},
+    "metrics": {"codes", "events", "fingerprint"},
+    "prometheus": {"metrics"},
+    "opentelemetry": {"events", "fingerprint", "metrics"},
     "exceptions": {"codes"},
     "session": {"channel", "codes", "error_ids", "events", "exceptions", "fingerprint"},
     "gates": {"channel", "codes", "events", "exceptions", "rates", "session"},
@@ -103,7 +106,7 @@ def test_public_names_neither_come_nor_go_by_accident(module, names):
 
 
 def test_importing_the_package_imports_no_extra():
-    extras = "psutil fastapi trio uvicorn hypercorn httpx demo_app tests"
+    extras = "prometheus_client opentelemetry sentry_sdk psutil fastapi trio uvicorn hypercorn httpx demo_app tests"
     code = f"import sys, asgi_closecodes; print(*{{*{extras.split()!r}}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

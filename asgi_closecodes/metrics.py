@@ -1,0 +1,298 @@
+"""What events mean in numbers: every metric, its labels, which are few whatever happens, and how events change it.
+
+Where the numbers are kept is the affair of :mod:`asgi_closecodes.prometheus` and :mod:`asgi_closecodes.opentelemetry`.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from . import events
+from .codes import Close
+from .fingerprint import type_name
+
+UNKNOWN = "_UNKNOWN"
+"""The label of a route that is not known: the handler has not accepted yet, or no route matched."""
+
+OTHER = "_OTHER"
+"""The label of all values that came after the first so many."""
+
+MOST_ROUTES = 64
+MOST_ERROR_TYPES = 32
+MOST_GATES = 32
+MOST_CAUSES = 32
+_LONGEST = 128
+
+Labels: TypeAlias = tuple[str, ...]
+
+_SHOWN_CODES = frozenset({1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013})
+CODES = (*map(str, sorted(_SHOWN_CODES)), "3xxx", "4xxx", "other", "none")
+"""The labels of close codes; ``none`` is an HTTP response."""
+
+_INITIATORS = ("client", "handler", "middleware")
+_MODES = ("close", "http", "shadow")
+_SUPPRESSIBLE = tuple(
+    f"closecodes.{name}"
+    for name in (
+        "session.exception",
+        "session.close_failed",
+        "session.close_repaired",
+        "gate.failed",
+        "callback.failed",
+        "session.refused",
+        "session.shed",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """One metric, as Prometheus names it.
+
+    A ``sum`` goes up and down, a ``gauge`` is looked at when somebody asks.
+    """
+
+    kind: Literal["counter", "sum", "gauge", "histogram"]
+    name: str
+    description: str
+    labels: Labels = ()
+    known: tuple[Labels, ...] = ()
+    """The values of the labels that are there from the start, at 0."""
+    buckets: tuple[float, ...] = ()
+
+
+SESSIONS_ACTIVE = Metric(
+    "sum",
+    "closecodes_sessions_active",
+    "Sessions that were admitted and are not over.",
+    ("route",),
+    ((UNKNOWN,),),
+)
+SESSIONS_STARTED = Metric("counter", "closecodes_sessions_started_total", "Sessions that were admitted.", (), ((),))
+SESSION_DURATION = Metric(
+    "histogram",
+    "closecodes_session_duration_seconds",
+    "How long sessions took from their handshake to their end, and what became of them.",
+    ("outcome",),
+    tuple((outcome,) for outcome in get_args(events.Outcome)),
+    buckets=(0.1, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
+)
+SESSIONS_CLOSED = Metric(
+    "counter",
+    "closecodes_sessions_closed_total",
+    "Sessions that are over, by their close code and who ended them.",
+    ("code", "initiator"),
+    tuple(itertools.product(CODES, _INITIATORS)),
+)
+ERRORS = Metric(
+    "counter",
+    "closecodes_errors_total",
+    "Handlers that raised what nobody expected.",
+    ("route", "error_type", "phase"),
+)
+REFUSALS = Metric(
+    "counter",
+    "closecodes_refusals_total",
+    "Sessions that a gate refused; in mode shadow it only would have.",
+    ("gate", "cause", "mode"),
+    tuple(("Draining", "drain", mode) for mode in _MODES if mode != "shadow"),
+)
+GATE_USAGE = Metric("gauge", "closecodes_gate_usage", "How much of a gate's limit is in use, in its unit.", ("gate",))
+GATE_LIMIT = Metric("gauge", "closecodes_gate_limit", "A gate's limit, as long as it has one.", ("gate",))
+ADMISSION = Metric(
+    "histogram",
+    "closecodes_admission_seconds",
+    "How long the gates took to admit or refuse a session.",
+    ("result",),
+    (("admitted",), ("refused",)),
+    buckets=(0.0001, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 10),
+)
+CLOSE_FAILURES = Metric(
+    "counter",
+    "closecodes_close_failures_total",
+    "Closes that the server did not take: it raised, or did not answer in time.",
+    ("code", "cause"),
+    tuple(itertools.product((code for code in CODES if code != "none"), ("exception", "timeout"))),
+)
+LOG_SUPPRESSED = Metric(
+    "counter",
+    "closecodes_log_suppressed_total",
+    "Log records that were counted instead of written.",
+    ("event",),
+    tuple((name,) for name in _SUPPRESSIBLE),
+)
+LOOP_LAG = Metric(
+    "gauge",
+    "closecodes_event_loop_lag_seconds",
+    "How late the event loop is; a stall counts half after 15 s.",
+    (),
+    ((),),
+)
+DRAINING = Metric("gauge", "closecodes_draining", "1 while new sessions are refused for a stop.", (), ((),))
+
+METRICS = (
+    SESSIONS_ACTIVE,
+    SESSIONS_STARTED,
+    SESSION_DURATION,
+    SESSIONS_CLOSED,
+    ERRORS,
+    REFUSALS,
+    GATE_USAGE,
+    GATE_LIMIT,
+    ADMISSION,
+    CLOSE_FAILURES,
+    LOG_SUPPRESSED,
+    LOOP_LAG,
+    DRAINING,
+)
+
+
+class FirstOnes:
+    """Labels for values of any number: the first ``most`` stand for themselves, ``_OTHER`` for all others."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._labels: dict[str, str] = {}
+
+    def __call__(self, value: str) -> str:
+        """Return the label of ``value``."""
+        label = self._labels.get(value)
+        if label is None:
+            if len(self._labels) >= self._most:
+                return OTHER
+            # A lone surrogate would make the whole page of metrics unwritable.
+            label = self._labels[value] = value.encode("utf-8", "replace").decode()[:_LONGEST]
+        return label
+
+
+def code_label(close: Close | None) -> str:
+    """Return the label of a close code, one of :data:`CODES`."""
+    if close is None:
+        return "none"
+    if not isinstance(close.code, int):
+        return "other"
+    if close.code in _SHOWN_CODES:
+        return str(int(close.code))
+    return f"{close.code // 1000}xxx" if 3000 <= close.code <= 4999 else "other"
+
+
+class MetricsObserver(abc.ABC):
+    """Turns events into numbers, and keeps the count of what is active."""
+
+    def __init__(self) -> None:
+        self._routes = FirstOnes(MOST_ROUTES)
+        self._error_types = FirstOnes(MOST_ERROR_TYPES)
+        self._gates = FirstOnes(MOST_GATES)
+        self._causes = FirstOnes(MOST_CAUSES)
+        self._counted_at: dict[str, str] = {}
+        """The route at which each session counts as active, by its id: what was added is what is taken off."""
+        self._looks: list[Callable[[], events.Standing | None]] = []
+        self._shown: dict[tuple[Metric, str], None] = {}
+        """The gauges of gates that have had a value, so that none stays as it was when its gate is gone."""
+
+    @abc.abstractmethod
+    def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
+        """Add to a counter or a sum."""
+
+    @abc.abstractmethod
+    def _record(self, metric: Metric, labels: Labels, value: float) -> None:
+        """Record one value in a histogram."""
+
+    def __call__(self, event: events.Event) -> None:
+        """Take note of ``event``."""
+        match event:
+            case events.SessionAdmitted(session=session):
+                self._add(SESSIONS_STARTED, ())
+                self._record(ADMISSION, ("admitted",), session.duration)
+                self._count_at(session.id, self._route(session))
+            case events.SessionOpened(session=session):
+                self._count_at(session.id, self._route(session))
+            case events.SessionClosed(session=session):
+                self._count_at(session.id, None)
+                self._add(SESSIONS_CLOSED, (code_label(event.close), event.initiator))
+                self._record(SESSION_DURATION, (event.outcome,), session.duration)
+            case events.SessionFailed(session=session):
+                error_type = self._error_types(type_name(type(event.exception)))
+                self._add(ERRORS, (self._route(session), error_type, session.phase))
+            case events.SessionRefused(session=session):
+                self._add(REFUSALS, (self._gates(event.gate), self._causes(event.cause), event.mode))
+                if event.mode != "shadow":
+                    self._record(ADMISSION, ("refused",), session.duration)
+            case events.CloseFailed():
+                cause = "timeout" if event.exception is None else "exception"
+                self._add(CLOSE_FAILURES, (code_label(event.close), cause))
+            case events.LogsSuppressed():
+                self._add(LOG_SUPPRESSED, (event.event,), event.count)
+            case events.LimitsSet():
+                self._expect_refusals()
+            case _:
+                pass
+
+    def _route(self, session: events.SessionFacts) -> str:
+        return UNKNOWN if session.route is None else self._routes(session.route)
+
+    def _count_at(self, session_id: str, route: str | None) -> None:
+        before = self._counted_at.get(session_id)
+        if before == route:
+            return
+        if before is not None:
+            del self._counted_at[session_id]
+            self._add(SESSIONS_ACTIVE, (before,), -1)
+        if route is not None:
+            self._counted_at[session_id] = route
+            self._add(SESSIONS_ACTIVE, (route,))
+
+    # How things stand
+
+    def watch(self, look: Callable[[], events.Standing | None]) -> None:
+        """Ask ``look`` whenever the gauges are read. Several guards may share this observer."""
+        self._looks.append(look)
+        self._expect_refusals()
+
+    def _standings(self) -> list[events.Standing]:
+        return [standing for look in self._looks if (standing := look()) is not None]
+
+    def _expect_refusals(self) -> None:
+        # At 0 before the first one: a counter that appears with 1 has not increased, for Prometheus.
+        for gate in _gates_of(self._standings()):
+            for mode in _MODES if gate.cause is not None else ():
+                self._add(REFUSALS, (self._gates(gate.name), self._causes(gate.cause or ""), mode), 0)
+
+    def _gauges(self) -> Iterator[tuple[Metric, Labels, float]]:
+        """Yield what the gauges show now.
+
+        Of several gates of one name the one that is nearest to its limit is shown.
+        """
+        standings = self._standings()
+        gates: dict[str, events.GateStanding] = {}
+        for gate in _gates_of(standings):
+            label = self._gates(f"{gate.name}({gate.cause})" if gate.name == "Pressure" else gate.name)
+            if label not in gates or _nearness(gate) > _nearness(gates[label]):
+                gates[label] = gate
+        values = {(GATE_USAGE, label): gate.usage for label, gate in gates.items()}
+        values |= {(GATE_LIMIT, label): gate.limit for label, gate in gates.items()}
+        self._shown |= {key: None for key, value in values.items() if value is not None}
+        for key in [*self._shown]:
+            metric, label = key
+            value = values.get(key)
+            yield metric, (label,), _NOTHING[metric] if value is None else value
+        yield LOOP_LAG, (), max((standing.loop_lag or 0.0 for standing in standings), default=0.0)
+        yield DRAINING, (), float(any(standing.draining for standing in standings))
+
+
+_NOTHING = {GATE_USAGE: 0.0, GATE_LIMIT: math.inf}
+
+
+def _gates_of(standings: Iterable[events.Standing]) -> Iterator[events.GateStanding]:
+    return (gate for standing in standings for gate in standing.gates)
+
+
+def _nearness(gate: events.GateStanding) -> tuple[float, bool]:
+    if gate.usage is None or gate.limit is None:
+        return 0.0, gate.limit is not None
+    return gate.usage / gate.limit if gate.limit else math.inf, True
