@@ -61,8 +61,9 @@ class Numbers:
 
 
 @pytest.fixture(params=["prometheus", "opentelemetry"])
-def numbers(request):
-    return Numbers(request.param)
+def numbers(request, caplog):
+    yield Numbers(request.param)
+    assert not [record for record in caplog.get_records("call") if record.name.startswith("opentelemetry")]
 
 
 def routed(handler, template="/rooms/{id}"):
