@@ -24,6 +24,7 @@ MAY_KNOW = {
     "metrics": {"codes", "events", "fingerprint"},
     "prometheus": {"metrics"},
     "opentelemetry": {"events", "fingerprint", "metrics"},
+    "sentry": {"logs"},
     "exceptions": {"codes"},
     "session": {"channel", "codes", "error_ids", "events", "exceptions", "fingerprint"},
     "gates": {"channel", "codes", "events", "exceptions", "rates", "session"},

@@ -33,8 +33,12 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 def safe_path(path: str) -> str:
     """Return ``path`` percent-encoded, at most 256 characters, with what looks like a token ``REDACTED``."""
-    segments = ("REDACTED" if _is_token(segment) else segment for segment in path.split("/"))
-    return raw_path("/".join(segments))
+    return raw_path(masked_path(path))
+
+
+def masked_path(path: str) -> str:
+    """Return ``path`` with what looks like a token ``REDACTED``."""
+    return "/".join("REDACTED" if _is_token(segment) else segment for segment in path.split("/"))
 
 
 def raw_path(path: str) -> str:

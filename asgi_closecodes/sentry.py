@@ -1,0 +1,63 @@
+"""Nothing secret in what goes to Sentry, which by itself sends local variables, query strings and headers along."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+from .logs.redaction import masked_path
+
+_Event = TypeVar("_Event", bound=Mapping[str, object])
+
+_TEXTS = ("breadcrumbs", "contexts", "logentry", "spans", "transaction")
+"""Parts of an event in which addresses stand: uvicorn's lines, requests that the application made."""
+
+_DROPPED = frozenset(
+    {"cookies", "headers", "http.fragment", "http.query", "query_string", "url.fragment", "url.query", "vars"}
+)
+_ADDRESS = re.compile(r"(?P<path>/[^\s\"'<>?#]*)(?:[?#][^\s\"'<>]*)?")
+
+
+def before_send(event: _Event, hint: object) -> _Event:
+    """Strip an event of what may be secret: ``sentry_sdk.init(..., before_send=before_send)``.
+
+    That is local variables, the request but for its method and URL, query strings in the texts of breadcrumbs, and what
+    looks like a token in a path. The text of an exception stays: it is the application's to keep clean. The same
+    function is for ``before_send_transaction``; it changes the event in place.
+    """
+    del hint
+    parts = cast("dict[str, Any]", event)
+    for key in ("exception", "threads"):
+        for frame in _below(parts.get(key), "values", "stacktrace", "frames"):
+            frame.pop("vars", None)
+    for request in _below(parts.get("request")):
+        parts["request"] = {key: _cleaned(request[key]) for key in ("method", "url") if key in request}
+    for key in _TEXTS:
+        if key in parts:
+            parts[key] = _cleaned(parts[key])
+    return event
+
+
+def _below(node: object, *keys: str) -> Iterator[dict[str, Any]]:
+    """Yield the dicts that ``keys`` lead to, through lists."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _below(item, *keys)
+    elif isinstance(node, dict):
+        if keys:
+            yield from _below(node.get(keys[0]), *keys[1:])
+        else:
+            yield node
+
+
+def _cleaned(value: object) -> object:
+    match value:
+        case str():
+            return _ADDRESS.sub(lambda found: masked_path(found["path"]), value)
+        case list() | tuple():
+            return [_cleaned(item) for item in value]
+        case dict():
+            return {key: _cleaned(item) for key, item in value.items() if key not in _DROPPED}
+        case _:
+            return value

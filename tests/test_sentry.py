@@ -1,0 +1,80 @@
+"""What before_send takes out of an event, and what it leaves."""
+
+import pytest
+
+from asgi_closecodes.sentry import before_send
+
+
+def test_local_variables_go_from_all_stacks():
+    def stack():
+        return {"frames": [{"function": "f", "lineno": 5, "vars": {"password": "secret"}}]}
+
+    event = {
+        "exception": {"values": [{"type": "ValueError", "stacktrace": stack()}, {"type": "KeyError"}]},
+        "threads": {"values": [{"stacktrace": stack()}]},
+    }
+    assert before_send(event, {}) is event
+    left = {"frames": [{"function": "f", "lineno": 5}]}
+    assert event == {
+        "exception": {"values": [{"type": "ValueError", "stacktrace": left}, {"type": "KeyError"}]},
+        "threads": {"values": [{"stacktrace": left}]},
+    }
+
+
+def test_the_request_keeps_its_method_and_url():
+    event = {
+        "request": {
+            "method": "GET",
+            "url": "http://localhost/users/5?token=secret",
+            "query_string": "token=secret",
+            "data": {"password": "secret"},
+            "cookies": {"session": "secret"},
+            "headers": {"x-key": "secret"},
+            "env": {"REMOTE_ADDR": "192.0.2.1"},
+        }
+    }
+    assert before_send(event, {})["request"] == {"method": "GET", "url": "http://localhost/users/5"}
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ('127.0.0.1:5 - "WebSocket /ws?token=secret" [accepted]', '127.0.0.1:5 - "WebSocket /ws" [accepted]'),
+        ("GET https://example.org/a/b?secret#secret done", "GET https://example.org/a/b done"),
+        ("https://example.org?secret", "https://example.org"),
+        ("/rooms/eyJhbGciOiJIUzI1NiJ9.secret", "/rooms/REDACTED"),
+        ("/rooms/{room}", "/rooms/{room}"),
+        ("what is this? 5 / 7 and/or nothing", "what is this? 5 / 7 and/or nothing"),
+        ("app.endpoints.room", "app.endpoints.room"),
+    ],
+)
+def test_addresses_in_texts(text, left):
+    event = {
+        "transaction": text,
+        "breadcrumbs": {"values": [{"message": text, "data": {"url": text, "http.query": "secret", "status": 200}}]},
+        "spans": [{"description": text, "data": {"url.query": "secret", "headers": {"x": "secret"}}}],
+        "logentry": {"message": text, "params": [text, 5, None]},
+        "contexts": {"trace": {"data": {"url": text}, "span_id": "0123456789abcdef"}},
+    }
+    assert before_send(event, {}) == {
+        "transaction": left,
+        "breadcrumbs": {"values": [{"message": left, "data": {"url": left, "status": 200}}]},
+        "spans": [{"description": left, "data": {}}],
+        "logentry": {"message": left, "params": [left, 5, None]},
+        "contexts": {"trace": {"data": {"url": left}, "span_id": "0123456789abcdef"}},
+    }
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"exception": None, "request": None, "breadcrumbs": None, "transaction": None},
+        {"exception": {"values": [None, {"stacktrace": None}, {"stacktrace": {"frames": [None]}}]}},
+        {"exception": [], "request": "", "threads": 5, "breadcrumbs": [], "contexts": ""},
+    ],
+)
+def test_an_odd_event_is_sent_as_it_is(event):
+    """Sentry drops the event when this raises."""
+    before = repr(event)
+    assert repr(before_send(event, {})) == before
