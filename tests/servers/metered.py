@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes import CloseCodeMiddleware, Guard
 from asgi_closecodes.prometheus import PrometheusObserver
 
 
@@ -24,7 +24,7 @@ registry = REGISTRY
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
     MultiProcessCollector(registry := CollectorRegistry())
 
-guard = Guard(Settings(max_sessions=1000), observers=[PrometheusObserver()])
+guard = Guard(observers=[PrometheusObserver()])
 app = Starlette(
     routes=[WebSocketRoute("/rooms/{room}", room), Mount("/metrics", make_asgi_app(registry))],
     middleware=[Middleware(CloseCodeMiddleware, guard)],

@@ -39,7 +39,9 @@ class Visitor(Raw):
 
 
 def test_one_process(tmp_path, holding):
-    with serve("uvicorn-sansio", "tests.servers.metered:app", tmp_path) as server:
+    with serve(
+        "uvicorn-sansio", "tests.servers.metered:app", tmp_path, env={"CLOSECODES_MAX_SESSIONS": "1000"}
+    ) as server:
         visitors = [holding.enter_context(Visitor(server)) for _ in range(3)]
         value = scrape(server)
         assert value("sessions_active", route="/rooms/{room}") == value("sessions_active") == 3
@@ -54,7 +56,7 @@ def test_one_process(tmp_path, holding):
 def test_two_workers_and_one_that_is_killed(tmp_path, holding):
     directory = tmp_path / "metrics"
     directory.mkdir()
-    env = {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(directory), "CLOSECODES_MAX_SESSIONS": "1000"}
     with serve("uvicorn-sansio", "tests.servers.metered:app", tmp_path, "--workers", "2", env=env) as server:
         assert eventually(lambda: server.log().count("Application startup complete") == 2, within=30)
         visitors = []
