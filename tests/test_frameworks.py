@@ -515,6 +515,8 @@ def fastapi_crash(path="/crash/{name}", prefix=""):
             "/a/b/crash/{name}",
         ),
         (lambda: Starlette(routes=[Mount("/{tenant}", routes=routes())]), "/acme/crash/secret", None),
+        (lambda: Starlette(routes=[Mount("/{tenant}", Handler(ValueError()))]), "/acme/secret", None),
+        (lambda: Starlette(routes=[Mount("/v1", Handler(ValueError()))]), "/v1/secret", None),
     ],
 )
 async def test_a_failure_is_reported_with_the_template_of_its_route(app, path, route, caplog):
