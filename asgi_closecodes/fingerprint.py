@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ _LIBRARIES = tuple(
     for name, path in sysconfig.get_paths().items()
     if name in {"stdlib", "platstdlib", "purelib", "platlib"}
 )
+# The same of another machine, whose stack trace is read here; and of the system, seen from a virtual environment.
+_INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]|[\\/]lib(64)?[\\/]python3\.\d+[\\/]")
 _MOST_CAUSES = 20
 _MOST_FRAMES = 50
 
@@ -68,4 +71,4 @@ def _functions(trace: TracebackType | None) -> Iterable[str]:
 @functools.lru_cache(maxsize=4096)
 def is_library(filename: str) -> bool:
     """Whether code in ``filename`` belongs to an installed package, the standard library or this package."""
-    return filename.startswith((_PACKAGE, *_LIBRARIES, "<frozen"))
+    return filename.startswith((_PACKAGE, *_LIBRARIES, "<frozen")) or _INSTALLED.search(filename) is not None

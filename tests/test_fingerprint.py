@@ -63,6 +63,22 @@ def test_a_middleware_of_a_library_changes_nothing():
     assert is_library(contextlib.__file__)
 
 
+@pytest.mark.parametrize(
+    ("file", "library"),
+    [
+        ("/app/.venv/lib/python3.12/site-packages/starlette/routing.py", True),
+        ("/usr/lib/python3/dist-packages/redis/client.py", True),
+        ("/usr/local/lib/python3.12/asyncio/tasks.py", True),
+        ("C:\\app\\venv\\Lib\\site-packages\\x.py", True),
+        ("<frozen runpy>", True),
+        ("/app/rooms.py", False),
+        ("/srv/python3/lib/rooms.py", False),
+    ],
+)
+def test_libraries_of_other_machines_are_known_by_their_place(file, library):
+    assert is_library(file) == library
+
+
 def test_a_recursion_is_one_bug_however_deep():
     code = "def fails(n={n}):\n    if n == 0:\n        raise ValueError\n    fails(n - 1)\n"
     assert fingerprint(caught(code.replace("{n}", "3"))) == fingerprint(caught(code.replace("{n}", "30")))
