@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import traceback
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -139,29 +140,34 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines for ``record``."""
-        time = dt.datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        level = self._painted(_LEVEL_COLOURS.get(record.levelname, "0"), f"{record.levelname:<8}")
-        shown = [f"{name}={getattr(record, key)}" for name, key in _SHOWN.items() if hasattr(record, key)]
-        details = self._painted("2", one_line("  " + " ".join(shown))) if shown else ""
-        lines = [f"{time} {level} {one_line(record.getMessage())}{details}"]
         error = _error_of(record)
-        trace = _stack_trace(error) if error is not None else (record.exc_text or "")
-        lines += self._indented(trace)
-        if record.stack_info:
-            lines += self._indented(record.stack_info)
+        traces = (_stack_trace(error) if error is not None else record.exc_text, record.stack_info)
+        time = dt.datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        lines = [console_line(time, record.levelname, record.getMessage(), vars(record), colours=self._colours)]
+        for trace in filter(None, traces):
+            lines += trace_lines(_capped(trace), colours=self._colours)
         return "\n".join(lines)
 
-    def _indented(self, text: str) -> list[str]:
-        lines = []
-        dimmed = False
-        for line in _capped(text).rstrip("\n").split("\n") if text else ():
-            if frame := _FRAME.match(line):
-                dimmed = is_library(frame["file"])
-            elif not line.lstrip(" |").startswith("^") and not line.startswith("    "):
-                dimmed = False
-            shown = one_line(line)
-            lines.append("    " + (self._painted("2", shown) if dimmed else shown))
-        return lines
 
-    def _painted(self, colour: str, text: str) -> str:
-        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
+def console_line(time: str, level: str, message: str, keys: Mapping[str, object], *, colours: bool = False) -> str:
+    """Return one line for people. Nothing in it drives a terminal but the ``colours``."""
+    shown = [f"{name}={keys[key]}" for name, key in _SHOWN.items() if key in keys]
+    details = painted("2", one_line("  " + " ".join(shown)), colours=colours) if shown else ""
+    coloured_level = painted(_LEVEL_COLOURS.get(level, "0"), f"{one_line(level):<8}", colours=colours)
+    return f"{time} {coloured_level} {one_line(message)}{details}"
+
+
+def trace_lines(trace: str, *, colours: bool = False) -> Iterator[str]:
+    """Yield the lines of a stack trace, indented, and with ``colours`` the frames of libraries dimmed."""
+    dimmed = False
+    for line in trace.rstrip("\n").split("\n"):
+        if frame := _FRAME.match(line):
+            dimmed = is_library(frame["file"])
+        elif not line.lstrip(" |").startswith("^") and not line.startswith("    "):
+            dimmed = False
+        yield "    " + painted("2", one_line(line), colours=colours and dimmed)
+
+
+def painted(colour: str, text: str, *, colours: bool) -> str:
+    """Return ``text`` in an ANSI colour, such as "31", if there are ``colours``."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if colours else text
