@@ -99,6 +99,7 @@ _IN_SUMMARIES = (
     "closecodes.gate.cause",
     "closecodes.refusal.mode",
     "closecodes.callback",
+    "websocket.close.code",
 )
 """Keys of a record that the summary of its kind has too."""
 

@@ -46,6 +46,7 @@ def test_summaries_too(records, name):
     assert summary["closecodes.suppressed.event"] == name
     [count] = [value for key, value in summary.items() if key.endswith(".suppressed")]
     assert len(lines) + count == 30
+    assert summary["websocket.close.code"] == lines[0]["websocket.close.code"]
 
 
 @pytest.mark.anyio
