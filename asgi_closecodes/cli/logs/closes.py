@@ -1,0 +1,94 @@
+"""``asgi-closecodes logs closes``: which codes clients saw, and who was refused for what."""
+
+from __future__ import annotations
+
+import click
+
+from asgi_closecodes.cli.output import bars, render, table, write
+from asgi_closecodes.codes import CloseCode
+from asgi_closecodes.logs.record import dumps
+from asgi_closecodes.logs.tallies import Closes, Code, total
+
+from .reading import end, log_of, of_a_time, of_files, reading, within
+from .sums import headline, tally
+
+_MEANINGS = {int(code): code.meaning for code in CloseCode}
+_OUTCOMES = {
+    "refused": "refused",
+    "shadow": "would have been refused (shadow)",
+    "shed": "shed: ended from outside of its handler",
+}
+
+
+@click.command()
+@of_files
+@of_a_time
+def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
+    """Count closes by code, refusals by cause.
+
+    Those that were counted instead of written are part of every number. Sessions that ended well are known only where
+    asgi_closecodes.session logs at level DEBUG.
+    """
+    found = Closes()
+    log = log_of(files)
+    with reading(log):
+        for record in within(log, since, until, *Closes.NEEDLES):
+            found.add(record)
+    if as_json:
+        write(dumps(_described(found)))
+    elif found.codes or found.refusals:
+        _print(found)
+    end(log, found=bool(found.codes or found.refusals), nothing="no closes and no refusals")
+
+
+def _described(found: Closes) -> dict[str, object]:
+    counts = found.timeline.counts
+    return {
+        **tally(total(found.codes.values())),
+        "column_seconds": found.timeline.width,
+        "closes": [
+            {"code": code, **tally(kind), "unsent": found.unsent.get(code, 0), "over_time": counts(kind.over_time)}
+            for code, kind in found.codes.items()
+        ],
+        "refusals": [
+            {
+                "gate": gate or None,
+                "cause": cause,
+                "outcome": outcome,
+                **tally(kind),
+                "over_time": counts(kind.over_time),
+            }
+            for (gate, cause, outcome), kind in found.refusals.items()
+        ],
+    }
+
+
+def _print(found: Closes) -> None:
+    counts = found.timeline.counts
+    write(headline("close", total(found.codes.values()), found.timeline))
+    if found.codes:
+        codes = sorted(found.codes.items(), key=lambda item: str(item[0]))
+        rows = [
+            (str(code), str(kind.count), bars(counts(kind.over_time)), _meaning(code, found.unsent.get(code, 0)))
+            for code, kind in codes
+        ]
+        write("")
+        render(table("code", ">closes", "over time", "", rows=rows))
+    if found.refusals:
+        refusals = sorted(found.refusals.items(), key=lambda item: -item[1].count)
+        refused = [
+            (cause, gate or "-", str(kind.count), bars(counts(kind.over_time)), _OUTCOMES[outcome])
+            for (gate, cause, outcome), kind in refusals
+        ]
+        write("")
+        render(table("cause", "gate", ">sessions", "over time", "", rows=refused))
+
+
+def _meaning(code: Code, unsent: int) -> str:
+    if isinstance(code, int):
+        twin = _MEANINGS.get(code - 3000)
+        of_the_application = f"of the application, or: {twin}" if twin else "of the application"
+        meaning = _MEANINGS.get(code, of_the_application)
+    else:
+        meaning = {"http": "answered by an HTTP response", "unknown": "counted, not written"}[code]
+    return f"{meaning}; {unsent} could not be sent" if unsent else meaning

@@ -1,0 +1,82 @@
+"""``asgi-closecodes logs errors``: which errors there are, how many, and since when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+from rich.table import Table
+
+from asgi_closecodes.cli.output import bars, between, render, safe, write
+from asgi_closecodes.logs.record import dumps
+from asgi_closecodes.logs.tallies import ErrorKind, Errors, total
+
+from .reading import end, log_of, of_a_time, of_files, reading, within
+from .sums import headline, tally
+
+
+@click.command()
+@of_files
+@of_a_time
+def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
+    """Group errors by fingerprint.
+
+    The most frequent come first. Those that were counted instead of written, in a storm, are part of every number.
+    """
+    found = Errors()
+    log = log_of(files)
+    with reading(log):
+        for record in within(log, since, until, *Errors.NEEDLES):
+            found.add(record)
+    kinds = sorted(found.kinds.values(), key=lambda kind: -kind.count)
+    if as_json:
+        described = [_described(kind, found) for kind in kinds]
+        write(dumps({**tally(total(kinds)), "column_seconds": found.timeline.width, "errors": described}))
+    elif kinds:
+        write(headline("error", total(kinds), found.timeline), "")
+        render(_table(kinds, found))
+    end(log, found=bool(kinds), nothing="no errors")
+
+
+def _described(kind: ErrorKind, among: Errors) -> dict[str, object]:
+    return {
+        "fingerprint": kind.fingerprint or None,
+        "event": kind.event or None,
+        "type": kind.error_type or None,
+        "message": kind.message,
+        **tally(kind),
+        "routes": kind.routes,
+        "frame": kind.frame and {"file": kind.frame.file, "line": kind.frame.line, "function": kind.frame.function},
+        "ref": kind.ref or None,
+        "session": kind.session or None,
+        "over_time": among.timeline.counts(kind.over_time),
+    }
+
+
+def _table(kinds: list[ErrorKind], among: Errors) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
+    for kind in kinds:
+        title = f"{kind.error_type}: {kind.message}" if kind.error_type else kind.message
+        over_time = bars(among.timeline.counts(kind.over_time))
+        table.add_row(safe(kind.count, "bold"), safe(title, "red"), safe(over_time, "cyan"))
+        for line in _about(kind):
+            table.add_row("", safe(line), "")
+        table.add_row("", "", "")
+    return table
+
+
+def _about(kind: ErrorKind) -> Iterator[str]:
+    if kind.frame:
+        yield str(kind.frame)
+    if kind.routes:
+        most = max(kind.routes, key=lambda route: kind.routes[route])
+        others = len(kind.routes) - 1
+        yield f"route {most}" + (f" and {others} more" if others else "")
+    counted = f", {kind.suppressed} of them counted, not written" if kind.suppressed else ""
+    yield f"{between(kind.first, kind.last)}{counted}"
+    known = {"ref": kind.ref, "fingerprint": kind.fingerprint, "session": "" if kind.ref else kind.session}
+    if line := "  ".join(f"{name} {value}" for name, value in known.items() if value):
+        yield line

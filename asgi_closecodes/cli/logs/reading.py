@@ -1,0 +1,97 @@
+"""What the commands that read logs have in common: which files, of which time, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from asgi_closecodes.cli.commands import NOTHING_FOUND, UNUSABLE
+from asgi_closecodes.cli.output import complain, plural, progress
+from asgi_closecodes.logs.reader import STDIN, Log
+from asgi_closecodes.logs.record import Record
+
+_Body = TypeVar("_Body", bound=Callable[..., Any])
+
+_AGO = re.compile(r"(?=\d)" + "".join(rf"(?:(\d{{1,9}}){unit})?" for unit in "wdhms"))
+_OF_TODAY = re.compile(r"\d\d:\d\d(:\d\d)?")
+
+
+def moment(text: str) -> float:
+    """Return what was given as ``1h30m`` ago, ISO 8601 or a time of today as seconds since 1970."""
+    now = dt.datetime.now().astimezone()
+    try:
+        if ago := _AGO.fullmatch(text):
+            weeks, days, hours, minutes, seconds = (int(part or 0) for part in ago.groups())
+            passed = dt.timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
+            return (now - passed).timestamp()
+        return dt.datetime.fromisoformat(f"{now:%Y-%m-%d}T{text}" if _OF_TODAY.fullmatch(text) else text).timestamp()
+    except (ValueError, OverflowError):
+        forms = "90s, 15m, 1h30m, 2d, 2026-11-24, 2026-11-24T18:30 or 18:30"
+        raise click.BadParameter(f"{text!r} is no time; use {forms}") from None
+
+
+def of_files(body: _Body) -> _Body:
+    """Give a command its files, and ``--json``."""
+    body = click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(allow_dash=True))(body)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(body)
+
+
+def of_a_time(body: _Body) -> _Body:
+    """Give a command ``--since`` and ``--until``."""
+    told = "Only what was written {}: 15m, 1h30m or 2d ago, 18:30 or an ISO time."
+    for name, what in (("--until", "before"), ("--since", "since")):
+        body = click.option(name, type=moment, metavar="WHEN", help=told.format(what))(body)
+    return body
+
+
+def log_of(files: Sequence[str], *, twice: bool = False) -> Log:
+    """Return the log in ``files``, or in standard input where there are none."""
+    if not files:
+        if sys.stdin is None or sys.stdin.isatty():
+            command = click.get_current_context().command_path
+            raise click.UsageError(f"name a log file, or pipe a log in: docker compose logs | {command}")
+        files = (STDIN,)
+    return Log(files, twice=twice)
+
+
+@contextlib.contextmanager
+def reading(log: Log) -> Iterator[Log]:
+    """Show the progress of reading ``log``, and close it afterwards."""
+    with contextlib.closing(log), progress("reading", log.size) as log.progress:
+        yield log
+
+
+def within(log: Log, since: float | None, until: float | None, *needles: bytes) -> Iterator[Record]:
+    """Yield the records that contain one of ``needles`` and were written in that time."""
+    timeless = 0
+    for record in log.records(*needles):
+        if since is None and until is None:
+            yield record
+        elif record.time is None:
+            timeless += 1
+        elif (since is None or since <= record.time) and (until is None or record.time < until):
+            yield record
+    if timeless:
+        log.notes.append(f"{plural(timeless, 'record')} left out, whose time is not known: for --since and --until")
+
+
+def end(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:
+    """Say on stderr what was not read or not found, and end with the exit status that says it too."""
+    complain(*log.problems, *log.notes)
+    if not found and log.files:
+        names = log.files[0].name if len(log.files) == 1 else f"{len(log.files)} files"
+        if not log.lines:
+            if not log.problems:
+                complain(f"{nothing}: {names} {'is' if len(log.files) == 1 else 'are'} empty")
+        else:
+            json = "" if log.has_json else ", none of them JSON"
+            complain(f"{nothing} in {names} ({plural(log.lines, 'line')}{json})", *hints)
+    status = UNUSABLE if log.problems else NOTHING_FOUND
+    if log.problems or not found:
+        click.get_current_context().exit(status)

@@ -1,0 +1,127 @@
+"""``asgi-closecodes logs tail``: the log as people read it, and as it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+
+import click
+
+from asgi_closecodes.cli.output import complain, has_colours, printable, record_line, write
+from asgi_closecodes.logs.follow import Followed
+from asgi_closecodes.logs.formatters import painted, trace_lines
+from asgi_closecodes.logs.reader import Log, UnreadableError
+from asgi_closecodes.logs.record import Record, dumps
+
+from .reading import end, log_of, of_files
+
+_POLL = 0.1
+"""Seconds between two looks at the files that are followed."""
+_BATCH = 10_000
+"""Lines that are put in order together, at the most."""
+
+
+@click.command()
+@of_files
+@click.option("-f", "--follow", is_flag=True, help="Wait for more lines, through rotation and truncation.")
+@click.option("-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Lines to begin with.")
+def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> None:
+    """Print the last lines, readably.
+
+    Several files are merged by time. Lines that are not JSON are printed as they are, but for what would drive the
+    terminal; --json leaves them out.
+    """
+    log = log_of(files)
+    pipes = [file for file in log.files if not file.is_regular]
+    if follow and pipes and len(log.files) > 1:
+        raise click.UsageError("-f follows files, or one pipe, but not both")
+    output = _Output(as_json=as_json, with_names=len(log.files) > 1)
+    if follow and pipes:
+        for line in log.lines_of(pipes[0]):
+            output.print([(pipes[0].name, line)])
+    else:
+        growing: dict[str, Followed] = {}
+        with contextlib.ExitStack() as stack:
+            output.print(_last(log, lines, growing, stack), most=lines)
+            if not follow:
+                output.print((name, line) for name, followed in growing.items() if (line := followed.unfinished()))
+            while follow and growing:
+                more = _more(growing)
+                while batch := [*itertools.islice(more, _BATCH)]:
+                    output.print(batch)
+                time.sleep(_POLL)
+    end(log, found=output.has_written or not lines, nothing="no records" if as_json else "no lines")
+
+
+def _last(
+    log: Log, count: int, growing: dict[str, Followed], stack: contextlib.ExitStack
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the last lines of each file, and put those into ``growing`` that more may come from."""
+    for file in log.files:
+        try:
+            if file.is_growing():
+                followed = growing[file.name] = stack.enter_context(contextlib.closing(Followed(file.name)))
+                lines = followed.last(count)
+                file.lines = len(lines)
+        except (UnreadableError, OSError) as problem:
+            log.problems.append(str(problem))
+        else:
+            if file.name not in growing:
+                lines = [*deque(log.lines_of(file), count)]
+            yield from ((file.name, line) for line in lines)
+
+
+def _more(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
+    for name, followed in [*growing.items()]:
+        try:
+            for line in followed.more():
+                yield name, line
+        except OSError as error:
+            complain(f"{name}: cannot be read any more: {error.strerror}")
+            del growing[name]
+
+
+class _Output:
+    """Lines of several files, in the order of their times as far as they come together."""
+
+    def __init__(self, *, as_json: bool, with_names: bool) -> None:
+        self.has_written = False
+        self._as_json = as_json
+        self._with_names = with_names
+        self._colours = has_colours()
+        self._times: dict[str, float] = {}
+
+    def print(self, lines: Iterable[tuple[str, bytes]], most: int | None = None) -> None:
+        """Print ``lines``, of each its file's name and itself; at most the last ``most``."""
+        timed = []
+        for name, line in lines:
+            record = Record.parse(line, name)
+            if record is not None and record.time is not None:
+                self._times[name] = record.time  # what has no time, as text below a record, stays where it is
+            timed.append((self._times.get(name, -math.inf), name, record or line))
+        timed.sort(key=itemgetter(0))
+        for _, name, told in timed[-most:] if most else timed:
+            for text in self._shown(name, told):
+                write(text)
+                self.has_written = True
+        sys.stdout.flush()
+
+    def _shown(self, name: str, told: Record | bytes) -> Iterator[str]:
+        if self._as_json:
+            if isinstance(told, Record):
+                yield dumps(told.raw)
+            return
+        start = painted("2", f"{printable(name)} | ", colours=self._colours) if self._with_names else ""
+        if isinstance(told, Record):
+            start += printable(told.prefix)
+            yield start + record_line(told)
+            if told.trace:
+                yield from (start + line for line in trace_lines(told.trace, colours=self._colours))
+        else:
+            yield start + printable(told.decode("utf-8", "replace").rstrip("\r"))

@@ -1,0 +1,81 @@
+"""The last lines of a log file, and those that come: through rotation by rename and by truncation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .reader import BLOCK, MAX_LINE
+
+
+class Followed:
+    """A file that grows. A line counts when its end is written.
+
+    :param path: the file, which may be replaced or truncated at any time.
+    :raises OSError: if it cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._stream = _opened(path)
+        self._rest = b""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._stream.close()
+
+    def last(self, count: int) -> list[bytes]:
+        """Go to the end, and return the last ``count`` lines before it."""
+        end = start = self._stream.seek(0, os.SEEK_END)
+        blocks: list[bytes] = []
+        ends = 0
+        while start and ends <= count and end - start < MAX_LINE + count * BLOCK:
+            size = min(BLOCK, start)
+            start -= size
+            self._stream.seek(start)
+            blocks.append(self._stream.read(size))
+            ends += blocks[-1].count(b"\n")
+        self._stream.seek(end)
+        *lines, self._rest = b"".join(reversed(blocks)).split(b"\n")
+        return lines[1 if start else 0 :][-count:] if count else []
+
+    def unfinished(self) -> bytes:
+        """Return the line whose end is missing, and wait for it no longer."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def more(self) -> Iterator[bytes]:
+        """Yield the lines that were finished since the last call."""
+        yield from self._read()
+        try:
+            found = Path(self._path).stat()
+            if not os.path.samestat(found, os.fstat(self._stream.fileno())):
+                successor = _opened(self._path)
+            elif found.st_size < self._stream.tell():
+                successor = None
+            else:
+                return
+        except OSError:  # it was moved away, and the new one is not there yet
+            return
+        if successor is None:
+            self._stream.seek(0)
+        else:
+            yield from self._read()  # what came in between
+            self._stream.close()
+            self._stream = successor
+        if rest := self.unfinished():  # its end is not going to come
+            yield rest
+        yield from self._read()
+
+    def _read(self) -> Iterator[bytes]:
+        while chunk := self._stream.read(BLOCK):
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            yield from lines
+            if len(self._rest) > MAX_LINE:
+                yield self.unfinished()
+
+
+def _opened(path: str) -> BinaryIO:
+    return Path(path).open("rb", buffering=0)

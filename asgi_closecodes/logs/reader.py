@@ -1,0 +1,275 @@
+"""Log files as one log: plain or gzip files, globs and standard input, read at bounded memory.
+
+Most lines of a log are not asked for. So lines are picked by bytes that they must contain, a block at a time, and only
+those are parsed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import heapq
+import io
+import math
+import os
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from .record import Record
+
+STDIN = "-"
+
+BLOCK = 256 * 1024
+MAX_LINE = 4 * 1024 * 1024
+"""Bytes of a line; what is longer is no line of a log, and left out."""
+
+
+class UnreadableError(Exception):
+    """A file that is no log, or that cannot be read; the text says which, why, and what to do."""
+
+
+@dataclass(slots=True)
+class Log:
+    """Several files as one log.
+
+    Files that cannot be read are left out and named in ``problems``; the rest is read.
+
+    :param names: paths, globs, or "-" for standard input. The same file counts once.
+    :param twice: whether it is read more than once, which a pipe is not made for.
+    :param progress: told how many bytes of the files, as they are on the disk, were read.
+    """
+
+    names: Sequence[str]
+    twice: bool = False
+    progress: Callable[[int], None] = lambda _: None
+    problems: list[str] = field(default_factory=list)
+    """What could not be read."""
+    notes: list[str] = field(default_factory=list)
+    """What was read, but not all of it."""
+    has_json: bool = False
+    """Whether one of them looked like JSON."""
+    files: list[LogFile] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.files = list(self._find())
+
+    @property
+    def lines(self) -> int:
+        """Lines that were read so far."""
+        return sum(file.lines for file in self.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files on the disk; of pipes nothing is known."""
+        return sum(file.size for file in self.files)
+
+    def close(self) -> None:
+        """Remove what was kept of pipes."""
+        for file in self.files:
+            file.close()
+
+    def matching(self, *needles: bytes) -> Iterator[tuple[str, bytes]]:
+        """Yield the lines that contain one of ``needles``, with the name of their file, file after file."""
+        for file in self.files:
+            for line in self.lines_of(file, *needles):
+                yield file.name, line
+
+    def records(self, *needles: bytes) -> Iterator[Record]:
+        """Yield the records among the lines that contain one of ``needles``, file after file."""
+        for file in self.files:
+            yield from self._records(file, needles)
+
+    def merged(self, *needles: bytes) -> Iterator[Record]:
+        """Yield the records among the lines that contain one of ``needles``, those of all files by time."""
+
+        def timed(file: LogFile) -> Iterator[tuple[float, Record]]:
+            time = -math.inf
+            for record in self._records(file, needles):
+                time = time if record.time is None else record.time  # without a time it stays where it is
+                yield time, record
+
+        for _, record in heapq.merge(*map(timed, self.files), key=itemgetter(0)):
+            yield record
+
+    def _records(self, file: LogFile, needles: Sequence[bytes]) -> Iterator[Record]:
+        for line in self.lines_of(file, *needles):
+            if (record := Record.parse(line, file.name)) is not None:
+                yield record
+
+    def lines_of(self, file: LogFile, *needles: bytes) -> Iterator[bytes]:
+        """Yield the lines of one file that contain one of ``needles``, as soon as they are there."""
+        block = b""
+        file.lines = 0
+        try:
+            for block in file.blocks(self.progress):
+                file.lines += block.count(b"\n")
+                self.has_json = self.has_json or b'{"' in block
+                yield from picked(block, needles)
+        except UnreadableError as problem:
+            self.problems.append(str(problem))
+        last = block.rpartition(b"\n")[2]
+        if last and b'{"' in last and Record.parse(last) is None:
+            self.notes.append(f"{file.name}: its last line is cut off and was left out")
+        file.lines += bool(last)
+
+    def _find(self) -> Iterator[LogFile]:
+        seen = set()
+        for name in self.names:
+            paths = _expanded(name)
+            if not paths:
+                self.problems.append(f"{name}: no file matches")
+            for path in paths:
+                try:
+                    file = LogFile(path, twice=self.twice)
+                except UnreadableError as problem:
+                    self.problems.append(str(problem))
+                    continue
+                if file.identity not in seen:
+                    seen.add(file.identity)
+                    yield file
+
+
+class LogFile:
+    """One file of a log, or standard input.
+
+    :raises UnreadableError: if there is no such file, or it is a directory.
+    """
+
+    def __init__(self, name: str, *, twice: bool = False) -> None:
+        self.name = "standard input" if name == STDIN else name
+        self._path = 0 if name == STDIN else name  # what open() and stat() take
+        self._kept: BinaryIO | None = None
+        self.lines = 0
+        with self._explained():
+            found = os.stat(self._path)  # noqa: PTH116 - 0 is standard input
+        if stat.S_ISDIR(found.st_mode):
+            raise UnreadableError(f"{name}: is a directory; name the files in it, as {Path(name) / '*.log'}")
+        self.is_regular = stat.S_ISREG(found.st_mode)
+        self.identity = (found.st_dev, found.st_ino)
+        self.size = found.st_size if self.is_regular else 0
+        self._keep = twice and not (self.is_regular and self._path)
+
+    def close(self) -> None:
+        """Remove what was kept of a pipe."""
+        if self._kept is not None:
+            self._kept.close()
+
+    def blocks(self, progress: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
+        """Yield whole lines, many at once; only the last block may end within a line.
+
+        :raises UnreadableError: if it is binary, or reading it fails.
+        """
+        with self._explained(), self._open() as raw, _unpacked(raw) as stream:
+            position = 0
+            looked = False
+            for block in whole_lines(stream):
+                if not looked and block.strip(b"\0"):  # a file that was truncated may begin with a hole
+                    looked = True
+                    if b"\0" in block and b'{"' not in block:
+                        raise UnreadableError(f"{self.name}: is binary, not a log; only gzip is unpacked here")
+                yield block
+                if self.is_regular:
+                    position, before = raw.tell(), position
+                    progress(position - before)
+
+    def is_growing(self) -> bool:
+        """Whether lines may be read from its end, and later those that come: it is no pipe and not packed.
+
+        :raises UnreadableError: as :meth:`blocks`.
+        """
+        if not self.is_regular or self._path == 0:
+            return False
+        next(self.blocks(), b"")
+        with self._explained(), self._open() as stream:
+            return not _is_gzip(stream)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        if not self._keep:
+            with open(self._path, "rb", closefd=self._path != 0) as stream:
+                yield stream
+            return
+        if self._kept is None:
+            self._kept = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - closed by close()
+            with open(self._path, "rb", closefd=self._path != 0) as pipe:
+                shutil.copyfileobj(pipe, self._kept)
+        self._kept.seek(0)
+        yield self._kept
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise UnreadableError(f"{self.name}: no such file") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UnreadableError(f"{self.name}: is damaged: {error}; what stood before that was read") from None
+        except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+            raise UnreadableError(f"{self.name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _expanded(name: str) -> list[str]:
+    if name == STDIN or not glob.has_magic(name) or os.path.lexists(name):
+        return [name]
+    return sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - what the user wrote is shown
+
+
+@contextlib.contextmanager
+def _unpacked(raw: BinaryIO) -> Iterator[BinaryIO]:
+    if _is_gzip(raw):
+        with gzip.GzipFile(fileobj=raw) as stream, io.BufferedReader(cast("Any", stream), BLOCK) as buffered:
+            yield buffered
+    else:
+        yield raw
+
+
+def _is_gzip(stream: BinaryIO) -> bool:
+    return cast("io.BufferedReader", stream).peek(2)[:2] == b"\x1f\x8b"
+
+
+def whole_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield what ``stream`` holds as blocks of whole lines, as soon as it is there; the last may end within a line."""
+    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    rest = b""
+    is_too_long = False
+    while chunk := read(BLOCK):
+        head, end, tail = chunk.rpartition(b"\n")
+        if is_too_long:
+            if not end:
+                continue
+            head, is_too_long = head.partition(b"\n")[2], False
+        if end:
+            yield b"".join((rest, head, end))
+            rest = tail
+        else:
+            rest = (rest + tail).lstrip(b"\0")
+        if len(rest) > MAX_LINE:
+            rest, is_too_long = b"", True
+    if rest:
+        yield rest
+
+
+def picked(block: bytes, needles: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the lines of ``block`` that contain one of ``needles``, or all of them if there are none."""
+    if not needles:
+        yield from block.removesuffix(b"\n").split(b"\n")
+    found = [(at, needle) for needle in needles if (at := block.find(needle)) >= 0]
+    heapq.heapify(found)
+    while found:
+        at = found[0][0]
+        start = block.rfind(b"\n", 0, at) + 1
+        end = block.find(b"\n", at)
+        end = len(block) if end < 0 else end
+        yield block[start:end]
+        while found and found[0][0] < end:
+            needle = heapq.heappop(found)[1]
+            if (at := block.find(needle, end)) >= 0:
+                heapq.heappush(found, (at, needle))

@@ -1,0 +1,270 @@
+"""A line of a log that is JSON, whichever formatter wrote it: the same few questions have an answer for all of them.
+
+It knows the keys of this package's formatter, of python-json-logger, structlog and ecs-logging. Nothing is trusted: any
+value may be missing or of any type.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from asgi_closecodes.fingerprint import is_library
+
+_OBJECT = re.compile(r'\{\s*"')
+_MOST_STARTS = 5
+"""Places in a line where its object may begin: behind a prefix there may be braces too."""
+_MOST_LEVELS = 8
+"""Objects in objects that are flattened."""
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+"""An ANSI escape sequence that sets a colour."""
+_LATEST = 1e10
+"""What lies behind the year 2286 is no time; neither is what lies before 1970."""
+
+_TIMES = ("timestamp", "@timestamp", "asctime", "time", "ts", "created")
+_LEVELS = ("level", "levelname", "log.level", "severity", "levelno")
+_MESSAGES = ("message", "event", "msg")
+_LOGGERS = ("logger", "log.logger", "name")
+_TRACES = ("exception.stacktrace", "exc_info", "exception", "error.stack_trace", "stack_trace", "exc_text")
+_OTHER_NAMES = {"warn": "warning", "fatal": "critical", "exception": "error"}
+
+_FAILURES = frozenset(f"closecodes.{name}.failed" for name in ("gate", "callback", "background")) | {
+    "closecodes.session.exception"
+}
+
+_FRAME = re.compile(r'File "(?P<file>[^"\n]*)", line (?P<line>\d+), in (?P<function>[^\n]+)')
+_RAISED = re.compile(r"^(?:  \| )?(?P<type>[^\W\d][\w.]*)(?::|$| \()", re.MULTILINE)
+_GROUP = "  + Exception Group Traceback"
+_IN_HANDLER = re.compile(r"(\S+) in the WebSocket handler of ")
+
+_decoder = json.JSONDecoder(parse_constant=str)  # NaN and Infinity are no JSON: they become text
+
+
+class Frame(NamedTuple):
+    """A line of a stack trace."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} in {self.function}"
+
+
+class Record:
+    """One line of a log.
+
+    :ivar raw: the object as it was written.
+    :ivar keys: the same without objects in objects: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``.
+    :ivar prefix: what stood before it in its line, as ``web-1  | ``.
+    :ivar file: the name of its file.
+    """
+
+    def __init__(self, raw: dict[str, Any], prefix: str = "", file: str = "") -> None:
+        self.raw = raw
+        self.keys = dict(_flat(raw, "", _MOST_LEVELS)) if any(type(value) is dict for value in raw.values()) else raw
+        self.prefix = prefix
+        self.file = file
+
+    @classmethod
+    def parse(cls, line: bytes, file: str = "") -> Record | None:
+        """Return the record that ``line`` ends with, or None where it is only text."""
+        text = line.decode("utf-8", "replace")
+        for _, start in zip(range(_MOST_STARTS), _OBJECT.finditer(text), strict=False):
+            try:
+                raw, end = _decoder.raw_decode(text, start.start())
+            except (ValueError, RecursionError):
+                continue
+            if end == len(text) or not COLOUR.sub("", text[end:]).strip():
+                return cls(raw, text[: start.start()], file)
+        return None
+
+    @cached_property
+    def time(self) -> float | None:
+        """Seconds since 1970, or None if it does not say."""
+        return next((time for key in _TIMES if (time := _moment(self.keys.get(key))) is not None), None)
+
+    @cached_property
+    def level(self) -> str:
+        """The level's name in lower case; empty if it does not say."""
+        for key in _LEVELS:
+            value = self.keys.get(key)
+            if isinstance(value, str) and (name := value.strip().lower()):
+                return _OTHER_NAMES.get(name, name)
+            if isinstance(value, int) and isinstance(name := logging.getLevelName(value), str) and name.isalpha():
+                return name.lower()
+        return ""
+
+    @cached_property
+    def is_error(self) -> bool:
+        """Whether it is as bad as an error; where the level is missing, whether it looks like one."""
+        if self.level:
+            return self.level in {"error", "critical"}
+        return self.event in _FAILURES or self.summary_of in _FAILURES or bool(self.trace)
+
+    @cached_property
+    def message(self) -> str:
+        """What it says, for people."""
+        return self.text(*_MESSAGES)
+
+    @property
+    def logger(self) -> str:
+        """The name of its logger."""
+        return self.text(*_LOGGERS)
+
+    @property
+    def event(self) -> str:
+        """The name of its event; empty for records of others."""
+        return self.text("event.name")
+
+    @property
+    def summary_of(self) -> str:
+        """The event whose records it counts, where it is a summary of some that were not written."""
+        return self.text("closecodes.suppressed.event")
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether it stands only for others, which were not written."""
+        return self.event in {"closecodes.errors.suppressed", "closecodes.refusals.suppressed"}
+
+    @property
+    def suppressed(self) -> int:
+        """How many records of its kind were counted instead of written since the one before it."""
+        for key in ("closecodes.error.suppressed", "closecodes.refusal.suppressed"):
+            value = self.keys.get(key)
+            if type(value) is int and 0 < value < 2**53:
+                return value
+        return 0
+
+    @property
+    def code(self) -> int | None:
+        """The close code."""
+        value = self.keys.get("websocket.close.code")
+        return value if type(value) is int and 0 <= value < 2**16 else None
+
+    @property
+    def session(self) -> str:
+        """The id of its session."""
+        return self.text("closecodes.session.id")
+
+    @property
+    def error_id(self) -> str:
+        """The ``ref`` that the client was told."""
+        return self.text("closecodes.error.id")
+
+    @cached_property
+    def trace(self) -> str:
+        """The stack trace as Python prints it; empty if there is none."""
+        for key in _TRACES:
+            value = self.keys.get(key)
+            if isinstance(value, str) and value:
+                return value
+            if isinstance(value, list) and (text := _trace_of(value)):
+                return text
+        return ""
+
+    @cached_property
+    def error_type(self) -> str:
+        """The exception's type."""
+        if told := self.text("exception.type", "error.type"):
+            return told
+        if self.event == "closecodes.session.exception" and (match := _IN_HANDLER.match(self.message)):
+            return match[1]
+        trace = self.trace
+        # Behind the last frame; of a group it is the first such line, after which those of its members come.
+        behind = 0 if trace.startswith(_GROUP) else max((frame.end() for frame in _FRAME.finditer(trace)), default=0)
+        raised = (match for match in _RAISED.finditer(trace, behind) if match["type"] != "Traceback")
+        match = next(raised, None)
+        return match["type"] if match else ""
+
+    @cached_property
+    def frame(self) -> Frame | None:
+        """The innermost line of the application in the stack trace; of a library, where there is none."""
+        found = None
+        for match in _FRAME.finditer(self.trace):
+            if found is None or not is_library(match["file"]) or is_library(found["file"]):
+                found = match
+        return Frame(found["file"], int(found["line"][:9]), found["function"]) if found else None
+
+    def text(self, *names: str) -> str:
+        """Return the first of the keys ``names`` that holds text or a number, as text; empty if none does."""
+        for name in names:
+            value = self.keys.get(name)
+            if isinstance(value, str) and value:
+                return value
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return repr(value)
+        return ""
+
+
+def dumps(value: object) -> str:
+    """Return ``value`` as JSON in one line of printable ASCII."""
+    try:
+        text = json.dumps(value, allow_nan=False, default=str)
+    except (ValueError, RecursionError):  # a number too large for a float became infinity; lists in lists in lists
+        text = json.dumps(_as_text(value))
+    return text.replace("\x7f", "\\u007f")
+
+
+def _as_text(value: object) -> str:
+    try:
+        return str(value)
+    except RecursionError:
+        return "nested too deeply"
+
+
+def _flat(nested: Mapping[str, Any], prefix: str, levels: int) -> Iterable[tuple[str, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, dict) and levels:
+            yield from _flat(value, f"{prefix}{key}.", levels - 1)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _moment(value: object) -> float | None:
+    """Return ``value``, ISO 8601 or a number of seconds or of a part of them, as seconds since 1970."""
+    if isinstance(value, str):
+        try:
+            # Without an offset it is a time of the place where it is read, as for logging's %(asctime)s.
+            number = dt.datetime.fromisoformat(value).timestamp()
+        except (ValueError, OverflowError, OSError):
+            try:
+                number = float(value)
+            except ValueError:
+                return None
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            return None
+    else:
+        return None
+    for unit in (1.0, 1e3, 1e6, 1e9):
+        if 0 < number < _LATEST * unit:
+            return number / unit
+    return None
+
+
+def _trace_of(parts: list[Any]) -> str:
+    """Return a stack trace that was written in parts: lines, or exceptions as structlog's ``dict_tracebacks``."""
+    if all(isinstance(part, str) for part in parts):
+        return "\n".join(parts)
+    blocks = []
+    for error in parts:
+        if not isinstance(error, dict):
+            return ""
+        frames = error.get("frames")
+        lines = ["Traceback (most recent call last):"]
+        lines += [  # and never the locals
+            f'  File "{frame.get("filename")}", line {frame.get("lineno")}, in {frame.get("name")}'
+            for frame in (frames if isinstance(frames, list) else ())
+            if isinstance(frame, dict)
+        ]
+        lines.append(f"{error.get('exc_type')}: {error.get('exc_value')}")
+        blocks.append("\n".join(lines))
+    return "\n\nwhich came out of:\n\n".join(reversed(blocks))

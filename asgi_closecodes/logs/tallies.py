@@ -1,0 +1,285 @@
+"""What a log adds up to: errors by kind, closes by code, refusals by gate and cause, each over time.
+
+What was counted instead of written is part of every sum. Memory is bounded by kinds and columns, not by the log's size.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from .record import Frame, Record
+
+MOST_KINDS = 4096
+"""Kinds that are told apart; the rest is one more."""
+MOST_ROUTES = 16
+MOST_SESSIONS = 16_384
+
+_NUMBER = re.compile(r"\d+")
+
+COLUMNS = 40
+"""The most columns of a timeline."""
+# Each is a multiple of the one before, so that columns become wider without loss.
+_WIDTHS = (
+    1,
+    5,
+    15,
+    60,
+    300,
+    900,
+    3600,
+    4 * 3600,
+    12 * 3600,
+    86_400,
+    7 * 86_400,
+    28 * 86_400,
+    364 * 86_400,
+    10 * 364 * 86_400,
+)
+
+
+class Timeline:
+    """Columns of time, which become wider as the time they cover becomes longer, and counts in them."""
+
+    def __init__(self) -> None:
+        self.first = math.inf
+        self.last = -math.inf
+        self._widths = iter(_WIDTHS)
+        self.width: int = next(self._widths)
+        self._series: list[dict[int, int]] = []
+
+    def series(self) -> dict[int, int]:
+        """Return a new series."""
+        self._series.append({})
+        return self._series[-1]
+
+    def add(self, series: dict[int, int], time: float, count: int) -> None:
+        """Count ``count`` in ``series`` at ``time``."""
+        if not self.first <= time <= self.last:
+            self.first = min(time, self.first)
+            self.last = max(time, self.last)
+            while self._column(self.last) - self._column(self.first) >= COLUMNS:
+                self._widen()
+        column = self._column(time)
+        series[column] = series.get(column, 0) + count
+
+    def counts(self, series: dict[int, int]) -> list[int]:
+        """Return the counts of ``series``, a column each, from the first of the timeline to its last."""
+        if self.first > self.last:
+            return []
+        return [series.get(column, 0) for column in range(self._column(self.first), self._column(self.last) + 1)]
+
+    def _column(self, time: float) -> int:
+        return int(time // self.width)
+
+    def _widen(self) -> None:
+        before, self.width = self.width, next(self._widths)
+        for series in self._series:
+            narrow = series.copy()
+            series.clear()
+            for column, count in narrow.items():
+                wide = column * before // self.width
+                series[wide] = series.get(wide, 0) + count
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many of one kind there were, and when."""
+
+    over_time: dict[int, int]
+    written: int = 0
+    suppressed: int = 0
+    first: float = math.inf
+    last: float = -math.inf
+
+    @property
+    def count(self) -> int:
+        """Those written and those counted instead."""
+        return self.written + self.suppressed
+
+    def add(self, record: Record, timeline: Timeline) -> None:
+        """Count ``record``, and those that it stands for."""
+        written = 0 if record.is_summary else 1
+        suppressed = record.suppressed
+        self.written += written
+        self.suppressed += suppressed
+        if (time := record.time) is not None:
+            self.first = min(time, self.first)
+            self.last = max(time, self.last)
+            timeline.add(self.over_time, time, written + suppressed)
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Return the sum of ``tallies``, but not when they were."""
+    summed = Tally({})
+    for tally in tallies:
+        summed.written += tally.written
+        summed.suppressed += tally.suppressed
+        summed.first = min(tally.first, summed.first)
+        summed.last = max(tally.last, summed.last)
+    return summed
+
+
+@dataclass(slots=True)
+class ErrorKind(Tally):
+    """Errors of one fingerprint; where there is none, of what else tells them apart."""
+
+    fingerprint: str = ""
+    event: str = ""
+    routes: dict[str, int] = field(default_factory=dict)
+    """How many on which route."""
+    error_type: str = ""
+    message: str = ""
+    """What the last of them said: the exception's message, else the record's."""
+    frame: Frame | None = None
+    """Where the last of them was raised."""
+    ref: str = ""
+    """The error id of the last of them that has one."""
+    session: str = ""
+
+
+class Errors:
+    """The errors of a log, by kind."""
+
+    NEEDLES = (
+        *(b'"error"', b'"ERROR"', b'"critical"', b'"CRITICAL"'),
+        *(b"closecodes.error", b'"exception', b'"exc_info"'),  # where the level is not written
+    )
+    """Bytes of which every line that counts has some."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.kinds: dict[Hashable, ErrorKind] = {}
+
+    def add(self, record: Record) -> None:
+        """Count ``record``, if it is an error."""
+        if not record.is_error:
+            return
+        key = _key_of(record)
+        if key not in self.kinds and len(self.kinds) >= MOST_KINDS:
+            key = None
+        if (kind := self.kinds.get(key)) is None:
+            kind = self.kinds[key] = ErrorKind(self.timeline.series())
+            kind.fingerprint = "" if key is None else _short(record.text("closecodes.error.fingerprint"))
+            kind.event = _short(record.summary_of or record.event)
+            kind.message = "of more kinds than are told apart" if key is None else _short(said(record))
+        kind.add(record, self.timeline)
+        if key is None or record.is_summary:
+            return
+        kind.error_type = _short(record.error_type)
+        kind.message = _short(said(record))
+        kind.frame = record.frame
+        kind.ref = _short(record.error_id) or kind.ref
+        kind.session = _short(record.session)
+        route = _short(record.text("http.route", "url.path"))
+        if route and (route in kind.routes or len(kind.routes) < MOST_ROUTES):
+            kind.routes[route] = kind.routes.get(route, 0) + 1 + record.suppressed
+
+
+def _key_of(record: Record) -> Hashable:
+    if fingerprint := record.text("closecodes.error.fingerprint"):
+        return _short(fingerprint)
+    event = record.summary_of or record.event
+    if event.startswith("closecodes."):  # what its summary has too
+        return _short(event), *(_short(record.text(key)) for key in ("closecodes.gate.name", "closecodes.callback"))
+    if (frame := record.frame) is not None:
+        return record.error_type[:200], frame.file[:200], frame.function[:200]
+    return _short(record.logger), record.error_type[:200], _NUMBER.sub("0", record.message[:200])
+
+
+def said(record: Record) -> str:
+    """Return what an error, or the first of those that a summary counts, said."""
+    if record.is_summary:
+        return record.message.partition(": ")[2]  # what the first of them said
+    return record.text("exception.message", "error.message") or record.message
+
+
+def _short(text: str) -> str:
+    return text[:200]
+
+
+Code: TypeAlias = int | Literal["http", "unknown"]
+"""A close code; ``http`` where an HTTP response ended the session instead."""
+
+
+class Closes:
+    """The closes of a log by code, and its refusals by gate, cause and outcome.
+
+    A process that logs ``closecodes.session.closed`` (level DEBUG) tells of every session that was admitted. Of others
+    the closes that are known are those of errors, refusals and shed sessions.
+    """
+
+    NEEDLES = (b"closecodes",)
+    """Bytes that every line that counts has."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.codes: dict[Code, Tally] = {}
+        self.unsent: dict[Code, int] = {}
+        """How many of them the server did not take."""
+        self.refusals: dict[tuple[str, str, str], Tally] = {}
+        """By gate, cause, and one of ``refused``, ``shadow`` (it would have been) and ``shed``."""
+        self._telling: set[str] = set()
+        self._counted: dict[str, None] = {}
+
+    def add(self, record: Record) -> None:
+        """Count ``record``, if it is of a close or a refusal."""
+        process = _short(record.text("process.pid"))
+        match record.summary_of or record.event:
+            case "closecodes.session.opened":
+                self._tells(process)
+            case "closecodes.session.closed":
+                self._tells(process)
+                if record.session not in self._counted:
+                    self._close(record)
+            case "closecodes.session.exception":
+                self._close_unless_told(record, process)
+            case "closecodes.session.shed":
+                self._close_unless_told(record, process)
+                self._refusal(record, "", "shed")
+            case "closecodes.session.refused":
+                is_shadow = record.text("closecodes.refusal.mode") == "shadow"
+                if not is_shadow:
+                    self._close(record)
+                self._refusal(record, record.text("closecodes.gate.name"), "shadow" if is_shadow else "refused")
+            case "closecodes.session.close_failed":
+                code = _code_of(record)
+                self.unsent[code] = self.unsent.get(code, 0) + (not record.is_summary) + record.suppressed
+
+    def _tells(self, process: str) -> None:
+        if len(self._telling) < MOST_KINDS:
+            self._telling.add(process)
+
+    def _close_unless_told(self, record: Record, process: str) -> None:
+        if process in self._telling:
+            return
+        self._close(record)
+        if record.session:  # its own closed record may be the first that the process tells
+            self._counted[record.session[:64]] = None
+            if len(self._counted) > MOST_SESSIONS:
+                del self._counted[next(iter(self._counted))]
+
+    def _close(self, record: Record) -> None:
+        code = _code_of(record)
+        if (tally := self.codes.get(code)) is None:
+            tally = self.codes[code] = Tally(self.timeline.series())
+        tally.add(record, self.timeline)
+
+    def _refusal(self, record: Record, gate: str, outcome: str) -> None:
+        key = _short(gate), _short(record.text("closecodes.gate.cause")), outcome
+        if key not in self.refusals and len(self.refusals) >= MOST_KINDS:
+            key = "", "", outcome
+        if (tally := self.refusals.get(key)) is None:
+            tally = self.refusals[key] = Tally(self.timeline.series())
+        tally.add(record, self.timeline)
+
+
+def _code_of(record: Record) -> Code:
+    if record.text("closecodes.refusal.mode") == "http":
+        return "http"
+    if record.code is not None:
+        return record.code
+    return "http" if record.event == "closecodes.session.closed" else "unknown"
