@@ -29,6 +29,7 @@ MAY_KNOW = {
     "session": {"channel", "codes", "error_ids", "events", "exceptions", "fingerprint"},
     "gates": {"channel", "codes", "events", "exceptions", "rates", "session"},
     "logs": {"codes", "events", "fingerprint", "rates"},
+    "client": {"background", "channel", "codes"},
     "settings": {"codes", "gates"},
     "shedding": {"session"},
     "sigterm": {"background", "channel", "events"},

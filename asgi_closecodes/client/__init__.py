@@ -1,0 +1,58 @@
+"""A client that comes back after a close when that is worth it, and no sooner than the server can bear."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .backoff import Backoff
+from .events import ClientEvent, Connecting, Ended, GaveUp, Opened
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .session import Sessions
+
+__all__ = ["Backoff", "ClientEvent", "Connecting", "Ended", "GaveUp", "Opened", "connect"]
+
+
+def connect(
+    url: str,
+    client: httpx.AsyncClient | None = None,
+    *,
+    backoff: Backoff | None = None,
+    on_event: Callable[[ClientEvent], object] | None = None,
+    **options: Any,
+) -> Sessions:
+    """Iterate over sessions, one after another: each is opened when the one before it has ended.
+
+    ::
+
+        async for session in connect("ws://127.0.0.1:8000/chat"):
+            async for message in session:
+                print(message)
+
+    The inner loop ends with the session, however that happened, and the outer one waits as :class:`Backoff` says.
+    It ends after 1000 (and after a close without a code); what else is not worth a retry raises :class:`GaveUp`.
+
+    A session is httpx-ws's ``AsyncWebSocketSession``: its ``receive_text()`` and so on raise ``WebSocketDisconnect`` or
+    ``WebSocketNetworkError`` at its end, where ``continue`` comes back as well. A turn that leaves its session open
+    closes it with 1001, and comes back too; leaving the loop closes it with 1000, in the background unless the loop
+    stands in ``async with contextlib.aclosing(connect(…)) as sessions``.
+
+    :param url: ``ws:`` or ``wss:``, or the same with ``http``.
+    :param client: the httpx client to use, which stays open; by default one of its own.
+    :param backoff: by default ``Backoff()``. It belongs to one loop.
+    :param on_event: a plain function that is called with each :class:`Connecting`, :class:`Opened` and :class:`Ended`.
+    :param options: ``subprotocols=``, ``headers=`` and the others of ``httpx_ws.aconnect_ws``.
+    :raises ImportError: if httpx-ws is not installed.
+    :raises TypeError: if ``on_event`` is a coroutine function, which would never run.
+    """
+    try:
+        from .session import Sessions  # noqa: PLC0415 - httpx-ws is an extra, which a Backoff does not need
+    except ImportError as error:
+        raise ImportError(f"connect() needs httpx-ws: pip install 'asgi-closecodes[client]' ({error})") from error
+    if inspect.iscoroutinefunction(on_event):
+        raise TypeError(f"on_event={on_event!r} is async; it is called, not awaited: use a plain function")
+    return Sessions(url, client, backoff or Backoff(), on_event, options)

@@ -1,0 +1,75 @@
+"""What a client that reconnects may meet; it tells what it saw of its clients."""
+
+import time
+from collections import defaultdict
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocketDisconnect
+
+from asgi_closecodes import CloseCodeMiddleware, Settings
+
+attempts = defaultdict(list)
+"""When each path was asked for, in seconds."""
+left = defaultdict(list)
+"""The codes with which clients closed."""
+
+
+async def close(websocket):
+    """Accept, then close; a path of several codes has one for each attempt, the last for all that follow."""
+    *earlier, last = websocket.path_params["codes"].split(",")
+    number = len(attempts[websocket.url.path]) - 1
+    await websocket.accept()
+    for _ in range(int(websocket.query_params.get("messages", 0))):
+        await websocket.send_text("hello")
+    code = earlier[number] if number < len(earlier) else last
+    await websocket.close(int(code), websocket.query_params.get("reason", ""))
+
+
+async def refuse(websocket):
+    headers = {name: value for name, value in websocket.query_params.items() if name == "retry-after"}
+    await websocket.send_denial_response(Response(status_code=websocket.path_params["status"], headers=headers))
+
+
+async def echo(websocket):
+    subprotocols = websocket.scope["subprotocols"]
+    await websocket.accept(subprotocol=subprotocols[-1] if subprotocols else None)
+    try:
+        while True:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message["code"])
+            await websocket.send({**message, "type": "websocket.send"})
+    except WebSocketDisconnect as end:
+        left[websocket.url.path].append(end.code)
+
+
+async def seen(request):
+    return JSONResponse({"attempts": attempts, "left": left})
+
+
+async def page(request):
+    policy = "default-src 'none'; script-src 'self'; connect-src 'self'"
+    return HTMLResponse("<!doctype html><title>t</title>", headers={"content-security-policy": policy})
+
+
+routes = Starlette(
+    routes=[
+        WebSocketRoute("/close/{key}/{codes}", close),
+        WebSocketRoute("/refuse/{key}/{status:int}", refuse),
+        WebSocketRoute("/echo/{key}", echo),
+        WebSocketRoute("/full", echo, middleware=[Middleware(CloseCodeMiddleware, settings=Settings(max_sessions=0))]),
+        Route("/seen", seen),
+        Route("/page", page),
+        Mount("/static", StaticFiles(packages=[("asgi_closecodes", "static")])),
+    ]
+)
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "websocket":
+        attempts[scope["path"]].append(time.monotonic())
+    await routes(scope, receive, send)

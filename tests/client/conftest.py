@@ -1,0 +1,96 @@
+"""A server for all tests of this package, and a peer that says what a test wants it to."""
+
+import asyncio
+import base64
+import contextlib
+import gc
+import hashlib
+import json
+import re
+import socket
+import socketserver
+import threading
+import urllib.request
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
+import pytest
+import trio
+
+from tests.servers.launch import serve
+
+MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""RFC 6455 section 1.3."""
+
+
+def seen(server):
+    """What the server saw of its clients."""
+    with urllib.request.urlopen(server.url.replace("ws", "http", 1) + "/seen", timeout=10) as response:
+        return json.load(response)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    with serve("uvicorn-sansio", "tests.client.app:app", tmp_path_factory.mktemp("client")) as running:
+        yield running
+
+
+@pytest.fixture
+def closed_port():
+    """Where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture
+def silent_port():
+    """Where somebody listens, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@contextmanager
+def peer(behaviour):
+    """A server that completes each handshake and then does with the socket what ``behaviour`` says; yields its URL."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += self.request.recv(65536)
+            key = re.search(rb"sec-websocket-key: *(\S+)", request, re.IGNORECASE)[1]
+            accept = base64.b64encode(hashlib.sha1(key + MAGIC).digest())
+            self.request.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+            )
+            with contextlib.suppress(OSError):
+                behaviour(self.request)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"ws://127.0.0.1:{listening.server_address[1]}"
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+@asynccontextmanager
+async def no_task_left():
+    """What began inside ends soon."""
+
+    def living():
+        try:
+            return len(asyncio.all_tasks())
+        except RuntimeError:
+            return trio.lowlevel.current_statistics().tasks_living
+
+    before = living()
+    yield
+    gc.collect()
+    with anyio.fail_after(10):
+        while living() > before:
+            await anyio.sleep(0.01)

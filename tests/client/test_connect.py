@@ -1,0 +1,407 @@
+"""The client against live servers."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import threading
+from contextlib import ExitStack, aclosing
+
+import anyio
+import anyio.to_thread
+import httpx
+import httpx_ws
+import pytest
+
+from asgi_closecodes import Close
+from asgi_closecodes.client import Backoff, Connecting, Ended, GaveUp, Opened, connect, session
+from tests.servers.launch import serve
+
+from .conftest import no_task_left, peer, seen
+from .rule import ATTEMPTS_IN_TEN_SECONDS
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def key(_keys=itertools.count()):
+    """A part of a path that no other test uses."""
+    return f"key{next(_keys)}"
+
+
+def eager(**options):
+    """The rule, in a hurry."""
+    return Backoff(random=lambda: 0.01, **options)
+
+
+async def follow(url, **options):
+    """Read what comes until the loop ends; return the events and the messages."""
+    events, messages = [], []
+    try:
+        async for websocket in connect(url, on_event=events.append, **options):
+            async for message in websocket:
+                messages.append(message)
+    except GaveUp as error:
+        events.append(error)
+    return events, messages
+
+
+# What it comes back after
+
+
+@pytest.mark.parametrize("code", [1008, 1003, 4003])
+async def test_it_gives_up_after_a_code_that_says_so(server, key, code):
+    events, _ = await follow(f"{server.url}/close/{key}/{code}?reason=no")
+    assert [type(event) for event in events] == [Connecting, Opened, Ended, GaveUp]
+    assert (events[-1].close.code, events[-1].close.reason, events[-1].status) == (code, "no", None)
+    assert str(events[-1]) == f"attempt 1 was the last: the session ended with {code}"
+
+
+@pytest.mark.parametrize("status", [403, 404, 429])
+async def test_it_gives_up_after_such_a_status(server, key, status):
+    events, _ = await follow(f"{server.url}/refuse/{key}/{status}?retry-after=1")
+    assert [type(event) for event in events] == [Connecting, Ended, GaveUp]
+    assert (events[-1].close.code, events[-1].status) == (1006, status)
+    assert str(events[-1]) == f"attempt 1 was the last: the handshake was refused with HTTP {status}"
+    assert isinstance(events[-1].__cause__, httpx_ws.WebSocketUpgradeError)
+
+
+async def test_the_loop_ends_after_1000(server, key):
+    events, messages = await follow(f"{server.url}/close/{key}/1000?messages=3")
+    assert [type(event) for event in events] == [Connecting, Opened, Ended]
+    assert messages == ["hello"] * 3
+
+
+async def test_it_comes_back_until_then(server, key):
+    events, messages = await follow(f"{server.url}/close/{key}/1012,1001,1011,4011,1000?messages=1", backoff=eager())
+    assert [event.close.code for event in events if isinstance(event, Ended)] == [1012, 1001, 1011, 4011, 1000]
+    assert messages == ["hello"] * 5
+
+
+async def test_crashes_in_a_row_are_bounded(server, key):
+    events, messages = await follow(f"{server.url}/close/{key}/1011?messages=1", backoff=eager(max_crashes=3))
+    assert [type(event) for event in events] == [Connecting, Opened, Ended] * 3 + [GaveUp]
+    assert events[-1].close.code == 1011
+    assert messages == ["hello"] * 3
+
+
+async def test_the_hint_is_honoured_within_a_tenth(server, key):
+    paths = {
+        f"/close/{key}/1013": "?reason=try again later; retry_after=1.0; cause=full",
+        f"/refuse/{key}/503": "?retry-after=1",
+    }
+    with anyio.move_on_after(3.6):
+        async with anyio.create_task_group() as tasks:
+            for path, query in paths.items():
+                tasks.start_soon(lambda url: follow(url, backoff=eager()), server.url + path + query)
+    for path in paths:
+        times = seen(server)["attempts"][path]  # by the server's clock
+        waits = [after - before for before, after in itertools.pairwise(times)]
+        assert len(waits) >= 2
+        assert 1.0 <= min(waits) < 1.1  # a busy machine may make one of them late
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_server_that_accepts_in_order_to_close_gets_few_attempts(tmp_path):
+    paths = ("/close/key/1013", "/full")
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(serve(setup, "tests.client.app:app", tmp_path))
+            for setup in ("uvicorn-sansio", "hypercorn-asyncio", "granian")
+        ]
+        with anyio.move_on_after(10):
+            async with anyio.create_task_group() as tasks:
+                for server, path in itertools.product(servers, paths):
+                    tasks.start_soon(follow, server.url + path)
+        for server, path in itertools.product(servers, paths):
+            assert 2 <= len(seen(server)["attempts"][path]) <= ATTEMPTS_IN_TEN_SECONDS
+
+
+async def test_it_survives_a_restart_of_the_server(tmp_path):
+    def start():  # on a unix socket, since somebody may take a port in between
+        return serve("uvicorn-sansio", "tests.client.app:app", tmp_path, unix=True)
+
+    ends = []
+    nobody_there = anyio.Event()
+
+    def note(event):
+        if isinstance(event, Ended):
+            ends.append(event)
+            if event.error is not None:
+                nobody_there.set()
+
+    async def start_again():
+        await nobody_there.wait()
+        await anyio.to_thread.run_sync(second_life.enter_context, start())
+
+    with ExitStack() as first_life, ExitStack() as second_life, anyio.fail_after(60):
+        address = first_life.enter_context(start()).address
+        client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=address))
+        async with client, anyio.create_task_group() as tasks:
+            tasks.start_soon(start_again)
+            sessions = connect("ws://localhost/echo/key", client, backoff=Backoff(random=lambda: 0.2), on_event=note)
+            async with aclosing(sessions):
+                async for websocket in sessions:
+                    await websocket.send_text("hello")
+                    assert await websocket.receive_text() == "hello"
+                    if nobody_there.is_set():
+                        break
+                    await anyio.to_thread.run_sync(first_life.close)
+    assert len(ends) >= 2
+    assert ends[0].close.code == 1012  # uvicorn's
+    assert {(end.close.code, end.status) for end in ends[1:]} == {(1006, None)}
+
+
+async def test_nobody_there_is_as_a_lost_connection(closed_port):
+    ends = []
+    with anyio.fail_after(10):
+        async with aclosing(
+            connect(f"ws://127.0.0.1:{closed_port}", backoff=eager(), on_event=ends.append)
+        ) as sessions:
+            with anyio.move_on_after(0.2):
+                await anext(sessions)
+    ends = [event for event in ends if isinstance(event, Ended)]
+    assert ends[0].close.code == 1006
+    assert isinstance(ends[0].error, httpx.ConnectError)
+    assert str(ends[0]) == "there was no connection (ConnectionRefusedError)"
+    assert ends[0].retry_in == 0.01
+    assert ends[1].retry_in == 0.02
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",  # it hangs up
+        b"\x88\x00",  # a close without a code
+        b"\x88\x02\x03\xf0",  # 1008
+        b"\xff\xff\xff\xff",  # no frame at all
+        b"\x81\x05hel",  # half a message
+    ],
+)
+async def test_a_peer_may_do_as_it_likes(answer):
+    with peer(lambda plain: plain.sendall(answer)) as url:
+        ends = []
+        with anyio.fail_after(20):
+            try:
+                async for websocket in connect(url, backoff=eager(), on_event=ends.append):
+                    async for _ in websocket:
+                        pass
+                    if len(ends) > 6:
+                        break
+            except GaveUp:
+                pass
+    codes = [event.close.code for event in ends if isinstance(event, Ended)]
+    match answer[:2]:
+        case b"\x88\x00":
+            assert codes == [1005]  # and that is the end, as 1000 is
+        case b"\x88\x02":
+            assert codes == [1008]
+        case b"\xff\xff":
+            assert codes == [1002]  # httpx-ws says so itself
+        case _:
+            assert set(codes) == {1006}
+
+
+# What it gives to the loop
+
+
+async def test_messages_come_as_they_are(server, key):
+    async with aclosing(connect(f"{server.url}/echo/{key}", subprotocols=["a", "b"])) as sessions:
+        async for websocket in sessions:
+            assert websocket.subprotocol == "b"
+            await websocket.send_text("text")
+            await websocket.send_bytes(b"bytes")
+            assert [await anext(websocket), await anext(websocket)] == ["text", b"bytes"]
+            break
+
+
+async def test_headers_are_sent_and_left_alone(server, key):
+    headers = {"authorization": "Bearer x"}
+    events, _ = await follow(f"{server.url}/close/{key}/1012,1000", headers=headers, backoff=eager())
+    assert events[-1].close.code == 1000
+    assert headers == {"authorization": "Bearer x"}
+
+
+async def test_the_end_stays_the_end(server, key):
+    async for websocket in connect(f"{server.url}/close/{key}/1000?reason=bye"):
+        for _ in range(2):
+            with pytest.raises(httpx_ws.WebSocketDisconnect) as end:
+                await websocket.receive_text()
+            assert (end.value.code, end.value.reason) == (1000, "bye")
+            with pytest.raises(httpx_ws.WebSocketNetworkError):
+                await websocket.send_text("too late")
+        assert [message async for message in websocket] == []
+
+
+async def test_a_turn_that_only_sends_is_told_of_the_end(server, key):
+    with anyio.fail_after(10), pytest.raises(GaveUp, match="1008"):
+        async for websocket in connect(f"{server.url}/close/{key}/1008"):
+            with pytest.raises(httpx_ws.WebSocketNetworkError):
+                while True:
+                    await websocket.send_text("hello?")
+                    await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("messages", [0, 3])
+async def test_a_turn_in_a_hurry_does_not_miss_the_close(messages):
+    def behaviour(plain):
+        plain.sendall(b"\x81\x05hello" * messages + b"\x88\x02\x03\xf0")
+        while plain.recv(65536):
+            pass
+
+    with peer(behaviour) as url, pytest.raises(GaveUp, match="1008"):
+        async for _ in connect(url):
+            pass
+
+
+async def test_a_turn_that_leaves_an_open_session_comes_back_as_after_any_close(server, key):
+    ends = []
+    with anyio.fail_after(10):
+        sessions = connect(f"{server.url}/echo/{key}", backoff=eager(), on_event=ends.append)
+        async with aclosing(sessions):
+            async for websocket in sessions:
+                if len(ends) > 6:
+                    break
+                continue
+        ends = [event for event in ends if isinstance(event, Ended)]
+        assert [(event.close.code, event.retry_in) for event in ends] == [(1001, 0.01), (1001, 0.02)]
+        path = f"/echo/{key}"
+        while len(codes := seen(server)["left"].get(path, [])) < 3:
+            await anyio.sleep(0.01)
+    assert codes == [1001, 1001, 1000]
+
+
+# How it is left
+
+
+@pytest.mark.parametrize("how", ["break", "exception", "cancelled", "finished", "gave up"])
+async def test_no_task_is_left(server, key, how):
+    async def leave():
+        path = {"finished": "close/{key}/1000", "gave up": "close/{key}/1008"}.get(how, "echo/{key}")
+        async with aclosing(connect(f"{server.url}/{path.format(key=key)}")) as sessions:
+            async for websocket in sessions:
+                match how:
+                    case "break":
+                        break
+                    case "exception":
+                        raise LookupError
+                    case "cancelled":
+                        with anyio.move_on_after(0.1):
+                            await websocket.receive()
+                        break
+                    case _:
+                        await websocket.receive()
+
+    async with no_task_left():
+        with contextlib.suppress(LookupError, GaveUp, httpx_ws.WebSocketDisconnect):
+            await leave()
+
+
+async def test_a_break_alone_closes_the_session(server, key):
+    async with no_task_left():
+        async for websocket in connect(f"{server.url}/echo/{key}"):
+            await websocket.send_text("hello")
+            break
+        del websocket
+    assert seen(server)["left"][f"/echo/{key}"] == [1000]
+
+
+async def test_cancellation_passes_through_at_every_point(server, key, closed_port, silent_port):
+    ports = {"while it connects": silent_port, "while it waits": closed_port}
+    urls = [f"ws://127.0.0.1:{port}" for port in ports.values()] + [f"{server.url}/echo/{key}"]
+    async with no_task_left():
+        for url in urls:
+            with anyio.move_on_after(0.3) as scope:
+                async with aclosing(connect(url, backoff=Backoff(random=lambda: 1.0))) as sessions:
+                    async for websocket in sessions:
+                        await websocket.receive()
+            assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancelled_task_is_cancelled(server, key):
+    async def run():
+        async for websocket in connect(f"{server.url}/echo/{key}"):
+            opened.set()
+            await websocket.receive()
+
+    opened = asyncio.Event()
+    async with no_task_left():
+        task = asyncio.create_task(run())
+        await opened.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_peer_that_reads_nothing_holds_nobody(monkeypatch):
+    async def flood(websocket):
+        with anyio.move_on_after(0.5) as scope:
+            while True:
+                await websocket.send_bytes(bytes(1 << 20))
+        assert scope.cancelled_caught
+
+    monkeypatch.setattr(session, "PATIENCE", 0.2)
+    done = threading.Event()
+    try:
+        with peer(lambda plain: done.wait()) as url, anyio.fail_after(20):
+            async with no_task_left(), aclosing(connect(url, backoff=eager())) as sessions:
+                await flood(await anext(sessions))
+                await flood(await anext(sessions))
+            done.set()
+    finally:
+        done.set()
+
+
+# What it tells
+
+
+async def test_it_tells_what_it_does(server, key, caplog):
+    events, _ = await follow(f"{server.url}/close/{key}/1012,1008?reason=bye", backoff=eager())
+    *events, gave_up = events
+    assert events == [
+        Connecting(1),
+        Opened(1),
+        Ended(1, Close(1012, "bye"), None, None, 0.01),
+        Connecting(2),
+        Opened(2),
+        Ended(2, Close(1008, "bye"), None, None, None),
+    ]
+    assert gave_up.last == events[-1]
+    [record] = [record for record in caplog.records if record.name == "asgi_closecodes.client"]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == "the session ended with 1012; the next attempt is in 0.0 s"
+
+
+async def test_a_hook_that_fails_harms_nothing(server, key, caplog):
+    def fail(event):
+        raise LookupError("a bug in the hook")
+
+    async for websocket in connect(f"{server.url}/close/{key}/1000", on_event=fail):
+        assert [message async for message in websocket] == []
+    messages = [record.getMessage() for record in caplog.records if record.exc_info]
+    assert messages == [f"on_event failed at {name}" for name in ("Connecting", "Opened", "Ended")]
+
+
+async def test_a_hook_that_would_never_run_is_refused():
+    async def hook(event):
+        pass
+
+    with pytest.raises(TypeError, match="use a plain function"):
+        connect("ws://127.0.0.1", on_event=hook)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "error"),
+    [
+        ("nonsense", {}, httpx.UnsupportedProtocol),
+        ("ftp://127.0.0.1", {}, httpx.UnsupportedProtocol),
+        ("ws://127.0.0.1:x", {}, httpx.InvalidURL),
+        ("{server.url}/echo/key", {"headers": {"x": "a\r\nb"}}, httpx.LocalProtocolError),
+        ("{server.url}/echo/key", {"no_such_option": 1}, TypeError),
+    ],
+)
+async def test_a_mistake_is_not_retried(server, url, options, error):
+    with anyio.fail_after(10), pytest.raises(error):
+        async for _ in connect(url.format(server=server), backoff=eager(), **options):
+            pass
