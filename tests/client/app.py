@@ -52,8 +52,9 @@ async def seen(request):
 
 
 async def page(request):
-    policy = "default-src 'none'; script-src 'self'; connect-src 'self'"
-    return HTMLResponse("<!doctype html><title>t</title>", headers={"content-security-policy": policy})
+    policy = "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:"
+    html = "<!doctype html><title>A page</title><link rel=icon href='data:,'>"
+    return HTMLResponse(html, headers={"content-security-policy": policy})
 
 
 routes = Starlette(
