@@ -166,8 +166,8 @@ class Guard:
             "gates": [
                 {
                     "name": type(gate.gate if isinstance(gate, Shadow) else gate).__name__,
-                    "active": _number(getattr(gate, "active", None)),
-                    "limit": _number(getattr(gate, "limit", None)),
+                    "active": _number(gate, "active"),
+                    "limit": _number(gate, "limit"),
                     "shadow": isinstance(gate, Shadow),
                 }
                 for gate in self.gate.gates
@@ -187,8 +187,8 @@ class Guard:
                 events.GateStanding(
                     name=type(gate).__name__,
                     cause=getattr(gate, "cause", None),
-                    usage=_read(gate, "usage" if hasattr(gate, "usage") else "active"),
-                    limit=_read(gate, "limit"),
+                    usage=_number(gate, "usage" if hasattr(gate, "usage") else "active"),
+                    limit=_number(gate, "limit"),
                 )
                 for gate in (gate.gate if isinstance(gate, Shadow) else gate for gate in self.gate.gates)
                 if not isinstance(gate, Draining)
@@ -429,15 +429,12 @@ class Draining:
         return FREE
 
 
-def _read(gate: object, name: str) -> float | None:
+def _number(gate: object, name: str) -> float | None:
     try:
-        return _number(getattr(gate, name, None))
-    except Exception:  # a gate of the user's
+        value = getattr(gate, name, None)
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    except Exception:  # a gate of the user's own
         return None
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, (int, float)) else None
 
 
 def _works(gate: Gate) -> bool:

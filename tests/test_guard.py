@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import random
 import re
 from collections import Counter
@@ -266,6 +267,22 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
     assert snapshot == {**after, "draining": True, "error_groups": [group]}
     await Peer().visit(crashing)
     assert guard.snapshot()["refusals"] == {"full": 1, "drain": 1}
+
+
+def test_a_snapshot_has_no_number_for_what_a_gate_cannot_say():
+    class Odd:
+        limit = math.inf  # which JSON cannot express
+
+        @property
+        def active(self):
+            raise LookupError
+
+        def admit(self, session):
+            raise NotImplementedError
+
+    assert Guard(gate=Odd()).snapshot()["gates"][-1:] == [
+        {"name": "Odd", "active": None, "limit": None, "shadow": False}
+    ]
 
 
 @pytest.mark.anyio
