@@ -6,6 +6,7 @@ from .guard import Guard
 from .middleware import CloseCodeMiddleware
 from .session import Session
 from .settings import Settings, SettingsError
+from .status import StatusApp
 
 __all__ = [
     "Close",
@@ -16,5 +17,6 @@ __all__ = [
     "Session",
     "Settings",
     "SettingsError",
+    "StatusApp",
     "TryAgainLater",
 ]

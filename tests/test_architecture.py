@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import asgi_closecodes
-from asgi_closecodes import gates, logs
+from asgi_closecodes import client, gates, logs
 
 PACKAGE = Path(asgi_closecodes.__file__).parent
 
@@ -39,7 +39,8 @@ MAY_KNOW = {
         *("shedding", "sigterm", "tally"),
     },
     "middleware": {"background", "events", "exceptions", "gates", "guard", "settings"},
-    "__init__": {"codes", "exceptions", "guard", "middleware", "session", "settings"},
+    "status": {"events", "guard"},
+    "__init__": {"codes", "exceptions", "guard", "middleware", "session", "settings", "status"},
 }
 
 
@@ -80,7 +81,7 @@ def test_there_is_no_circle():
 
 
 def test_public_names_are_there():
-    for module in (asgi_closecodes, gates, logs):
+    for module in (asgi_closecodes, client, gates, logs):
         for name in module.__all__:
             assert getattr(module, name).__doc__
     assert (PACKAGE / "py.typed").exists()
@@ -91,7 +92,10 @@ def test_public_names_are_there():
     [
         (
             asgi_closecodes,
-            "CloseCodeMiddleware Guard Settings SettingsError Session Close CloseCode CloseWith TryAgainLater",
+            (
+                "CloseCodeMiddleware Guard Settings SettingsError Session Close CloseCode CloseWith TryAgainLater "
+                "StatusApp"
+            ),
         ),
         (
             gates,
@@ -100,6 +104,7 @@ def test_public_names_are_there():
                 "Pressure Sensor Shadow client_network"
             ),
         ),
+        (client, "Backoff ClientEvent Connecting Ended GaveUp Opened connect"),
         (logs, "ConsoleFormatter JsonFormatter LOGGING LogObserver RedactPaths configure_logging"),
     ],
 )
