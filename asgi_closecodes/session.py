@@ -23,11 +23,13 @@ from types import CodeType
 from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from . import events
+from .background import inside_event_loop
 from .channel import Channel
 from .codes import Close, CloseCode, fit_reason, private_twin
 from .error_ids import new_error_id
@@ -255,6 +257,12 @@ class Session:
 
     @key.setter
     def key(self, key: Hashable) -> None:
+        if self._recount is _nothing or inside_event_loop():
+            self._set_key(key)
+        else:  # a thread of anyio's, as of a plain function in FastAPI
+            anyio.from_thread.run_sync(self._set_key, key)
+
+    def _set_key(self, key: Hashable) -> None:
         before, self._key = self._key, key
         try:
             self._recount()

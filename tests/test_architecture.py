@@ -26,7 +26,7 @@ MAY_KNOW = {
     "opentelemetry": {"events", "fingerprint", "metrics"},
     "sentry": {"logs"},
     "exceptions": {"codes"},
-    "session": {"channel", "codes", "error_ids", "events", "exceptions", "fingerprint"},
+    "session": {"background", "channel", "codes", "error_ids", "events", "exceptions", "fingerprint"},
     "gates": {"channel", "codes", "events", "exceptions", "rates", "session"},
     "logs": {"codes", "events", "fingerprint", "rates"},
     "client": {"background", "channel", "codes"},

@@ -2,10 +2,13 @@ import asyncio
 import contextlib
 import gc
 import re
+import threading
 import weakref
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
@@ -266,6 +269,32 @@ async def test_a_new_key_may_replace_the_oldest_session_of_that_key():
         assert "cause=replaced" in stay.peers[0].closed[1]
         await until(lambda: gate.active == gate.active_of("alice") == 1)
     assert (gate.active, gate._sessions) == (0, {})
+
+
+@pytest.mark.anyio
+async def test_a_key_may_be_set_in_a_thread():
+    gate = MaxSessionsPerKey(1, key=of_key)
+    threads = []
+
+    async def handler(scope, receive, send):
+        def set_key():
+            threads.append(threading.get_ident())
+            scope["extensions"]["closecodes"].key = "alice"
+
+        await anyio.to_thread.run_sync(set_key)
+        await Handler()(scope, receive, send)
+
+    def key(session):
+        threads.append(threading.get_ident())
+        return session.key
+
+    gate.key = key
+    async with Stay(Guard(gate=gate), handler) as stay:
+        await stay.come(2)
+        await until(lambda: stay.codes() == [None, 1013])
+        assert gate.active_of("alice") == 1
+    # Counted by the event loop alone: admitted, set, admitted, set, set back.
+    assert [thread == threading.get_ident() for thread in threads] == [True, False, True] * 2 + [True]
 
 
 @pytest.mark.anyio
