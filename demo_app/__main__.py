@@ -10,9 +10,14 @@ import logging
 import socket
 import sys
 
-from asgi_closecodes import SettingsError
+INSTALL = f"{sys.executable} -m pip install --editable '.[demo]'"
 
-from .app import DemoSettings, create_app
+try:
+    from asgi_closecodes import SettingsError
+
+    from .app import DemoSettings, create_app
+except ModuleNotFoundError as missing:  # of a clone in which nothing was installed yet
+    sys.exit(f"{(missing.name or '').partition('.')[0]} is not installed: {INSTALL}")
 
 
 def _with_uvicorn(host: str, port: int) -> None:
@@ -58,6 +63,7 @@ def _with_granian(host: str, port: int) -> None:
 
 
 SERVERS = {"uvicorn": _with_uvicorn, "hypercorn": _with_hypercorn, "granian": _with_granian}
+NEEDS = {"uvicorn": ("uvicorn", "websockets"), "hypercorn": ("hypercorn",), "granian": ("granian",)}
 
 
 def main() -> int:
@@ -68,8 +74,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
 
-    if importlib.util.find_spec(options.server) is None:
-        return _stopped(f"{options.server} is not installed: pip install 'asgi-closecodes[demo]'")
+    for module in NEEDS[options.server]:
+        if importlib.util.find_spec(module) is None:
+            return _stopped(f"{module} is not installed: {INSTALL}")
     try:
         DemoSettings()
     except SettingsError as error:

@@ -1,92 +1,39 @@
-"""The application: one WebSocket route for each way in which a session may end."""
+"""The application: the handlers with the middleware and without, and a page that shows the difference."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+import logging
+from typing import Any
 
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, Router, WebSocketRoute
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.logs import configure_logging
-from asgi_closecodes.settings import Sessions
 
-PAGE = Path(__file__).with_name("page.html")
+from . import controls
+from .feed import Counted, Feed, Tail
+from .handlers import ENDINGS
+from .pages import STATIC, Static, page
+
+PAGE = STATIC / "index.html"
+
+_DEFAULTS = {"max_sessions": 20, "shed_rate": 5, "drain_window": 5, "retry_after_cap": 15}
 
 
 class DemoSettings(Settings):
-    """The settings of the library, with a limit that two hands can reach."""
+    """The settings of the library, with limits that one click reaches, and times that one may wait for."""
 
-    max_sessions: Sessions = 3
-
-
-async def echo(websocket: WebSocket) -> None:
-    """Say everything back until the peer leaves; that its disconnect escapes is no error."""
-    await websocket.accept(subprotocol=_subprotocol(websocket))
-    while True:
-        await websocket.send_text(await websocket.receive_text())
-
-
-async def crash_before_accept(_websocket: WebSocket) -> None:
-    """Fail while the handshake waits for its answer."""
-    raise LookupError("a bug before accept; this text stays on the server")
-
-
-async def crash_after_accept(websocket: WebSocket) -> None:
-    """Fail in an open session."""
-    await websocket.accept(subprotocol=_subprotocol(websocket))
-    raise LookupError("a bug after accept; this text stays on the server")
-
-
-async def crash_on_message(websocket: WebSocket) -> None:
-    """Fail on the first message that is no number."""
-    await websocket.accept(subprotocol=_subprotocol(websocket))
-    while True:
-        await websocket.send_text(f"1 / {(number := await websocket.receive_text())} = {1 / float(number)}")
-
-
-async def close_on_purpose(websocket: WebSocket) -> None:
-    """Close with a code of the application's own."""
-    await websocket.accept(subprotocol=_subprotocol(websocket))
-    raise CloseWith(4003, "closed on purpose")
-
-
-async def try_again_later(websocket: WebSocket) -> None:
-    """Say that something else than the number of sessions is exhausted."""
-    await websocket.accept(subprotocol=_subprotocol(websocket))
-    raise TryAgainLater("the database is busy", cause="database", retry_after=5)
-
-
-async def return_early(websocket: WebSocket) -> None:
-    """Forget to close."""
-    await websocket.accept(subprotocol=_subprotocol(websocket))
-
-
-async def close_badly(websocket: WebSocket) -> None:
-    """Close with a code that may not be sent, and a reason that is too long for a close frame."""
-    await websocket.accept(subprotocol=_subprotocol(websocket))
-    await websocket.close(1006, "a reason of more than 123 bytes " * 6)
-
-
-ENDINGS: tuple[Callable[[WebSocket], Awaitable[None]], ...] = (
-    echo,
-    crash_before_accept,
-    crash_after_accept,
-    crash_on_message,
-    close_on_purpose,
-    try_again_later,
-    return_early,
-    close_badly,
-)
-
-
-def _subprotocol(websocket: WebSocket) -> str | None:
-    return next(iter(websocket.scope["subprotocols"]), None)
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add defaults of its own, below the environment."""
+        return *sources, *named.values(), InitSettingsSource(settings_cls, _DEFAULTS)
 
 
 def create_app() -> Starlette:
@@ -95,10 +42,14 @@ def create_app() -> Starlette:
     :raises SettingsError: if the environment holds settings that cannot be used.
     """
     configure_logging(format="json", logger="")
-    guard = Guard(DemoSettings())
+    root = logging.getLogger()
+    for earlier in [handler for handler in root.handlers if isinstance(handler, Tail)]:
+        root.removeHandler(earlier)
+    root.addHandler(tail := Tail())
 
-    async def page(_request: Request) -> Response:
-        return FileResponse(PAGE)
+    guard = Guard(DemoSettings())
+    handlers = Router([WebSocketRoute(f"/{ending.__name__.replace('_', '-')}", ending) for ending in ENDINGS])
+    bare = Counted(handlers)
 
     async def healthz(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -106,12 +57,21 @@ def create_app() -> Starlette:
     async def state(_request: Request) -> Response:
         return JSONResponse(guard.snapshot())
 
+    def shown() -> dict[str, Any]:
+        limit = guard.settings.max_sessions
+        return {"sessions": len(guard.sessions), "limit": limit, "draining": guard.draining, "bare": bare.sessions}
+
+    same_origin = [Middleware(controls.SameOrigin)]
     return Starlette(
         routes=[
-            Route("/", page),
+            Route("/", page(PAGE)),
             Route("/healthz", healthz),
             Route("/state", state),
-            *(WebSocketRoute(f"/{ending.__name__.replace('_', '-')}", ending) for ending in ENDINGS),
+            Mount("/static", Static()),
+            Mount("/control", routes=controls.routes(guard), middleware=same_origin),
+            WebSocketRoute("/feed", Feed(shown, tail).serve, middleware=same_origin),
+            Mount("/bare", bare),
+            Mount("/", CloseCodeMiddleware(handlers, guard)),
         ],
-        middleware=[Middleware(CloseCodeMiddleware, guard)],
+        lifespan=lambda _app: guard.lifespan(),
     )

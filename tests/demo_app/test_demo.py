@@ -1,21 +1,20 @@
-"""The demo as a newcomer starts it, on each of its servers."""
+"""The demo's handlers, controls and feed, on each of its servers; tests/browser clicks on its page."""
 
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 
-import httpx
 import pytest
+import websockets.sync.client
 
-from demo_app.app import ENDINGS, PAGE
-from tests.servers.clients import Raw, connect
-from tests.servers.launch import ROOT, Running, stop
+from demo_app.app import PAGE
+from demo_app.handlers import ENDINGS
+from tests.demo_app.launch import outcome, running_demo
+from tests.servers.clients import Raw, connect, eventually
 
+SERVERS = ["uvicorn", "hypercorn", "granian"]
 SEEN = {
     "crash-before-accept": r"1011 internal error; ref=\w{12}",
     "crash-after-accept": r"1011 internal error; ref=\w{12}",
@@ -26,53 +25,18 @@ SEEN = {
 }
 
 
-def start(*options, **environment):
-    """Run ``python -m demo_app``."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "demo_app", *options],
-        cwd=ROOT,
-        env={**{k: v for k, v in os.environ.items() if not k.startswith("CLOSECODES_")}, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def outcome(*options, **environment):
-    """Return the exit status and the output of a demo that does not start."""
-    with start(*options, **environment) as process:
-        try:
-            output, errors = process.communicate(timeout=20)
-        finally:
-            stop(process)
-    return process.returncode, output, errors
-
-
-@contextlib.contextmanager
-def running_demo(tmp_path, *options, **environment):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = free.getsockname()
-    process = start("--port", str(address[1]), *options, **environment)
-    demo = Running(process, address, tmp_path / "none")
-    url = f"http://127.0.0.1:{address[1]}"
-    with contextlib.ExitStack() as stack:
-        stack.callback(process.stderr.close)
-        stack.callback(process.stdout.close)
-        stack.callback(stop, process)
-        demo.greeting = process.stdout.readline()
-        transport = httpx.HTTPTransport(retries=8)  # with a growing delay between them
-        demo.http = stack.enter_context(httpx.Client(base_url=url, transport=transport, timeout=10))
-        assert demo.http.get("/healthz").json() == {"status": "ok"}
-        yield demo
-
-
-@pytest.fixture(scope="module", params=["uvicorn", "hypercorn", "granian"])
+@pytest.fixture(scope="module", params=SERVERS)
 def demo(request, tmp_path_factory):
     with running_demo(tmp_path_factory.mktemp("demo"), "--server", request.param) as running:
         running.name = request.param
         yield running
+
+
+@contextlib.contextmanager
+def feed(demo, **options):
+    """What the page is told, message by message."""
+    with websockets.sync.client.connect(f"{demo.url}/feed", proxy=None, **options) as websocket:
+        yield lambda: json.loads(websocket.recv(timeout=10))
 
 
 def test_it_says_where_it_is(demo):
@@ -89,22 +53,108 @@ def test_a_message_may_crash_the_handler(demo):
     assert connect(demo, "/crash-on-message", say="0").ref
 
 
-def test_the_fourth_session_is_one_too_many(demo):
+def test_without_the_middleware_nobody_is_told_anything(demo):
+    code = {"uvicorn": 1006, "hypercorn": 1011, "granian": 1005}[demo.name]
+    seen = connect(demo, "/bare/crash-on-message", say="0")
+    assert (seen.code, seen.reason) == (code, "")
+
+
+def test_more_sessions_than_it_takes(demo):
     with contextlib.ExitStack() as stack:
-        for _ in range(3):
+        for _ in range(20):
             assert stack.enter_context(Raw(demo, "/echo")).answer() == 101
         assert connect(demo, "/echo").code == 1013
-        assert demo.http.get("/state").json()["sessions"] == 3
+        assert demo.http.get("/state").json()["sessions"] == 20
+        bare = stack.enter_context(Raw(demo, "/bare/echo"))
+        assert bare.answer() == 101
+        with feed(demo) as told:
+            state = told()
+            assert (state["sessions"], state["limit"], state["draining"], state["bare"]) == (20, 20, False, 1)
+    assert eventually(lambda: demo.http.get("/state").json()["sessions"] == 0)
 
 
-def test_the_page_has_a_button_for_every_handler(demo):
-    page = demo.http.get("/").text
-    assert page == PAGE.read_text()
+def test_the_page_loads_nothing_from_elsewhere(demo):
+    answer = demo.http.get("/")
+    assert answer.text == PAGE.read_text()
+    for path in {"/", *re.findall(r'(?:src|href)="(/[^"]+)"', answer.text), "/static/reconnecting-websocket.js"}:
+        answer = demo.http.get(path)
+        assert answer.status_code == 200
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; ")
+        assert not re.search(r"""["'(](https?:)?//(?!www\.w3\.org)""", answer.text), path
+
+
+def test_the_page_can_show_every_handler(demo):
+    script = demo.http.get("/static/demo.js").text
     for ending in ENDINGS:
-        assert f'["{ending.__name__.replace("_", "-")}", ' in page
+        assert ending.__name__ == "echo" or f'"/{ending.__name__.replace("_", "-")}"' in script
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "granian"])
+def test_the_feed_tells_the_log_with_the_ref_and_the_stack_trace(demo):
+    ref = connect(demo, "/crash-after-accept").ref
+    with feed(demo) as told:
+        lines = [json.loads(line) for line in told()["lines"]]
+        [failure] = [line for line in lines if line.get("closecodes.error.id") == ref]
+        assert "in crash_after_accept\n" in failure["exception.stacktrace"]
+        while told()["lines"]:
+            pass
+        ref = connect(demo, "/crash-after-accept").ref
+        while not (news := told()["lines"]):
+            pass
+        assert json.loads(news[0])["closecodes.error.id"] == ref
+
+
+def test_a_limit_of_0_does_not_keep_the_page_from_its_feed(demo):
+    assert demo.http.post("/control/limit", json={"max_sessions": 0}).status_code == 204
+    assert connect(demo, "/echo").code == 1013
+    with feed(demo) as told:
+        assert told()["limit"] == 0
+    assert demo.http.post("/control/limit", json={"max_sessions": 20}).status_code == 204
+    assert str(connect(demo, "/echo", patience=0.2)) == "open"
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"[]", b"{}", b'{"max_sessions": -1}', b'{"max_sessions": "many"}'])
+def test_a_limit_that_is_none_is_refused_with_the_remedy(demo, body):
+    answer = demo.http.post("/control/limit", content=body)
+    assert answer.status_code == 400
+    assert answer.text.startswith('send {"max_sessions": NUMBER}: ')
+    assert demo.http.get("/state").json()["gates"][2]["limit"] == 20
+
+
+def test_a_drain_and_a_fresh_start(demo):
+    with Raw(demo, "/echo") as peer:
+        assert peer.answer() == 101
+        assert demo.http.post("/control/drain").status_code == 204
+        assert peer.close_frame().code == 1012
+        assert connect(demo, "/echo").code == 1012
+    assert demo.http.post("/control/resume").status_code == 204
+    assert str(connect(demo, "/echo", patience=0.2)) == "open"
+
+
+def test_after_a_stall_newcomers_are_told_to_come_later(tmp_path):
+    with running_demo(tmp_path) as demo:
+        assert demo.http.post("/control/stall").status_code == 204
+        assert re.fullmatch(
+            r"1013 try again later; retry_after=\d+\.\d; cause=lag", str(connect(demo, "/echo", patience=1))
+        )
+
+
+@pytest.mark.parametrize("action", ["limit", "stall", "drain", "resume"])
+def test_other_sites_pages_do_not_steer_it(demo, action):
+    before = demo.http.get("/state").json()
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+        answer = demo.http.post(f"/control/{action}", json={"max_sessions": 0}, headers={"Origin": origin})
+        assert answer.status_code == 403
+    assert demo.http.get(f"/control/{action}").status_code == 405
+    assert demo.http.get("/state").json() == before
+
+
+def test_other_sites_pages_do_not_read_its_log(demo):
+    assert connect(demo, "/feed", origin="http://evil.example").status == 403
+    with feed(demo, origin=demo.page) as told:
+        assert told()
+
+
+@pytest.mark.parametrize("server", SERVERS)
 def test_every_line_of_its_log_is_json_and_the_ref_finds_the_stack_trace(tmp_path, server):
     with running_demo(tmp_path, "--server", server, CLOSECODES_MAX_SESSIONS="1") as demo:
         ref = connect(demo, "/crash-after-accept").ref
@@ -112,17 +162,26 @@ def test_every_line_of_its_log_is_json_and_the_ref_finds_the_stack_trace(tmp_pat
             assert peer.answer() == 101
             assert connect(demo, "/echo").code == 1013
         demo.process.send_signal(signal.SIGINT)
-        _, errors = demo.process.communicate(timeout=20)
-        assert demo.process.returncode == 0
-        records = [json.loads(line) for line in errors.splitlines()]
+        assert demo.process.wait(20) == 0
+        records = [json.loads(line) for line in demo.log().splitlines()]
     [failure] = [record for record in records if record.get("closecodes.error.id") == ref]
     assert "in crash_after_accept\n" in failure["exception.stacktrace"]
     assert failure["http.route"] == "/crash-after-accept"
     [refusal] = [record for record in records if record.get("event.name") == "closecodes.session.refused"]
     assert refusal["closecodes.gate.limit"] == 1
+    assert refusal["url.path"] == "/echo"
+    assert not [record for record in records if record["level"] == "error" and record is not failure]
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "granian"])
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_open_page_does_not_keep_it_from_stopping(tmp_path, server):
+    with running_demo(tmp_path, "--server", server) as demo, feed(demo, close_timeout=1) as told:
+        assert told()
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("server", SERVERS)
 def test_a_port_that_is_taken_is_one_clear_line(server):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -133,6 +192,24 @@ def test_a_port_that_is_taken_is_one_clear_line(server):
     [line] = errors.splitlines()
     assert f"port {port} of 127.0.0.1" in line
     assert "--port" in line
+
+
+@pytest.mark.parametrize(
+    ("missing", "server"),
+    [
+        ("starlette", "uvicorn"),
+        ("uvicorn", "uvicorn"),
+        ("websockets", "uvicorn"),
+        ("hypercorn", "hypercorn"),
+        ("granian", "granian"),
+    ],
+)
+def test_what_is_not_installed_is_one_line_with_the_command_that_installs_it(missing, server):
+    run = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module('demo_app', run_name='__main__')"
+    status, output, errors = outcome("--server", server, command=("-c", run))
+    assert (status, output) == (1, "")
+    [line] = errors.splitlines()
+    assert re.fullmatch(rf"{missing} is not installed: \S+ -m pip install --editable '\.\[demo\]'", line)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""What the page may do to its server, beside opening sockets; other sites' pages may not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import anyio
+from starlette.background import BackgroundTask
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from asgi_closecodes import Guard, SettingsError
+
+STALL = 1.0
+"""Seconds for which the event loop is stalled."""
+
+MAX_LOOP_LAG = 0.6
+"""The limit that makes a stall felt, in seconds. None from the start: a busy machine is late by itself."""
+
+
+class SameOrigin:
+    """Refuses what the page of another site asks for. Browsers say whose page it is; who is no browser may."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        app = self._app
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            app = PlainTextResponse("only for pages of this server\n", 403)
+        await app(scope, receive, send)
+
+
+def routes(guard: Guard) -> list[Route]:
+    """Return the routes that steer ``guard`` and its process."""
+
+    async def limit(request: Request) -> Response:
+        try:
+            guard.update(max_sessions=(await request.json())["max_sessions"])
+        except (SettingsError, ValueError, TypeError, LookupError) as error:
+            raise HTTPException(400, f'send {{"max_sessions": NUMBER}}: {error}') from error
+        return _done()
+
+    async def stall(_request: Request) -> Response:
+        if guard.settings.max_loop_lag is None:
+            guard.update(max_loop_lag=MAX_LOOP_LAG)
+        await anyio.sleep(0.3)  # the sensor has to have seen better days
+        time.sleep(STALL)  # noqa: ASYNC251 - the mistake that is shown
+        return _done()
+
+    async def drain(_request: Request) -> Response:
+        return _done(BackgroundTask(guard.drain))
+
+    async def resume(_request: Request) -> Response:
+        guard.draining = False
+        return _done()
+
+    actions: tuple[Callable[[Request], Awaitable[Response]], ...] = (limit, stall, drain, resume)
+    return [Route(f"/{action.__name__}", action, methods=["POST"]) for action in actions]
+
+
+def _done(afterwards: BackgroundTask | None = None) -> Response:
+    return Response(status_code=204, background=afterwards)

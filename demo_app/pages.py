@@ -1,0 +1,45 @@
+"""The files that the pages are made of; a page may load nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+STATIC = Path(__file__).with_name("static")
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+class Static(StaticFiles):
+    """The demo's own files, and those that come with the library."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=STATIC, packages=[("asgi_closecodes", "static")])
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """Return the response for a file that was found."""
+        response = super().file_response(*arguments, **options)
+        response.headers.update(_HEADERS)
+        return response
+
+
+def page(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint for one page."""
+
+    async def endpoint(_request: Request) -> Response:
+        return FileResponse(file, headers=_HEADERS)
+
+    return endpoint
