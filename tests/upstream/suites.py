@@ -31,7 +31,7 @@ SUITES = (
     ),
     Suite(
         "uvicorn",
-        extras=("httpx2", "trustme", "pytest-mock", "a2wsgi", "zttp", "pyyaml"),
+        extras=("httpx2", "httptools", "trustme", "pytest-mock", "a2wsgi", "zttp", "pyyaml"),
         left_out={"tests/test_config.py": "looks at which object Config has loaded, and opens no WebSocket"},
         expected_red={
             f"tests/protocols/test_websocket.py::{test}": reason
