@@ -229,13 +229,12 @@ class Session:
 
     def facts(self) -> events.SessionFacts:
         """Return what is known of this session now, for an event."""
-        client = self.scope.get("client")
         return events.SessionFacts(
             id=self.id,
             route=_route(self.scope, self._root_path),
             path=self.scope.get("path", ""),
             scheme=self.scope.get("scheme", "ws"),
-            client=(client[0], client[1]) if client else None,
+            client=_client(self.scope),
             phase=self.phase.public(),
             duration=time.monotonic() - self.arrived_at,
             received=0 if self._channel is None else self._channel.received(),
@@ -739,6 +738,15 @@ def _described(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return type(error).__name__
+
+
+def _client(scope: Scope) -> tuple[str, int] | None:
+    """Return the peer's address and port, None on a unix socket; granian has ports as strings, and ("", "0") there."""
+    client = scope.get("client")
+    if not client or not client[0]:
+        return None
+    port = str(client[1])
+    return str(client[0]), int(port) if port.isdecimal() else 0
 
 
 def _route(scope: Scope, root_path: str) -> str | None:

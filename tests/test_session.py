@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, session
 from asgi_closecodes.codes import may_be_sent
-from asgi_closecodes.events import SessionRefused
+from asgi_closecodes.events import SessionClosed, SessionRefused
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import configure_logging
 from tests.asgi import Handler, Peer, of
@@ -400,3 +400,21 @@ async def test_a_handler_that_is_shed_before_it_looks_finds_a_connect_first(wait
     assert [message["type"] for message in seen] == ["websocket.connect", *["websocket.disconnect"] * 2]
     assert peer.closed[0] == 1013
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("said", "client"),
+    [
+        (("192.0.2.1", 50000), ("192.0.2.1", 50000)),
+        (["192.0.2.1", "50000"], ("192.0.2.1", 50000)),  # granian's port
+        (("::1", 50000, 0, 0), ("::1", 50000)),
+        (("192.0.2.1", None), ("192.0.2.1", 0)),
+        (("", "0"), None),  # granian on a unix socket
+        (None, None),
+    ],
+)
+async def test_a_client_is_an_address_and_a_port_whatever_the_server_says(said, client):
+    seen = []
+    await Peer(client=said).visit(CloseCodeMiddleware(Handler(), Guard(Settings(), observers=[seen.append])))
+    assert of(SessionClosed, seen)[0].session.client == client

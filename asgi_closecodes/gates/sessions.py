@@ -119,7 +119,7 @@ def client_network(session: Session) -> str | None:
     A forwarded header is never read: anybody can send one. Servers have options for trusted proxies.
     """
     client = session.scope.get("client")
-    if not client:
+    if not client or client[0] == "":  # granian's on a unix socket is ("", "0")
         return None
     host = str(client[0])
     if ":" not in host:

@@ -47,14 +47,13 @@ def by_name(session):
         ("not:an:address", "not:an:address"),
         ("[::1]", "[::1]"),
         ("%eth0:", "%eth0:"),
-        ("", ""),
     ],
 )
 def test_a_client_is_known_by_its_address_or_its_ipv6_network(host, network):
     assert client_network(session_of((host, 50000))) == network
 
 
-@pytest.mark.parametrize("client", [None, [], ()])
+@pytest.mark.parametrize("client", [None, [], (), ("", "0")])
 def test_a_client_on_a_unix_socket_has_no_network(client):
     assert client_network(session_of(client)) is None
     assert client_network(SimpleNamespace(scope={})) is None
