@@ -251,8 +251,9 @@ class Guard:
         self._tick_if_needed()
 
     def leaves(self, session: Session) -> None:
-        """Take note that an admitted session is being ended from outside of its handler."""
-        self._leaving.add(session)
+        """Take note that an admitted session has ended, or is about to, while its handler still runs."""
+        if session in self.sessions:
+            self._leaving.add(session)
 
     def over(self, session: Session) -> None:
         """Take note that it is over."""

@@ -144,7 +144,7 @@ class Host(Protocol):
         """Take note of an admitted session."""
 
     def leaves(self, session: Session) -> None:
-        """Take note that an admitted session is being ended from outside of its handler."""
+        """Take note that an admitted session has ended, or is about to, while its handler still runs."""
 
     def over(self, session: Session) -> None:
         """Take note that it is over."""
@@ -600,6 +600,8 @@ class Session:
             if self.phase is following:  # and nobody else has moved on meanwhile
                 self._move(phase)  # not taken
             raise
+        if following is Phase.CLOSED:
+            self._host.leaves(self)
         if phase is Phase.DENYING and following is Phase.CLOSED:
             await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
 
@@ -649,6 +651,7 @@ class Session:
         self.closed_with = close
         self._initiator = "client"
         self._move(Phase.LEFT)
+        self._host.leaves(self)
 
     def _heard(self, message: Message) -> None:
         """Take note of a message to the handler that is not data."""

@@ -300,6 +300,38 @@ async def test_a_window_is_a_number_of_seconds(window):
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("setting", ["max_sessions", "max_sessions_per_client"])
+@pytest.mark.parametrize("close", [False, True], ids=["the peer has left", "the handler has closed"])
+async def test_nobody_leaves_in_place_of_one_whose_handler_still_cleans_up(setting, close):
+    guard = Guard(Settings(shed_rate=1000))
+    cleaned_up = anyio.Event()
+
+    async def slow(_scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        if close:
+            await send({"type": "websocket.close"})
+        else:
+            await receive()
+        await cleaned_up.wait()
+
+    async with Stay(guard, slow) as ended:
+        await ended.come(3)
+        ended.gone.set()
+        await until(lambda: all(session.is_leaving for session in guard.sessions))
+        async with Stay(guard) as stay:
+            await stay.come(3)
+            guard.update(**{setting: 3})
+            await anyio.sleep(0.4)
+            assert stay.codes() == [None] * 3
+            assert guard.snapshot()["leaving"] == 3
+            guard.update(**{setting: 2})
+            await until(lambda: stay.codes() == [None, None, 1013])
+        cleaned_up.set()
+    assert guard.snapshot()["leaving"] == 0
+
+
+@pytest.mark.anyio
 async def test_nobody_leaves_in_place_of_one_who_is_leaving_already():
     guard = Guard(Settings(max_sessions=10, shed_rate=100, shed_grace=0.6))
 

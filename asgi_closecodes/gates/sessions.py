@@ -213,4 +213,4 @@ class MaxSessionsPerKey(Limited):
         for key, sessions in list(self._sessions.items()):
             if key is not None and len(sessions) > self._limit:
                 self._lowered = True
-                yield from list(sessions)[self._limit :]
+                yield from [session for session in sessions if not session.is_leaving][self._limit :]
