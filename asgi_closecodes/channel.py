@@ -87,7 +87,7 @@ def _receive_on_asyncio(server_receive: Receive, heard: Callable[[Message], None
         try:
             message = await server_receive()
         except asyncio.CancelledError:
-            if farewell is None or cancelled_from_outside():
+            if farewell is None or await _is_cancelled_too():
                 raise
             return next(farewell)
         if message["type"] == "websocket.receive":
@@ -148,6 +148,14 @@ def _receive_on_trio(server_receive: Receive, heard: Callable[[Message], None]) 
         return True
 
     return receive, lambda: received, cut_off, lambda: bool(scopes)
+
+
+async def _is_cancelled_too() -> bool:
+    """Whether somebody else has cancelled this task of asyncio at the same moment."""
+    if not cancelled_from_outside():
+        return False
+    await asyncio.sleep(0)  # anyio's scopes repeat their cancellations, and know them by what they say
+    return True
 
 
 class _Nothing:

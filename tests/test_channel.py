@@ -150,6 +150,53 @@ def test_a_task_of_asyncio_that_is_cancelled_at_the_same_moment_stays_cancelled(
     asyncio.run(main())
 
 
+class Rust:
+    """A future that is none of asyncio's, as granian's: anyio cancels its task even when it is done already."""
+
+    _asyncio_future_blocking = False
+
+    def __init__(self):
+        self.future = asyncio.get_running_loop().create_future()
+        self.get_loop = self.future.get_loop
+        self.result = self.future.result
+
+    def __await__(self):
+        self._asyncio_future_blocking = True
+        yield self
+        return self.result()
+
+    def add_done_callback(self, call, *, context=None):
+        self.future.add_done_callback(lambda _future: call(self), context=context)
+
+    def cancel(self, msg=None):
+        return self.future.cancel()
+
+
+def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancellation():
+    async def main():
+        rust = Rust()
+        scope = anyio.CancelScope()
+
+        async def receive():
+            await rust
+
+        async def listen():
+            with scope:
+                await channel.receive()
+
+        channel = Channel(receive, lambda message: None, None)
+        task = asyncio.create_task(listen())
+        while not channel.is_received_from():
+            await asyncio.sleep(0)
+        channel.cut_off(repeat(GONE))
+        scope.cancel()
+        await task
+        assert scope.cancelled_caught
+        assert not task.cancelling()
+
+    asyncio.run(main())
+
+
 def test_the_task_that_is_interrupted_is_not_cancelled():
     """asyncio counts cancellations, and time-outs and task groups look at the count."""
 
