@@ -22,7 +22,7 @@ from .gates.base import FREE
 from .logs import LogObserver
 from .rates import Rate
 from .retry import RetryQueue
-from .session import Rules, Session
+from .session import Rules, Session, session_of
 from .settings import Settings, gates_of, unknown_settings
 from .shedding import Pace, Victims
 from .sigterm import drain_at_sigterm
@@ -244,6 +244,10 @@ class Guard:
     def session(self, scope: Scope, receive: Receive, send: Send) -> Session:
         """Return a session for one WebSocket scope."""
         return Session(self, scope, receive, send)
+
+    def serves(self, scope: Scope) -> bool:
+        """Whether ``scope`` belongs to a session of this guard that has begun."""
+        return session_of(scope) in self.sessions
 
     def began(self, session: Session) -> None:
         """Take note of an admitted session."""

@@ -64,8 +64,8 @@ class CloseCodeMiddleware:
         if scope["type"] == "lifespan":
             async with self.guard.lifespan():
                 return await self.app(scope, receive, send)
-        if scope["type"] != "websocket":
-            return await self.app(scope, receive, send)
+        if scope["type"] != "websocket" or self.guard.serves(scope):
+            return await self.app(scope, receive, send)  # one place a session, however often it comes by
         session = self.guard.session(scope, receive, send)
         try:
             async with self.guard.gate.admit(session) as places:

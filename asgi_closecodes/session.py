@@ -209,8 +209,8 @@ class Session:
         self._recount = _nothing
         self._root_path: str = scope.get("root_path", "")
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
-        around = (scope.get("extensions") or {}).get("closecodes")
-        self._raiser: Send = around._raiser if isinstance(around, Session) else send  # noqa: SLF001 - its own
+        around = session_of(scope)
+        self._raiser: Send = send if around is None else around._raiser  # noqa: SLF001 - its own
         self.id = os.urandom(6).hex()  # not random(): forked workers share its state
         """12 hexadecimal digits, the same in every log record of this session."""
         self.scope = scope
@@ -725,6 +725,12 @@ class Session:
 
 def _nothing() -> None:
     pass
+
+
+def session_of(scope: Scope) -> Session | None:
+    """Return the session that runs with ``scope``, that of the innermost middleware."""
+    session = (scope.get("extensions") or {}).get("closecodes")
+    return session if isinstance(session, Session) else None
 
 
 def _code_of(call: Any) -> CodeType | None:

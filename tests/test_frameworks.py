@@ -17,7 +17,7 @@ from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.events import SessionFailed, SessionRefused
+from asgi_closecodes.events import SessionClosed, SessionFailed, SessionOpened, SessionRefused
 from tests.asgi import Handler, Peer, of
 from tests.test_background import Guest, until
 
@@ -554,6 +554,16 @@ async def test_two_middlewares_make_one_record_and_one_close(shared, error, capl
     assert vars(record)["closecodes.error.id"] in peer.closed[1]
     assert not inner.sessions
     assert not outer.sessions
+
+
+@pytest.mark.anyio
+async def test_two_middlewares_with_one_guard_take_one_place():
+    seen = []
+    guard = Guard(Settings(max_sessions=1), observers=[seen.append])
+    peer = await Peer().visit(CloseCodeMiddleware(CloseCodeMiddleware(Handler(ValueError("a bug")), guard), guard))
+    assert peer.closed[0] == 1011
+    assert guard.snapshot()["closes"] == {1011: 1}
+    assert len(of(SessionOpened, seen)) == len(of(SessionClosed, seen)) == 1
 
 
 # Where no lifespan comes
