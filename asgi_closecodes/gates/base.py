@@ -191,8 +191,7 @@ class Places(AbstractAsyncContextManager["Places", bool]):
                     self._entered.append((gate, place))
             return self
         except BaseException as error:
-            ended_by_a_gate = await self.__aexit__(type(error), error, error.__traceback__)
-            if ended_by_a_gate and not isinstance(error, Exception):
+            if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
                 raise TryAgainLater(cause="gate") from error
             raise
 
@@ -226,7 +225,9 @@ class Places(AbstractAsyncContextManager["Places", bool]):
         while self._entered:
             gate, place = self._entered.pop()
             try:
-                if await place.__aexit__(None if pending is None else type(pending), pending, trace):
+                swallows = await place.__aexit__(None if pending is None else type(pending), pending, trace)
+                # A gate may end its session by a scope of its own. An error is not its to settle: daphne closes for it.
+                if swallows and not isinstance(pending, Exception):
                     pending = None
             except Exception as failure:
                 # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.

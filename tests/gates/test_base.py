@@ -119,6 +119,31 @@ async def test_a_failing_release_after_a_refusal_leaves_the_refusal(diary):
     assert [event.step for event in diary.events] == ["release"]
 
 
+class Careless:
+    """A user's gate that means to release, and swallows."""
+
+    @asynccontextmanager
+    async def admit(self, _session):
+        try:
+            yield
+        except Exception:
+            pass
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("inner", [None, Careless()])
+async def test_no_gate_swallows_an_error_or_a_refusal(diary, inner):
+    error = LookupError("of the handler")
+    gates = [Careless(), *filter(None, [inner])]
+    with pytest.raises(LookupError) as raised:
+        async with AllOf(*gates).admit(diary.session):
+            raise error
+    assert raised.value is error
+    with pytest.raises(TryAgainLater):
+        await enter(AllOf(*gates, MaxSessions(0)), diary)
+    assert diary.events == []
+
+
 @pytest.mark.anyio
 async def test_a_gate_that_fails_open_is_passed_and_reported(diary):
     error = ConnectionError("no redis")
