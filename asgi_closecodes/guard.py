@@ -284,10 +284,12 @@ class Guard:
                 returned = observer(event)
                 if returned is not None:
                     _reject(returned)
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a CancelledError too: of a future that it asked, nobody cancels a call
                 self._failed_once(f"observer {observer!r}", id(observer), error)
 
-    def _failed_once(self, name: str, key: object, error: Exception) -> None:
+    def _failed_once(self, name: str, key: object, error: BaseException) -> None:
         if key not in self._failed:
             self._failed.add(key)
             self.report(events.CallbackFailed(name, error))

@@ -1,5 +1,6 @@
 """What one process knows: changes while it runs, its snapshot, its observers, and places that are given back."""
 
+import asyncio
 import json
 import logging
 import math
@@ -418,6 +419,25 @@ async def test_an_observer_that_raises_is_logged_once_and_called_again_and_harms
     assert [repr(second) in record.getMessage() for record in failures(caplog)] == [False, True]
     assert [event.exception.args for event in of(CallbackFailed, after)] == [("the observer",)] * 2
     assert guard.snapshot()["errors"] == 0
+
+
+@pytest.mark.anyio
+async def test_an_observer_that_asks_a_cancelled_future_cancels_nobody(caplog):
+    def observe(_event):
+        raise asyncio.CancelledError
+
+    guard = Guard(Settings(), observers=[observe])
+    assert (await Peer().visit(CloseCodeMiddleware(stop, guard))).closed == (1000, "")
+    assert len(failures(caplog)) == 1
+
+
+@pytest.mark.parametrize("order", [KeyboardInterrupt, SystemExit])
+def test_an_observer_may_end_the_process(order):
+    def observe(_event):
+        raise order
+
+    with pytest.raises(order):
+        Guard(Settings(), observers=[observe])
 
 
 @pytest.mark.anyio
