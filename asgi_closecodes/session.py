@@ -207,7 +207,8 @@ class Session:
         self._ended: anyio.Event  # and then this is set when it was said
         self._outcome: events.Outcome = "not_accepted"
         self._recount = _nothing
-        self._root_path: str = scope.get("root_path", "")
+        # Inside of a mount of Starlette's root_path holds its path too.
+        self._root_path: str = scope.get("app_root_path", scope.get("root_path", ""))
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
         around = session_of(scope)
         self._raiser: Send = send if around is None else around._raiser  # noqa: SLF001 - its own

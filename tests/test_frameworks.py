@@ -165,7 +165,7 @@ PLACES = {
             routes=[Mount("/below", routes=routes(), middleware=[Middleware(CloseCodeMiddleware, guard)])]
         ),
         "/below/crash/x",
-        "/crash/{name}",
+        "/below/crash/{name}",
     ),
     "above a mount": (
         lambda guard: CloseCodeMiddleware(Starlette(routes=[Mount("/below", routes=routes())]), guard),
@@ -538,6 +538,20 @@ async def test_who_is_refused_below_a_mount_has_not_come_to_a_route():
     assert (await Peer(path="/v1/crash/a").visit(app)).closed[0] == 1013
     [refused] = of(SessionRefused, seen)
     assert (refused.session.route, refused.session.path) == (None, "/v1/crash/a")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("mount", "path", "route"),
+    [("/v1", "/v1/crash/secret", "/v1/crash/{name}"), ("/{tenant}", "/acme/crash/secret", None)],
+)
+async def test_a_middleware_on_a_mount_reports_the_whole_template(mount, path, route):
+    seen = []
+    middleware = Middleware(CloseCodeMiddleware, Guard(Settings(), observers=[seen.append]))
+    app = Starlette(routes=[Mount(mount, routes=routes(), middleware=[middleware])])
+    await Peer(path=f"/proxied{path}", root_path="/proxied").visit(app)
+    [failed] = of(SessionFailed, seen)
+    assert failed.session.route == route
 
 
 @pytest.mark.anyio
