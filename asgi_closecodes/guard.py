@@ -130,7 +130,7 @@ class Guard:
         self._queue.cap = settings.retry_after_cap
         rate = settings.handshakes_per_second
         self._queue.admits_per_second = math.inf if rate is None else rate
-        self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second
+        self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second or 0
         if settings.shed != "never":
             self._victims.order = settings.shed
         self._logs.follow(
@@ -275,7 +275,7 @@ class Guard:
 
     def may_refuse_by_close(self) -> bool:
         """Whether one more refusal may hold a socket until its peer answers the close."""
-        return self._refusals.take()
+        return self.settings.max_refusals_per_second is None or self._refusals.take()
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer. One that raises is reported once, and called again."""

@@ -206,11 +206,11 @@ class Settings(BaseSettings):
             "answers 503 or 500; `auto` closes for browsers (an `Origin` header), else answers by HTTP."
         ),
     )
-    max_refusals_per_second: Annotated[Seconds, Field(ge=0)] = Field(
+    max_refusals_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(_none)] = Field(
         default=200.0,
         description=(
             "Refusals that may be closes; the rest use HTTP, since a peer that answers no close holds its "
-            "socket for 10 s."
+            "socket for 10 s. None is no limit."
         ),
     )
     retry_after_cap: Annotated[Seconds, Field(ge=1)] = Field(

@@ -171,6 +171,8 @@ async def test_every_kind_of_setting_takes_effect_at_once(caplog):
     assert float(re.search(r"retry_after=([0-9.]+)", peer.closed[1])[1]) <= 1.5
     guard.update(max_refusals_per_second=0)
     assert (await Peer().visit(crashing)).status == 503
+    guard.update(max_refusals_per_second=None)
+    assert (await Peer().visit(crashing)).closed[0] == 4013
     guard.update(shadow="max_sessions", reraise=False)
     assert (await Peer().visit(crashing)).closed[0] == 4011
 
