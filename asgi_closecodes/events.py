@@ -198,7 +198,7 @@ class DrainFinished:
 
 @dataclass(frozen=True, slots=True)
 class SignalLeftAlone:
-    """``drain_on_sigterm`` was asked for under a server whose signal handling cannot be taken over."""
+    """``drain_on_sigterm`` was asked for where the server's signal handling cannot be taken over."""
 
     reason: str
 

@@ -101,6 +101,7 @@ class Guard:
         self._victims = Victims("newest", self._order_failed)
         self._lifespans = 0
         self._is_draining = False
+        self._has_warned = False
         self._is_ticking = False
         self._is_busy = False
         self._looked_at = -math.inf
@@ -252,6 +253,9 @@ class Guard:
     def began(self, session: Session) -> None:
         """Take note of an admitted session."""
         self.sessions[session] = None
+        if self.settings.drain_on_sigterm and not self._lifespans and not self._has_warned:
+            self._has_warned = True
+            self.report(events.SignalLeftAlone("no lifespan has reached the middleware, to say that the server starts"))
         self._tick_if_needed()
 
     def leaves(self, session: Session) -> None:

@@ -197,7 +197,8 @@ class Settings(BaseSettings):
         default=30.0, description="Seconds over which `guard.drain()` closes the open sessions."
     )
     drain_on_sigterm: bool = Field(
-        default=False, description="Drain at the first SIGTERM, then let the server stop. Under uvicorn only."
+        default=False,
+        description="Drain at the first SIGTERM, then let the server stop. Under uvicorn only; read at its start.",
     )
     handshake: Literal["close", "http", "auto"] = Field(
         default="close",

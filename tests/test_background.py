@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed
+from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed, SignalLeftAlone
 from asgi_closecodes.gates import MaxSessions, Pressure
 from tests.asgi import Handler, Peer, of
 from tests.gates.stand_in import Dial
@@ -366,6 +366,16 @@ async def test_a_drain_does_not_wait_for_a_handler_whose_peer_is_gone():
         with anyio.fail_after(5):
             await guard.drain(0)
         stay.tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_a_signal_that_will_not_drain_is_told_once_where_no_lifespan_comes(wanted):
+    seen = []
+    guard = Guard(Settings(drain_on_sigterm=wanted), observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(2)
+    assert len(of(SignalLeftAlone, seen)) == wanted
 
 
 @pytest.mark.anyio
