@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
+from urllib.parse import unquote
 
-from .logs.redaction import masked_path
+from .logs.redaction import masked_path, raw_path
 
 _Event = TypeVar("_Event", bound=Mapping[str, object])
 
@@ -54,10 +55,16 @@ def _below(node: object, *keys: str) -> Iterator[dict[str, Any]]:
 def _cleaned(value: object) -> object:
     match value:
         case str():
-            return _ADDRESS.sub(lambda found: masked_path(found["path"]), value)
+            return _ADDRESS.sub(_without_secrets, value)
         case list() | tuple():
             return [_cleaned(item) for item in value]
         case dict():
             return {key: _cleaned(item) for key, item in value.items() if key not in _DROPPED}
         case _:
             return value
+
+
+def _without_secrets(address: re.Match[str]) -> str:
+    plain = unquote(address["path"])
+    masked = masked_path(plain)
+    return address["path"] if masked == plain else raw_path(masked)
