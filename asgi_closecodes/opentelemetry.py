@@ -19,6 +19,8 @@ except ImportError as error:
         "asgi_closecodes.opentelemetry needs opentelemetry-api: pip install 'asgi-closecodes[opentelemetry]'"
     ) from error
 
+__all__ = ["OpenTelemetryObserver"]
+
 
 class OpenTelemetryObserver(MetricsObserver):
     """Counts in instruments whose names begin with ``closecodes.``: ``Guard(observers=[OpenTelemetryObserver()])``.

@@ -23,6 +23,8 @@ except ImportError as error:
         "asgi_closecodes.prometheus needs prometheus-client: pip install 'asgi-closecodes[prometheus]'"
     ) from error
 
+__all__ = ["PrometheusObserver"]
+
 
 class PrometheusObserver(MetricsObserver):
     """Counts in metrics whose names begin with ``closecodes_``: ``Guard(observers=[PrometheusObserver()])``.

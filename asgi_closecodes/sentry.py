@@ -9,6 +9,8 @@ from urllib.parse import unquote
 
 from .logs.redaction import masked_path, raw_path
 
+__all__ = ["before_send"]
+
 _Event = TypeVar("_Event", bound=Mapping[str, object])
 
 _TEXTS = ("breadcrumbs", "contexts", "logentry", "spans", "transaction")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import asgi_closecodes
-from asgi_closecodes import client, gates, logs
+from asgi_closecodes import client, gates, logs, opentelemetry, prometheus, sentry
 
 PACKAGE = Path(asgi_closecodes.__file__).parent
 
@@ -81,7 +81,7 @@ def test_there_is_no_circle():
 
 
 def test_public_names_are_there():
-    for module in (asgi_closecodes, client, gates, logs):
+    for module in (asgi_closecodes, client, gates, logs, opentelemetry, prometheus, sentry):
         for name in module.__all__:
             assert getattr(module, name).__doc__
     assert (PACKAGE / "py.typed").exists()
@@ -106,6 +106,9 @@ def test_public_names_are_there():
         ),
         (client, "Backoff ClientEvent Connecting Ended GaveUp Opened connect"),
         (logs, "ConsoleFormatter JsonFormatter LOGGING LogObserver RedactPaths configure_logging"),
+        (opentelemetry, "OpenTelemetryObserver"),
+        (prometheus, "PrometheusObserver"),
+        (sentry, "before_send"),
     ],
 )
 def test_public_names_neither_come_nor_go_by_accident(module, names):

@@ -48,7 +48,7 @@ async def test_the_time_that_the_gates_took():
     seen = []
     await Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=Slow(), observers=[seen.append])))
     [admitted] = of(SessionAdmitted, seen)
-    assert admitted.session.duration >= 0.02
+    assert admitted.session.duration >= 0.019
     assert admitted.session.phase == "connecting"
     kinds = [type(event) for event in seen if hasattr(event, "session")]
     assert kinds == [SessionAdmitted, SessionOpened, SessionClosed]
@@ -60,7 +60,7 @@ async def test_a_refused_session_is_not_admitted():
     gate = Slow(TryAgainLater(cause="slow"))
     await Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=gate, observers=[seen.append])))
     [refused] = of(SessionRefused, seen)
-    assert refused.session.duration >= 0.02
+    assert refused.session.duration >= 0.019
     assert not of(SessionAdmitted, seen)
     assert not of(SessionClosed, seen)
 
