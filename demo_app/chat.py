@@ -1,0 +1,176 @@
+"""A chat room on FastAPI: two sessions a person, and a database that bears two queries at once.
+
+``uvicorn demo_app.chat:app``. Its page is on ``/``; who is who is said by a signed cookie.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from fastapi import Cookie, Depends, FastAPI, Response, WebSocket
+from pydantic import BaseModel, StringConstraints
+
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Session, TryAgainLater
+from asgi_closecodes.gates import MaxSessionsPerKey
+from asgi_closecodes.logs import configure_logging
+
+from .pages import STATIC, Static, page
+
+CONNECTIONS = 2
+"""Queries that the database bears at once."""
+
+PATIENCE = 0.5
+"""Seconds that a query waits for a connection."""
+
+BACKLOG = 100
+"""Messages that a member may be behind."""
+
+# Who may come in: this is all there is to it.
+
+
+def session_of(websocket: WebSocket) -> Session:
+    """Return what the middleware knows of this connection."""
+    session: Session = websocket.scope["extensions"]["closecodes"]
+    return session
+
+
+async def authenticated(websocket: WebSocket, who: Annotated[str, Cookie()] = "") -> str:
+    """Return the name of the person, whose session this is from now on.
+
+    :raises CloseWith: 1008 for somebody who has not signed in.
+    :raises TryAgainLater: if the person has two sessions already.
+    """
+    name, _, signature = who.partition(".")
+    if not hmac.compare_digest(signature, _signature(name)):
+        raise CloseWith(1008, "sign in first")
+    session_of(websocket).key = name
+    return name
+
+
+guard = Guard(gate=MaxSessionsPerKey(2, key=lambda session: session.key))
+
+
+class Database:
+    """A pool of connections; your driver has its own."""
+
+    def __init__(self, file: Path) -> None:
+        self._free = [sqlite3.connect(file, check_same_thread=False, isolation_level=None) for _ in range(CONNECTIONS)]
+        self._places = anyio.Semaphore(CONNECTIONS)
+        self._free[0].execute("create table messages (room, name, text)")
+        for connection in self._free:
+            connection.create_function("sleep", 1, time.sleep)
+
+    async def query(self, sql: str, *values: str) -> list[tuple[str, ...]]:
+        """Return the rows.
+
+        :raises TryAgainLater: if no connection gets free in time; to try is the client's turn.
+        """
+        with anyio.move_on_after(PATIENCE) as waiting:
+            await self._places.acquire()
+        if waiting.cancelled_caught:
+            raise TryAgainLater("the database is busy", cause="database")
+        connection = self._free.pop()
+        try:
+            return await anyio.to_thread.run_sync(lambda: connection.execute(sql, values).fetchall())
+        finally:
+            self._free.append(connection)
+            self._places.release()
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._free:
+            connection.close()
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    """Have the database as long as the application runs."""
+    with TemporaryDirectory() as folder:
+        app.state.database = Database(Path(folder, "chat.sqlite"))
+        try:
+            yield
+        finally:
+            app.state.database.close()
+
+
+configure_logging()
+app = FastAPI(lifespan=lifespan)
+app.add_middleware(CloseCodeMiddleware, guard=guard)
+app.mount("/static", Static())
+app.add_route("/", page(STATIC / "chat.html"))
+
+rooms: dict[str, dict[MemoryObjectSendStream[str], Session]] = {}
+
+
+@app.websocket("/rooms/{room}")
+async def chat(websocket: WebSocket, room: str, name: Annotated[str, Depends(authenticated)]) -> None:
+    """Say everything to everybody in the room, in their own pace."""
+    database: Database = websocket.app.state.database
+    history = await database.query("select name, text from messages where room = ? order by rowid desc limit 20", room)
+    await websocket.accept()
+    for author, text in reversed(history):
+        await websocket.send_text(_message(author, text))
+
+    inbox, news = anyio.create_memory_object_stream[str](BACKLOG)
+    with inbox, news:
+        async with anyio.create_task_group() as tasks:
+            members = rooms.setdefault(room, {})
+            members[inbox] = session_of(websocket)
+            try:
+                tasks.start_soon(_deliver, news, websocket)
+                async for text in websocket.iter_text():
+                    if text == "/slow":
+                        await database.query("select sleep(5)")
+                        continue
+                    await database.query("insert into messages values (?, ?, ?)", room, name, text)
+                    for member, session in [*members.items()]:
+                        try:
+                            member.send_nowait(_message(name, text))
+                        except anyio.WouldBlock:
+                            tasks.start_soon(session.shed, "slow")  # it does not read: nobody waits for it
+            finally:
+                del members[inbox]
+                if not members:
+                    rooms.pop(room, None)
+            tasks.cancel_scope.cancel()
+
+
+async def _deliver(news: MemoryObjectReceiveStream[str], websocket: WebSocket) -> None:
+    async for message in news:
+        await websocket.send_text(message)
+
+
+def _message(name: str, text: str) -> str:
+    return json.dumps({"name": name, "text": text})
+
+
+class Person(BaseModel):
+    """Who signs in."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^\w{1,20}$")]
+
+
+_KEY = secrets.token_bytes()
+
+
+@app.post("/sign-in", status_code=204)
+async def sign_in(person: Person, response: Response) -> None:
+    """Believe what is said; yours would ask for a password."""
+    cookie = f"{person.name}.{_signature(person.name)}"
+    response.set_cookie("who", cookie, httponly=True, samesite="strict")
+
+
+def _signature(name: str) -> str:
+    return hmac.digest(_KEY, name.encode(), "sha256").hex()
