@@ -235,6 +235,7 @@ def test_without_the_middleware_the_same_clicks_say_nothing(visitor):
     visitor.click("Lower the limit")
     visitor.is_told("nobody asks for it")
     visitor.sees(30, None)
+    expect(visitor.tiles("open")).to_have_count(30)  # Chromium complains of handshakes that are called off
     visitor.switch("With the middleware")
     visitor.sees(0, 10)
 
@@ -283,6 +284,7 @@ def test_the_keyboard_is_enough(visitor):
     page.keyboard.press("Enter")
     visitor.reads_the_record("ZeroDivisionError")
     expect(ref).to_be_focused()
+    expect(visitor.tiles("open")).to_have_count(1)
     page.get_by_role("radio", name="With the middleware").focus()
     page.keyboard.press("ArrowRight")
     visitor.is_told("without the middleware")
