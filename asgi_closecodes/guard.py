@@ -184,16 +184,7 @@ class Guard:
     def look(self) -> events.Standing:
         """Return how this process stands, for observers; from any thread."""
         return events.Standing(
-            gates=tuple(
-                events.GateStanding(
-                    name=type(gate).__name__,
-                    cause=getattr(gate, "cause", None),
-                    usage=_number(gate, "usage" if hasattr(gate, "usage") else "active"),
-                    limit=_number(gate, "limit"),
-                )
-                for gate in (gate.gate if isinstance(gate, Shadow) else gate for gate in self.gate.gates)
-                if not isinstance(gate, Draining)
-            ),
+            gates=tuple(_standing(gate) for gate in self.gate.gates if not isinstance(gate, Draining)),
             loop_lag=self._lag.value(),
             draining=self.draining,
         )
@@ -352,11 +343,11 @@ class Guard:
             self._is_ticking = False
             self._logs.sum_up(now=True)
             self._lag.stop()
-            self._sample()
             for gate in self.gate.gates:
                 sensor = getattr(gate.gate if isinstance(gate, Shadow) else gate, "sensor", None)
                 if (stop := getattr(sensor, "stop", None)) is not None:
                     stop()
+            self._sample()
 
     def _tick(self) -> None:
         self._logs.sum_up()
@@ -440,11 +431,27 @@ class Draining:
         return FREE
 
 
-def _number(gate: object, name: str) -> float | None:
+def _standing(gate: Gate) -> events.GateStanding:
+    gate = gate.gate if isinstance(gate, Shadow) else gate
+    cause = _read(gate, "cause")
+    return events.GateStanding(
+        name=type(gate).__name__,
+        cause=cause if isinstance(cause, str) else None,
+        usage=_number(gate, "usage", "active"),
+        limit=_number(gate, "limit"),
+    )
+
+
+def _number(gate: Gate, *names: str) -> float | None:
+    value = _read(gate, *names)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _read(gate: Gate, *names: str) -> object:
+    """Return the first of these attributes that ``gate`` has; one of the user's own may raise."""
     try:
-        value = getattr(gate, name, None)
-        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-    except Exception:  # a gate of the user's own
+        return next((getattr(gate, name) for name in names if hasattr(gate, name)), None)
+    except Exception:
         return None
 
 
