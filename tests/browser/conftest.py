@@ -5,7 +5,8 @@ import re
 import pytest
 from playwright.sync_api import sync_playwright
 
-CHROMIUM = "/usr/bin/chromium"  # apt-get install chromium
+from tests.programs import program
+
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -15,8 +16,9 @@ FLAGS = (
 # Not for the session: playwright has an event loop that runs in this thread, where other packages' tests run theirs.
 @pytest.fixture(scope="package")
 def browser():
+    chromium = program("chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
 

@@ -15,6 +15,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from asgi_closecodes.metrics import METRICS
+from tests.programs import program
 from tests.servers.clients import Raw, connect, eventually
 from tests.servers.launch import serve, stop
 
@@ -35,15 +36,8 @@ for metric in METRICS:
         SERIES[metric.name] = {*metric.labels}
 
 
-def tool(name):
-    """A program of Debian's package prometheus."""
-    path = shutil.which(name)
-    assert path, f"{name} is missing: apt-get install prometheus"
-    return path
-
-
 def promtool(*arguments, cwd):
-    done = subprocess.run([tool("promtool"), *arguments], cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run([program("promtool", "prometheus"), *arguments], cwd=cwd, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -178,7 +172,7 @@ class Prometheus:
         with (self.directory / "prometheus.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    tool("prometheus"),
+                    program("prometheus"),
                     "--config.file=prometheus.yml",
                     "--storage.tsdb.path=data",
                     "--web.listen-address=127.0.0.1:0",
