@@ -228,6 +228,85 @@ class LogsSuppressed:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterSynced:
+    """A cluster gate has a new lease: what it may admit by itself, and what all processes have together."""
+
+    name: str
+    """The cluster limit."""
+    used: int
+    """Open sessions of this process."""
+    quota: int
+    """Sessions that this process may have open without asking."""
+    limit: int
+    """The lowest limit that a process has."""
+    cluster_used: int
+    """Open sessions of all processes, as each said last."""
+    cluster_granted: int
+    """Places that all processes hold, used or not."""
+    workers: int
+    learning: float
+    """Seconds for which nobody gets more, since the store has lost what it knew; 0 if it has not."""
+    lease: float
+    """Seconds until the lease ends."""
+    fallback: bool
+    """Whether the fallback decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSyncFailed:
+    """A sync of a cluster gate failed; the open sessions and the lease stay as they are."""
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterAway:
+    """The store of a cluster gate cannot be used, for a new reason; it is tried again every second."""
+
+    name: str
+    problem: str
+    lease: float
+    """Seconds until the lease ends, and ``fallback`` decides."""
+    fallback: Literal["share", "open", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFallback:
+    """The lease has ended while the store is away: the fallback decides from now on."""
+
+    name: str
+    fallback: Literal["share", "open", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterBack:
+    """The store of a cluster gate can be used again."""
+
+    name: str
+    failures: int
+    duration: float
+    """Seconds since the first of the failed syncs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterLearning:
+    """The store has lost what it knew, or went back in time: nobody gets more until all processes have spoken."""
+
+    name: str
+    duration: float
+    """Seconds that it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMisconfigured:
+    """Something about a cluster limit should be changed; told once."""
+
+    name: str
+    problem: str
+
+
 Event: TypeAlias = (
     SessionAdmitted
     | SessionOpened
@@ -247,6 +326,13 @@ Event: TypeAlias = (
     | LimitsSet
     | SettingIgnored
     | LogsSuppressed
+    | ClusterSynced
+    | ClusterSyncFailed
+    | ClusterAway
+    | ClusterFallback
+    | ClusterBack
+    | ClusterLearning
+    | ClusterMisconfigured
 )
 
 Observer: TypeAlias = Callable[[Event], None]

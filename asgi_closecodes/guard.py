@@ -128,6 +128,9 @@ class Guard:
         # Asked at the end too: a drain may begin while a session waits in a slow gate.
         self.gate.gates = AllOf(Draining(self), *asked, *own, Draining(self)).gates
         self.gate.failure = settings.gate_failure
+        for gate in self._working_gates():
+            if (report_to := getattr(gate, "report_to", None)) is not None:
+                report_to(self.report)
         self._queue.cap = settings.retry_after_cap
         rate = settings.handshakes_per_second
         self._queue.admits_per_second = math.inf if rate is None else rate
@@ -166,7 +169,7 @@ class Guard:
             "draining": self.draining,
             "gates": [
                 {
-                    "name": type(gate.gate if isinstance(gate, Shadow) else gate).__name__,
+                    "name": type(_inside(gate)).__name__,
                     "active": _number(gate, "active"),
                     "limit": _number(gate, "limit"),
                     "shadow": isinstance(gate, Shadow),
@@ -296,7 +299,13 @@ class Guard:
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncGenerator[None]:
-        """Do the background work while the application runs, whether it has sessions or not."""
+        """Do the background work while the application runs, whether it has sessions or not.
+
+        :raises RuntimeError: if a gate cannot do its own here.
+        """
+        for gate in self._working_gates():
+            if (start := getattr(gate, "start", None)) is not None:
+                start()
         self._lifespans += 1
         self._tick_if_needed()
         try:
@@ -306,6 +315,18 @@ class Guard:
             self._lifespans -= 1
             if not self._lifespans:
                 self._logs.sum_up(now=True)
+                await self._stop_gates()
+
+    def _working_gates(self) -> list[Gate]:
+        return [_inside(gate) for gate in self.gate.gates]
+
+    async def _stop_gates(self) -> None:
+        for gate in self._working_gates():
+            if (stop := getattr(gate, "stop", None)) is not None:
+                try:
+                    await stop()
+                except Exception as error:
+                    self._failed_once(f"{type(gate).__name__}.stop", (id(gate), "stop"), error)
 
     def _is_needed(self) -> bool:
         return (
@@ -344,7 +365,7 @@ class Guard:
             self._logs.sum_up(now=True)
             self._lag.stop()
             for gate in self.gate.gates:
-                sensor = getattr(gate.gate if isinstance(gate, Shadow) else gate, "sensor", None)
+                sensor = getattr(_inside(gate), "sensor", None)
                 if (stop := getattr(sensor, "stop", None)) is not None:
                     stop()
             self._sample()
@@ -431,8 +452,13 @@ class Draining:
         return FREE
 
 
+def _inside(gate: Gate) -> Gate:
+    """Return the gate that does the work."""
+    return gate.gate if isinstance(gate, Shadow) else gate
+
+
 def _standing(gate: Gate) -> events.GateStanding:
-    gate = gate.gate if isinstance(gate, Shadow) else gate
+    gate = _inside(gate)
     cause = _read(gate, "cause")
     return events.GateStanding(
         name=type(gate).__name__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -62,7 +63,11 @@ class CloseCodeMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection; what the application returns for other scopes than WebSocket's is handed on."""
         if scope["type"] == "lifespan":
-            async with self.guard.lifespan():
+            async with AsyncExitStack() as stack:
+                try:
+                    await stack.enter_async_context(self.guard.lifespan())
+                except RuntimeError as error:
+                    return await _Unusable(error)(scope, receive, send)
                 return await self.app(scope, receive, send)
         if scope["type"] != "websocket" or self.guard.serves(scope):
             return await self.app(scope, receive, send)  # one place a session, however often it comes by

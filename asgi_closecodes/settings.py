@@ -8,11 +8,22 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PlainValidator,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .codes import CloseCode, may_be_sent
 from .gates import (
+    ClusterSessions,
     Cpu,
     Gate,
     HandshakeRate,
@@ -23,6 +34,7 @@ from .gates import (
     Memory,
     Pressure,
 )
+from .gates.cluster import checked_name, checked_url
 
 PREFIX = "CLOSECODES_"
 
@@ -94,6 +106,17 @@ def _limits_only(names: frozenset[str]) -> frozenset[str]:
     return frozenset(LIMITS) if "all" in names else names
 
 
+def _redis_url(url: SecretStr) -> SecretStr:
+    checked_url(url.get_secret_value())
+    return url
+
+
+def _needs_redis(limit: object, info: ValidationInfo) -> object:
+    if limit is not None and info.data.get("redis_url", "cannot be used, which is said already") is None:
+        raise ValueError("needs redis_url, where the processes meet, as redis://localhost:6379/0")
+    return limit
+
+
 LIMITS = (
     # In the order in which the gates are asked.
     "max_loop_lag",
@@ -103,6 +126,7 @@ LIMITS = (
     "max_handshakes_in_progress",
     "max_sessions",
     "handshakes_per_second",
+    "cluster_max_sessions",
 )
 """The settings that are limits of a gate."""
 
@@ -110,6 +134,7 @@ Sessions = Annotated[
     Annotated[int, BeforeValidator(_not_boolean), Field(ge=0)] | None,
     BeforeValidator(_none),
 ]
+ClusterLimit = Annotated[Sessions, AfterValidator(_needs_redis)]
 Code = Annotated[int, BeforeValidator(_not_boolean), AfterValidator(_sendable)]
 Seconds = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
 
@@ -173,6 +198,34 @@ class Settings(BaseSettings):
         description=(
             "Share of time in which the process lacks a core (throttled, waiting, or busy on all it may use). "
             "Below 80 % of that sessions are admitted again."
+        ),
+    )
+    redis_url: Annotated[Annotated[SecretStr, AfterValidator(_redis_url)] | None, BeforeValidator(_none)] = Field(
+        default=None,
+        repr=False,
+        description=(
+            "The Redis or Valkey of the limits of a cluster: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` "
+            "or `redis+cluster://`. It is never logged."
+        ),
+    )
+    cluster_max_sessions: ClusterLimit = Field(
+        default=None, description="Open sessions of all processes that share `redis_url` and `cluster_name`."
+    )
+    cluster_name: Annotated[str, AfterValidator(checked_name)] = Field(
+        default="default", description="Tells applications on the same Redis apart."
+    )
+    cluster_ttl: Annotated[Seconds, Field(ge=2, le=3600)] = Field(
+        default=30.0,
+        description=(
+            "Seconds that a process may go on by itself without Redis, and after which the places of one that died "
+            "are free again."
+        ),
+    )
+    cluster_fallback: Literal["share", "open", "closed"] = Field(
+        default="share",
+        description=(
+            "Who is admitted when Redis is away for longer: up to 80 % of the limit, divided among the processes "
+            "(`share`), all (`open`), or nobody (`closed`)."
         ),
     )
     shadow: Annotated[frozenset[str], NoDecode, BeforeValidator(_names), AfterValidator(_limits_only)] = Field(
@@ -264,9 +317,15 @@ class Settings(BaseSettings):
     def changed(self, **changes: Any) -> Self:
         """Return these settings with ``changes``; the environment is not read again.
 
+        What the processes of a cluster meet by cannot be changed: the sessions that are open are counted there.
+
         :raises SettingsError: naming all that is wrong, at once.
         """
-        return type(self)(**{**self.model_dump(), **changes})
+        changed = type(self)(**{**self.model_dump(), **changes})
+        for name in ("redis_url", "cluster_name"):
+            if getattr(changed, name) != getattr(self, name):
+                raise SettingsError(f"{name} cannot be changed while the application runs: restart it")
+        return changed
 
     def limits(self) -> dict[str, object]:
         """Return the settings that limit something, by name."""
@@ -299,6 +358,7 @@ def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate
         "max_handshakes_in_progress": handshakes,
         "max_sessions": sessions,
         "handshakes_per_second": _rate(settings, existing.get("handshakes_per_second")),
+        "cluster_max_sessions": _cluster(settings, existing.get("cluster_max_sessions")),
     }
     for name, gate in gates.items():
         kept = existing.get(name)
@@ -333,6 +393,17 @@ def _rate(settings: Settings, existing: Gate | None) -> HandshakeRate | None:
     return gate
 
 
+def _cluster(settings: Settings, existing: Gate | None) -> ClusterSessions | None:
+    if settings.redis_url is None:
+        return None
+    gate = existing or ClusterSessions(None, settings.redis_url.get_secret_value(), settings.cluster_name)
+    assert isinstance(gate, ClusterSessions)
+    gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
+    if gate.limit != settings.cluster_max_sessions:
+        gate.limit = settings.cluster_max_sessions
+    return gate
+
+
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
     """Return the names in ``environment`` with our prefix that are no setting, each with the nearest one."""
     bare = [name.upper() for name in Settings.model_fields]
@@ -357,6 +428,7 @@ def _explained(error: ValidationError) -> str:
         text = problem["msg"].removeprefix("Value error, ")
         remedy = f"{text[0].lower()}{text[1:]} ({Settings.model_fields[name].description})"
         # The first of several says enough: a union has one for each of its members.
-        problems.setdefault(name, f"{name} = {problem['input']!r} (or {PREFIX}{name.upper()}): {remedy}")
+        value = "" if name == "redis_url" else f" = {problem['input']!r}"  # there may be a password in it
+        problems.setdefault(name, f"{name}{value} (or {PREFIX}{name.upper()}): {remedy}")
     lines = "".join(f"\n  {text}" for text in problems.values())
     return f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used:{lines}"

@@ -36,6 +36,12 @@ class Gate(Protocol):
     raises :class:`TryAgainLater` if there is no room for it under that one.
 
     Observers of numbers are shown its ``limit``, and as what is in use its ``usage``, else ``active``.
+
+    And any of these, for work in the background:
+
+    * ``report_to(report)``: it may tell events to ``report``;
+    * ``start()``: called when the application starts; a RuntimeError keeps it from starting;
+    * ``stop()``: awaited when the application has stopped.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:

@@ -55,6 +55,11 @@ _LINES: dict[type, _Line] = {
     events.GateRecovered: _Line("closecodes.gate.recovered", _GATE, logging.INFO),
     events.DrainStarted: _Line("closecodes.drain.started", _GATE, logging.INFO),
     events.DrainFinished: _Line("closecodes.drain.finished", _GATE, logging.INFO),
+    events.ClusterAway: _Line("closecodes.cluster.away", _GATE, logging.WARNING),
+    events.ClusterFallback: _Line("closecodes.cluster.fallback", _GATE, logging.WARNING),
+    events.ClusterBack: _Line("closecodes.cluster.back", _GATE, logging.INFO),
+    events.ClusterLearning: _Line("closecodes.cluster.learning", _GATE, logging.WARNING),
+    events.ClusterMisconfigured: _Line("closecodes.cluster.misconfigured", _GATE, logging.WARNING),
     events.SessionOpened: _Line("closecodes.session.opened", _SESSION, logging.DEBUG),
     events.SessionClosed: _Line("closecodes.session.closed", _SESSION, logging.DEBUG),
     events.LimitsSet: _Line("closecodes.config.limits", _CONFIG, logging.INFO),
@@ -473,4 +478,63 @@ def _(event: events.SettingIgnored, observer: LogObserver) -> _Told:
         "%s is no setting and was ignored%s",
         (name, f"; did you mean {event.nearest}?" if event.nearest else ""),
         {"closecodes.config.name": name},
+    )
+
+
+@_told.register
+def _(event: events.ClusterAway, observer: LogObserver) -> _Told:
+    del observer
+    problem = one_line(event.problem)
+    keys = {
+        "closecodes.cluster.name": event.name,
+        "closecodes.cluster.problem": problem,
+        "closecodes.cluster.lease": round(event.lease, 1),
+        "closecodes.cluster.fallback": event.fallback,
+    }
+    message = "the Redis of the cluster limit %s is away: %s; the lease lasts %.1f s more, then fallback=%s"
+    return message, (event.name, problem, event.lease, event.fallback), keys
+
+
+@_told.register
+def _(event: events.ClusterFallback, observer: LogObserver) -> _Told:
+    del observer
+    return _Told(
+        "the lease of the cluster limit %s has ended: fallback=%s until Redis is back",
+        (event.name, event.fallback),
+        {"closecodes.cluster.name": event.name, "closecodes.cluster.fallback": event.fallback},
+    )
+
+
+@_told.register
+def _(event: events.ClusterBack, observer: LogObserver) -> _Told:
+    del observer
+    return _Told(
+        "the Redis of the cluster limit %s is back after %.1f s; %d syncs failed",
+        (event.name, event.duration, event.failures),
+        {
+            "closecodes.cluster.name": event.name,
+            "closecodes.cluster.failures": event.failures,
+            "closecodes.cluster.duration": round(event.duration, 1),
+        },
+    )
+
+
+@_told.register
+def _(event: events.ClusterLearning, observer: LogObserver) -> _Told:
+    del observer
+    return _Told(
+        "the Redis of the cluster limit %s has lost what it knew: nobody gets more places for %.1f s",
+        (event.name, event.duration),
+        {"closecodes.cluster.name": event.name, "closecodes.cluster.duration": round(event.duration, 1)},
+    )
+
+
+@_told.register
+def _(event: events.ClusterMisconfigured, observer: LogObserver) -> _Told:
+    del observer
+    problem = one_line(event.problem)
+    return _Told(
+        "the cluster limit %s: %s",
+        (event.name, problem),
+        {"closecodes.cluster.name": event.name, "closecodes.cluster.problem": problem},
     )

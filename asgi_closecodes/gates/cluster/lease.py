@@ -1,0 +1,338 @@
+"""What one worker may admit by itself: a state machine over its syncs, without any I/O.
+
+A worker holds a *quota*: the sessions that it may have open without asking anybody, for as long as its *lease*
+lasts. A sync tells the cluster what it holds, and is answered with the next quota and a new lease (``sync.lua``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+Fallback: TypeAlias = Literal["share", "open", "closed"]
+"""What admits where the lease has ended because the store is away, see :class:`ClusterSessions`."""
+
+# It goes on while the machine sleeps, as the clock of the store does.
+_CLOCK: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
+
+TIMEOUT = 1.0
+"""Seconds that a sync may take."""
+
+MARGIN = 0.95
+"""Share of the ttl that a lease lasts, from before it was asked for: the store waits for all of it."""
+
+RETRY = 1.0
+"""Seconds between two syncs while the store is away."""
+
+AWAY = 5.0
+"""Seconds for which a failed sync says that the store is away."""
+
+SHARE = 0.8
+"""What all workers together may use of the limit while the store is away."""
+
+MOST_SPARE = 64
+"""Places that a worker asks for in advance, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a worker tells the cluster; see the arguments of ``sync.lua``. Durations are in milliseconds."""
+
+    worker: str
+    seq: int
+    acked: int
+    elapsed: int
+    leased: int
+    used: int
+    have: int
+    need: int
+    spare: int
+    limit: int
+    ttl: int
+    leave: int
+
+    def arguments(self) -> tuple[str | int, ...]:
+        """Return the arguments of the script."""
+        return astuple(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the cluster answers."""
+
+    seq: int
+    grant: int
+    """What is recorded for this worker."""
+    advice: int
+    """What it may use."""
+    alloc: int
+    """What is recorded for all workers."""
+    used: int
+    """Open sessions of all workers, as each said last."""
+    workers: int
+    limit: int
+    """The lowest one that a worker has."""
+    learning: int
+    """Milliseconds for which nobody gets more, since the store has lost what it knew; 0 if it has not."""
+
+
+class Lease:
+    """The quota of one worker, and when to ask for the next.
+
+    :param limit: sessions of the whole cluster.
+    :param ttl: seconds.
+    :param clock: monotonic seconds.
+    :param jitter: a random number between two bounds.
+    """
+
+    __slots__ = (
+        "_acked",
+        "_acked_at",
+        "_admitted",
+        "_clock",
+        "_failed_at",
+        "_is_adrift",
+        "_is_pending",
+        "_jitter",
+        "_limit",
+        "_limit_set_at",
+        "_missed",
+        "_next",
+        "_rate",
+        "_recorded",
+        "_sent_at",
+        "_target",
+        "ends",
+        "fallback",
+        "is_full",
+        "quota",
+        "reply",
+        "seq",
+        "ttl",
+        "used",
+        "waiting",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        limit: int,
+        ttl: float = 30.0,
+        fallback: Fallback = "share",
+        *,
+        clock: Callable[[], float] = _CLOCK,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.ttl = ttl
+        self.fallback: Fallback = fallback
+        self._clock = clock
+        self._jitter = jitter
+        self.used = 0
+        """Open sessions."""
+        self.waiting = 0
+        """Sessions that wait for the next sync."""
+        self.reset()
+        self.limit = limit
+
+    def reset(self) -> None:
+        """Begin as a new worker: another process, another store, or a new event loop."""
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        """Host, process and a number that is never used again."""
+        self.quota = 0
+        self.ends = -math.inf
+        """The moment at which the lease ends."""
+        self.seq = self._acked = 0
+        self.reply: Reply | None = None
+        self.is_full = False
+        """Whether the cluster had no place left at the last sync."""
+        self._sent_at = self._acked_at = self._failed_at = self._next = -math.inf
+        self._is_pending = self._is_adrift = False
+        self._recorded = self._admitted = self._missed = 0
+        self._rate = 0.0
+        self._target: int | None = None
+
+    @property
+    def limit(self) -> int:
+        """Sessions of the whole cluster."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._limit_set_at = self._clock()
+        self._next = -math.inf
+
+    @property
+    def limit_age(self) -> float:
+        """Seconds since the limit was set."""
+        return self._clock() - self._limit_set_at
+
+    # Sessions
+
+    def take(self) -> bool:
+        """Count one session more, if there is a place for it."""
+        now = self._clock()
+        if (now < self.ends and self.used < self.quota) or (self._drifts(now) and self.used < self._share()):
+            self.used += 1
+            self._admitted += 1
+            return True
+        return False
+
+    def give_back(self) -> None:
+        """Count one session less."""
+        self.used -= 1
+
+    def miss(self) -> None:
+        """Count a session that got no place: the next sync asks for one."""
+        self._missed += 1
+
+    def _drifts(self, now: float) -> bool:
+        if now >= self.ends:
+            # That the lease has ended is not enough: this process may have been stopped, and others taken over.
+            self._is_adrift = now - self._failed_at < AWAY
+        return self._is_adrift
+
+    def _share(self) -> float:
+        match self.fallback:
+            case "open":
+                return math.inf
+            case "closed":
+                return 0
+            case "share":
+                workers, limit = (1, self.limit) if self.reply is None else (self.reply.workers, self.reply.limit)
+                return SHARE * min(limit, self.limit) / max(workers, 1)
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the lease ends; 0 if there is none."""
+        return max(self.ends - self._clock(), 0.0)
+
+    @property
+    def is_adrift(self) -> bool:
+        """Whether the fallback decides: the store is away, or has lost what it knew before this worker was back."""
+        return self._drifts(self._clock())
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the next sync may bring the place that a session did not get."""
+        if self.reply is None:
+            return self._failed_at == -math.inf
+        return self.time_left > 0 and not self.is_full
+
+    @property
+    def excess(self) -> int:
+        """Sessions that should leave since the limit was lowered: this worker's share of those of the cluster."""
+        return 0 if self._target is None else max(self.used - self._target, 0)
+
+    # Syncs
+
+    @property
+    def spare(self) -> int:
+        """Places to have in advance: as many as are needed until two refreshes from now, within bounds."""
+        return min(max(math.ceil(2 * self._rate * self.ttl / 3), 1), MOST_SPARE)
+
+    @property
+    def pace(self) -> float:
+        """The shortest time between two syncs, so that all together do not burden the store."""
+        return min(max((0 if self.reply is None else self.reply.workers) / 2000, 0.1), 2.0)
+
+    def wait(self) -> float:
+        """Return the seconds until the next sync is due."""
+        now = self._clock()
+        if self._failed_at >= self._sent_at:
+            return max(self._next - now, 0.0)
+        due = min(self._next, self._sent_at + self.pace) if self._is_urgent() else self._next
+        return max(due - now, 0.0)
+
+    def _is_urgent(self) -> bool:
+        return (
+            self.waiting > 0
+            or self._missed > 0
+            or self._recorded != max(self.quota, self.used)
+            or self.quota - self.used > 2 * self.spare
+            or (self._admitted > 0 and self.quota - self.used < self.spare / 2 and not self.is_full)
+        )
+
+    def ask(self, *, leave: bool = False) -> Request:
+        """Return the next sync; what it gives back is not used from now on."""
+        now = self._clock()
+        is_valid = now < self.ends
+        self._measure(now)
+        if not is_valid:
+            self.quota = self.used  # others may have the rest by now
+        elif leave:
+            self.quota = 0
+        elif self.quota - self.used > 2 * self.spare:
+            self.quota = self.used + self.spare
+        self.seq += 1
+        self._is_pending = True
+        self._sent_at = now
+        self._next = now + self.ttl / 3 * self._jitter(0.8, 1.2)
+        return Request(
+            worker=self.worker,
+            seq=self.seq,
+            acked=self._acked,
+            elapsed=int((now - self._acked_at) * 1000) if self._acked else 0,
+            leased=int(is_valid),
+            used=self.used,
+            have=self.quota,
+            need=self.waiting + min(self._missed, MOST_SPARE),
+            spare=self.spare,
+            limit=self.limit,
+            ttl=int(self.ttl * 1000),
+            leave=int(leave),
+        )
+
+    def _measure(self, now: float) -> None:
+        since = now - self._sent_at
+        if 0 < since < math.inf:
+            self._rate += (self._admitted / since - self._rate) * (1 - math.exp(-3 * since / self.ttl))
+        self._admitted = 0
+
+    def answer(self, reply: Reply) -> None:
+        """Take the answer to the last sync; any other one is late, and of no worth."""
+        if reply.seq != self.seq or not self._is_pending:
+            return
+        self._is_pending = False
+        now = self._clock()
+        self._acked, self._acked_at = reply.seq, now
+        was_adrift = self._drifts(now)
+        before, self.reply = self.reply, reply
+        self.ends = self._sent_at + self.ttl * MARGIN
+        self._is_adrift = was_adrift and reply.learning > 0
+        self._failed_at = -math.inf
+        self._missed = 0
+        self._recorded = reply.grant
+        # Beyond the limit not even the places that become free are used again.
+        self.quota = max(reply.advice, self.used) if reply.alloc <= reply.limit else 0
+        self.is_full = reply.alloc >= reply.limit or reply.learning > 0
+        self._follow(reply, before)
+
+    def _follow(self, reply: Reply, before: Reply | None) -> None:
+        # Only a limit that was lowered makes sessions leave: not one that was exceeded while the store was away.
+        over = 0 if reply.learning else reply.used - reply.limit
+        was_lowered = self._target is not None or (before is not None and reply.limit < before.limit)
+        if over <= 0 or not was_lowered:
+            self._target = None
+            return
+        # Rounded at random, so that all workers together come to the limit, and not each below its own share.
+        share = self.used * over / reply.used
+        self._target = self.used - int(share + self._jitter(0, 1))
+
+    def fail(self) -> None:
+        """Take note that the last sync was not answered."""
+        self._is_pending = False
+        now = self._clock()
+        self._next = now + RETRY * self._jitter(0.5, 1)
+        # If it took longer, this process was stopped meanwhile: that says nothing of the store.
+        self._failed_at = now if now - self._sent_at < 3 * TIMEOUT else -math.inf

