@@ -31,6 +31,9 @@ TIMEOUT = 1.0
 MARGIN = 0.95
 """Share of the ttl that a lease lasts, from before it was asked for: the store waits for all of it."""
 
+LONGEST_REFRESH = 0.4
+"""Share of the ttl within which every worker syncs, give or take; the script knows it too."""
+
 RETRY = 1.0
 """Seconds between two syncs while the store is away."""
 
@@ -101,6 +104,7 @@ class Lease:
         "_admitted",
         "_clock",
         "_failed_at",
+        "_failing_since",
         "_is_adrift",
         "_is_pending",
         "_jitter",
@@ -112,6 +116,7 @@ class Lease:
         "_recorded",
         "_sent_at",
         "_target",
+        "_target_at",
         "ends",
         "fallback",
         "is_full",
@@ -156,10 +161,12 @@ class Lease:
         self.is_full = False
         """Whether the cluster had no place left at the last sync."""
         self._sent_at = self._acked_at = self._failed_at = self._next = -math.inf
+        self._failing_since = math.inf
         self._is_pending = self._is_adrift = False
         self._recorded = self._admitted = self._missed = 0
         self._rate = 0.0
         self._target: int | None = None
+        self._target_at = -math.inf
 
     @property
     def limit(self) -> int:
@@ -199,8 +206,12 @@ class Lease:
     def _drifts(self, now: float) -> bool:
         if now >= self.ends:
             # That the lease has ended is not enough: this process may have been stopped, and others taken over.
-            self._is_adrift = now - self._failed_at < AWAY
+            self._is_adrift = now - self._failed_at < AWAY and (self.reply is not None or self._is_away_for_long())
         return self._is_adrift
+
+    def _is_away_for_long(self) -> bool:
+        # At the start: one slow sync among many processes that start together is no reason for all to help themselves.
+        return self._failed_at - self._failing_since >= AWAY
 
     def _share(self) -> float:
         match self.fallback:
@@ -226,7 +237,7 @@ class Lease:
     def may_wait(self) -> bool:
         """Whether the next sync may bring the place that a session did not get."""
         if self.reply is None:
-            return self._failed_at == -math.inf
+            return not self.is_adrift
         return self.time_left > 0 and not self.is_full
 
     @property
@@ -238,8 +249,10 @@ class Lease:
 
     @property
     def spare(self) -> int:
-        """Places to have in advance: as many as are needed until two refreshes from now, within bounds."""
-        return min(max(math.ceil(2 * self._rate * self.ttl / 3), 1), MOST_SPARE)
+        """Places to have in advance: as many as two refreshes need, and at least a 16th of an equal part, up to 8."""
+        workers, limit = (1, 0) if self.reply is None else (self.reply.workers, self.reply.limit)
+        least = min(max(limit // (16 * max(workers, 1)), 1), 8)
+        return min(max(math.ceil(2 * self._rate * self.ttl / 3), least), MOST_SPARE)
 
     @property
     def pace(self) -> float:
@@ -277,7 +290,7 @@ class Lease:
         self.seq += 1
         self._is_pending = True
         self._sent_at = now
-        self._next = now + self.ttl / 3 * self._jitter(0.8, 1.2)
+        self._next = now + self.ttl * self._jitter(0.27, LONGEST_REFRESH)
         return Request(
             worker=self.worker,
             seq=self.seq,
@@ -310,7 +323,7 @@ class Lease:
         before, self.reply = self.reply, reply
         self.ends = self._sent_at + self.ttl * MARGIN
         self._is_adrift = was_adrift and reply.learning > 0
-        self._failed_at = -math.inf
+        self._failed_at, self._failing_since = -math.inf, math.inf
         self._missed = 0
         self._recorded = reply.grant
         # Beyond the limit not even the places that become free are used again.
@@ -325,9 +338,11 @@ class Lease:
         if over <= 0 or not was_lowered:
             self._target = None
             return
-        # Rounded at random, so that all workers together come to the limit, and not each below its own share.
-        share = self.used * over / reply.used
-        self._target = self.used - int(share + self._jitter(0, 1))
+        # Not anew with every sync: what the others have shed since is not known yet, and would be shed twice.
+        if self._target is None or self._acked_at - self._target_at >= LONGEST_REFRESH * self.ttl:
+            # Rounded at random, so that all workers together come to the limit, and not each below its own part.
+            self._target = self.used - int(self.used * over / reply.used + self._jitter(0, 1))
+            self._target_at = self._acked_at
 
     def fail(self) -> None:
         """Take note that the last sync was not answered."""
@@ -335,4 +350,7 @@ class Lease:
         now = self._clock()
         self._next = now + RETRY * self._jitter(0.5, 1)
         # If it took longer, this process was stopped meanwhile: that says nothing of the store.
-        self._failed_at = now if now - self._sent_at < 3 * TIMEOUT else -math.inf
+        if now - self._sent_at < 3 * TIMEOUT:
+            self._failed_at, self._failing_since = now, min(self._failing_since, now)
+        else:
+            self._failed_at, self._failing_since = -math.inf, math.inf

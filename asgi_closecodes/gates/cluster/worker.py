@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import time
 from collections.abc import Callable
@@ -83,18 +84,19 @@ class Worker:
     async def _run(self) -> None:
         try:
             await self._store.close()  # it may be of another event loop
-            while True:
+            while not _is_cancelled():
                 await self._sync()
-                while (delay := self.lease.wait()) > 0:
-                    self._wake.clear()
-                    try:
-                        async with asyncio.timeout(delay):
-                            await self._wake.wait()
-                    except TimeoutError:
-                        break
+                await self._pause()
         finally:
             self._settle()
             await self._leave()
+
+    async def _pause(self) -> None:
+        while (delay := self.lease.wait()) > 0 and not _is_cancelled():
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
 
     def _settle(self) -> None:
         """Let those go on who wait for an outcome."""
@@ -197,3 +199,9 @@ class Worker:
                     "Give all the same limit, or another cluster_name to what is another application",
                 )
             )
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is to end: redis-py swallows a cancellation that comes while it connects."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

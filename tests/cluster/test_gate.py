@@ -1,0 +1,602 @@
+"""The gate on a real server: what is admitted, what is told, and what is left behind, whatever fails."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import time
+
+import anyio
+import pytest
+
+from asgi_closecodes import TryAgainLater, events
+from asgi_closecodes.gates import ClusterSessions
+from asgi_closecodes.gates.cluster import RedisStore
+from tests.asgi import of
+from tests.gates.stand_in import Visitor, refused
+
+from .proxy import Proxy
+from .redis_server import running
+
+pytestmark = pytest.mark.anyio
+TTL = 2.0
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Processes:
+    """As many gates as there are processes, and the sessions in them."""
+
+    def __init__(self):
+        self.gates = []
+        self.told = []
+        self.places = []
+
+    def add(self, limit, url, ttl=TTL, **options):
+        gate = ClusterSessions(limit, url, ttl=ttl, **options)
+        gate.report_to(self.told.append)
+        self.gates.append(gate)
+        return gate
+
+    async def enter(self, gate):
+        place = gate.admit(Visitor())
+        try:
+            await place.__aenter__()
+        except TryAgainLater:
+            return False
+        self.places.append((gate, place))
+        return True
+
+    async def come(self, count, *gates):
+        """How many of ``count`` sessions are admitted."""
+        gates = gates or self.gates
+        return sum(await asyncio.gather(*(self.enter(gates[number % len(gates)]) for number in range(count))))
+
+    async def fill(self, count, *gates):
+        """Let sessions come until ``count`` are open."""
+        with anyio.fail_after(10):
+            while self.open < count:
+                await self.come(count - self.open, *gates)
+                self.look()
+                await anyio.sleep(0.02)
+
+    def look(self):
+        for gate in self.gates:
+            gate.sample()
+
+    async def end(self, gate, count):
+        mine = [pair for pair in self.places if pair[0] is gate][:count]
+        for pair in mine:
+            self.places.remove(pair)
+            await pair[1].__aexit__(None, None, None)
+
+    @property
+    def open(self):
+        return len(self.places)
+
+    async def until(self, condition, seconds=15):
+        with anyio.fail_after(seconds):
+            while not condition():
+                self.look()
+                await anyio.sleep(0.02)
+
+    def of(self, kind):
+        return of(kind, self.told)
+
+
+@pytest.fixture
+async def processes():
+    processes = Processes()
+    yield processes
+    for gate in processes.gates:
+        await gate.stop()
+    assert not [task for task in asyncio.all_tasks() if "Worker" in task.get_coro().__qualname__]
+
+
+def is_left_behind(server):
+    """The clients that the server still has, besides the one that asks."""
+    return [line for line in server.command("CLIENT", "LIST").decode().splitlines() if "cmd=client" not in line.replace("|list", "")]
+
+
+async def test_one_limit_holds_over_all(processes, server):
+    for _ in range(4):
+        processes.add(100, server.url)
+    assert 90 <= await processes.come(300) <= 100
+    await processes.fill(100)
+    assert await processes.come(50) == 0
+    refusal = await refused(processes.gates[0])
+    assert (refusal.cause, refusal.limit) == ("cluster", 100)
+
+
+async def test_nobody_waits_for_the_server_with_a_lease_and_quota(processes, server):
+    gate = processes.add(1000, server.url, ttl=30)
+    assert await processes.come(1) == 1
+    await processes.until(lambda: gate.lease.quota > gate.lease.used)
+    server.pause()
+    try:
+        with anyio.fail_after(0.5):
+            assert await processes.come(1) == 1
+    finally:
+        server.go_on()
+
+
+async def test_a_place_is_free_for_others_when_its_session_ends(processes, server):
+    first, second = processes.add(10, server.url), processes.add(10, server.url)
+    await processes.fill(10, first)
+    assert await processes.come(1, second) == 0
+    await processes.end(first, 4)
+    await processes.fill(10, second)
+    assert second.active == 4
+
+
+async def test_who_stops_gives_the_places_back_at_once(processes, server):
+    first, second = processes.add(10, server.url, ttl=600), processes.add(10, server.url, ttl=600)
+    await processes.fill(10, first)
+    await processes.end(first, 10)
+    await first.stop()
+    processes.gates.remove(first)
+    await processes.fill(10, second)
+
+
+async def test_a_stopped_gate_starts_again_with_the_next_session(processes, server):
+    gate = processes.add(10, server.url)
+    assert await processes.come(2) == 2
+    await processes.end(gate, 2)
+    await gate.stop()
+    assert await processes.come(2) == 2
+    await processes.until(lambda: gate.lease.reply is not None and gate.lease.reply.used == 2)
+
+
+async def test_no_connection_is_left(processes, server):
+    before = len(is_left_behind(server))
+    for _ in range(3):
+        processes.add(10, server.url)
+    await processes.fill(10)
+    assert len(is_left_behind(server)) == before + 3
+    for gate in processes.gates:
+        await gate.stop()
+    with anyio.fail_after(5):
+        while len(is_left_behind(server)) > before:
+            await anyio.sleep(0.01)
+
+
+# Faults of the server
+
+
+@pytest.mark.parametrize("seconds", [0.5, 4.0])
+async def test_a_server_that_stands_still(processes, server, seconds):
+    for _ in range(2):
+        processes.add(20, server.url, fallback="closed")
+    await processes.fill(20)
+    gate = processes.gates[0]
+    await processes.end(gate, gate.active)
+    held = processes.open
+    server.pause()
+    start = time.monotonic()
+    try:
+        while time.monotonic() - start < seconds:
+            processes.look()
+            await processes.come(2)
+            assert processes.open <= 20
+            await anyio.sleep(0.1)
+    finally:
+        server.go_on()
+    assert processes.open >= held
+    await processes.fill(20)
+    assert await processes.come(10) == 0
+    if seconds > TTL:
+        assert [event.problem for event in processes.of(events.ClusterAway)] == ["it does not answer in time"] * 2
+        await processes.until(lambda: len(processes.of(events.ClusterBack)) == 2)
+
+
+async def test_a_server_that_pauses_its_clients(processes, server):
+    gate = processes.add(20, server.url)
+    await processes.fill(10)
+    server.command("CLIENT", "PAUSE", 1500)
+    await processes.until(lambda: processes.of(events.ClusterAway))
+    await processes.until(lambda: processes.of(events.ClusterBack))
+    await processes.fill(20)
+    assert gate.active == 20
+
+
+@pytest.mark.parametrize("loss", ["flush", "evict", "restart", "old dump"])
+async def test_a_server_that_lost_its_data_at_full_use(processes, loss, server):
+    for _ in range(3):
+        processes.add(30, server.url)
+    await processes.come(1)
+    if loss == "old dump":
+        server.command("SAVE")
+    await processes.fill(30)
+    if loss == "flush":
+        server.command("FLUSHALL")
+    elif loss == "evict":
+        server.command("DEL", "closecodes:{default}:grants")
+    else:
+        server.stop()
+        if loss == "restart":
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{server.folder}/dump.rdb")
+        server.start()
+    start = time.monotonic()
+    while time.monotonic() - start < TTL * 1.5:
+        processes.look()
+        assert await processes.come(6) == 0
+        await anyio.sleep(0.05)
+    assert processes.open == 30
+    assert processes.of(events.ClusterLearning)
+    await processes.end(processes.gates[0], 5)
+    await processes.fill(30, processes.gates[1])
+
+
+async def test_a_server_that_lost_the_script(processes, server):
+    processes.add(10, server.url)
+    await processes.fill(5)
+    server.command("SCRIPT", "FLUSH")
+    await processes.fill(10)
+    assert not processes.of(events.ClusterSyncFailed)
+
+
+@pytest.mark.parametrize(("fallback", "admitted"), [("share", 8), ("open", 12), ("closed", 0)])
+async def test_a_server_that_is_gone_for_longer_than_the_lease(processes, fallback, admitted):
+    with running() as server:
+        gate = processes.add(20, server.url, fallback=fallback)
+        processes.add(20, server.url)
+        assert await processes.come(1) == 1
+        await processes.until(lambda: (reply := gate.lease.reply) is not None and reply.workers == 2)
+        await processes.end(processes.places[0][0], 1)
+        server.stop()
+        await processes.until(lambda: processes.of(events.ClusterFallback))
+        await processes.until(lambda: gate.lease.is_adrift)
+        assert await processes.come(12, gate) == admitted
+        server.start()
+        await processes.until(lambda: len(processes.of(events.ClusterBack)) == 2)
+        assert processes.open == admitted  # nobody is closed because Redis was away
+        assert gate.excess() == 0
+
+
+async def test_a_server_that_is_not_there_at_the_start(processes, tmp_path):
+    gate = processes.add(10, f"unix://{tmp_path}/none.sock")
+    assert await processes.come(20) == 0  # it may be there in a moment
+    assert processes.of(events.ClusterAway)[0].problem == "it cannot be reached"
+    await processes.until(lambda: processes.of(events.ClusterFallback))
+    assert await processes.come(20, gate) == 8
+
+
+@pytest.mark.parametrize("loss", ["requests", "replies", "delay", "all"])
+async def test_a_network_that_loses_or_delays(processes, server, loss):
+    async with Proxy(server.socket) as proxy:
+        behind = processes.add(20, proxy.url, fallback="closed")
+        other = processes.add(20, server.url, fallback="closed")
+        await processes.fill(8, behind)
+        proxy.delay = 6 if loss == "delay" else 0
+        proxy.drop_requests = loss in {"requests", "all"}
+        proxy.drop_replies = loss in {"replies", "all"}
+        start = time.monotonic()
+        while time.monotonic() - start < TTL * 0.9:  # a partition that is shorter than the ttl
+            processes.look()
+            await processes.come(2, other)
+            if behind.lease.time_left:
+                await processes.come(2, behind)
+            assert processes.open <= 20
+            await anyio.sleep(0.05)
+        proxy.delay = proxy.drop_requests = proxy.drop_replies = 0
+        await processes.fill(20)
+        assert await processes.come(5) == 0
+        assert processes.open == 20
+        await behind.stop()
+        processes.gates.remove(behind)
+        await processes.until(lambda: not proxy.connections)
+
+
+async def test_a_refused_write_is_explained(processes):
+    with running() as server:
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        processes.add(10, server.url)
+        await processes.come(1)
+        assert "its memory is full" in processes.of(events.ClusterAway)[0].problem
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        await processes.until(lambda: processes.of(events.ClusterBack))
+
+
+async def test_a_replica_is_explained(processes):
+    with running() as server:
+        server.command("REPLICAOF", "127.0.0.1", "1")
+        processes.add(10, server.url)
+        await processes.come(1)
+        assert "it is a replica" in processes.of(events.ClusterAway)[0].problem
+        server.command("REPLICAOF", "NO", "ONE")
+        await processes.until(lambda: processes.of(events.ClusterBack))
+        await processes.fill(10)
+
+
+async def test_a_password_that_is_missing_or_wrong_is_explained_and_never_told(processes):
+    with running(requirepass="right") as server:
+        processes.add(10, server.url)
+        await processes.come(1)
+        processes.add(10, f"unix://:s3cret@{server.socket}")
+        await processes.come(1, processes.gates[1])
+        first, second = [event.problem for event in processes.of(events.ClusterAway)]
+        assert "it wants a password" in first
+        assert "does not accept the user or the password" in second
+        assert not any("s3cret" in repr(event) for event in processes.told)
+        good = processes.add(10, f"unix://:right@{server.socket}")
+        await processes.fill(10, good)
+
+
+@pytest.mark.parametrize(
+    ("answer", "meaning"),
+    [
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "it is loading its data"),
+        (b"-MOVED 3999 127.0.0.1:6381\r\n", "use redis+cluster://"),
+        (b"-CLUSTERDOWN The cluster is down\r\n", "its cluster is down"),
+        (b"-NOPERM this user has no permissions to run the 'evalsha' command\r\n", "may not run EVAL"),
+        (b"-ERR something new\r\n", "ResponseError"),
+        (b"+OK\r\n", "TypeError"),
+    ],
+)
+async def test_an_answer_that_is_an_error_is_explained(processes, server, answer, meaning):
+    async with Proxy(server.socket) as proxy:
+        proxy.answer = answer
+        gate = processes.add(10, proxy.url)
+        await processes.come(1)
+        assert meaning in processes.of(events.ClusterAway)[0].problem
+        proxy.answer = None
+        await processes.until(lambda: processes.of(events.ClusterBack))
+        await gate.stop()
+
+
+async def test_one_problem_is_told_once(processes, tmp_path):
+    processes.add(10, f"unix://{tmp_path}/none.sock")
+    await processes.come(1)
+    await processes.until(lambda: len(processes.of(events.ClusterSyncFailed)) >= 3)
+    assert len(processes.of(events.ClusterAway)) == 1
+
+
+async def test_an_eviction_policy_is_told_once(processes):
+    with running(maxmemory="100mb", maxmemory_policy="allkeys-lru") as server:
+        processes.add(10, server.url)
+        await processes.fill(10)
+        [event] = processes.of(events.ClusterMisconfigured)
+        assert "allkeys-lru" in event.problem
+        await processes.until(lambda: len(processes.of(events.ClusterSynced)) > 4)
+        assert len(processes.of(events.ClusterMisconfigured)) == 1
+
+
+async def test_of_two_limits_the_lower_one_holds_and_both_are_named(processes, server):
+    low, high = processes.add(5, server.url), processes.add(50, server.url)
+    await processes.come(1, low)
+    assert await processes.come(50, high) <= 5
+    await processes.fill(5)
+    [event] = processes.of(events.ClusterMisconfigured)
+    assert "50" in event.problem
+    assert "5:" in event.problem
+    await processes.end(low, low.active)
+    await low.stop()
+    processes.gates.remove(low)
+    await processes.fill(20, high)  # as soon as nobody has the lower one
+
+
+# Faults of the process
+
+
+async def test_an_event_loop_that_was_blocked_for_longer_than_the_ttl(processes, server):
+    gate = processes.add(20, server.url, fallback="open")
+    await processes.fill(5)
+    await processes.until(lambda: gate.lease.quota > gate.lease.used)
+    time.sleep(TTL)
+    assert await processes.come(1) == 0
+    await processes.until(lambda: gate.lease.time_left > 0)
+    assert await processes.come(1) == 1
+
+
+async def test_a_waiting_session_that_is_cancelled_leaves_no_trace(processes, server):
+    gate = processes.add(20, server.url)
+    server.pause()
+    try:
+        with anyio.move_on_after(0.1):
+            await processes.come(5)
+        assert (gate.lease.used, gate.lease.waiting) == (0, 0)
+    finally:
+        server.go_on()
+    await processes.fill(20)
+
+
+@pytest.mark.parametrize("turns", range(40))
+async def test_the_task_may_be_cancelled_anywhere(processes, server, turns):
+    gate = processes.add(20, server.url)
+    gate.start()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await gate.stop()
+    assert server.command("ZCARD", "closecodes:{default}:expiry") == 0
+    await processes.fill(3)
+
+
+async def test_a_forked_child_is_another_worker(processes, server):
+    gate = processes.add(20, server.url)
+    await processes.fill(5)
+    ours = gate.lease.worker
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = f"{gate.lease.worker != ours} {gate.active} {gate.lease.take()}"
+        os.write(writable, said.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(readable, 100) == b"True 0 False"
+    os.close(readable)
+    os.close(writable)
+    assert gate.lease.worker == ours
+    await processes.fill(10)
+
+
+async def test_a_rolling_restart_passes_no_limit_and_loses_no_place(processes, server):
+    for _ in range(4):
+        processes.add(40, server.url)
+    await processes.fill(40)
+    for old in [*processes.gates]:
+        new = processes.add(40, server.url)
+        await processes.end(old, old.active)
+        await old.stop()
+        processes.gates.remove(old)
+        await processes.fill(40, new)
+    assert processes.open == 40
+    assert await processes.come(10) == 0
+
+
+def test_another_event_loop_begins_anew(server):
+    gate = ClusterSessions(10, server.url)
+
+    async def visit():
+        async with gate.admit(Visitor()):
+            return gate.active
+
+    for _ in range(3):
+        assert asyncio.run(visit()) == 1
+    assert server.command("ZCARD", "closecodes:{default}:expiry") == 0  # each left when its loop ended
+
+
+def test_on_trio_it_says_so(server):
+    import trio
+
+    gate = ClusterSessions(10, server.url)
+
+    async def visit():
+        with pytest.raises(RuntimeError, match="do not run on trio|does not run on trio"):
+            await gate.admit(Visitor()).__aenter__()
+        with pytest.raises(RuntimeError, match="trio"):
+            gate.start()
+
+    trio.run(visit)
+
+
+# Limits
+
+
+async def test_without_a_limit_it_counts_and_asks_nobody(processes, tmp_path):
+    gate = processes.add(None, f"unix://{tmp_path}/none.sock")
+    assert await processes.come(50) == 50
+    assert gate.active == 50
+    processes.look()
+    assert not processes.told
+
+
+async def test_a_limit_that_is_set_later_finds_what_is_open(processes, server):
+    gate = processes.add(None, server.url)
+    await processes.come(5)
+    gate.limit = 5
+    processes.look()
+    await processes.until(lambda: gate.lease.reply is not None)
+    assert await processes.come(3) == 0
+
+
+async def test_a_limit_that_is_taken_away_ends_the_syncs(processes, server):
+    gate = processes.add(5, server.url)
+    await processes.fill(5)
+    await processes.end(gate, 5)
+    gate.limit = None
+    await processes.until(lambda: server.command("ZCARD", "closecodes:{default}:expiry") == 0)
+    assert await processes.come(20) == 20
+
+
+async def test_a_lowered_limit_asks_for_a_share_of_the_sessions(processes, server):
+    first, second = processes.add(30, server.url), processes.add(30, server.url)
+    await processes.fill(20, first)
+    await processes.fill(30, second)
+    await processes.until(lambda: all(gate.lease.reply.used == 30 for gate in processes.gates))
+    for gate in processes.gates:
+        gate.limit = 15
+    await processes.until(lambda: all(gate.excess() for gate in processes.gates))
+    assert first.excess() == pytest.approx(10, abs=1)
+    assert second.excess() == pytest.approx(5, abs=1)
+
+
+async def test_zero_admits_nobody(processes, server):
+    processes.add(0, server.url)
+    assert await processes.come(5) == 0
+
+
+# What is given
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://:s3cret@host", "begins with redis://"),
+        ("localhost:6379", "begins with redis://"),
+        ("redis://:s3cret@host:port", "cannot be read"),
+        ("redis://", "name a host"),
+        ("unix://", "name the socket"),
+        ("redis+sentinel://host:26379", "name hosts and the service"),
+        ("redis+sentinel://host:26379/mymaster/x", "name hosts and the service"),
+        ("", "begins with redis://"),
+    ],
+)
+def test_an_url_that_cannot_be_used_is_refused_without_its_password(url, problem):
+    with pytest.raises(ValueError, match=problem) as info:
+        ClusterSessions(1, url)
+    assert "s3cret" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit": -1}, {"ttl": 1}, {"ttl": True}, {"ttl": 1e9}, {"fallback": "half"}, {"name": "{x}"}, {"name": ""}]
+)
+def test_what_cannot_be_used_is_refused(options):
+    with pytest.raises(ValueError, match="use "):
+        ClusterSessions(**{"limit": 1, "redis_url": "redis://localhost", **options})
+
+
+def test_the_keys_of_a_limit_are_in_one_place_of_a_redis_cluster():
+    from redis.crc import key_slot
+
+    from asgi_closecodes.gates.cluster.store import keys_of
+
+    assert len({key_slot(key.encode()) for key in keys_of("chat:eu")}) == 1
+
+
+async def test_sentinels_and_clusters_are_asked(processes, tmp_path):
+    import socket
+
+    def free_port():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return free.getsockname()[1]
+
+    with running(port=free_port()) as primary:
+        conf = tmp_path / "sentinel.conf"
+        port = free_port()
+        conf.write_text(f"port {port}\ndir {tmp_path}\nsentinel monitor mymaster 127.0.0.1 {primary.port} 1\n")
+        sentinel = await asyncio.create_subprocess_exec(
+            primary._binary, str(conf), "--sentinel", stdout=asyncio.subprocess.DEVNULL
+        )
+        try:
+            gate = processes.add(10, f"redis+sentinel://127.0.0.1:{port}/mymaster/1")
+            await processes.until(lambda: gate.start() or gate.lease.reply is not None)
+            await processes.fill(10)
+            await gate.stop()
+        finally:
+            sentinel.kill()
+            await sentinel.wait()
+    with running(port=free_port(), cluster_enabled="yes") as node:
+        node.command("CLUSTER", "ADDSLOTS", *range(16384))
+        gate = processes.add(10, f"redis+cluster://127.0.0.1:{node.port}")
+        await processes.until(lambda: gate.start() or gate.lease.reply is not None)
+        await processes.fill(10, gate)
+        await gate.stop()
+
+
+async def test_a_state_can_be_read(processes, server):
+    gate = processes.add(10, server.url, name="chat")
+    await processes.fill(4)
+    await processes.until(lambda: gate.lease.reply is not None and gate.lease.reply.used == 4)
+    store = RedisStore(server.url, "chat")
+    state = await store.state()
+    await store.close()
+    assert (state.limit, state.used) == (10, 4)
+    [worker] = state.workers
+    assert (worker.id, worker.used) == (gate.lease.worker, 4)
+    assert 0 <= worker.age < worker.expires_in <= TTL

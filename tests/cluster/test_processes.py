@@ -1,0 +1,118 @@
+"""Four workers of uvicorn and one limit, counted at the clients."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+import websockets
+
+from tests.servers.launch import serve
+
+LIMIT = 100
+CLIENTS = 300
+TTL = 3
+
+
+class Clients:
+    """Clients that come back when they are refused, until they are told to stop; each counts while it is open."""
+
+    def __init__(self, url):
+        self.url = url
+        self.open = Counter()
+        """By the process that serves them."""
+        self.most = 0
+        self.codes = Counter()
+        self.tasks = []
+        self.changed = asyncio.Event()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def come(self, count):
+        self.tasks += [asyncio.create_task(self._client()) for _ in range(count)]
+
+    async def _client(self):
+        while True:
+            with contextlib.suppress(OSError, TimeoutError, websockets.InvalidMessage):
+                try:
+                    async with websockets.connect(self.url, proxy=None, open_timeout=30, compression=None) as socket:
+                        pid = int(await socket.recv())
+                        self._count(pid, 1)
+                        try:
+                            await socket.wait_closed()
+                        finally:
+                            self._count(pid, -1)
+                        self.codes[socket.close_code] += 1
+                except websockets.ConnectionClosed as closed:
+                    self.codes[closed.rcvd.code if closed.rcvd else 1006] += 1
+                except websockets.InvalidStatus as refused:
+                    self.codes[refused.response.status_code] += 1
+            await asyncio.sleep(0.5)
+
+    def _count(self, pid, change):
+        self.open[pid] += change
+        self.most = max(self.most, self.open.total())
+        self.changed.set()
+
+    async def until(self, condition, within):
+        async with asyncio.timeout(within):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+def serve_workers(server, tmp_path, **settings):
+    environment = {
+        "CLOSECODES_REDIS_URL": server.url,
+        "CLOSECODES_CLUSTER_MAX_SESSIONS": str(LIMIT),
+        "CLOSECODES_CLUSTER_TTL": str(TTL),
+        **settings,
+    }
+    return serve("uvicorn-sansio", "tests.cluster.app:app", tmp_path, "--workers", "4", env=environment)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_one_limit_over_four_workers_and_a_dead_ones_places_come_back(server, tmp_path):
+    with serve_workers(server, tmp_path) as running:
+        async with Clients(running.url) as clients:
+            clients.come(CLIENTS)
+            await clients.until(lambda: clients.open.total() == LIMIT, 30)
+            await asyncio.sleep(2)
+            assert clients.most == LIMIT
+            victim, held = clients.open.most_common(1)[0]
+            os.kill(victim, signal.SIGKILL)
+            killed = time.monotonic()
+            await clients.until(lambda: clients.open.total() <= LIMIT - held, 5)
+            await clients.until(lambda: clients.open.total() == LIMIT, 30)
+            print(f"the places of a dead worker ({held}) were taken again after {time.monotonic() - killed:.2f} s")
+            assert clients.most == LIMIT
+            assert set(clients.codes) <= {1013, 1006, 503}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_worker_that_was_stopped_refuses_before_it_has_synced(server, tmp_path):
+    with serve_workers(server, tmp_path) as running:
+        async with Clients(running.url) as clients:
+            clients.come(LIMIT)
+            await clients.until(lambda: clients.open.total() == LIMIT, 30)
+            victim, held = clients.open.most_common(1)[0]
+            os.kill(victim, signal.SIGSTOP)
+            try:
+                clients.come(CLIENTS)
+                # Its sessions are open as far as their clients know, and its places are taken by others.
+                await clients.until(lambda: clients.open.total() == LIMIT + held, 30)
+            finally:
+                os.kill(victim, signal.SIGCONT)
+            await asyncio.sleep(2)
+            assert clients.most == LIMIT + held
