@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from .codes import CloseCode, may_be_sent
 from .gates import (
     ClusterSessions,
+    ClusterSessionsPerKey,
     Cpu,
     Gate,
     HandshakeRate,
@@ -126,6 +127,7 @@ LIMITS = (
     "max_handshakes_in_progress",
     "max_sessions",
     "handshakes_per_second",
+    "cluster_max_sessions_per_client",
     "cluster_max_sessions",
 )
 """The settings that are limits of a gate."""
@@ -210,6 +212,10 @@ class Settings(BaseSettings):
     )
     cluster_max_sessions: ClusterLimit = Field(
         default=None, description="Open sessions of all processes that share `redis_url` and `cluster_name`."
+    )
+    cluster_max_sessions_per_client: ClusterLimit = Field(
+        default=None,
+        description="Open sessions of one client address in all these processes; each costs a round trip to Redis.",
     )
     cluster_name: Annotated[str, AfterValidator(checked_name)] = Field(
         default="default", description="Tells applications on the same Redis apart."
@@ -358,6 +364,9 @@ def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate
         "max_handshakes_in_progress": handshakes,
         "max_sessions": sessions,
         "handshakes_per_second": _rate(settings, existing.get("handshakes_per_second")),
+        "cluster_max_sessions_per_client": _cluster_per_client(
+            settings, existing.get("cluster_max_sessions_per_client")
+        ),
         "cluster_max_sessions": _cluster(settings, existing.get("cluster_max_sessions")),
     }
     for name, gate in gates.items():
@@ -401,6 +410,17 @@ def _cluster(settings: Settings, existing: Gate | None) -> ClusterSessions | Non
     gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
     if gate.limit != settings.cluster_max_sessions:
         gate.limit = settings.cluster_max_sessions
+    return gate
+
+
+def _cluster_per_client(settings: Settings, existing: Gate | None) -> ClusterSessionsPerKey | None:
+    if settings.redis_url is None:
+        return None
+    gate = existing or ClusterSessionsPerKey(None, settings.redis_url.get_secret_value(), name=settings.cluster_name)
+    assert isinstance(gate, ClusterSessionsPerKey)
+    gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
+    if gate.limit != settings.cluster_max_sessions_per_client:
+        gate.limit = settings.cluster_max_sessions_per_client
     return gate
 
 

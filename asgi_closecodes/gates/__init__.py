@@ -1,7 +1,7 @@
 """Load gates: who may come in. Compose them with :class:`AllOf`, or write your own."""
 
 from .base import AllOf, Gate, Shadow
-from .cluster import ClusterSessions
+from .cluster import ClusterSessions, ClusterSessionsPerKey
 from .handshakes import HandshakeRate, HandshakesInProgress
 from .pressure import Pressure
 from .sensors import Cpu, LoopLag, Memory, Sensor
@@ -10,6 +10,7 @@ from .sessions import MaxSessions, MaxSessionsPerKey, client_network
 __all__ = [
     "AllOf",
     "ClusterSessions",
+    "ClusterSessionsPerKey",
     "Cpu",
     "Gate",
     "HandshakeRate",

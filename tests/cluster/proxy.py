@@ -34,6 +34,7 @@ class Proxy:
     async def _connected(self, reader, writer):
         task = asyncio.current_task()
         self.connections.add(task)
+        down = None
         try:
             upstream, down = await asyncio.open_unix_connection(self._path)
             with contextlib.suppress(asyncio.CancelledError, OSError):
@@ -45,10 +46,13 @@ class Proxy:
                     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                     for one in both:
                         one.cancel()
-            down.close()
         finally:
             self.connections.discard(task)
-            writer.close()
+            for one in (writer, down):
+                if one is not None:
+                    one.transport.abort()
+                    with contextlib.suppress(OSError, asyncio.CancelledError):
+                        await one.wait_closed()
 
     async def _pass(self, reader, writer, back, dropped):
         while data := await reader.read(65536):

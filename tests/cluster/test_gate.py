@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import gc
 import os
-import signal
 import time
 
 import anyio
@@ -99,7 +97,11 @@ async def processes():
 
 def is_left_behind(server):
     """The clients that the server still has, besides the one that asks."""
-    return [line for line in server.command("CLIENT", "LIST").decode().splitlines() if "cmd=client" not in line.replace("|list", "")]
+    return [
+        line
+        for line in server.command("CLIENT", "LIST").decode().splitlines()
+        if "cmd=client" not in line.replace("|list", "")
+    ]
 
 
 async def test_one_limit_holds_over_all(processes, server):
@@ -196,7 +198,7 @@ async def test_a_server_that_stands_still(processes, server, seconds):
 async def test_a_server_that_pauses_its_clients(processes, server):
     gate = processes.add(20, server.url)
     await processes.fill(10)
-    server.command("CLIENT", "PAUSE", 1500)
+    server.command("CLIENT", "PAUSE", 3000)
     await processes.until(lambda: processes.of(events.ClusterAway))
     await processes.until(lambda: processes.of(events.ClusterBack))
     await processes.fill(20)
@@ -294,9 +296,10 @@ async def test_a_network_that_loses_or_delays(processes, server, loss):
 
 async def test_a_refused_write_is_explained(processes):
     with running() as server:
-        server.command("CONFIG", "SET", "maxmemory", "1")
         processes.add(10, server.url)
         await processes.come(1)
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        await processes.until(lambda: processes.of(events.ClusterAway))
         assert "its memory is full" in processes.of(events.ClusterAway)[0].problem
         server.command("CONFIG", "SET", "maxmemory", "0")
         await processes.until(lambda: processes.of(events.ClusterBack))
@@ -543,7 +546,8 @@ def test_an_url_that_cannot_be_used_is_refused_without_its_password(url, problem
 
 
 @pytest.mark.parametrize(
-    "options", [{"limit": -1}, {"ttl": 1}, {"ttl": True}, {"ttl": 1e9}, {"fallback": "half"}, {"name": "{x}"}, {"name": ""}]
+    "options",
+    [{"limit": -1}, {"ttl": 1}, {"ttl": True}, {"ttl": 1e9}, {"fallback": "half"}, {"name": "{x}"}, {"name": ""}],
 )
 def test_what_cannot_be_used_is_refused(options):
     with pytest.raises(ValueError, match="use "):

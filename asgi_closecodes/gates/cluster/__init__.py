@@ -1,6 +1,15 @@
 """One limit over many processes and hosts, on a Redis or Valkey: quota is leased to workers, not one key a session."""
 
+from .per_key import ClusterSessionsPerKey
 from .sessions import ClusterSessions
-from .store import LeaseStore, RedisStore, checked_name, checked_url
+from .store import CountStore, LeaseStore, RedisStore, checked_name, checked_url
 
-__all__ = ["ClusterSessions", "LeaseStore", "RedisStore", "checked_name", "checked_url"]
+__all__ = [
+    "ClusterSessions",
+    "ClusterSessionsPerKey",
+    "CountStore",
+    "LeaseStore",
+    "RedisStore",
+    "checked_name",
+    "checked_url",
+]

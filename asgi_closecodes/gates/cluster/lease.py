@@ -89,6 +89,11 @@ class Reply:
     """Milliseconds for which nobody gets more, since the store has lost what it knew; 0 if it has not."""
 
 
+def worker_id() -> str:
+    """Return host, process and a number that is never used again."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 class Lease:
     """The quota of one worker, and when to ask for the next.
 
@@ -151,8 +156,7 @@ class Lease:
 
     def reset(self) -> None:
         """Begin as a new worker: another process, another store, or a new event loop."""
-        self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        """Host, process and a number that is never used again."""
+        self.worker = worker_id()
         self.quota = 0
         self.ends = -math.inf
         """The moment at which the lease ends."""

@@ -6,7 +6,7 @@ import os
 import weakref
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import get_args
+from typing import Protocol, get_args
 
 import anyio
 
@@ -25,7 +25,15 @@ SHORTEST_TTL = 2.0
 PATIENCE = 3.0
 """Seconds that a session waits for a place in a cluster that has some left."""
 
-_gates: weakref.WeakSet[ClusterSessions] = weakref.WeakSet()
+
+class Forked(Protocol):
+    """What has to know when it is in a child process."""
+
+    def forked(self) -> None:
+        """Begin anew."""
+
+
+children_of_fork: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
 class ClusterSessions(Limited):
@@ -61,7 +69,7 @@ class ClusterSessions(Limited):
         super().__init__(limit)
         self.ttl = ttl
         self.fallback = fallback
-        _gates.add(self)
+        children_of_fork.add(self)
 
     @property
     def limit(self) -> int | None:
@@ -72,7 +80,7 @@ class ClusterSessions(Limited):
     def limit(self, limit: int | None) -> None:
         Limited.limit.__set__(self, limit)  # type: ignore[attr-defined]
         if limit is None:
-            self._worker.stop_soon()
+            self._worker.task.stop_soon()
         else:
             self._lease.limit = limit
 
@@ -83,11 +91,7 @@ class ClusterSessions(Limited):
 
     @ttl.setter
     def ttl(self, ttl: float) -> None:
-        if isinstance(ttl, bool) or not (isinstance(ttl, (int, float)) and SHORTEST_TTL <= ttl <= 3600):
-            raise ValueError(
-                f"ttl={ttl!r}: use {SHORTEST_TTL:g} to 3600 seconds; a shorter lease would end between two syncs"
-            )
-        self._lease.ttl = ttl
+        self._lease.ttl = checked_ttl(ttl)
 
     @property
     def fallback(self) -> Fallback:
@@ -96,9 +100,7 @@ class ClusterSessions(Limited):
 
     @fallback.setter
     def fallback(self, fallback: Fallback) -> None:
-        if fallback not in get_args(Fallback):
-            raise ValueError(f"fallback={fallback!r}: use 'share', 'open' or 'closed'")
-        self._lease.fallback = fallback
+        self._lease.fallback = checked_fallback(fallback)
 
     @property
     def active(self) -> int:
@@ -120,19 +122,19 @@ class ClusterSessions(Limited):
         if self._limit is None:
             lease.used += 1
             return
-        self._worker.start()
-        self._worker.look()
+        self._worker.task.start()
+        self._worker.task.look()
         with anyio.move_on_after(PATIENCE):
             while lease.may_wait:
                 lease.waiting += 1
                 try:
-                    await self._worker.outcome()
+                    await self._worker.task.turn()
                 finally:
                     lease.waiting -= 1
                 if lease.take():
                     return
         lease.miss()
-        self._worker.look()
+        self._worker.task.look()
         usage = lease.used if lease.reply is None else lease.reply.used
         raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit)
 
@@ -153,16 +155,16 @@ class ClusterSessions(Limited):
         :raises RuntimeError: on trio.
         """
         if self._limit is not None:
-            self._worker.start()
+            self._worker.task.start()
 
     def sample(self) -> None:
         """Have a sync made if one is due."""
         self.start()
-        self._worker.look()
+        self._worker.task.look()
 
     async def stop(self) -> None:
         """Stop to sync, and give the places back to the cluster."""
-        await self._worker.stop()
+        await self._worker.task.stop()
 
     def forked(self) -> None:
         """Begin anew in a child process."""
@@ -191,8 +193,30 @@ def _nobody(_event: events.Event) -> None:
     pass
 
 
+def checked_ttl(ttl: float) -> float:
+    """Return ``ttl``.
+
+    :raises ValueError: if a lease of it would end between two syncs.
+    """
+    if isinstance(ttl, bool) or not (isinstance(ttl, (int, float)) and SHORTEST_TTL <= ttl <= 3600):
+        raise ValueError(
+            f"ttl={ttl!r}: use {SHORTEST_TTL:g} to 3600 seconds; a shorter lease would end between two syncs"
+        )
+    return ttl
+
+
+def checked_fallback(fallback: Fallback) -> Fallback:
+    """Return ``fallback``.
+
+    :raises ValueError: if there is none of that name.
+    """
+    if fallback not in get_args(Fallback):
+        raise ValueError(f"fallback={fallback!r}: use 'share', 'open' or 'closed'")
+    return fallback
+
+
 def _forked() -> None:
-    for gate in [*_gates]:
+    for gate in [*children_of_fork]:
         gate.forked()
 
 

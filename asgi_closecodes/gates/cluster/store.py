@@ -18,13 +18,11 @@ SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 SYNC = files(__package__).joinpath("sync.lua").read_text()
+COUNT = files(__package__).joinpath("count.lua").read_text()
 
 
-class LeaseStore(Protocol):
-    """Keeps the leases of all workers. Whatever its methods raise means that it cannot be used for now."""
-
-    async def sync(self, request: Request) -> Reply:
-        """Record what a worker says, and return what it may hold."""
+class Store(Protocol):
+    """Whatever the methods of a store raise means that it cannot be used for now."""
 
     async def risk(self) -> str | None:
         """Return why this store may lose what it knows, if its configuration says so."""
@@ -37,6 +35,25 @@ class LeaseStore(Protocol):
 
     def forget(self) -> None:
         """Leave the connections alone, since they belong to the parent process."""
+
+
+class LeaseStore(Store, Protocol):
+    """Keeps the leases of all workers."""
+
+    async def sync(self, request: Request) -> Reply:
+        """Record what a worker says, and return what it may hold."""
+
+
+class CountStore(Store, Protocol):
+    """Keeps the number of sessions of each key, by worker."""
+
+    async def count(
+        self, worker: str, seq: int, ttl: float, limit: int, counts: Sequence[tuple[str, int, int]]
+    ) -> tuple[bool, list[int]]:
+        """Record the ``counts`` of a worker: of each key its sessions, and how many more ask for a place.
+
+        Return whether the worker was known, and how many of each key get one.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +110,24 @@ class RedisStore:
         self._timeout = timeout
         self._keys = keys_of(checked_name(name))
         self._client: Client | None = None
+        self._counting = f"closecodes:{{{name}}}:keys"
         self._sync = Script(SYNC)
+        self._count = Script(COUNT)
 
     async def sync(self, request: Request) -> Reply:
         """Record what a worker says, and return what it may hold."""
         return Reply(*await self._sync.run(self._connected(), self._keys, request.arguments()))
+
+    async def count(
+        self, worker: str, seq: int, ttl: float, limit: int, counts: Sequence[tuple[str, int, int]]
+    ) -> tuple[bool, list[int]]:
+        """Record the sessions of a worker by key; return whether it was known, and how many more are admitted."""
+        keys = [self._counting, *(f"{self._counting}:{digest}" for digest, _, _ in counts)]
+        numbers = (number for _, open_, more in counts for number in (open_, more))
+        known, *admitted = await self._count.run(
+            self._connected(), keys, (worker, seq, int(ttl * 1000), limit, *numbers)
+        )
+        return bool(known), admitted
 
     async def risk(self) -> str | None:
         """Return why this Redis may lose the leases, if it says so."""
@@ -229,7 +259,7 @@ def connect(url: str, timeout: float) -> Client:
     options["retry"] = Retry(NoBackoff(), 0)
     if parts.scheme == "redis+cluster":
         plain = urlunsplit(parts._replace(scheme="redis"))
-        return RedisCluster.from_url(plain, **options, cluster_error_retry_attempts=1)
+        return RedisCluster.from_url(plain, **options)
     if parts.scheme == "redis+sentinel":
         hosts, service, db = _sentinel_of(parts)
         user = {"username": parts.username, "password": parts.password}
@@ -259,6 +289,8 @@ async def close(client: Client) -> None:
             pool = getattr(client, "connection_pool", None)
             if pool is not None:
                 await pool.disconnect()
+            for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+                await sentinel.aclose()
     except Exception:  # noqa: S110 - it is thrown away
         pass
 
@@ -286,24 +318,24 @@ def explained(error: BaseException) -> str:
 
     if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
         return "it does not answer in time"
-    word = str(error).partition(" ")[0].strip(":")
-    # redis-py turns some answers into classes, and takes the first word off them.
-    by_class = {
-        exceptions.AuthenticationError: "WRONGPASS",
-        exceptions.NoPermissionError: "NOPERM",
-        exceptions.ReadOnlyError: "READONLY",
-        exceptions.OutOfMemoryError: "OOM",
-        exceptions.BusyLoadingError: "LOADING",
-        exceptions.MovedError: "MOVED",
-        exceptions.MasterDownError: "MASTERDOWN",
-        exceptions.ClusterDownError: "CLUSTERDOWN",
-    }
-    if word not in _MEANINGS:
-        word = next((word for kind, word in by_class.items() if isinstance(error, kind)), "")
-    if "Authentication required" in str(error):
-        word = "NOAUTH"
-    if word:
-        return _MEANINGS[word]
+    # The code of the server's answer stands somewhere in the text, or redis-py has made it a class.
+    found = re.search("|".join(_MEANINGS), str(error))
+    if found is not None:
+        return _MEANINGS[found.group()]
+    if re.search("Authentication required|already authenticated", str(error)):
+        return _MEANINGS["NOAUTH"]
+    for kind, code in (
+        (exceptions.AuthenticationError, "WRONGPASS"),
+        (exceptions.NoPermissionError, "NOPERM"),
+        (exceptions.ReadOnlyError, "READONLY"),
+        (exceptions.OutOfMemoryError, "OOM"),
+        (exceptions.BusyLoadingError, "LOADING"),
+        (exceptions.MovedError, "MOVED"),
+        (exceptions.MasterDownError, "MASTERDOWN"),
+        (exceptions.ClusterDownError, "CLUSTERDOWN"),
+    ):
+        if isinstance(error, kind) or isinstance(error.__cause__, kind):
+            return _MEANINGS[code]
     if isinstance(error, (OSError, exceptions.ConnectionError)):
         return "it cannot be reached"
     return f"{type(error).__module__}.{type(error).__qualname__}"
