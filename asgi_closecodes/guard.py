@@ -23,7 +23,7 @@ from .logs import LogObserver
 from .rates import Rate
 from .retry import RetryQueue
 from .session import Rules, Session, session_of
-from .settings import Settings, gates_of, unknown_settings
+from .settings import Settings, checked_change, gates_of, unknown_settings
 from .shedding import Pace, Victims
 from .sigterm import drain_at_sigterm
 from .tally import Saturation, Tally
@@ -151,7 +151,7 @@ class Guard:
 
         :raises SettingsError: if the settings cannot be used.
         """
-        self.settings = self.settings.changed(**changes)
+        self.settings = checked_change(self.settings, self.settings.changed(**changes))
         self._follow_settings()
         changed = {name: getattr(self.settings, name) for name in changes}
         self.report(events.LimitsSet(self.settings.limits(), changed))

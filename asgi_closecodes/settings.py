@@ -323,19 +323,24 @@ class Settings(BaseSettings):
     def changed(self, **changes: Any) -> Self:
         """Return these settings with ``changes``; the environment is not read again.
 
-        What the processes of a cluster meet by cannot be changed: the sessions that are open are counted there.
-
         :raises SettingsError: naming all that is wrong, at once.
         """
-        changed = type(self)(**{**self.model_dump(), **changes})
-        for name in ("redis_url", "cluster_name"):
-            if getattr(changed, name) != getattr(self, name):
-                raise SettingsError(f"{name} cannot be changed while the application runs: restart it")
-        return changed
+        return type(self)(**{**self.model_dump(), **changes})
 
     def limits(self) -> dict[str, object]:
         """Return the settings that limit something, by name."""
         return {name: getattr(self, name) for name in (*LIMITS, "max_refusals_per_second")}
+
+
+def checked_change(before: Settings, after: Settings) -> Settings:
+    """Return ``after``.
+
+    :raises SettingsError: if it changes where the processes of a cluster meet: what is open is counted there.
+    """
+    for name in ("redis_url", "cluster_name"):
+        if getattr(before, name) != getattr(after, name):
+            raise SettingsError(f"{name} cannot be changed while the application runs: restart it")
+    return after
 
 
 def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.events import SettingIgnored
@@ -17,11 +18,13 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    """Nothing of the environment of the tests themselves."""
+def clean(monkeypatch, request):
+    """Nothing of the environment of the tests themselves; but a limit of a cluster needs a place to meet."""
     for name in list(os.environ):
         if name.upper().startswith("CLOSECODES_"):
             monkeypatch.delenv(name)
+    if "cluster_max_sessions" in request.node.name:
+        monkeypatch.setenv("CLOSECODES_REDIS_URL", "redis://localhost")
 
 
 def variable(name):
@@ -74,6 +77,16 @@ GOOD = {
         ("1000000000", 10**9),
     ],
     "max_cpu": [*NO_LIMIT, (0.5, 0.5), ("0.5", 0.5), ("80%", 0.8), (1, 1.0), ("100%", 1.0)],
+    "redis_url": [
+        *NO_LIMIT,
+        *[(url, SecretStr(url)) for url in ("redis://localhost", "rediss://:pw@host:6380/1", "unix:///run/redis.sock")],
+        *[(url, SecretStr(url)) for url in ("redis+sentinel://a,b:26380/mymaster", "redis+cluster://[::1]:7000")],
+    ],
+    "cluster_max_sessions": SESSIONS,
+    "cluster_max_sessions_per_client": SESSIONS,
+    "cluster_name": words("chat", "chat:eu-1.b_2"),
+    "cluster_ttl": [(2, 2.0), ("3", 3.0), (3600, 3600.0)],
+    "cluster_fallback": words("share", "open", "closed"),
     "shadow": [
         ("max_sessions", {"max_sessions"}),
         (" max_cpu , max_sessions,", {"max_sessions", "max_cpu"}),
@@ -132,6 +145,15 @@ BAD = {
     "drain_on_sigterm": NO_SWITCH,
     "handshake": [*NO_WORD, "CLOSE", "reject"],
     "max_refusals_per_second": [*NO_NUMBERS, *NEGATIVE],
+    "redis_url": [
+        *(True, 1, "localhost", "http://localhost", "redis://", "redis://host:port", "unix://"),
+        "redis+sentinel://host",
+    ],
+    "cluster_max_sessions": NO_COUNT,
+    "cluster_max_sessions_per_client": NO_COUNT,
+    "cluster_name": ["", "a b", "{a}", "x" * 65, None],
+    "cluster_ttl": [*NO_NUMBERS, *NEGATIVE, 0, 1.9, 3601, None],
+    "cluster_fallback": ["half", None, "", True],
     "retry_after_cap": [*NO_NUMBERS, *NEGATIVE, 0, 0.9, "0.9", None, "none"],
     "gate_failure": [*NO_WORD, "close"],
     "error_code": NO_CODE,
@@ -191,7 +213,7 @@ def test_a_good_value_makes_a_guard(name, value, read):
 
 @pytest.mark.parametrize(("name", "value"), cases(BAD))
 def test_a_bad_value_is_refused_as_a_keyword(name, value):
-    with pytest.raises(SettingsError, match=f"\n  {name} = "):
+    with pytest.raises(SettingsError, match=f"\n  {name} \\(or" if name == "redis_url" else f"\n  {name} = "):
         Settings(**{name: value})
 
 
@@ -202,12 +224,14 @@ def test_a_bad_value_is_refused_from_the_environment(monkeypatch, name, value):
     if value in {"True", "False"} and isinstance(Settings.model_fields[name].default, bool):
         pytest.skip("a boolean")
     monkeypatch.setenv(variable(name), value)
-    with pytest.raises(SettingsError, match=f"\n  {name} = {re.escape(repr(value))}"):
+    shown = "" if name == "redis_url" else f" = {re.escape(repr(value))}"  # there may be a password in it
+    with pytest.raises(SettingsError, match=f"\n  {name}{shown} \\(or"):
         Settings()
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_an_empty_variable_is_none(monkeypatch, name):
+    monkeypatch.delenv("CLOSECODES_REDIS_URL", raising=False)
     monkeypatch.setenv(variable(name), "")
     assert Settings() == Settings.model_construct()
 

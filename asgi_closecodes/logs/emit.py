@@ -492,7 +492,7 @@ def _(event: events.ClusterAway, observer: LogObserver) -> _Told:
         "closecodes.cluster.fallback": event.fallback,
     }
     message = "the Redis of the cluster limit %s is away: %s; the lease lasts %.1f s more, then fallback=%s"
-    return message, (event.name, problem, event.lease, event.fallback), keys
+    return _Told(message, (event.name, problem, event.lease, event.fallback), keys)
 
 
 @_told.register

@@ -55,6 +55,10 @@ class Proxy:
                         await one.wait_closed()
 
     async def _pass(self, reader, writer, back, dropped):
+        with contextlib.suppress(OSError):
+            await self._pass_on(reader, writer, back, dropped)
+
+    async def _pass_on(self, reader, writer, back, dropped):
         while data := await reader.read(65536):
             if back is not None and self.answer is not None and b"EVAL" in data:
                 back.write(self.answer)

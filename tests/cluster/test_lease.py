@@ -315,10 +315,25 @@ def test_the_lowest_limit_holds_as_long_as_somebody_has_it(cluster):
     assert cluster.sync(high).limit == 10
     fill(cluster, high)
     assert high.used + low.used <= 10
+    for _ in range(3):
+        cluster.now += TTL / 3
+        cluster.sync(low)
+        assert cluster.sync(high).limit == 10
+    low.limit = 15  # who had it may raise it at once
+    cluster.sync(low)
+    assert cluster.sync(high).limit == 15
     cluster.sync(low, leave=True)
-    cluster.now += TTL + 1
-    cluster.sync(high)
     assert cluster.sync(high).limit == 20
+
+
+def test_the_limit_of_a_dead_worker_is_forgotten(cluster):
+    high, low = cluster.worker(20), cluster.worker(10)
+    cluster.sync(low)
+    cluster.sync(high)
+    for _ in range(int(TTL)):
+        cluster.now += 1.1
+        last = cluster.sync(high)
+    assert last.limit == 20
 
 
 def test_what_a_lowered_limit_leaves_over_leaves_in_equal_parts(cluster):
@@ -331,6 +346,7 @@ def test_what_a_lowered_limit_leaves_over_leaves_in_equal_parts(cluster):
         while worker.used < 100 and worker.take():
             pass
         cluster.sync(worker)
+    before = [worker.used for worker in workers]
     for worker in workers:
         worker.limit = 500
     for _ in range(60):
@@ -341,7 +357,8 @@ def test_what_a_lowered_limit_leaves_over_leaves_in_equal_parts(cluster):
                 worker.give_back()
             assert not (worker.excess and worker.take())
     assert sum(worker.used for worker in workers) == pytest.approx(500, abs=10)
-    assert all(worker.used == pytest.approx(50, abs=10) for worker in workers)
+    share = 500 / sum(before)
+    assert all(worker.used == pytest.approx(used * share, abs=3) for worker, used in zip(workers, before, strict=True))
 
 
 def test_sessions_are_not_shed_for_what_was_admitted_while_the_store_was_away(cluster):

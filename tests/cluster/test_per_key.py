@@ -201,7 +201,9 @@ async def test_a_limit_that_is_set_later_finds_what_is_open(processes):
     assert await processes.come(1, first) == 0
 
 
-@pytest.mark.parametrize("options", [{"limit": -1}, {"ttl": 0}, {"fallback": "x"}, {"name": "a b"}, {"redis_url": "x://"}])
+@pytest.mark.parametrize(
+    "options", [{"limit": -1}, {"ttl": 0}, {"fallback": "x"}, {"name": "a b"}, {"redis_url": "x://"}]
+)
 def test_what_cannot_be_used_is_refused(options):
     with pytest.raises(ValueError, match="use |begins"):
         ClusterSessionsPerKey(**{"limit": 1, "redis_url": "redis://localhost", **options})

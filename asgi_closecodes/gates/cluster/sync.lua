@@ -1,7 +1,8 @@
 -- One sync of one worker: it says what it holds and needs, and is told what it may hold. What it says is a
 -- state, never a change of one: a sync that is lost, doubled or late does no harm.
 --
--- KEYS[1]  meta    HASH  alloc, used: sums over the workers; beat, skew, doubt, learn, limit, limit_until
+-- KEYS[1]  meta    HASH  alloc, used: sums over the workers; beat, skew, doubt, learn, limit, limit_by,
+--                limit_until
 -- KEYS[2]  grants  HASH  worker -> grant:used:seq:since:anchor
 -- KEYS[3]  expiry  ZSET  worker -> when its places are free again
 --
@@ -24,7 +25,7 @@ local leaves = ARGV[12] == '1'
 local time = redis.call('TIME')
 local wall = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local meta = redis.call('HMGET', META, 'alloc', 'used', 'beat', 'skew', 'doubt', 'learn', 'limit', 'limit_until')
+local meta = redis.call('HMGET', META, 'alloc', 'used', 'beat', 'skew', 'doubt', 'learn', 'limit', 'limit_until', 'limit_by')
 local workers = redis.call('ZCARD', EXPIRY)
 local lost = not meta[1] or workers ~= redis.call('HLEN', GRANTS) or (workers == 0 and tonumber(meta[1]) > 0)
 if lost then  -- new, flushed, or evicted in parts
@@ -34,7 +35,7 @@ end
 local function number(index, default) return tonumber(meta[index] or default) end
 local alloc, total, beat, skew = number(1, 0), number(2, 0), number(3, wall), number(4, 0)
 local doubt, learn = number(5, wall + 0.4 * ttl), number(6, 0)  -- whoever lives syncs within 0.4 ttl
-local lowest, lowest_until = number(7, limit), number(8, 0)
+local lowest, lowest_until, lowest_by = number(7, limit), number(8, 0), meta[9]
 
 local function parsed(record)
   local fields = {}
@@ -75,7 +76,10 @@ if beat >= doubt then
   end
 end
 
-if limit <= lowest or beat >= lowest_until then lowest, lowest_until = limit, likely + ttl end
+-- The lowest limit counts, until the last who had it has another one, leaves, or is not heard of any more.
+if limit <= lowest or worker == lowest_by or beat >= lowest_until then
+  lowest, lowest_until, lowest_by = limit, leaves and beat or likely + ttl, worker
+end
 
 if not record then workers = workers + 1 end
 local keep = leaves and used or math.max(have, used)
@@ -98,5 +102,5 @@ else
   redis.call('ZADD', EXPIRY, string.format('%.0f', now + ttl), worker)
 end
 redis.call('HSET', META, 'alloc', alloc, 'used', total, 'beat', beat, 'skew', wall - now, 'doubt', doubt,
-  'learn', learn, 'limit', lowest, 'limit_until', lowest_until)
+  'learn', learn, 'limit', lowest, 'limit_until', lowest_until, 'limit_by', lowest_by)
 return {seq, grant, advice, alloc, total, workers, lowest, math.max(learn - beat, 0)}
