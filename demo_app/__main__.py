@@ -1,10 +1,14 @@
-"""Serve the demo: ``python -m demo_app [--server uvicorn|hypercorn|granian] [--host HOST] [--port PORT]``."""
+"""Serve the demo: ``python -m demo_app [--server uvicorn|hypercorn|granian] [--host HOST] [--port PORT]``.
+
+``--workers 2 --cluster`` serves it by two processes that hold one limit together.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import logging
 import socket
@@ -16,6 +20,7 @@ try:
     from asgi_closecodes import SettingsError
 
     from .app import DemoSettings, create_app
+    from .cluster import one_limit
 except ModuleNotFoundError as missing:  # of a clone in which nothing was installed yet
     sys.exit(f"{(missing.name or '').partition('.')[0]} is not installed: {INSTALL}")
 
@@ -25,6 +30,13 @@ def _with_uvicorn(host: str, port: int) -> None:
 
     # No logging configuration of its own: its records become JSON lines like all others.
     uvicorn.run(create_app(), host=host, port=port, log_config=None, access_log=False)
+
+
+def _with_workers_of_uvicorn(workers: int, host: str, port: int) -> None:
+    import uvicorn  # noqa: PLC0415
+
+    app = "demo_app.app:create_app"
+    uvicorn.run(app, factory=True, workers=workers, host=host, port=port, log_config=None, access_log=False)
 
 
 def _with_hypercorn(host: str, port: int) -> None:
@@ -72,7 +84,13 @@ def main() -> int:
     parser.add_argument("--server", choices=SERVERS, default="uvicorn")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, default=1, help="processes, with uvicorn")
+    parser.add_argument("--cluster", action="store_true", help="one limit over all workers, on a Redis of its own")
     options = parser.parse_args()
+    if options.workers < 1 or (options.workers > 1 and options.server != "uvicorn"):
+        return _stopped(
+            f"--workers {options.workers} is not possible with {options.server}: use uvicorn, and 1 or more"
+        )
 
     for module in NEEDS[options.server]:
         if importlib.util.find_spec(module) is None:
@@ -87,9 +105,19 @@ def main() -> int:
         problem = f"cannot listen on port {options.port} of {options.host} ({error})"
         return _stopped(f"{problem}: stop the program that uses it, or choose another with --port")
 
-    print(f"The demo is on http://{options.host}:{options.port}/ (served by {options.server})", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        SERVERS[options.server](options.host, options.port)
+    serve = SERVERS[options.server]
+    if options.workers > 1:
+        serve = functools.partial(_with_workers_of_uvicorn, options.workers)
+    with contextlib.ExitStack() as stack:
+        if options.cluster:
+            try:
+                url = stack.enter_context(one_limit())
+            except OSError as error:
+                return _stopped(f"the Redis of --cluster does not start: {error}")
+            print(f"One limit over all workers: asgi-closecodes cluster status --redis-url {url}", flush=True)
+        print(f"The demo is on http://{options.host}:{options.port}/ (served by {options.server})", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(options.host, options.port)
     return 0
 
 

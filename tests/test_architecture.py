@@ -28,6 +28,7 @@ MAY_KNOW = {
     "exceptions": {"codes"},
     "session": {"background", "channel", "codes", "error_ids", "events", "exceptions", "fingerprint"},
     "gates": {"channel", "codes", "events", "exceptions", "rates", "session"},
+    "cli": {"gates"},
     "logs": {"codes", "events", "fingerprint", "rates"},
     "client": {"background", "channel", "codes"},
     "settings": {"codes", "gates"},

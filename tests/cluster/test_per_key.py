@@ -143,7 +143,7 @@ async def _count(server, processes, key, expected):
 
 
 async def test_a_server_that_lost_its_data_is_told_again(processes, server):
-    gate = processes.add()
+    processes.add()
     assert await processes.come(3) == 3
     server.command("FLUSHALL")
     await processes.until(lambda: _count(server, processes, "ann", 3))

@@ -2,7 +2,7 @@
 
 from .per_key import ClusterSessionsPerKey
 from .sessions import ClusterSessions
-from .store import CountStore, LeaseStore, RedisStore, checked_name, checked_url
+from .store import CountStore, LeaseStore, RedisStore, State, checked_name, checked_url
 
 __all__ = [
     "ClusterSessions",
@@ -10,6 +10,7 @@ __all__ = [
     "CountStore",
     "LeaseStore",
     "RedisStore",
+    "State",
     "checked_name",
     "checked_url",
 ]

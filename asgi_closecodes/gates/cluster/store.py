@@ -147,7 +147,7 @@ class RedisStore:
         meta: Mapping[bytes, bytes] = await client.hgetall(meta_key)
         grants: Mapping[bytes, bytes] = await client.hgetall(grants_key)
         expiry: Sequence[tuple[bytes, float]] = await client.zrange(expiry_key, 0, -1, withscores=True)
-        numbers = {key.decode(): float(value) for key, value in meta.items()}
+        numbers = {key.decode(): float(value) for key, value in meta.items() if key != b"limit_by"}
         seconds, microseconds = await client.time()
         now = seconds * 1000 + microseconds / 1000 - numbers.get("skew", 0)
         workers = []

@@ -1,0 +1,31 @@
+"""The demo's workers under one limit."""
+
+import contextlib
+
+import pytest
+import websockets
+
+from .test_demo import running_demo, start
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_two_workers_hold_one_limit(tmp_path):
+    with running_demo(tmp_path, "--workers", "2", "--cluster") as demo:
+        async with contextlib.AsyncExitStack() as stack:
+            codes = []
+            for _ in range(12):
+                socket = await stack.enter_async_context(websockets.connect(f"{demo.url}/echo", proxy=None))
+                with contextlib.suppress(websockets.ConnectionClosed):
+                    await socket.send("?")
+                    await socket.recv()
+                codes.append(socket.close_code)
+            assert codes.count(None) == 3
+            assert set(codes) == {None, 1013}
+
+
+def test_other_servers_have_no_workers():
+    with start("--workers", "2", "--server", "hypercorn") as process:
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "use uvicorn" in errors
