@@ -43,7 +43,7 @@ class ClusterSessions(Limited):
     stops, and within ``ttl`` when it dies. Open sessions are never closed because Redis is away.
 
     :param limit: sessions of the whole cluster; None is no limit, 0 admits nobody. The lowest that a process has holds.
-    :param redis_url: of a Redis (5 or later) or Valkey, see :class:`RedisStore`; or another :class:`LeaseStore`.
+    :param redis_url: of a Redis (6.2 or later) or Valkey, see :class:`RedisStore`; or another :class:`LeaseStore`.
     :param name: tells limits on the same Redis apart.
     :param ttl: seconds that a lease lasts.
     :param fallback: what admits when a lease has ended and Redis is away. ``share``: each process, up to 80 % of its

@@ -95,7 +95,7 @@ def keys_of(name: str) -> tuple[str, str, str]:
 
 
 class RedisStore:
-    """Leases on a Redis (5 or later) or a Valkey.
+    """Leases on a Redis (6.2 or later) or a Valkey.
 
     :param url: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them;
         ``redis+sentinel://[user:password@]host:port,host:port/service/db`` asks Sentinels for the primary, and
