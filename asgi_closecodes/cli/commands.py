@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "cluster": "who holds what of a limit that many processes share",
     "logs": "errors, closes and single records out of log files",
 }
 """For each module of this package that has a command of its name: what it is about."""
