@@ -53,7 +53,7 @@ async def authenticated(websocket: WebSocket, who: Annotated[str, Cookie()] = ""
     :raises TryAgainLater: if the person has two sessions already.
     """
     name, _, signature = who.partition(".")
-    if not hmac.compare_digest(signature, _signature(name)):
+    if not hmac.compare_digest(signature.encode(), _signature(name).encode()):
         raise CloseWith(1008, "sign in first")
     session_of(websocket).key = name
     return name
@@ -159,7 +159,7 @@ def _message(name: str, text: str) -> str:
 class Person(BaseModel):
     """Who signs in."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^\w{1,20}$")]
+    name: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_]{1,20}$")]
 
 
 _KEY = secrets.token_bytes()

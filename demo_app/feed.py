@@ -31,8 +31,11 @@ class Tail(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line of ``record``."""
-        self._lines.append(self.format(record))
-        self._written += 1
+        try:
+            self._lines.append(self.format(record))
+            self._written += 1
+        except Exception:
+            self.handleError(record)
 
     def since(self, written: int) -> tuple[list[str], int]:
         """Return the lines that came after ``written`` ones, as far as they are kept, and how many there were."""
@@ -83,7 +86,7 @@ class Feed:
 
     async def _tell(self, websocket: WebSocket) -> None:
         written = 0
-        with suppress(WebSocketDisconnect):
+        with suppress(WebSocketDisconnect, RuntimeError):  # uvicorn's, in the moment in which the connection is lost
             while True:
                 lines, written = self._tail.since(written)
                 await websocket.send_json({**self._state(), "lines": lines})

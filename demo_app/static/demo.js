@@ -41,9 +41,15 @@ function tell(...parts) {
 
 let work = null;
 
+function drop() {
+  work?.resolve(false);
+  work = null;
+  showWork();
+}
+
 /** Show progress until `done()` returns [all, all]; resolve to whether it got there before other work began. */
 function until(done) {
-  work?.resolve(false);
+  drop();
   return new Promise((resolve) => {
     work = { done, resolve };
     showWork();
@@ -95,8 +101,7 @@ function changed() {
 function closeAll() {
   for (const client of clients) client.close();
   clients.clear();
-  work?.resolve(false);
-  work = null;
+  drop();
   changed();
 }
 
@@ -108,8 +113,9 @@ async function openAll(count) {
   const answered = until(() => [opened.filter(isAnswered).length, total]);
   while (opened.length < total) {
     if (opened.some((client) => !clients.has(client))) return null;
-    if (inState("connecting").length < AT_ONCE) opened.push(open());
-    else await change();
+    if (inState("connecting").length >= AT_ONCE) await change();
+    else if (clients.size < MOST) opened.push(open());
+    else return drop(), open(); // another click was faster
   }
   if (!(await answered)) return null;
   await pause(SETTLED);
@@ -204,8 +210,7 @@ byId("drain").onclick = async ({ currentTarget }) => {
 
 byId("resume").onclick = async ({ currentTarget }) => {
   if (!(await order(currentTarget, "resume"))) return;
-  work?.resolve(false);
-  work = null;
+  drop();
   tell("A fresh start. Those who were told to come back do so.");
 };
 
@@ -279,6 +284,7 @@ function show() {
     byId("of").textContent = limit === null ? "without a limit" : `of ${limit}`;
     byId("limit").textContent = server.limit ?? "none";
     byId("lower").disabled = server.limit === 0;
+    byId("raise").disabled = byId("stall").disabled = false;
     byId("drain").disabled = server.draining;
     byId("resume").disabled = !server.draining;
     plot.describe(sessions, limit, counts);
@@ -289,7 +295,12 @@ function show() {
 // What the server says, ten times a second, on a socket that no gate limits
 
 const feed = new ReconnectingWebSocket(`${location.origin.replace("http", "ws")}/feed`, { backoff: { cap: 2e3 } });
-feed.addEventListener("open", () => log.clear()); // the server tells all that it has, once more
+let isLost = false;
+feed.addEventListener("open", () => {
+  log.clear(); // the server tells all that it has, once more
+  if (isLost) tell("The server is back.");
+  isLost = false;
+});
 feed.addEventListener("message", ({ data }) => {
   server = JSON.parse(data);
   if (server.limit === wanted) wanted = null;
@@ -297,7 +308,10 @@ feed.addEventListener("message", ({ data }) => {
   plot.sample(...(without ? [server.bare, null] : [server.sessions, server.limit]));
   refresh();
 });
-feed.addEventListener("close", () => tell("The server does not answer. This page keeps trying."));
+feed.addEventListener("close", () => {
+  if (!isLost) tell("The server does not answer. This page keeps trying.");
+  isLost = true;
+});
 
 setInterval(() => {
   for (const client of clients) client.count();

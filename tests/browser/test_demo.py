@@ -266,6 +266,7 @@ def test_a_server_that_is_gone_is_missed_and_found_again(new_page, tmp_path):
     visitor.is_told("^The server does not answer")
     expect(visitor.tiles("waiting")).to_have_count(1)
     with running_demo(tmp_path, port=port):
+        visitor.is_told("^The server is back")
         expect(visitor.tiles("open")).to_have_count(1)
         visitor.sees(1, 20)
         page.close()

@@ -161,6 +161,7 @@ def test_every_line_of_its_log_is_json_and_the_ref_finds_the_stack_trace(tmp_pat
         with Raw(demo, "/echo") as peer:
             assert peer.answer() == 101
             assert connect(demo, "/echo").code == 1013
+            assert demo.wait_for_records(1, event__name="closecodes.session.refused")  # clients hear of it first
         demo.process.send_signal(signal.SIGINT)
         assert demo.process.wait(20) == 0
         records = [json.loads(line) for line in demo.log().splitlines()]
