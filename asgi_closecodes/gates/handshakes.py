@@ -108,7 +108,7 @@ class HandshakeRate:
     :param burst: sessions at once after a pause, by default as many as come in a second.
     :param ramp: seconds.
     :param cap: the longest delay that a client is told, in seconds; later turns are spread over its upper half.
-    :raises ValueError: if one of them cannot be used, here or when it is changed.
+    :raises ValueError: if one of them cannot be used, here or when ``rate`` or ``burst`` is changed.
     """
 
     __slots__ = ("_burst", "_clock", "_limiter", "_rate", "_start", "_turn", "cap", "ramp")
@@ -123,6 +123,9 @@ class HandshakeRate:
         cap: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        for name, seconds in (("ramp", ramp), ("cap", cap)):
+            if not 0 <= seconds < math.inf:
+                raise ValueError(f"{name}={seconds!r}: use a number of seconds, 0 or more")
         self._clock = clock
         self._limiter = Rate(0, 0, clock=clock)
         self._start = clock()

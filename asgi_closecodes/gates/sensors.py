@@ -40,6 +40,7 @@ class LoopLag:
 
     :param interval: seconds between two samples.
     :param half_life: seconds after which a stall counts half.
+    :raises ValueError: if one of them is no number of seconds.
     """
 
     name = "lag"
@@ -47,6 +48,9 @@ class LoopLag:
     def __init__(
         self, interval: float = 0.1, *, half_life: float = 1.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        for name, seconds in (("interval", interval), ("half_life", half_life)):
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"{name}={seconds!r}: use a number of seconds above 0")
         self._interval = interval
         self._half_life = half_life
         self._clock = clock
@@ -137,6 +141,8 @@ class Memory(_Slow):
         self, limit: int | None = None, *, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(clock)
+        if limit is not None and not limit > 0:
+            raise ValueError(f"limit={limit!r}: use a number of bytes above 0, or None for the cgroup's limit")
         self.limit = limit
         self._root = root
 

@@ -87,7 +87,7 @@ class MaxSessions(Limited):
         super().__init__(limit)
         self.reserve = dict(reserve or {})
         for priority, share in self.reserve.items():
-            if not 0 <= share <= 1:
+            if not (isinstance(share, (int, float)) and 0 <= share <= 1):
                 raise ValueError(f"reserve={{{priority!r}: {share!r}}}: use a share of the limit between 0 and 1")
         self.active = 0
         """Open sessions. They are counted without a limit too: one that is set later finds them."""
@@ -142,6 +142,7 @@ class MaxSessionsPerKey(Limited):
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the oldest of that key is shed and the new
         one takes its place. Connections that have died without a word otherwise lock their own user out.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
+    :raises TypeError: if ``key`` cannot be called.
     """
 
     __slots__ = ("_lowered", "_sessions", "active", "key", "when_full")
@@ -156,6 +157,8 @@ class MaxSessionsPerKey(Limited):
     ) -> None:
         if when_full not in {"refuse", "replace_oldest"}:
             raise ValueError(f"when_full={when_full!r}: use 'refuse' or 'replace_oldest'")
+        if not callable(key):
+            raise TypeError(f"key={key!r} cannot be called; use a function of the session")
         self._lowered = False
         super().__init__(limit)
         self.key = key

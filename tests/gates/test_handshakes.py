@@ -167,6 +167,13 @@ def test_a_burst_is_a_number_of_sessions(burst):
         HandshakeRate(1, burst)
 
 
+@pytest.mark.parametrize("name", ["ramp", "cap"])
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_a_ramp_and_a_cap_are_numbers_of_seconds(name, seconds):
+    with pytest.raises(ValueError, match=f"{name}={seconds!r}"):
+        HandshakeRate(1, **{name: seconds})
+
+
 @pytest.mark.anyio
 async def test_a_storm_of_clients_that_follow_their_hints_is_in_almost_as_fast_as_it_can_be():
     """2 000 clients at once, 50 a second: 39 s at least, as the first 50 come in at once."""

@@ -56,7 +56,20 @@ def test_who_is_not_sampled_any_more_knows_nothing():
     assert lag.value() == pytest.approx(0, abs=1e-9) or lag.value() < 0
 
 
+@pytest.mark.parametrize("name", ["interval", "half_life"])
+@pytest.mark.parametrize("seconds", [0, -0.1, float("nan"), float("inf")])
+def test_an_interval_and_a_half_life_are_numbers_of_seconds(name, seconds):
+    with pytest.raises(ValueError, match=f"{name}={seconds!r}"):
+        LoopLag(**{name: seconds})
+
+
 # Memory
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan")])
+def test_a_limit_is_a_number_of_bytes(limit):
+    with pytest.raises(ValueError, match=f"limit={limit!r}"):
+        Memory(limit)
 
 
 def memory(root):

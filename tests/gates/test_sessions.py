@@ -373,7 +373,7 @@ async def test_a_reserve_is_kept_from_a_priority():
     assert gate.active == 10
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "0.1"])
 def test_a_reserve_is_a_share(share):
     with pytest.raises(ValueError, match="use a share of the limit between 0 and 1"):
         MaxSessions(10, reserve={1: share})
@@ -405,6 +405,11 @@ async def test_nobody_can_be_replaced_where_nobody_may_be():
 def test_what_happens_when_full_is_one_of_two():
     with pytest.raises(ValueError, match="'sometimes': use 'refuse' or 'replace_oldest'"):
         MaxSessionsPerKey(1, when_full="sometimes")
+
+
+def test_a_key_is_a_function():
+    with pytest.raises(TypeError, match="key='user' cannot be called; use a function of the session"):
+        MaxSessionsPerKey(1, key="user")
 
 
 # Lowered limits
