@@ -53,7 +53,7 @@ class Guard:
         to be closed; by default the first.
     :raises SettingsError: if the settings cannot be used.
     :raises ValueError: if ``exceptions`` cannot be used.
-    :raises TypeError: if ``gate`` is no gate, or an observer cannot be called.
+    :raises TypeError: if ``settings`` or ``gate`` are none, or an observer cannot be called.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class Guard:
         observers: Iterable[events.Observer] = (),
         subprotocol: Callable[[Sequence[str]], str | None] | None = None,
     ) -> None:
+        if not isinstance(settings, Settings | None):
+            raise TypeError(f"settings={settings!r} are no Settings; use Settings(max_sessions=...)")
         if gate is not None and not callable(getattr(gate, "admit", None)):
             raise TypeError(f"gate={gate!r} has no method admit(session); see asgi_closecodes.gates.Gate")
         observers = [*observers]

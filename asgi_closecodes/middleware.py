@@ -27,7 +27,7 @@ class CloseCodeMiddleware:
     :param guard: one to share with the application; without it the other arguments build one.
     :param settings: see :class:`Settings`; by default read from the environment.
     :param gate: see :class:`Guard`, as for the rest.
-    :raises TypeError: if ``guard`` comes together with what belongs to it.
+    :raises TypeError: if ``guard`` is none, or comes together with what belongs to it.
     :raises SettingsError: if the settings cannot be used.
     """
 
@@ -52,6 +52,8 @@ class CloseCodeMiddleware:
                     raise
                 app = _Unusable(error)
                 guard = Guard(Settings.model_construct())
+        elif not isinstance(guard, Guard):
+            raise TypeError(f"guard={guard!r} is no Guard; settings go into settings=")
         elif [*observers] or any(part is not None for part in (settings, gate, exceptions, subprotocol)):
             raise TypeError(
                 "CloseCodeMiddleware takes guard= or what a guard is made of, not both: "

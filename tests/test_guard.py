@@ -518,6 +518,14 @@ def test_a_guard_does_not_come_together_with_its_parts(part):
     CloseCodeMiddleware(Handler(), **part)
 
 
+def test_settings_are_no_guard_and_a_dict_is_no_settings():
+    with pytest.raises(TypeError, match=r"is no Guard; settings go into settings="):
+        CloseCodeMiddleware(Handler(), Settings(max_sessions=5))
+    for build in (Guard, lambda settings: CloseCodeMiddleware(Handler(), settings=settings)):
+        with pytest.raises(TypeError, match=r"are no Settings; use Settings\("):
+            build({"max_sessions": 5})
+
+
 @pytest.mark.anyio
 async def test_two_middlewares_with_one_guard_share_its_limit_and_its_counts():
     guard = Guard(Settings(max_sessions=3))
