@@ -15,8 +15,10 @@ HANDSHAKE_FAILED = "WebSocket connection to .* failed"
 """Chromium says so on the console."""
 
 FOLLOW = """
-async ({ url, options, until }) => {
+async ({ url, options, until, random, speed }) => {
   const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+  options.backoff = { ...options.backoff, now: () => speed * performance.now() };
+  if (random !== null) options.backoff.random = () => random;
   const socket = new ReconnectingWebSocket(url, options);
   const events = [["connecting", socket.state]];
   const note = (...what) => events.push(what);
@@ -49,10 +51,11 @@ def key(_keys=itertools.count()):
 def follow(new_page, server):
     """Follow a socket in a page until it is closed for good; return its events."""
 
-    def follow(path, *, until=None, context=None, **options):
+    def follow(path, *, until=None, random=None, speed=1, context=None, **options):
         page = new_page(**context or {})
         page.goto(server.url.replace("ws", "http", 1) + "/page")
-        return page.evaluate(FOLLOW, {"url": path, "options": options, "until": until})
+        told = {"url": path, "options": options, "until": until, "random": random, "speed": speed}
+        return page.evaluate(FOLLOW, told)
 
     return follow
 
@@ -108,11 +111,14 @@ def test_it_is_done_after_1000(follow, key):
 
 
 def test_it_comes_back_until_then(follow, key):
-    events = follow(f"/close/{key}/1012,1001,4012,1011,1000", backoff={"cap": 250})
-    waits = [wait for _, wait in closes(events)]
-    assert [code for code, _ in closes(events)] == [1012, 1001, 4012, 1011, 1000]
-    assert waits[-1] is None
-    assert all(0 <= wait <= 250 for wait in waits[:-1])
+    events = follow(f"/close/{key}/1012,1001,1011,4011,1000?messages=1", random=0.01)
+    # A message is a proof for all of them but the crashes.
+    assert closes(events) == [(1012, 10), (1001, 10), (1011, 20), (4011, 40), (1000, None)]
+
+
+def test_five_seconds_of_being_open_are_a_proof(follow, key):
+    events = follow(f"/close/{key}/1012,1012,1012,1000?seconds=0.02", random=0.01, speed=1000)
+    assert closes(events) == [(1012, 10), (1012, 10), (1012, 10), (1000, None)]
 
 
 def test_crashes_in_a_row_are_bounded(follow, key):
@@ -172,7 +178,7 @@ def test_close_is_for_good_whatever_it_is_doing(new_page, server, key):
           const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
           const until = (socket, type) => new Promise((resolve) => socket.addEventListener(type, resolve));
           const end = async (path, type) => {
-            const socket = new ReconnectingWebSocket(path);
+            const socket = new ReconnectingWebSocket(path, { backoff: { cap: 20 } });
             const events = [];
             if (type) await until(socket, type);
             for (const kind of ["connecting", "open", "close"]) socket.addEventListener(kind, () => events.push(kind));
@@ -187,7 +193,7 @@ def test_close_is_for_good_whatever_it_is_doing(new_page, server, key):
           return {
             connecting: await end(`/echo/${key}`, null),
             open: await end(`/echo/${key}`, "open"),
-            waiting: await end(`/close/${key}/1013`, "close"),
+            waiting: await end(`/close/${key}/1012`, "close"),
           };
         }
         """,

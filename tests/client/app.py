@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 
+import anyio
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -19,12 +20,16 @@ left = defaultdict(list)
 
 
 async def close(websocket):
-    """Accept, then close; a path of several codes has one for each attempt, the last for all that follow."""
+    """Accept, then close; a path of several codes has one for each attempt, the last for all that follow.
+
+    The query may ask for a number of ``messages`` before that, for some ``seconds``, and for a ``reason``.
+    """
     *earlier, last = websocket.path_params["codes"].split(",")
     number = len(attempts[websocket.url.path]) - 1
     await websocket.accept()
     for _ in range(int(websocket.query_params.get("messages", 0))):
         await websocket.send_text("hello")
+    await anyio.sleep(float(websocket.query_params.get("seconds", 0)))
     code = earlier[number] if number < len(earlier) else last
     await websocket.close(int(code), websocket.query_params.get("reason", ""))
 

@@ -78,16 +78,17 @@ def peer(behaviour):
             thread.join()
 
 
+def living():
+    """How many tasks there are."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return trio.lowlevel.current_statistics().tasks_living
+
+
 @asynccontextmanager
 async def no_task_left():
     """What began inside ends soon."""
-
-    def living():
-        try:
-            return len(asyncio.all_tasks())
-        except RuntimeError:
-            return trio.lowlevel.current_statistics().tasks_living
-
     before = living()
     yield
     gc.collect()

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 from contextlib import ExitStack, aclosing
 
 import anyio
@@ -17,7 +18,7 @@ from asgi_closecodes import Close
 from asgi_closecodes.client import Backoff, Connecting, Ended, GaveUp, Opened, connect, session
 from tests.servers.launch import serve
 
-from .conftest import no_task_left, peer, seen
+from .conftest import living, no_task_left, peer, seen
 from .rule import ATTEMPTS_IN_TEN_SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -74,8 +75,22 @@ async def test_the_loop_ends_after_1000(server, key):
 
 async def test_it_comes_back_until_then(server, key):
     events, messages = await follow(f"{server.url}/close/{key}/1012,1001,1011,4011,1000?messages=1", backoff=eager())
-    assert [event.close.code for event in events if isinstance(event, Ended)] == [1012, 1001, 1011, 4011, 1000]
+    # A message is a proof for all of them but the crashes.
+    assert [(event.close.code, event.retry_in) for event in events if isinstance(event, Ended)] == [
+        (1012, 0.01),
+        (1001, 0.01),
+        (1011, 0.02),
+        (4011, 0.04),
+        (1000, None),
+    ]
     assert messages == ["hello"] * 5
+
+
+async def test_five_seconds_of_being_open_are_a_proof(server, key):
+    in_a_hurry = eager(clock=lambda: 1000 * time.monotonic())
+    events, _ = await follow(f"{server.url}/close/{key}/1012,1012,1012,1000?seconds=0.02", backoff=in_a_hurry)
+    waits = [event.retry_in for event in events if isinstance(event, Ended)]
+    assert waits == [0.01, 0.01, 0.01, None]
 
 
 async def test_crashes_in_a_row_are_bounded(server, key):
@@ -306,16 +321,27 @@ async def test_a_break_alone_closes_the_session(server, key):
     assert seen(server)["left"][f"/echo/{key}"] == [1000]
 
 
+async def test_when_it_is_closed_nothing_is_left_to_do(server, key):
+    before = living()
+    async with aclosing(connect(f"{server.url}/echo/{key}")) as sessions:
+        await anext(sessions)
+    assert living() == before
+    assert [session async for session in sessions] == []
+
+
 async def test_cancellation_passes_through_at_every_point(server, key, closed_port, silent_port):
     ports = {"while it connects": silent_port, "while it waits": closed_port}
     urls = [f"ws://127.0.0.1:{port}" for port in ports.values()] + [f"{server.url}/echo/{key}"]
-    async with no_task_left():
+    before = living()
+    async with httpx.AsyncClient(timeout=None) as client:
         for url in urls:
-            with anyio.move_on_after(0.3) as scope:
-                async with aclosing(connect(url, backoff=Backoff(random=lambda: 1.0))) as sessions:
+            with anyio.fail_after(10), anyio.move_on_after(0.3) as scope:
+                async with aclosing(connect(url, client, backoff=Backoff(random=lambda: 1.0))) as sessions:
                     async for websocket in sessions:
                         await websocket.receive()
             assert scope.cancelled_caught
+            await sessions.aclose()
+            assert living() == before
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
