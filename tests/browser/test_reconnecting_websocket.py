@@ -117,7 +117,7 @@ def test_it_comes_back_until_then(follow, key):
 
 
 def test_five_seconds_of_being_open_are_a_proof(follow, key):
-    events = follow(f"/close/{key}/1012,1012,1012,1000?seconds=0.02", random=0.01, speed=1000)
+    events = follow(f"/close/{key}/1012,1012,1012,1000?seconds=0.2", random=0.01, speed=1000)
     assert closes(events) == [(1012, 10), (1012, 10), (1012, 10), (1000, None)]
 
 

@@ -88,7 +88,7 @@ async def test_it_comes_back_until_then(server, key):
 
 async def test_five_seconds_of_being_open_are_a_proof(server, key):
     in_a_hurry = eager(clock=lambda: 1000 * time.monotonic())
-    events, _ = await follow(f"{server.url}/close/{key}/1012,1012,1012,1000?seconds=0.02", backoff=in_a_hurry)
+    events, _ = await follow(f"{server.url}/close/{key}/1012,1012,1012,1000?seconds=0.2", backoff=in_a_hurry)
     waits = [event.retry_in for event in events if isinstance(event, Ended)]
     assert waits == [0.01, 0.01, 0.01, None]
 
