@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -64,6 +65,8 @@ class Metric:
     known: tuple[Labels, ...] = ()
     """The values of the labels that are there from the start, at 0."""
     buckets: tuple[float, ...] = ()
+    summed: bool = False
+    """Whether the gauges of several processes add up; else the largest of them is shown."""
 
 
 SESSIONS_ACTIVE = Metric(
@@ -72,6 +75,7 @@ SESSIONS_ACTIVE = Metric(
     "Sessions that were admitted and are not over.",
     ("route",),
     ((UNKNOWN,),),
+    summed=True,
 )
 SESSIONS_STARTED = Metric("counter", "closecodes_sessions_started_total", "Sessions that were admitted.", (), ((),))
 SESSION_DURATION = Metric(
@@ -134,6 +138,28 @@ LOOP_LAG = Metric(
     ((),),
 )
 DRAINING = Metric("gauge", "closecodes_draining", "1 while new sessions are refused for a stop.", (), ((),))
+CLUSTER_LIMIT = Metric("gauge", "closecodes_cluster_limit", "The limit of all processes together.", ("name",))
+CLUSTER_USED = Metric(
+    "gauge", "closecodes_cluster_used", "Sessions that count in a cluster limit.", ("name",), summed=True
+)
+CLUSTER_QUOTA = Metric(
+    "gauge", "closecodes_cluster_quota", "Sessions that may be open without asking the store.", ("name",), summed=True
+)
+CLUSTER_LEASE_AGE = Metric(
+    "gauge", "closecodes_cluster_lease_age_seconds", "Seconds since the lease was granted.", ("name",)
+)
+CLUSTER_LEARNING = Metric(
+    "gauge",
+    "closecodes_cluster_learning",
+    "1 while the store, which lost what it knew, grants nothing more.",
+    ("name",),
+)
+CLUSTER_FALLBACK = Metric(
+    "gauge", "closecodes_cluster_fallback", "1 while the lease has ended, and the fallback decides.", ("name",)
+)
+CLUSTER_SYNC_FAILURES = Metric(
+    "counter", "closecodes_cluster_sync_failures_total", "Syncs with the store that failed.", ("name",)
+)
 
 METRICS = (
     SESSIONS_ACTIVE,
@@ -149,6 +175,13 @@ METRICS = (
     LOG_SUPPRESSED,
     LOOP_LAG,
     DRAINING,
+    CLUSTER_LIMIT,
+    CLUSTER_USED,
+    CLUSTER_QUOTA,
+    CLUSTER_LEASE_AGE,
+    CLUSTER_LEARNING,
+    CLUSTER_FALLBACK,
+    CLUSTER_SYNC_FAILURES,
 )
 
 
@@ -192,6 +225,7 @@ class MetricsObserver(abc.ABC):
         self._counted_at: dict[str, str] = {}
         """The route at which each session counts as active, by its id: what was added is what is taken off."""
         self._looks: list[Callable[[], events.Standing | None]] = []
+        self._clusters: dict[str, _Cluster] = {}
         self._shown: dict[tuple[Metric, str], None] = {}
         """The gauges of gates that have had a value, so that none stays as it was when its gate is gone."""
 
@@ -203,7 +237,7 @@ class MetricsObserver(abc.ABC):
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
         """Record one value in a histogram."""
 
-    def __call__(self, event: events.Event) -> None:
+    def __call__(self, event: events.Event) -> None:  # noqa: C901 - a case for each kind
         """Take note of ``event``."""
         match event:
             case events.SessionAdmitted(session=session):
@@ -230,8 +264,18 @@ class MetricsObserver(abc.ABC):
                 self._add(LOG_SUPPRESSED, (event.event,), event.count)
             case events.LimitsSet():
                 self._expect_refusals()
-            case _:
-                pass
+            case events.ClusterSynced() | events.ClusterSyncFailed() | events.ClusterFallback():
+                self._note_cluster(event)
+
+    def _note_cluster(self, event: events.ClusterSynced | events.ClusterSyncFailed | events.ClusterFallback) -> None:
+        match event:
+            case events.ClusterSynced(name=name):
+                self._clusters[name] = _Cluster(event, time.monotonic(), event.fallback)
+                self._add(CLUSTER_SYNC_FAILURES, (name,), 0)
+            case events.ClusterSyncFailed(name=name):
+                self._add(CLUSTER_SYNC_FAILURES, (name,))
+            case events.ClusterFallback(name=name) if name in self._clusters:
+                self._clusters[name].is_adrift = True
 
     def _route(self, session: events.SessionFacts) -> str:
         return UNKNOWN if session.route is None else self._routes(session.route)
@@ -283,6 +327,23 @@ class MetricsObserver(abc.ABC):
             yield metric, (label,), _NOTHING[metric] if value is None else value
         yield LOOP_LAG, (), max((standing.loop_lag or 0.0 for standing in standings), default=0.0)
         yield DRAINING, (), float(any(standing.draining for standing in standings))
+        now = time.monotonic()
+        for name, cluster in [*self._clusters.items()]:
+            yield CLUSTER_LIMIT, (name,), cluster.synced.limit
+            yield CLUSTER_USED, (name,), cluster.synced.used
+            yield CLUSTER_QUOTA, (name,), cluster.synced.quota
+            yield CLUSTER_LEASE_AGE, (name,), now - cluster.at
+            yield CLUSTER_LEARNING, (name,), float(now - cluster.at < cluster.synced.learning)
+            yield CLUSTER_FALLBACK, (name,), float(cluster.is_adrift)
+
+
+@dataclass(slots=True)
+class _Cluster:
+    """What is known of a cluster limit since the last sync."""
+
+    synced: events.ClusterSynced
+    at: float
+    is_adrift: bool
 
 
 _NOTHING = {GATE_USAGE: 0.0, GATE_LIMIT: math.inf}

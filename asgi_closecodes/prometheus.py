@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from .metrics import METRICS, SESSIONS_ACTIVE, Labels, Metric, MetricsObserver
+from .metrics import METRICS, Labels, Metric, MetricsObserver
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -92,7 +92,7 @@ def _family(metric: Metric) -> Counter | Gauge | Histogram:
             return Histogram(metric.name, metric.description, metric.labels, registry=None, buckets=metric.buckets)
         case _:
             # Of several processes: the sessions of all, and the gate, the lag and the drain of the worst one.
-            mode: Literal["livesum", "livemax"] = "livesum" if metric is SESSIONS_ACTIVE else "livemax"
+            mode: Literal["livesum", "livemax"] = "livesum" if metric.summed else "livemax"
             return Gauge(metric.name, metric.description, metric.labels, registry=None, multiprocess_mode=mode)
 
 

@@ -1,5 +1,6 @@
 """The same numbers from both observers: read as Prometheus reads them, of OpenTelemetry by its exporter."""
 
+import dataclasses
 import random
 import string
 import subprocess
@@ -47,7 +48,7 @@ class Numbers:
             if not sample.name.endswith("_created")
         }
 
-    def __call__(self, name, **labels):
+    def __call__(self, name, /, **labels):
         """The value of one series."""
         return self.all().get((f"closecodes_{name}", frozenset(labels.items())))
 
@@ -405,16 +406,46 @@ NAMES = {
     for name in (
         "sessions_active sessions_started_total session_duration_seconds sessions_closed_total errors_total "
         "refusals_total gate_usage gate_limit admission_seconds close_failures_total log_suppressed_total "
-        "event_loop_lag_seconds draining"
+        "event_loop_lag_seconds draining cluster_limit cluster_used cluster_quota cluster_lease_age_seconds "
+        "cluster_learning cluster_fallback cluster_sync_failures_total"
     ).split()
 }
+
+
+SYNCED = events.ClusterSynced(
+    name="chat",
+    used=3,
+    quota=7,
+    limit=100,
+    cluster_used=40,
+    cluster_granted=60,
+    workers=4,
+    learning=0.0,
+    lease=28.5,
+    fallback=False,
+)
+
+
+def test_a_cluster_limit_in_numbers(numbers):
+    numbers.observer(SYNCED)
+    assert [numbers(f"cluster_{what}", name="chat") for what in ("limit", "used", "quota")] == [100, 3, 7]
+    assert numbers("cluster_lease_age_seconds", name="chat") < 10
+    assert [numbers(f"cluster_{what}", name="chat") for what in ("learning", "fallback")] == [0, 0]
+    assert numbers("cluster_sync_failures_total", name="chat") == 0
+    for _ in range(2):
+        numbers.observer(events.ClusterSyncFailed("chat", "away"))
+    numbers.observer(events.ClusterFallback("chat", "share"))
+    assert numbers("cluster_sync_failures_total", name="chat") == 2
+    assert numbers("cluster_fallback", name="chat") == 1
+    numbers.observer(dataclasses.replace(SYNCED, learning=30.0))
+    assert [numbers(f"cluster_{what}", name="chat") for what in ("learning", "fallback")] == [1, 0]
 
 
 def filled(kind):
     numbers = Numbers(kind)
     guard = Guard(Settings(max_sessions=1), observers=[numbers.observer])
     numbers.guard = guard
-    for event, _, _ in EVENTS.values():
+    for event in [SYNCED, *(event for event, _, _ in EVENTS.values())]:
         numbers.observer(event)
     numbers.observer(events.SessionAdmitted(FACTS))
     return numbers

@@ -46,4 +46,9 @@ EVENTS = {
     "closecodes.session.closed": (events.SessionClosed(FACTS, CLOSE, "handler"), "session", "DEBUG"),
     "closecodes.config.limits": (events.LimitsSet({"max_sessions": 5}), "config", "INFO"),
     "closecodes.config.ignored": (events.SettingIgnored("CLOSECODES_X", None), "config", "WARNING"),
+    "closecodes.cluster.away": (events.ClusterAway("chat", "ConnectionError", 12.34, "share"), "gate", "WARNING"),
+    "closecodes.cluster.fallback": (events.ClusterFallback("chat", "share"), "gate", "WARNING"),
+    "closecodes.cluster.back": (events.ClusterBack("chat", 7, 3.21), "gate", "INFO"),
+    "closecodes.cluster.learning": (events.ClusterLearning("chat", 30.0), "gate", "WARNING"),
+    "closecodes.cluster.misconfigured": (events.ClusterMisconfigured("chat", "limits differ"), "gate", "WARNING"),
 }
