@@ -22,13 +22,13 @@ def spawn(function: Callable[..., Awaitable[object]], *arguments: object) -> Non
     A task, and not a task group's: where no lifespan reaches the middleware, nobody could hold one open.
     """
     if on_asyncio():
-        task = asyncio.get_running_loop().create_task(_run(function, *arguments), context=contextvars.Context())
+        task = asyncio.get_running_loop().create_task(logged(function, *arguments), context=contextvars.Context())
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
     else:
         import trio  # noqa: PLC0415 - only where it runs
 
-        trio.lowlevel.spawn_system_task(_run, function, *arguments)
+        trio.lowlevel.spawn_system_task(logged, function, *arguments)
 
 
 def inside_event_loop() -> bool:
@@ -40,7 +40,8 @@ def inside_event_loop() -> bool:
     return True
 
 
-async def _run(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+async def logged(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Run ``function``; what it raises is logged."""
     try:
         await function(*arguments)
     except Exception:

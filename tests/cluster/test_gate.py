@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import time
 
@@ -92,7 +93,7 @@ async def processes():
     yield processes
     for gate in processes.gates:
         await gate.stop()
-    assert not [task for task in asyncio.all_tasks() if "Worker" in task.get_coro().__qualname__]
+    assert not [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "logged"]
 
 
 def is_left_behind(server):
@@ -451,6 +452,15 @@ async def test_a_rolling_restart_passes_no_limit_and_loses_no_place(processes, s
     assert await processes.come(10) == 0
 
 
+async def test_a_longer_ttl_does_not_stretch_the_lease_that_was_asked_for(processes, server):
+    gate = processes.add(20, server.url)
+    await processes.fill(1)
+    gate.lease.ask()
+    gate.ttl = 3600
+    gate.lease.answer(dataclasses.replace(gate.lease.reply, seq=gate.lease.seq))
+    assert gate.lease.time_left <= TTL
+
+
 def test_another_event_loop_begins_anew(server):
     gate = ClusterSessions(10, server.url)
 
@@ -566,9 +576,12 @@ async def test_sentinels_and_clusters_are_asked(processes, tmp_path):
     import socket
 
     def free_port():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return free.getsockname()[1]
+        while True:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            if port < 55_000:  # a node of a cluster takes the port 10 000 further on, too
+                return port
 
     with running(port=free_port()) as primary:
         conf = tmp_path / "sentinel.conf"

@@ -28,6 +28,9 @@ _CLOCK: Callable[[], float] = (
 TIMEOUT = 1.0
 """Seconds that a sync may take."""
 
+FIRST_TIMEOUT = 3.0
+"""Seconds that it may take where there is no connection yet: TLS, a password and Sentinels are many round trips."""
+
 MARGIN = 0.95
 """Share of the ttl that a lease lasts, from before it was asked for: the store waits for all of it."""
 
@@ -113,6 +116,7 @@ class Lease:
         "_is_adrift",
         "_is_pending",
         "_jitter",
+        "_lasts",
         "_limit",
         "_limit_set_at",
         "_missed",
@@ -128,6 +132,7 @@ class Lease:
         "quota",
         "reply",
         "seq",
+        "timeout",
         "ttl",
         "used",
         "waiting",
@@ -161,6 +166,9 @@ class Lease:
         self.ends = -math.inf
         """The moment at which the lease ends."""
         self.seq = self._acked = 0
+        self.timeout = FIRST_TIMEOUT
+        """Seconds that the next sync may take."""
+        self._lasts = 0.0
         self.reply: Reply | None = None
         self.is_full = False
         """Whether the cluster had no place left at the last sync."""
@@ -285,6 +293,8 @@ class Lease:
         now = self._clock()
         is_valid = now < self.ends
         self._measure(now)
+        self.timeout = TIMEOUT if self.reply is not None and self._failing_since == math.inf else FIRST_TIMEOUT
+        self._lasts = self.ttl * MARGIN
         if not is_valid:
             self.quota = self.used  # others may have the rest by now
         elif leave:
@@ -325,7 +335,7 @@ class Lease:
         self._acked, self._acked_at = reply.seq, now
         was_adrift = self._drifts(now)
         before, self.reply = self.reply, reply
-        self.ends = self._sent_at + self.ttl * MARGIN
+        self.ends = self._sent_at + self._lasts
         self._is_adrift = was_adrift and reply.learning > 0
         self._failed_at, self._failing_since = -math.inf, math.inf
         self._missed = 0
@@ -354,7 +364,7 @@ class Lease:
         now = self._clock()
         self._next = now + RETRY * self._jitter(0.5, 1)
         # If it took longer, this process was stopped meanwhile: that says nothing of the store.
-        if now - self._sent_at < 3 * TIMEOUT:
+        if now - self._sent_at < 1.5 * self.timeout:
             self._failed_at, self._failing_since = now, min(self._failing_since, now)
         else:
             self._failed_at, self._failing_since = -math.inf, math.inf

@@ -18,7 +18,7 @@ from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.gates.sessions import Limited, client_network
 from asgi_closecodes.session import Session
 
-from .lease import RETRY, TIMEOUT, Fallback, worker_id
+from .lease import FIRST_TIMEOUT, RETRY, TIMEOUT, Fallback, worker_id
 from .sessions import checked_fallback, checked_ttl, children_of_fork
 from .store import CountStore, RedisStore
 from .task import ProcessTask
@@ -209,7 +209,7 @@ class ClusterSessionsPerKey(Limited):
         self._beat_at = now
         counts = [(digest, self._sessions.get(digest, 0), len(_open(asking[digest]))) for digest in digests]
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(TIMEOUT if self._seq > 1 and self._health.is_good else FIRST_TIMEOUT):
                 limit = -1 if self._limit is None else self._limit
                 known, admitted = await self._store.count(self._worker, self._seq, self.ttl, limit, counts)
         except BaseException as error:

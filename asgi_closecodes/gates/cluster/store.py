@@ -316,7 +316,7 @@ def explained(error: BaseException) -> str:
     """Return what ``error`` of a store means and what to do about it, in one line without secrets."""
     from redis import exceptions  # noqa: PLC0415 - an extra
 
-    if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
+    if isinstance(error, (TimeoutError, exceptions.TimeoutError)) or str(error).startswith("Timeout "):
         return "it does not answer in time"
     # The code of the server's answer stands somewhere in the text, or redis-py has made it a class.
     found = re.search("|".join(_MEANINGS), str(error))

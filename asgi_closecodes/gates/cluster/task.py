@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 
+from asgi_closecodes.background import logged
 from asgi_closecodes.channel import on_asyncio
 
 
@@ -45,7 +46,7 @@ class ProcessTask:
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             self.forget()
-            self._task = loop.create_task(self._run(), context=contextvars.Context())
+            self._task = loop.create_task(logged(self._run), context=contextvars.Context())
 
     def look(self) -> None:
         """Take the next turn if it is due."""

@@ -26,7 +26,7 @@ class Health:
 
     def forget(self) -> None:
         """Begin anew, in a child process."""
-        self._problem: str | None = None
+        self._told: set[str] = set()
         self._failures = 0
         self._since = 0.0
         self._is_adrift = self._is_looked_at = False
@@ -34,7 +34,7 @@ class Health:
     @property
     def is_good(self) -> bool:
         """Whether the last call did not fail."""
-        return self._problem is None
+        return not self._failures
 
     def failed(self, problem: str, lease: float, fallback: Fallback, *, is_adrift: bool) -> None:
         """Tell of a call that failed."""
@@ -42,8 +42,8 @@ class Health:
         if not self._failures:
             self._since = time.monotonic()
         self._failures += 1
-        if problem != self._problem:
-            self._problem = problem
+        if problem not in self._told:
+            self._told.add(problem)
             self.report(events.ClusterAway(self.name, problem, lease, fallback))
         if is_adrift and not self._is_adrift:
             self._is_adrift = True
@@ -51,9 +51,9 @@ class Health:
 
     async def succeeded(self, store: Store) -> None:
         """Tell that the store is back; look once at how it is configured."""
-        if self._problem is not None:
+        if self._failures:
             self.report(events.ClusterBack(self.name, self._failures, time.monotonic() - self._since))
-            self._problem = None
+            self._told.clear()
             self._failures = 0
             self._is_adrift = False
         if self._is_looked_at:
@@ -97,7 +97,7 @@ class Worker:
         lease = self.lease
         request = lease.ask()
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(lease.timeout):
                 reply = await self._store.sync(request)
         except Exception as error:
             lease.fail()
