@@ -177,6 +177,9 @@ class Sessions:
     No async generator: trio does not let a loop over one be left by ``break`` without a warning.
     """
 
+    _attempt: _Attempt | None = None
+    """The latest one."""
+
     def __init__(
         self,
         url: str,
@@ -190,7 +193,6 @@ class Sessions:
         self._backoff = backoff
         self._on_event = on_event
         self._number = 0
-        self._attempt: _Attempt | None = None
         self._is_over = False
 
     def __aiter__(self) -> Self:
