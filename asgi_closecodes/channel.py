@@ -1,6 +1,6 @@
 """What the handler talks through: a ``receive`` and a ``send`` that run once a message, and can be cut off.
 
-Closures, and few of them: bound methods of a slotted class cost half as much again (tests/benchmarks/message.py).
+The two are closures: bound methods cost half as much again (``python -m tests.benchmarks --only message``).
 """
 
 from __future__ import annotations
@@ -15,139 +15,105 @@ from starlette.types import Message, Receive, Send
 
 
 class Channel:
-    """One handler's ``receive`` and ``send``.
+    """What is known of one handler's ``receive`` and ``send``.
 
-    :param server_receive: the server's.
-    :param heard: called with each message to the handler that is not data.
-    :param control: gets each message of the handler that is not data; data too, until :meth:`route` says else.
+    :param deliver: gets the handler's data.
     """
 
-    __slots__ = ("cut_off", "is_received_from", "receive", "received", "route", "send", "sent")
+    __slots__ = ("_farewell", "_pending", "deliver", "received", "sent")
 
-    receive: Receive
-    send: Send
-    received: Callable[[], int]
-    """Messages with data that the handler received."""
-    sent: Callable[[], int]
-    """Messages with data that the handler sent."""
-    route: Callable[[Send], None]
-    """Decide who gets the handler's data."""
-    cut_off: Callable[[Iterator[Message]], bool]
-    """From now on ``receive()`` returns these messages, which do not end; where it waits, it returns at once.
+    def __init__(self, deliver: Send) -> None:
+        self.deliver = deliver
+        self.received = 0
+        """Messages with data that the handler received."""
+        self.sent = 0
+        """Messages with data that the handler sent."""
+        self._farewell: Iterator[Message] | None = None
+        self._pending: list[Any] = []  # what can be cancelled where receive() waits, in each task that does
 
-    It returns False where that could not be done now: the caller is to try once more, a little later.
-    """
-    is_received_from: Callable[[], bool]
-    """Whether the handler waits for the server's ``receive`` now."""
+    def ends(self, server_receive: Receive, heard: Callable[[Message], None], control: Send) -> tuple[Receive, Send]:
+        """Return a ``receive`` and a ``send``; the channel does not keep them, which would be a cycle.
 
-    def __init__(self, server_receive: Receive, heard: Callable[[Message], None], control: Send) -> None:
-        interruptible = _receive_on_asyncio if on_asyncio() else _receive_on_trio
-        self.receive, self.received, self.cut_off, self.is_received_from = interruptible(server_receive, heard)
-
-        sent = 0
-        deliver = control
+        :param server_receive: the server's.
+        :param heard: called with each message to the handler that is not data.
+        :param control: gets each message of the handler that is not data.
+        """
 
         # No coroutine function: it returns the server's own coroutine. That is one less a message, and an
         # error of the server has the server's frame in its traceback.
         def send(message: Message) -> Awaitable[None]:
-            nonlocal sent
             if message["type"] == "websocket.send":
-                sent += 1
-                return deliver(message)
+                self.sent += 1
+                return self.deliver(message)
             return control(message)
 
-        def route(to: Send) -> None:
-            nonlocal deliver
-            deliver = to
+        receive = self._receive_on_asyncio if on_asyncio() else self._receive_on_trio
+        return receive(server_receive, heard), send
 
-        self.send = send
-        self.sent = lambda: sent
-        self.route = route
+    def cut_off(self, farewell: Iterator[Message]) -> bool:
+        """From now on ``receive()`` returns these messages, which do not end; where it waits, it returns at once.
 
-
-_Interruptible = tuple[Receive, Callable[[], int], Callable[[Iterator[Message]], bool], Callable[[], bool]]
-
-
-def _receive_on_asyncio(server_receive: Receive, heard: Callable[[Message], None]) -> _Interruptible:
-    """Return a ``receive`` that costs nothing extra until it is interrupted.
-
-    What is remembered is the latest coroutine, not the task: asking for the current task takes longer than the
-    whole of ``receive``. The future at the bottom of a coroutine that waits is what gets cancelled then; the
-    task is not, so that no cancellation of somebody else's is ever mistaken for this one.
-    """
-    received = 0
-    farewell: Iterator[Message] | None = None
-    latest: Any = _Nothing()
-    earlier: list[Any] = []
-
-    async def take() -> Message:
-        nonlocal received
-        if farewell is not None:
-            return next(farewell)
-        try:
-            message = await server_receive()
-        except asyncio.CancelledError:
-            if farewell is None or await _is_cancelled_too():
-                raise
-            return next(farewell)
-        if message["type"] == "websocket.receive":
-            received += 1
-        else:
-            heard(message)
-        return message
-
-    def receive() -> Awaitable[Message]:
-        nonlocal latest
-        if latest.cr_suspended:  # a second task receives at the same time
-            earlier[:] = [*filter(_is_suspended, earlier), latest]
-        latest = coroutine = take()
-        return coroutine
-
-    def cut_off(messages: Iterator[Message]) -> bool:
-        nonlocal farewell
-        farewell = messages
-        interrupted = [_interrupted(coroutine) for coroutine in (*earlier, latest) if coroutine.cr_suspended]
+        It returns False where that could not be done now: the caller is to try once more, a little later.
+        """
+        self._farewell = farewell
+        interrupted = [_interrupted(waiting) for waiting in self._pending]
         return all(interrupted)
 
-    def is_received_from() -> bool:
-        return any(map(_is_suspended, (*earlier, latest)))
+    @property
+    def is_received_from(self) -> bool:
+        """Whether the handler waits for the server's ``receive`` now."""
+        return bool(self._pending)
 
-    return receive, lambda: received, cut_off, is_received_from
+    def _receive_on_asyncio(self, server_receive: Receive, heard: Callable[[Message], None]) -> Receive:
+        """Return a ``receive`` that costs next to nothing until it is interrupted.
 
+        What is remembered is the server's coroutine, not the task: asking for the current task takes longer than the
+        whole of ``receive``. The future at the bottom of a coroutine that waits is what gets cancelled then; the
+        task is not, so that no cancellation of somebody else's is ever mistaken for this one.
+        """
 
-def _receive_on_trio(server_receive: Receive, heard: Callable[[Message], None]) -> _Interruptible:
-    received = 0
-    farewell: Iterator[Message] | None = None
-    scopes: set[anyio.CancelScope] = set()
-
-    async def receive() -> Message:
-        nonlocal received
-        if farewell is not None:
-            return next(farewell)
-        message = None
-        with anyio.CancelScope() as scope:
-            scopes.add(scope)
+        async def receive() -> Message:
+            if self._farewell is not None:
+                return next(self._farewell)
+            waiting = server_receive()
+            self._pending.append(waiting)
             try:
-                message = await server_receive()
+                message = await waiting
+            except asyncio.CancelledError:
+                if self._farewell is None or await _is_cancelled_too():
+                    raise
+                return next(self._farewell)
             finally:
-                scopes.discard(scope)
-        if message is None:
-            assert farewell is not None
-            return next(farewell)
-        if message["type"] == "websocket.receive":
-            received += 1
-        else:
-            heard(message)
-        return message
+                self._pending.remove(waiting)
+            if message["type"] == "websocket.receive":
+                self.received += 1
+            else:
+                heard(message)
+            return message
 
-    def cut_off(messages: Iterator[Message]) -> bool:
-        nonlocal farewell
-        farewell = messages
-        for scope in scopes:
-            scope.cancel()
-        return True
+        return receive
 
-    return receive, lambda: received, cut_off, lambda: bool(scopes)
+    def _receive_on_trio(self, server_receive: Receive, heard: Callable[[Message], None]) -> Receive:
+        async def receive() -> Message:
+            if self._farewell is not None:
+                return next(self._farewell)
+            message = None
+            with anyio.CancelScope() as scope:
+                self._pending.append(scope)
+                try:
+                    message = await server_receive()
+                finally:
+                    self._pending.remove(scope)
+            if message is None:
+                assert self._farewell is not None
+                return next(self._farewell)
+            if message["type"] == "websocket.receive":
+                self.received += 1
+            else:
+                heard(message)
+            return message
+
+        return receive
 
 
 async def _is_cancelled_too() -> bool:
@@ -158,19 +124,9 @@ async def _is_cancelled_too() -> bool:
     return True
 
 
-class _Nothing:
-    """Stands for a coroutine where there is none yet."""
-
-    cr_suspended = False
-
-
-def _is_suspended(coroutine: Any) -> bool:
-    return bool(coroutine.cr_suspended)
-
-
-def _interrupted(coroutine: Any) -> bool:
-    """Cancel what a suspended coroutine waits for in the end; return False if that fails for now."""
-    bottom = coroutine
+def _interrupted(waiting: Any) -> bool:
+    """Cancel what is waited for in the end; return False if that fails for now."""
+    bottom = waiting
     while (deeper := getattr(bottom, "cr_await", None) or getattr(bottom, "gi_yieldfrom", None)) is not None:
         bottom = deeper
     # What a coroutine awaits is a future's iterator, which knows its future but does not say so; granian

@@ -238,8 +238,8 @@ class Session:
             client=_client(self.scope),
             phase=self.phase.public(),
             duration=time.monotonic() - self.arrived_at,
-            received=0 if self._channel is None else self._channel.received(),
-            sent=0 if self._channel is None else self._channel.sent(),
+            received=0 if self._channel is None else self._channel.received,
+            sent=0 if self._channel is None else self._channel.sent,
         )
 
     @property
@@ -291,12 +291,13 @@ class Session:
         extensions = {**(servers_scope.get("extensions") or {}), "closecodes": self}
         self.scope = {**servers_scope, "extensions": extensions}
         self._recount = recount
-        self._channel = channel = Channel(self._receive, self._heard, self._control)
+        self._channel = Channel(self._control)
+        receive, send = self._channel.ends(self._receive, self._heard, self._control)
         try:
             self._host.began(self)
             self.report(events.SessionAdmitted(self.facts()))
             with anyio.CancelScope() as self._handler:
-                await app(self.scope, channel.receive, channel.send)
+                await app(self.scope, receive, send)
         except BaseException as error:
             if not await self._ended_by(error):
                 raise
@@ -384,7 +385,7 @@ class Session:
             is_cut_off = self._channel.cut_off(farewell)
             # granian sends nothing as long as a receive() waits
             for _ in range(_TURNS):
-                if self._channel is None or not self._channel.is_received_from():
+                if self._channel is None or not self._channel.is_received_from:
                     break
                 await anyio.lowlevel.checkpoint()
                 is_cut_off = is_cut_off or self._channel is None or self._channel.cut_off(farewell)
@@ -397,7 +398,7 @@ class Session:
     @property
     def message_count(self) -> int:
         """Messages with data so far, in both directions."""
-        return 0 if self._channel is None else self._channel.received() + self._channel.sent()
+        return 0 if self._channel is None else self._channel.received + self._channel.sent
 
     @property
     def is_leaving(self) -> bool:
@@ -646,7 +647,7 @@ class Session:
             self._answered.clear()
         if self._channel is not None:
             is_open = phase is Phase.OPEN and self._last_word is None
-            self._channel.route(self._send if is_open else self._control)
+            self._channel.deliver = self._send if is_open else self._control
 
     def _leave(self, close: Close) -> None:
         self.closed_with = close

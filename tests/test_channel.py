@@ -36,36 +36,38 @@ async def queue(anyio_backend):
 
 
 def channel_of(queue):
-    return Channel(queue.receive, lambda message: None, None)
+    channel = Channel(None)
+    receive, _ = channel.ends(queue.receive, lambda message: None, None)
+    return channel, receive
 
 
 @pytest.mark.anyio
 async def test_a_receive_that_waits_returns_the_last_word_and_so_do_all_later_ones(queue):
-    channel = channel_of(queue)
+    channel, receive = channel_of(queue)
     heard = []
 
     async def listen():
         for _ in range(3):
-            heard.append(await channel.receive())
+            heard.append(await receive())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
         await anyio.wait_all_tasks_blocked()
-        assert channel.is_received_from()
+        assert channel.is_received_from
         channel.cut_off(repeat(GONE))
     assert heard == [GONE] * 3
     assert queue.waiting == 0
-    assert not channel.is_received_from()
-    assert channel.received() == 0
+    assert not channel.is_received_from
+    assert channel.received == 0
 
 
 @pytest.mark.anyio
 async def test_receives_in_several_tasks_return(queue):
-    channel = channel_of(queue)
+    channel, receive = channel_of(queue)
     heard = []
 
     async def listen():
-        heard.append(await channel.receive())
+        heard.append(await receive())
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
@@ -79,8 +81,8 @@ async def test_receives_in_several_tasks_return(queue):
 
 @pytest.mark.anyio
 async def test_a_receive_that_has_not_started_yet_returns_too(queue):
-    channel = channel_of(queue)
-    receiving = channel.receive()
+    channel, receive = channel_of(queue)
+    receiving = receive()
     channel.cut_off(repeat(GONE))
     with anyio.fail_after(5):
         assert await receiving == GONE
@@ -88,12 +90,12 @@ async def test_a_receive_that_has_not_started_yet_returns_too(queue):
 
 @pytest.mark.anyio
 async def test_a_message_that_has_come_already_is_delivered_first(queue):
-    channel = channel_of(queue)
+    channel, receive = channel_of(queue)
     heard = []
 
     async def listen():
-        heard.append(await channel.receive())
-        heard.append(await channel.receive())
+        heard.append(await receive())
+        heard.append(await receive())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
@@ -106,12 +108,12 @@ async def test_a_message_that_has_come_already_is_delivered_first(queue):
 @pytest.mark.anyio
 async def test_a_cancellation_at_the_same_moment_is_not_swallowed(queue):
     for first in ("cancel", "cut off"):
-        channel = channel_of(queue)
+        channel, receive = channel_of(queue)
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
 
-                async def listen(channel=channel):
-                    await channel.receive()
+                async def listen(receive=receive):
+                    await receive()
                     await anyio.lowlevel.checkpoint()
                     raise AssertionError("went on")
 
@@ -130,10 +132,10 @@ async def test_a_cancellation_at_the_same_moment_is_not_swallowed(queue):
 def test_a_task_of_asyncio_that_is_cancelled_at_the_same_moment_stays_cancelled(order):
     async def main():
         queue = Queue()
-        channel = channel_of(queue)
+        channel, receive = channel_of(queue)
 
         async def listen():
-            return await channel.receive()
+            return await receive()
 
         task = asyncio.create_task(listen())
         await asyncio.sleep(0)
@@ -177,16 +179,17 @@ def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancell
         rust = Rust()
         scope = anyio.CancelScope()
 
-        async def receive():
+        async def server_receive():
             await rust
 
         async def listen():
             with scope:
-                await channel.receive()
+                await receive()
 
-        channel = Channel(receive, lambda message: None, None)
+        channel = Channel(None)
+        receive, _ = channel.ends(server_receive, lambda message: None, None)
         task = asyncio.create_task(listen())
-        while not channel.is_received_from():
+        while not channel.is_received_from:
             await asyncio.sleep(0)
         channel.cut_off(repeat(GONE))
         scope.cancel()
@@ -201,15 +204,15 @@ def test_the_task_that_is_interrupted_is_not_cancelled():
     """asyncio counts cancellations, and time-outs and task groups look at the count."""
 
     async def main():
-        channel = channel_of(Queue())
+        channel, receive = channel_of(Queue())
 
         async def listen():
             async with asyncio.timeout(5):
-                heard = await asyncio.wait_for(channel.receive(), 5)
+                heard = await asyncio.wait_for(receive(), 5)
             return heard, asyncio.current_task().cancelling()
 
         task = asyncio.create_task(listen())
-        while not channel.is_received_from():
+        while not channel.is_received_from:
             await asyncio.sleep(0)
         channel.cut_off(repeat(GONE))
         assert await task == (GONE, 0)
