@@ -86,8 +86,8 @@ _ANSWERS = {
     "websocket.http.response.start": Phase.DENYING,
 }
 
-_UNANSWERED = frozenset({Phase.ARRIVED, Phase.CONNECTING})
-_OVER = frozenset({Phase.CLOSED, Phase.LEFT})
+_UNANSWERED = (Phase.ARRIVED, Phase.CONNECTING)  # tuples: members of an Enum are hashed by a function of Python's
+_OVER = (Phase.CLOSED, Phase.LEFT)
 
 MOVES: dict[Phase, dict[str, Phase]] = {
     Phase.ARRIVED: _ANSWERS,
@@ -337,9 +337,7 @@ class Session:
     async def abandon(self) -> bool:
         """Tell the peer of a cancelled session, within a second or not at all; return whether the server took it."""
         word = LastWord(_ABANDONED, self._handshake_mode(), HTTPStatus.SERVICE_UNAVAILABLE)
-        with anyio.CancelScope(shield=True):
-            return await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT)
-        return False  # not reached, but a scope may swallow what leaves it, as far as types tell
+        return await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT, shield=True)
 
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
         """End this session from outside of its handler with 1013; return whether it was still open.
@@ -448,8 +446,8 @@ class Session:
             if suspicious := all(isinstance(c, RuntimeError) and self._raised_by_server(c) for c in causes):
                 await anyio.lowlevel.checkpoint()
             word = LastWord(close, self._handshake_mode(), HTTPStatus.INTERNAL_SERVER_ERROR)
-            with anyio.CancelScope(shield=True):  # or a cancellation would replace the error, where that travels on
-                sent = await self._say(word, twin=False)
+            # Shielded, or a cancellation would replace the error, where that travels on.
+            sent = await self._say(word, twin=False, shield=True)
             if departed := suspicious and not sent:
                 self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
         finally:
@@ -502,24 +500,27 @@ class Session:
 
     # The last word
 
-    async def _say(self, word: LastWord, *, twin: bool = True, timeout: float | None = None) -> bool:
+    async def _say(
+        self, word: LastWord, *, twin: bool = True, timeout: float | None = None, shield: bool = False
+    ) -> bool:
         """End the session with ``word`` unless it has ended; return whether the server took it.
 
         :param twin: whether the private twin of a code may stand for one that the server refuses; if not,
             that it was refused is for the caller to report.
         :param timeout: seconds that the server may take, by default ``CLOSE_TIMEOUT``.
+        :param shield: whether it is said even while the session is cancelled.
         """
         timeout = CLOSE_TIMEOUT if timeout is None else timeout
         if foreign := self._last_word is not None and word is not self._last_word:
             # Somebody else ends this session. It is waited for: hypercorn closes the connection when its application
             # returns, on trio before it has sent what another task is sending.
-            with anyio.move_on_after(timeout):
+            with anyio.move_on_after(timeout, shield=shield):
                 await self._ended.wait()
             word, twin = self._last_word, True
         if self.phase in _OVER:
             return False
         failure: Exception | None = None
-        with anyio.move_on_after(timeout) as limit:
+        with anyio.move_on_after(timeout, shield=shield) as limit:
             try:
                 await self._end_uninterrupted(word, twin=twin)
             except OSError:
