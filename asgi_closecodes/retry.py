@@ -25,8 +25,6 @@ class RetryQueue:
     """Sessions a second that are expected to end when fewer do: clients back off by themselves beyond it."""
     MEMORY = 10.0
     """Seconds over which the rate of ending sessions is averaged."""
-    LONGEST = 10
-    """The length of the queue, in caps."""
 
     def __init__(
         self,
@@ -54,10 +52,8 @@ class RetryQueue:
         now = self._clock()
         rate = self._freed * math.exp((self._freed_at - now) / self.MEMORY) / self.MEMORY
         rate = min(max(rate, self.SLOWEST), max(self.admits_per_second, 0.1))
-        self._slot = max(self._slot, now + 1) + 1 / rate
-        # Bounded, or clients that never came back would keep later ones at the cap for hours.
-        self._slot = min(self._slot, now + self.LONGEST * self.cap)
-        wait = self._slot - now
-        if wait > self.cap:
+        slot = max(self._slot, now + 1) + 1 / rate
+        if slot > now + self.cap:  # no place: it would be held for somebody who comes back long before it
             return self._uniform(self.cap / 2, self.cap)
-        return wait * self._uniform(0.9, 1.1)
+        self._slot = slot
+        return (slot - now) * self._uniform(0.9, 1.1)

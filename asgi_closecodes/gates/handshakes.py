@@ -181,8 +181,8 @@ class HandshakeRate:
     def _next_turn(self, now: float) -> float:
         if self._rate == 0:
             return self.cap
-        self._turn = max(self._turn + 1 / self._rate_at(max(self._turn, now)), now + self._limiter.wait())
-        # Bounded, or clients that never came back would put off later ones for hours.
-        self._turn = min(self._turn, now + 10 * self.cap)
-        delay = self._turn - now
-        return delay if delay <= self.cap else random.uniform(self.cap / 2, self.cap)  # noqa: S311
+        turn = max(self._turn + 1 / self._rate_at(max(self._turn, now)), now + self._limiter.wait())
+        if turn > now + self.cap:  # none: it would be held for somebody who comes back long before it
+            return random.uniform(self.cap / 2, self.cap)  # noqa: S311
+        self._turn = turn
+        return turn - now
