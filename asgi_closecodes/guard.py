@@ -129,6 +129,7 @@ class Guard:
         own = () if self._own_gate is None else (self._own_gate,)
         # Asked at the end too: a drain may begin while a session waits in a slow gate.
         self.gate.gates = AllOf(Draining(self), *asked, *own, Draining(self)).gates
+        self._to_look_after = [gate for gate in self.gate.gates if _works(gate)]
         self.gate.failure = settings.gate_failure
         for gate in self._working_gates():
             if (report_to := getattr(gate, "report_to", None)) is not None:
@@ -335,7 +336,7 @@ class Guard:
             bool(self._watchers)
             or self._logs.has_unsaid
             or self._saturation.is_watched
-            or any(_works(gate) and _limit_of(gate) is not None for gate in self.gate.gates)
+            or any(_limit_of(gate) is not None for gate in self._to_look_after)
         )
 
     def _keep_watch(self, event: events.Event) -> None:

@@ -62,22 +62,17 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 class Phase(enum.Enum):
     """Where a session stands."""
 
-    ARRIVED = "the handshake has come, its connect event was not received yet"
-    CONNECTING = "the handshake waits for an answer"
-    OPEN = "the handshake was accepted, and nobody has closed"
-    DENYING = "an HTTP response to the handshake has started"
-    CLOSED = "this side has said its last word"
-    LEFT = "the peer is gone"
+    ARRIVED = "the handshake has come, its connect event was not received yet", "connecting"
+    CONNECTING = "the handshake waits for an answer", "connecting"
+    OPEN = "the handshake was accepted, and nobody has closed", "open"
+    DENYING = "an HTTP response to the handshake has started", "closed"
+    CLOSED = "this side has said its last word", "closed"
+    LEFT = "the peer is gone", "closed"
 
-    def public(self) -> events.Phase:
-        """Return the name of the phase that events and logs carry."""
-        match self:
-            case Phase.ARRIVED | Phase.CONNECTING:
-                return "connecting"
-            case Phase.OPEN:
-                return "open"
-            case _:
-                return "closed"
+    def __init__(self, sentence: str, public: events.Phase) -> None:
+        self.sentence = sentence
+        self.public = public
+        """The name of the phase that events and logs carry."""
 
 
 _ANSWERS = {
@@ -236,7 +231,7 @@ class Session:
             path=self.scope.get("path", ""),
             scheme=self.scope.get("scheme", "ws"),
             client=_client(self.scope),
-            phase=self.phase.public(),
+            phase=self.phase.public,
             duration=time.monotonic() - self.arrived_at,
             received=0 if self._channel is None else self._channel.received,
             sent=0 if self._channel is None else self._channel.sent,
@@ -693,7 +688,7 @@ class Session:
             if following is Phase.OPEN:
                 self._opened()
         else:
-            raise RuntimeError(f"the handler sent {kind!r} when {phase.value}")
+            raise RuntimeError(f"the handler sent {kind!r} when {phase.sentence}")
 
     def _opened(self) -> None:
         if self._channel is None:
