@@ -1,60 +1,137 @@
-"""What it costs to admit a session and to give its place back: ``python -m tests.benchmarks.admit``.
+"""What it costs to admit a session and to give its place back, each with a key that was never seen before.
 
-In one process and without a server; the sets of gates take turns, and the median of the turns counts.
+In one process and without a server; beside libraries that limit calls, each as its documentation has it.
 """
 
 import asyncio
 import gc
-import statistics
+import itertools
+import sys
 import time
+from contextlib import contextmanager
 
 from asgi_closecodes import Guard, Settings
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.session import Session
 
-SESSIONS = 5_000
-TURNS = 21
+from .harness.paired import Comparison
+from .harness.suite import Benchmark
+
+US, BLOCKS = "us a session", "blocks left a key"
+BENCHMARK = Benchmark(
+    "Admitting one session and giving its place back, a new key each; a million keys together",
+    [
+        *(Comparison(US, name, most=2.0) for name in ("MaxSessions", "MaxSessionsPerKey")),
+        Comparison(US, "no limit set"),
+        Comparison(US, "all limits set", most=6.0),
+        *(Comparison(US, "all limits set", peer) for peer in ("limits", "aiolimiter")),
+        *(Comparison(BLOCKS, name, most=0.01) for name in ("MaxSessionsPerKey", "all limits set")),
+        *(Comparison(BLOCKS, peer) for peer in ("limits", "aiolimiter")),
+    ],
+    pairs=25,
+)
+
+ROOM = 10**9
 
 
-def subjects():
-    limits = {"max_sessions": 10**6, "max_sessions_per_client": 10**6, "max_handshakes_in_progress": 10**6}
-    return {
-        "no gate": AllOf(),
-        "MaxSessions": AllOf(MaxSessions(10**6)),
-        "MaxSessionsPerKey": AllOf(MaxSessionsPerKey(10**6)),
-        "no limit set": Guard(Settings()).gate,
-        "three limits set": Guard(Settings(**limits)).gate,
-        "all limits set": Guard(
-            Settings(**limits, handshakes_per_second=10**9, max_loop_lag=60, max_memory=1.0, max_cpu=1.0)
-        ).gate,
-    }
+def _turns(runner, count, prepare, admit):
+    """Return what runs ``admit`` over what ``prepare`` makes of so many new clients, all of whom are gone afterwards."""
+    clients = itertools.count()
+
+    async def timed(prepared):
+        start = time.process_time_ns()
+        await admit(prepared)
+        return (time.process_time_ns() - start) / count / 1000
+
+    def turn():
+        gc.collect()
+        blocks = sys.getallocatedblocks()
+        took = runner.run(timed([prepare(f"c{next(clients)}") for _ in range(count)]))
+        gc.collect()
+        return {US: took, BLOCKS: (sys.getallocatedblocks() - blocks) / count}
+
+    return turn
 
 
-async def measure(gate, sessions):
-    start = time.perf_counter_ns()
-    for session in sessions:
-        async with gate.admit(session):
-            pass
-    return (time.perf_counter_ns() - start) / len(sessions) / 1000
+def _gate(build):
+    @contextmanager
+    def subject(run):
+        guard = Guard(Settings())  # of the sessions alone
+        gate = build()
+
+        def session_of(client):
+            return Session(guard, {"type": "websocket", "path": "/", "client": (client, 5000)}, None, None)
+
+        async def admit(sessions):
+            for session in sessions:
+                async with gate.admit(session):
+                    pass
+
+        with asyncio.Runner() as runner:
+            yield _turns(runner, run.size(40_000, 500), session_of, admit)
+
+    return subject
 
 
-async def main():
-    scope = {"type": "websocket", "path": "/", "client": ("192.0.2.1", 5000)}
-    results = {name: [] for name in subjects()}
-    gc.disable()
-    gates = subjects()
-    for _ in range(TURNS):
-        for name, gate in gates.items():
-            guard = Guard(Settings())
-            sessions = [Session(guard, scope, None, None) for _ in range(SESSIONS)]
-            results[name].append(await measure(gate, sessions))
-    for name, times in results.items():
-        low, middle, high = statistics.quantiles(times, n=4)
-        print(f"{name:18} {middle:6.2f} us a session, quartiles {low:.2f} to {high:.2f}")
+def _settings(**limits):
+    guards = []  # a gate asks its guard whether that drains
+
+    def build():
+        guards.append(Guard(Settings(**limits)))
+        return guards[-1].gate
+
+    return _gate(build)
 
 
-if __name__ == "__main__":
-    import logging
+BENCHMARK.subject("MaxSessions")(_gate(lambda: AllOf(MaxSessions(ROOM))))
+BENCHMARK.subject("MaxSessionsPerKey")(_gate(lambda: AllOf(MaxSessionsPerKey(ROOM))))
+BENCHMARK.subject("no limit set")(_settings())
+BENCHMARK.subject("all limits set")(
+    _settings(
+        **dict.fromkeys(("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress"), ROOM),
+        handshakes_per_second=ROOM,
+        max_loop_lag=60,
+        max_memory=1.0,
+        max_cpu=1.0,
+    )
+)
 
-    logging.disable()
-    asyncio.run(main())
+
+@BENCHMARK.subject("limits")
+@contextmanager
+def limits(run):
+    from limits import RateLimitItemPerHour
+    from limits.aio.storage import MemoryStorage
+    from limits.aio.strategies import FixedWindowRateLimiter
+
+    limit = RateLimitItemPerHour(1000)
+    limiter = None
+
+    async def hit(clients):
+        nonlocal limiter
+        if limiter is None:  # it wants an event loop
+            limiter = FixedWindowRateLimiter(MemoryStorage())
+        for client in clients:
+            assert await limiter.hit(limit, client)
+
+    with asyncio.Runner() as runner:
+        yield _turns(runner, run.size(40_000, 500), str, hit)
+
+
+@BENCHMARK.subject("aiolimiter")
+@contextmanager
+def aiolimiter(run):
+    from aiolimiter import AsyncLimiter
+
+    limiters = {}
+
+    async def enter(clients):
+        for client in clients:
+            limiter = limiters.get(client)
+            if limiter is None:
+                limiter = limiters[client] = AsyncLimiter(1000, 3600)
+            async with limiter:
+                pass
+
+    with asyncio.Runner() as runner:
+        yield _turns(runner, run.size(40_000, 500), str, enter)

@@ -1,107 +1,160 @@
-"""What a cluster limit costs: ``python -m tests.benchmarks.cluster``.
+"""A limit over many processes: admission under a valid lease, and what the Redis has to do for it, on a real Redis.
 
-Admission with a valid lease beside the gate of one process; the server's time for a sync with 10 to 10 000 workers;
-and what a semaphore with one entry a session asks of the server instead.
+Beside it what people write by hand: an entry a session in a sorted set, with the sessions' ends as scores.
 """
 
 import asyncio
-import gc
-import logging
 import random
-import statistics
 import time
+import uuid
+from contextlib import contextmanager
 
 from asgi_closecodes import Guard, Settings
-from asgi_closecodes.gates import AllOf, ClusterSessions, MaxSessions
-from asgi_closecodes.gates.cluster.lease import Lease, Reply
-from asgi_closecodes.gates.cluster.store import SYNC, keys_of
+from asgi_closecodes.gates import AllOf, MaxSessions
 from asgi_closecodes.session import Session
-from tests.cluster.redis_server import running
 
-SESSIONS = 5_000
-TURNS = 21
+from .harness.paired import Comparison
+from .harness.suite import Benchmark
+
+US, COMMANDS, SERVER = "us a session", "commands a session", "redis us a sync"
+LEASED, LOCAL, BY_HAND = "ClusterSessions", "MaxSessions", "a ZSET entry a session"
+WORKERS = {10: 10, 1_000: 100, 10_000: 200}
+"""How many share a limit; and how many in a quick run."""
+
+BENCHMARK = Benchmark(
+    "A cluster limit: admission under a valid lease, and what the Redis does for it",
+    [
+        Comparison(US, LEASED, LOCAL, most=1.5),
+        Comparison(COMMANDS, BY_HAND, LEASED, least=100),
+        *(Comparison(SERVER, f"{workers} workers") for workers in WORKERS),
+        Comparison(SERVER, f"{max(WORKERS)} workers", f"{min(WORKERS)} workers"),
+    ],
+)
+
+ROOM = 10**6
 
 
-async def admit(gate, sessions):
-    start = time.perf_counter_ns()
+@contextmanager
+def _redis():
+    import asgi_closecodes.gates.cluster  # noqa: F401 - or this is left out
+    from tests.cluster.redis_server import running
+
+    with running() as server:
+        yield server
+
+
+def _calls(server):
+    """Return the commands that clients have sent; those that a script runs are no round trips."""
+    with server.client() as client:
+        stats = client.info("commandstats")
+    mine = {"cmdstat_info", "cmdstat_config", "cmdstat_config|resetstat", "cmdstat_client", "cmdstat_hello"}
+    scripted = {"cmdstat_time", "cmdstat_hget", "cmdstat_hmget", "cmdstat_hset", "cmdstat_hdel", "cmdstat_hgetall"}
+    return sum(stat["calls"] for name, stat in stats.items() if name not in mine | scripted)
+
+
+async def _admit(gate, count):
+    guard = Guard(Settings())
+    scope = {"type": "websocket", "path": "/", "client": ("192.0.2.1", 5000)}
+    sessions = [Session(guard, scope, None, None) for _ in range(count)]
+    start = time.process_time_ns()
     for session in sessions:
         async with gate.admit(session):
             pass
-    return (time.perf_counter_ns() - start) / len(sessions) / 1000
+    return (time.process_time_ns() - start) / count / 1000
 
 
-async def admission(url):
-    cluster = ClusterSessions(10**6, url)
-    cluster.start()
-    while cluster.lease.quota < 1:
-        await asyncio.sleep(0.01)
-    gates = {"MaxSessions": MaxSessions(10**6), "ClusterSessions": cluster}
-    gates |= {f"AllOf({name})": AllOf(gate) for name, gate in gates.items()}
-    times = {name: [] for name in gates}
-    guard = Guard(Settings())
-    scope = {"type": "websocket", "path": "/", "client": ("192.0.2.1", 5000)}
-    gc.disable()
-    for _ in range(TURNS):
-        for name, gate in gates.items():
-            sessions = [Session(guard, scope, None, None) for _ in range(SESSIONS)]
-            times[name].append(await admit(gate, sessions))
-            await asyncio.sleep(0)
-    gc.enable()
-    for name, turns in times.items():
-        low, middle, high = statistics.quantiles(turns, n=4)
-        print(f"{name:24} {middle:6.3f} us a session, quartiles {low:.3f} to {high:.3f}")
-    for outer in ("{}", "AllOf({})"):
-        one, other = (statistics.median(times[outer.format(name)]) for name in ("ClusterSessions", "MaxSessions"))
-        print(f"ratio {outer.format(''):8} {one / other:.2f}")
-    await cluster.stop()
+@BENCHMARK.subject(LOCAL)
+@contextmanager
+def local(run):
+    with asyncio.Runner() as runner:
+        gate = AllOf(MaxSessions(ROOM))
+        yield lambda: {US: runner.run(_admit(gate, run.size(10_000, 500)))}
 
 
-def syncs(server, count):
-    """The server's own time for a sync, as it counts it."""
-    server.command("FLUSHALL")
-    with server.client() as client:
-        script = client.register_script(SYNC)
-        workers = [Lease(1000 * count) for _ in range(count)]
+@BENCHMARK.subject(LEASED)
+@contextmanager
+def leased(run):
+    with _redis() as server, asyncio.Runner() as runner:
+        from asgi_closecodes.gates import ClusterSessions
 
-        def sync(lease):
-            lease.waiting = random.randrange(3)
-            lease.answer(Reply(*script(keys=keys_of("benchmark"), args=lease.ask().arguments())))
+        count = run.size(10_000, 500)
+        gate = ClusterSessions(ROOM, server.url)
 
-        for worker in workers:
-            sync(worker)
-        server.command("CONFIG", "RESETSTAT")
-        for _ in range(5_000):
-            sync(random.choice(workers))
-        calls = client.info("commandstats")["cmdstat_evalsha"]
-        memory = sum(client.memory_usage(key) for key in keys_of("benchmark"))
-        sync(workers[0])
-    busy = calls["usec_per_call"] / 1e6
-    idle, full = count * 3 / workers[0].ttl, count / workers[0].pace
-    print(
-        f"{count:6} workers: {busy * 1e6:.1f} us of the server a sync; {idle:.0f} syncs a second are {idle * busy:.2%} "
-        f"of its core, in a full cluster {full:.0f} are {full * busy:.1%}; {memory / 1024:.0f} KiB"
-    )
+        async def start():
+            gate.start()
+            while gate.lease.quota < 1:
+                await asyncio.sleep(0.01)
+
+        async def admit():
+            before = _calls(server)
+            took = await _admit(AllOf(gate), count)
+            await asyncio.sleep(run.seconds)  # a sync that they have made necessary counts
+            return {US: took, COMMANDS: max(_calls(server) - before, 1) / count}
+
+        runner.run(start())
+        yield lambda: runner.run(admit())
+        runner.run(gate.stop())
 
 
-def commands():
-    workers, sessions, length, refresh, ttl = 100, 100_000, 3600.0, 10.0, 30.0
-    ours = workers / refresh * length
-    theirs = sessions * (2 + length / (ttl / 3))  # ZADD, ZREM, and a heartbeat for each open session
-    print(
-        f"by arithmetic: {sessions} sessions of {length:.0f} s on {workers} workers, calls of the server in that time: {ours:.0f} here "
-        f"({ours / sessions:.3f} a session); with a ZSET entry a session, renewed every {ttl / 3:.0f} s: {theirs:.0f} "
-        f"({theirs / sessions:.0f} a session), or 2 and no way to notice a crash"
-    )
+@BENCHMARK.subject(BY_HAND)
+@contextmanager
+def by_hand(run):
+    with _redis() as server, asyncio.Runner() as runner:
+        from redis.asyncio import Redis
+
+        count = run.size(1_000, 50)
+        client = None
+
+        async def admit():
+            nonlocal client
+            if client is None:
+                client = Redis.from_url(server.url)
+            before, start = _calls(server), time.process_time_ns()
+            for _ in range(count):
+                session, now = uuid.uuid4().hex, time.time()
+                async with client.pipeline(transaction=True) as pipeline:
+                    pipeline.zremrangebyscore("sessions", 0, now)
+                    pipeline.zadd("sessions", {session: now + 30})
+                    pipeline.zcard("sessions")
+                    *_, active = await pipeline.execute()
+                assert active <= ROOM
+                await client.zrem("sessions", session)
+            took = (time.process_time_ns() - start) / count / 1000
+            return {US: took, COMMANDS: (_calls(server) - before) / count}
+
+        yield lambda: runner.run(admit())
+        runner.run(client.aclose())
 
 
-def main():
-    logging.disable()
-    with running() as server:
-        asyncio.run(admission(server.url))
-        for count in (10, 1_000, 10_000):
-            syncs(server, count)
-    commands()
+def _syncing(workers):
+    @BENCHMARK.subject(f"{workers} workers")
+    @contextmanager
+    def subject(run):
+        with _redis() as server, server.client() as client:
+            from asgi_closecodes.gates.cluster.lease import Lease, Reply
+            from asgi_closecodes.gates.cluster.store import SYNC, keys_of
+
+            count = run.size(workers, WORKERS[workers])
+            script = client.register_script(SYNC)
+            leases = [Lease(1000 * count) for _ in range(count)]
+
+            def sync(lease):
+                lease.waiting = random.randrange(3)
+                lease.answer(Reply(*script(keys=keys_of("benchmark"), args=lease.ask().arguments())))
+
+            for lease in leases:
+                sync(lease)
+
+            def turn():
+                client.config_resetstat()
+                for _ in range(run.size(1_000, 20)):
+                    sync(random.choice(leases))
+                return {SERVER: client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]}
+
+            yield turn
+
+    return subject
 
 
-if __name__ == "__main__":
-    main()
+for workers in WORKERS:
+    _syncing(workers)

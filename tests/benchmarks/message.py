@@ -1,34 +1,31 @@
-"""What the middleware adds to one received-and-sent pair of messages: ``python -m tests.benchmarks.message``.
-
-Bare and wrapped take turns in one process, and the median of the differences counts: the machine's speed drifts.
-Blocks that stay allocated are counted too: a message must leave none behind.
-"""
+"""What one received-and-sent pair of messages costs in this process, without a server or an event loop's wait."""
 
 import asyncio
-import gc
-import statistics
 import sys
 import time
+from contextlib import contextmanager
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 
-PAIRS = 50_000
-TURNS = 31
+from .harness.paired import Comparison
+from .harness.suite import Benchmark
+
+NS = "ns a pair"
+BENCHMARK = Benchmark(
+    "One received-and-sent pair of messages in the process",
+    [
+        Comparison(NS, "middleware", "bare", by="difference", most=200),
+        *(
+            Comparison(NS, peer, "bare", by="difference")
+            for peer in ("receive wrapped by hand", "ExceptionMiddleware", "sentry-sdk", "OpenTelemetry")
+        ),
+        Comparison("blocks left", "middleware", "bare", by="difference", most=10),
+    ],
+    pairs=41,
+)
 
 RECEIVED = {"type": "websocket.receive", "text": "x"}
 SENT = {"type": "websocket.send", "text": "x"}
-
-
-async def echo(scope, receive, send):
-    await receive()
-    await send({"type": "websocket.accept"})
-    blocks = sys.getallocatedblocks()
-    start = time.perf_counter_ns()
-    for _ in range(PAIRS):
-        await receive()
-        await send(SENT)
-    scope["result"].update(ns=(time.perf_counter_ns() - start) / PAIRS, blocks=sys.getallocatedblocks() - blocks)
-    await send({"type": "websocket.close"})
 
 
 class Server:
@@ -47,28 +44,87 @@ class Server:
         pass
 
 
-async def measure(app):
-    server = Server()
-    result = {}
-    scope = {"type": "websocket", "path": "/", "headers": [], "result": result}
-    await app(scope, server.receive, server.send)
-    return result
+def measuring(build):
+    """Register a subject: ``build(app)`` returns the application around ``app``."""
+
+    @contextmanager
+    def subject(run):
+        pairs = run.size(50_000, 1_000)
+        figures = {}
+
+        async def echo(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            blocks = sys.getallocatedblocks()
+            start = time.process_time_ns()
+            for _ in range(pairs):
+                await receive()
+                await send(SENT)
+            figures[NS] = (time.process_time_ns() - start) / pairs
+            figures["blocks left"] = sys.getallocatedblocks() - blocks
+            await send({"type": "websocket.close"})
+
+        app = build(echo)
+        with asyncio.Runner() as runner:
+
+            def turn():
+                server = Server()
+                scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b"", "scheme": "ws"}
+                scope |= {"server": ("127.0.0.1", 80), "client": ("127.0.0.1", 5000)}
+                runner.run(app(scope, server.receive, server.send))
+                return dict(figures)
+
+            yield turn
+
+    return subject
 
 
-async def main():
-    wrapped = CloseCodeMiddleware(echo, Guard(Settings(max_sessions=100)))
-    gc.disable()
-    pairs = [(await measure(echo), await measure(wrapped)) for _ in range(TURNS)]
-    differences = sorted(with_["ns"] - bare["ns"] for bare, with_ in pairs)
-    quarter = len(differences) // 4
-    print(f"bare       {statistics.median(bare['ns'] for bare, _ in pairs):6.0f} ns a pair")
-    print(f"middleware {statistics.median(with_['ns'] for _, with_ in pairs):6.0f} ns a pair")
-    print(
-        f"added      {statistics.median(differences):6.0f} ns a pair, "
-        f"quartiles {differences[quarter]:.0f} to {differences[-1 - quarter]:.0f}, {TURNS} turns of {PAIRS} pairs"
-    )
-    print(f"blocks left by {PAIRS} pairs: bare {pairs[-1][0]['blocks']}, middleware {pairs[-1][1]['blocks']}")
+@BENCHMARK.subject("bare")
+@measuring
+def _(app):
+    return app
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+@BENCHMARK.subject("middleware")
+@measuring
+def _(app):
+    return CloseCodeMiddleware(app, Guard(Settings(max_sessions=100)))
+
+
+@BENCHMARK.subject("receive wrapped by hand")
+@measuring
+def _(app):
+    async def wrapped(scope, receive, send):
+        async def receive_and_look():
+            return await receive()
+
+        await app(scope, receive_and_look, send)
+
+    return wrapped
+
+
+@BENCHMARK.subject("ExceptionMiddleware")
+@measuring
+def _(app):
+    from starlette.middleware.exceptions import ExceptionMiddleware
+
+    return ExceptionMiddleware(app)
+
+
+@BENCHMARK.subject("sentry-sdk")
+@measuring
+def _(app):
+    from sentry_sdk import init
+    from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
+
+    init("http://key@127.0.0.1:9/1", transport=lambda event: None, traces_sample_rate=1.0, default_integrations=False)
+    return SentryAsgiMiddleware(app)
+
+
+@BENCHMARK.subject("OpenTelemetry")
+@measuring
+def _(app):
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    from opentelemetry.sdk.trace import TracerProvider
+
+    return OpenTelemetryMiddleware(app, tracer_provider=TracerProvider())

@@ -76,7 +76,10 @@ class Running:
 
 @contextlib.contextmanager
 def serve(setup, app, tmp_path, *options, env=None, unix=False):
-    """Run ``app`` ("module:attribute") on the server ``setup``, with more ``options`` of its command line."""
+    """Run ``app`` ("module:attribute") on the server ``setup``, with more ``options`` of its command line.
+
+    Another server than those is given as the arguments of ``python -m``, with the same placeholders.
+    """
     for attempt in range(3):
         try:
             running = _start(setup, app, tmp_path / f"{setup}-{attempt}.log", options, env or {}, unix)
@@ -103,7 +106,7 @@ def _start(setup, app, log, options, env, unix):
         port = address[1]
         binds = {"uvicorn": f"--host {_HERE} --port {port}", "hypercorn": f"{_HERE}:{port}"}
         binds |= {"granian": f"--host {_HERE} --port {port}", "daphne": f"-b {_HERE} -p {port}"}
-    command = _COMMANDS[setup].format(app=app, **{f"{server}_bind": bind for server, bind in binds.items()})
+    command = _COMMANDS.get(setup, setup).format(app=app, **{f"{server}_bind": bind for server, bind in binds.items()})
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CLOSECODES_")}
     with log.open("wb") as output:
         process = subprocess.Popen(

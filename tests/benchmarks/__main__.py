@@ -1,0 +1,106 @@
+"""Runs the benchmarks: ``python -m tests.benchmarks``. Tables go to standard output, everything else to a folder."""
+
+import argparse
+import datetime as dt
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from .harness import report
+from .harness.paired import FEWEST_PAIRS
+from .harness.suite import Run, Unfit, benchmarks
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main():
+    found = dict(benchmarks())
+    options = _options(found)
+    if options.list:
+        for name, benchmark in found.items():
+            print(f"{name:10} {benchmark.about}")
+        return 0
+    chosen = {name: found[name] for name in found if name in (options.only or found)}
+    logging.getLogger("asgi_closecodes").addHandler(logging.NullHandler())
+    cores = sorted(os.sched_getaffinity(0))
+    where = report.machine()
+    for warning in _warnings(where):
+        print(f"warning: {warning}", file=sys.stderr)
+    os.sched_setaffinity(0, {cores[0]})  # and what is started from here, but for the load generator
+
+    measured, failed, tables = {}, {}, []
+    with tempfile.TemporaryDirectory() as folder, _progress() as progress:
+        run = Run(options.quick, Path(folder), (cores[0], cores[-1]), options.pairs)
+        with run.stack:
+            for name, benchmark in chosen.items():
+                task = progress.add_task(name, total=1.0)
+                try:
+                    measured[name] = benchmark.measure(run, lambda share, task=task: progress.advance(task, share))
+                except Exception as error:  # the others go on
+                    failed[name] = str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
+                    print(f"{name} failed: {failed[name]}\n", file=sys.stderr)
+                    continue
+                progress.update(task, completed=1.0)
+                tables += ["\n".join(report.table(name, measured[name]))]
+                print(tables[-1], flush=True)
+                report.plot(name, measured[name], options.output)
+    (options.output / "results.json").write_text(report.as_json(where, measured, failed))
+    (options.output / "results.md").write_text("\n".join([*_head(where), *tables]))
+    print(f"written to {options.output}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _options(found):
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Measure, beside the peers.")
+    parser.add_argument("--only", action="append", metavar="NAME", choices=found, help="this one; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="small numbers: only to see that it works")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--pairs", type=_pairs, help=f"turns of each; fewer than {FEWEST_PAIRS} are not judged")
+    parser.add_argument("--output", type=Path, help="a folder for JSON, Markdown and plots")
+    options = parser.parse_args()
+    if options.output is None:
+        options.output = RESULTS / f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H%M}{'-quick' if options.quick else ''}"
+    if not options.list:
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--output {options.output}: {error.strerror}; name a folder that can be written to")
+    return options
+
+
+def _pairs(text):
+    if not (text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: use a number of turns, 1 or more")
+    return int(text)
+
+
+def _warnings(where):
+    if where["cores"] == 1:
+        yield "one core: the load generator takes its time from the servers, so figures of live servers are too low"
+    if where["load"] > 0.5:
+        yield f"this machine is busy (load {where['load']:.1f}): expect wide spreads"
+
+
+def _head(where):
+    yield f"{where['date']}, `{where['command']}`: Python {where['python']}, {where['processor']}, {where['cores']} cores, {where['system']}."
+    yield "Versions: " + ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version) + "."
+    yield ""
+
+
+def _progress():
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:10}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+if __name__ == "__main__":
+    if not hasattr(os, "sched_setaffinity"):
+        sys.exit("the benchmarks need Linux: they pin processes to cores and read /proc")
+    try:
+        sys.exit(main())
+    except ModuleNotFoundError as missing:
+        sys.exit(f"the benchmarks need {missing.name}: pip install -e '.[benchmark]'")

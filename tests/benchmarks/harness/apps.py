@@ -1,0 +1,128 @@
+"""The applications that live servers serve: each bare, and behind the middleware."""
+
+import json
+import logging
+
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes.logs import configure_logging
+
+ROOM = 1_000_000
+"""More than anybody asks for: as a limit it is there, and is not felt."""
+
+PLACES = 200
+"""Those of a server that is to be overloaded."""
+
+REASON = "try again later; retry_after=2.0; cause=full"
+
+
+async def echo(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+
+async def work(scope, receive, send):
+    """Echo, after a look into each message that takes about a tenth of a millisecond."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        for _ in range(40):
+            seen = json.loads(json.dumps({"rooms": [*range(20)], "said": message["text"]}))
+        await send({"type": "websocket.send", "text": seen["said"]})
+
+
+async def refuse(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.close", "code": 1013, "reason": REASON})
+
+
+async def deny(scope, receive, send):
+    await receive()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"retry-after", b"2")]
+    await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": REASON.encode()})
+
+
+async def reject(scope, receive, send):
+    """As ASGI has it: uvicorn makes a 403 of it."""
+    await receive()
+    await send({"type": "websocket.close"})
+
+
+async def crash(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    find({"room": 1}, "user")
+
+
+async def crash_caught(scope, receive, send):
+    """As people write it by hand: log it, and close with 1011."""
+    try:
+        await crash(scope, receive, send)
+    except Exception:
+        logging.getLogger("asgi_closecodes.error").exception("the handler failed")
+        await send({"type": "websocket.close", "code": 1011, "reason": "internal error"})
+
+
+def find(rows, key):
+    return _look_up(rows, key)
+
+
+def _look_up(rows, key):
+    return rows[key]
+
+
+def sockets_only(app):
+    """Serve ``app``, and answer the lifespan."""
+
+    async def run(scope, receive, send):
+        if scope["type"] == "websocket":
+            await app(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            while (await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+
+    return run
+
+
+def _wrapped(app, *, gate=None, observers=(), **settings):
+    return CloseCodeMiddleware(sockets_only(app), Guard(Settings(**settings), gate=gate, observers=observers))
+
+
+def _metrics():
+    from prometheus_client import CollectorRegistry
+
+    from asgi_closecodes.prometheus import PrometheusObserver
+
+    return [PrometheusObserver(registry=CollectorRegistry())]
+
+
+bare_echo = sockets_only(echo)
+bare_work = sockets_only(work)
+bare_crash = sockets_only(crash)
+refuse_by_hand = sockets_only(refuse)
+deny_by_hand = sockets_only(deny)
+reject_by_hand = sockets_only(reject)
+
+WRAPPED = {
+    "echo_limited": lambda: _wrapped(echo, max_sessions=ROOM),
+    "echo_measured": lambda: _wrapped(echo, max_sessions=ROOM, observers=_metrics()),
+    "closing": lambda: _wrapped(echo, max_sessions=0, max_refusals_per_second=ROOM),
+    "denying": lambda: _wrapped(echo, max_sessions=0, handshake="http"),
+    "crash_logged": lambda: _wrapped(crash, log_burst=None),
+    "crash_by_hand": lambda: sockets_only(crash_caught),
+    "crash_in_a_storm": lambda: _wrapped(crash),
+    "gated_by_close": lambda: _wrapped(work, max_sessions=PLACES, max_refusals_per_second=ROOM),
+    "gated_by_http": lambda: _wrapped(work, max_sessions=PLACES, handshake="http"),
+}
+"""Built when a server asks for them: they have a guard, and log JSON."""
+
+
+def __getattr__(name):
+    if name not in WRAPPED:
+        raise AttributeError(name)
+    configure_logging("json")
+    return WRAPPED[name]()

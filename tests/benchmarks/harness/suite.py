@@ -1,0 +1,150 @@
+"""A benchmark is its subjects, measured in turns, and what of them is compared; a module each.
+
+BENCHMARK = Benchmark("What a wink costs", [Comparison("ns", "winking", "blinking", most=1.1)])
+
+@BENCHMARK.subject("winking")
+@contextmanager
+def winking(run):
+    yield lambda: {"ns": ...}  # one turn; what has to be there before stands above, and what is cleared up below
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from .paired import Comparison, Result, Samples
+
+if TYPE_CHECKING:
+    from .load import Load
+
+Turn: TypeAlias = Callable[[], Mapping[str, float]]
+Subject: TypeAlias = Callable[["Run"], AbstractContextManager[Turn]]
+
+
+class Unfit(Exception):
+    """This machine, or what is installed on it, is not enough for a benchmark; the text says what is."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run was asked for.
+
+    :param quick: only to see that it works: small numbers, few turns.
+    :param folder: for what servers write.
+    :param cores: of the server, and of the load generator.
+    """
+
+    quick: bool
+    folder: Path
+    cores: tuple[int, int] = (0, 0)
+    pairs: int | None = None
+    stack: ExitStack = field(default_factory=ExitStack)
+    _load: Load | None = None
+
+    def size(self, full: int, quick: int) -> int:
+        """Return how many of something there are to be."""
+        return quick if self.quick else full
+
+    @property
+    def seconds(self) -> float:
+        """How long a turn on a live server takes."""
+        return 0.1 if self.quick else 0.5
+
+    @property
+    def load(self) -> Load:
+        """The load generator, which is started when it is first asked for."""
+        if self._load is None:
+            from .load import Load
+
+            self._load = Load(self.cores[1])
+            self.stack.callback(self._load.stop)
+        return self._load
+
+    def needs_files(self, count: int) -> None:
+        """Make room for ``count`` open files in this process and those that it starts.
+
+        :raises Unfit: if there is none.
+        """
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < count <= hard or hard == resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+        elif soft < count:
+            raise Unfit(f"needs {count} open files a process, and {hard} are allowed: ulimit -Hn {count}")
+
+
+@dataclass(slots=True)
+class Benchmark:
+    """What is measured, and what is compared.
+
+    :param pairs: turns of each subject.
+    :param warms_up: whether the first turn of each does not count.
+    """
+
+    about: str
+    comparisons: list[Comparison] = field(default_factory=list)
+    pairs: int = 21
+    warms_up: bool = True
+    subjects: dict[str, Subject] = field(default_factory=dict)
+
+    def subject(self, name: str) -> Callable[[Subject], Subject]:
+        """Register a subject: a context manager that yields what measures one turn."""
+
+        def register(subject: Subject) -> Subject:
+            self.subjects[name] = subject
+            return subject
+
+        return register
+
+    def measure(self, run: Run, advance: Callable[[float], object] = lambda _share: None) -> Measured:
+        """Measure all subjects in turns: A B, B A, A B, …
+
+        :param advance: told each share of the work that is done.
+        """
+        turns: dict[str, Turn] = {}
+        left_out: dict[str, str] = {}
+        pairs = run.pairs or (2 if run.quick else self.pairs)
+        with ExitStack() as stack:
+            for name, subject in self.subjects.items():
+                try:
+                    turns[name] = stack.enter_context(subject(run))
+                except ModuleNotFoundError as missing:
+                    left_out[name] = f"there is no module {missing.name}: pip install 'asgi-closecodes[benchmark]'"
+            samples: dict[str, dict[str, list[float]]] = {name: {} for name in turns}
+            numbers = range(0 if self.warms_up else 1, pairs + 1)
+            for number in numbers:
+                for name in [*turns][:: -1 if number % 2 else 1]:
+                    for figure, value in turns[name]().items():
+                        samples[name].setdefault(figure, []).extend([value] if number else [])
+                    advance(1 / len(numbers) / len(turns))
+        return Measured(self, samples, left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came out."""
+
+    benchmark: Benchmark
+    samples: Samples
+    left_out: Mapping[str, str]
+    """Why a subject was not measured, by its name."""
+
+    def results(self) -> list[Result]:
+        """Return the comparisons of what was measured."""
+        there = self.samples.keys()
+        return [wanted.result(self.samples) for wanted in self.benchmark.comparisons if wanted.needs() <= there]
+
+
+def benchmarks(package: str = "tests.benchmarks") -> Iterator[tuple[str, Benchmark]]:
+    """Yield each module of ``package`` that has a BENCHMARK, by its name."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if not module.ispkg and not module.name.startswith(("test_", "__")):
+            found = getattr(importlib.import_module(f"{package}.{module.name}"), "BENCHMARK", None)
+            if isinstance(found, Benchmark):
+                yield module.name.removesuffix("_"), found

@@ -1,0 +1,74 @@
+"""How long it takes to import the middleware, in a process of its own each time, and how much it installs."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+
+from .harness.paired import Comparison
+from .harness.suite import Benchmark
+
+MS, MIB = "ms", "MiB installed"
+OURS = "from asgi_closecodes import CloseCodeMiddleware"
+FRAMEWORKS = {
+    "starlette": "from starlette.applications import Starlette; from starlette.routing import WebSocketRoute",
+    "fastapi": "from fastapi import FastAPI",
+}
+BENCHMARK = Benchmark(
+    "Importing, in a new process, and what is installed beside the framework",
+    [
+        Comparison(MS, "starlette and the middleware", "starlette", by="difference", most=60),
+        Comparison(MS, "fastapi and the middleware", "fastapi", by="difference", most=60),
+        Comparison(MS, "starlette and sentry-sdk", "starlette", by="difference"),
+        Comparison(MIB, "starlette and the middleware", "starlette", by="difference"),
+        Comparison(MIB, "fastapi and the middleware", "fastapi", by="difference"),
+        Comparison(MIB, "starlette and sentry-sdk", "starlette", by="difference"),
+    ],
+)
+
+
+def installed(*names):
+    """Return the bytes of these distributions and of all that they depend on."""
+    seen, waiting = {}, [*names]
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in seen:
+            continue
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # asked for on other platforms
+        files = (file.locate() for file in distribution.files or ())
+        seen[name] = sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".pyc")
+        needed = [requirement for requirement in distribution.requires or () if "extra ==" not in requirement]
+        waiting += [re.match(r"[\w.-]+", requirement)[0] for requirement in needed]
+    return sum(seen.values())
+
+
+def _importing(code, *names):
+    @contextmanager
+    def subject(run):
+        for name in names:
+            try:
+                importlib.metadata.distribution(name)
+            except importlib.metadata.PackageNotFoundError as error:
+                raise ModuleNotFoundError(str(error), name=name) from None
+        size = installed(*names) / 2**20
+        timed = f"import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
+
+        def turn():
+            done = subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True)
+            return {MS: float(done.stdout) * 1000, MIB: size}
+
+        yield turn
+
+    return subject
+
+
+for framework, code in FRAMEWORKS.items():
+    BENCHMARK.subject(framework)(_importing(code, framework))
+    BENCHMARK.subject(f"{framework} and the middleware")(_importing(f"{code}; {OURS}", framework, "asgi-closecodes"))
+BENCHMARK.subject("starlette and sentry-sdk")(
+    _importing(f"{FRAMEWORKS['starlette']}; import sentry_sdk", "starlette", "sentry-sdk")
+)

@@ -1,0 +1,272 @@
+"""The suite's own sums, and that it runs: no absolute time is asserted."""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.benchmarks.harness import live, report
+from tests.benchmarks.harness.paired import Comparison, interval, number
+from tests.benchmarks.harness.suite import Benchmark, Measured, Run, Unfit, benchmarks
+
+ROOT = Path(__file__).parents[2]
+SPECIFIED = "message echo admit refuse crash overload memory growth cluster storm import format shed".split()
+
+
+def suite(*arguments):
+    command = [sys.executable, "-m", "tests.benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """The folder that a quick run of everything has written to, and what it said."""
+    folder = tmp_path_factory.mktemp("results")
+    return folder, suite("--quick", "--output", str(folder))
+
+
+def test_everything_runs_and_its_sums_are_right(output):
+    """Each turn on a live server asserts that every client saw what it was to see, and that none is missing."""
+    folder, done = output
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+    assert results["benchmarks"].keys() >= set(SPECIFIED)
+    assert not results["failed"]
+    assert results["machine"]["command"].startswith("python -m tests.benchmarks --quick")
+    for name, benchmark in results["benchmarks"].items():
+        assert benchmark["results"] or benchmark["left_out"], name
+        for subject, figures in benchmark["samples"].items():
+            assert figures, subject
+            assert all(len(values) == 2 and all(map(math.isfinite, values)) for values in figures.values()), subject
+        assert f"**`{name}`**" in done.stdout
+
+
+def test_each_benchmark_is_drawn(output):
+    folder, _ = output
+    for name in SPECIFIED:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_the_table_is_on_standard_output_and_in_the_folder_and_nothing_else_is(output):
+    folder, done = output
+    assert done.stdout.strip()
+    assert all(block in (folder / "results.md").read_text() for block in done.stdout.split("\n\n"))
+    assert "\r" not in done.stderr  # no progress bar: it is no terminal
+
+
+def test_what_there_is_can_be_listed():
+    done = suite("--list")
+    assert done.returncode == 0
+    assert {line.split()[0] for line in done.stdout.splitlines()} >= set(SPECIFIED)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--only", "massage"), ("--pairs", "none"), ("--pairs", "0"), ("--output", "/proc/x")]
+)
+def test_a_wrong_argument_is_named_with_what_would_be_right(arguments):
+    done = suite(*arguments)
+    assert done.returncode == 2
+    assert arguments[1] in done.stderr
+    assert "Traceback" not in done.stderr
+    remedy = {"--only": "message", "--pairs": "a number of turns", "--output": "a folder that can be written to"}
+    assert remedy[arguments[0]] in done.stderr
+
+
+# One subject beside another
+
+
+def samples(**values):
+    return {subject: {"ns": figures} for subject, figures in values.items()}
+
+
+def test_pairs_decide_and_not_the_medians_of_each_side():
+    drifting = [100.0 * 2**turn for turn in range(9)]
+    values = samples(ours=[1.1 * value for value in drifting], bare=drifting)
+    result = Comparison("ns", "ours", "bare", most=1.2).result(values)
+    assert (result.low, result.median, result.high) == pytest.approx((1.1, 1.1, 1.1))
+    assert result.verdict == "reached"
+
+
+@pytest.mark.parametrize(
+    ("goal", "by", "verdict"),
+    [
+        ({"most": 1.2}, "ratio", "reached"),
+        ({"most": 1.05}, "ratio", "refused"),
+        ({"most": 0.9}, "ratio", "missed"),
+        ({"least": 0.9}, "ratio", "reached"),
+        ({"least": 1.05}, "ratio", "refused"),
+        ({"least": 1.2}, "ratio", "missed"),
+        ({"most": 20}, "difference", "reached"),
+        ({"most": -10}, "difference", "missed"),
+        ({}, "ratio", "no difference seen"),
+        ({}, "difference", "no difference seen"),
+    ],
+)
+def test_a_goal_inside_of_the_spread_is_refused(goal, by, verdict):
+    values = samples(ours=[96, 97, 98, 99, 104, 108, 110, 112, 96.5], bare=[100] * 9)
+    assert Comparison("ns", "ours", "bare", by=by, **goal).result(values).verdict == verdict
+
+
+def test_a_refused_result_says_so_in_the_table():
+    benchmark = Benchmark("A", [Comparison("ns", "ours", "bare", most=1.05)])
+    values = samples(ours=[96, 97, 98, 99, 104, 108, 110, 112, 96.5], bare=[100] * 9)
+    measured = Measured(benchmark, values, {})
+    assert any("the spread is wider than the difference" in line for line in report.table("a", measured))
+
+
+def test_too_few_pairs_are_not_judged():
+    result = Comparison("ns", "ours", "bare", most=2).result(samples(ours=[1] * 6, bare=[1] * 6))
+    assert result.verdict == "too few pairs"
+
+
+def test_what_stands_beside_nothing_is_taken_as_it_is():
+    result = Comparison("ns", "ours", most=5).result(samples(ours=[4, 1, 2, 3, 4, 2, 3]))
+    assert (result.median, result.verdict) == (3, "reached")
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
+def test_the_interval_holds_the_median_and_is_made_of_the_sample(values):
+    low, high = interval(values)
+    assert low in values
+    assert high in values
+    assert low <= sorted(values)[len(values) // 2] <= high
+
+
+@pytest.mark.parametrize(("count", "outside"), [(5, 0), (6, 0), (8, 0), (9, 1), (12, 2), (20, 5), (41, 13)])
+def test_the_interval_is_that_of_the_binomial_distribution(count, outside):
+    """As tables of the sign test have it."""
+    assert interval(range(count)) == (outside, count - 1 - outside)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.01234, "0.0123"), (1.5, "1.50"), (42.19, "42.2"), (12345.6, "12 346"), (-3, "-3.00")],
+)
+def test_numbers_have_three_digits_that_count(value, text):
+    assert number(value) == text
+
+
+# A run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(quick=True, folder=tmp_path)
+
+
+def benchmark_of(order, *names, **options):
+    benchmark = Benchmark("A", **options)
+    for name in names:
+
+        @benchmark.subject(name)
+        @contextmanager
+        def subject(run, name=name):
+            order.append(f"<{name}")
+            yield lambda: order.append(name) or {"ns": len(order)}
+            order.append(f"{name}>")
+
+    return benchmark
+
+
+def test_subjects_take_turns_and_the_first_does_not_count(run):
+    order, shares = [], []
+    run.pairs = 3
+    measured = benchmark_of(order, "a", "b").measure(run, shares.append)
+    assert order == ["<a", "<b", *"ab", *"ba", *"ab", *"ba", "b>", "a>"]
+    assert measured.samples == {"a": {"ns": [6, 7, 10]}, "b": {"ns": [5, 8, 9]}}
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_what_needs_no_warming_up_is_not(run):
+    run.pairs = 1
+    measured = benchmark_of([], "a", warms_up=False).measure(run)
+    assert len(measured.samples["a"]["ns"]) == 1
+
+
+def test_a_peer_that_is_not_installed_is_left_out_and_named(run):
+    benchmark = benchmark_of([], "ours", "bare", comparisons=[Comparison("ns", "ours", "bare")])
+
+    @benchmark.subject("peer")
+    @contextmanager
+    def peer(run):
+        import no_such_peer
+
+        yield no_such_peer
+
+    benchmark.comparisons.append(Comparison("ns", "ours", "peer"))
+    measured = benchmark.measure(run)
+    assert "no_such_peer" in measured.left_out["peer"]
+    assert [result.of.beside for result in measured.results()] == ["bare"]
+    assert any(line.startswith("Left out: peer: ") for line in report.table("a", measured))
+
+
+def test_a_sum_that_is_wrong_ends_the_benchmark_and_clears_up(run):
+    order = []
+    benchmark = benchmark_of(order, "a")
+
+    @benchmark.subject("b")
+    @contextmanager
+    def subject(run):
+        def turn():
+            raise AssertionError("997 of 1000")
+
+        yield turn
+
+    with pytest.raises(AssertionError, match="997 of 1000"):
+        benchmark.measure(run)
+    assert order[0] == "<a"
+
+
+def test_too_few_file_descriptors_are_said_with_the_remedy(run):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(Unfit, match=rf"{hard + 1} open files.*ulimit -Hn {hard + 1}"):
+        run.needs_files(hard + 1)
+
+
+def test_a_server_that_cannot_start_says_why_itself(run):
+    with (
+        pytest.raises(ChildProcessError, match="No module named no_such_server|no_such_app"),
+        live.served(run, "no_such_app"),
+    ):
+        pass
+
+
+def test_a_client_that_saw_something_else_is_a_wrong_sum(run):
+    with run.stack, live.served(run, "reject_by_hand") as server, pytest.raises(AssertionError, match="not all.*403"):
+        live.knocked(run, server, 1013)
+
+
+def test_a_module_with_a_benchmark_is_found():
+    found = dict(benchmarks())
+    assert found["message"].about
+    assert "import" in found
+    assert "capacity" not in found
+
+
+def test_every_comparison_is_of_subjects_that_exist():
+    for name, benchmark in benchmarks():
+        for comparison in benchmark.comparisons:
+            assert comparison.needs() <= benchmark.subjects.keys(), (name, comparison)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("123456,,instructions:u,1000,100.00,,\n", 123456.0),
+        ("<not supported>,,instructions:u,0,100.00,,\n", None),
+        ("# started on Wed\n\n987,,instructions:u,1,1.0,,", 987.0),
+        ("perf: command failed", None),
+        ("", None),
+    ],
+)
+def test_instructions_are_read_from_what_perf_writes(text, count):
+    assert live.instructions_in(text) == count
