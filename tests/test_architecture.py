@@ -28,7 +28,7 @@ MAY_KNOW = {
     "exceptions": {"codes"},
     "session": {"background", "channel", "codes", "error_ids", "events", "exceptions", "fingerprint"},
     "gates": {"background", "channel", "codes", "events", "exceptions", "rates", "session"},
-    "cli": {"error_ids", "gates", "logs"},
+    "cli": {"codes", "error_ids", "gates", "logs"},
     "logs": {"codes", "events", "fingerprint", "rates"},
     "client": {"background", "channel", "codes"},
     "settings": {"codes", "gates"},
