@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-LIMIT = "3"
+LIMIT = "20"
 START = 10.0
 """Seconds that the Redis may take to start."""
 
