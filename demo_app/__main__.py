@@ -96,10 +96,6 @@ def main() -> int:
         if importlib.util.find_spec(module) is None:
             return _stopped(f"{module} is not installed: {INSTALL}")
     try:
-        DemoSettings()
-    except SettingsError as error:
-        return _stopped(str(error))
-    try:
         _try_to_bind(options.host, options.port)
     except OSError as error:
         problem = f"cannot listen on port {options.port} of {options.host} ({error})"
@@ -114,6 +110,11 @@ def main() -> int:
                 url = stack.enter_context(one_limit())
             except OSError as error:
                 return _stopped(f"the Redis of --cluster does not start: {error}")
+        try:
+            DemoSettings()
+        except SettingsError as error:
+            return _stopped(str(error))
+        if options.cluster:
             print(f"One limit over all workers: asgi-closecodes cluster status --redis-url {url}", flush=True)
         print(f"The demo is on http://{options.host}:{options.port}/ (served by {options.server})", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
