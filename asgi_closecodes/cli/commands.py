@@ -43,14 +43,15 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
         except BrokenPipeError:  # whoever read the output has seen enough, as head does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would flush, and complain
             ctx.exit(FOUND)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
-        return result
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

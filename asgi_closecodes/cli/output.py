@@ -10,13 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from asgi_closecodes.logs.formatters import console_line
+from asgi_closecodes.logs.formatters import console_line, painted
 from asgi_closecodes.logs.record import COLOUR, Record
 from asgi_closecodes.logs.redaction import one_line
 
@@ -33,16 +34,19 @@ def has_colours() -> bool:
 
 
 def write(*lines: str) -> None:
-    """Print lines, whatever the encoding of stdout can express."""
-    encoding = sys.stdout.encoding or "utf-8"
-    for line in lines:
-        sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    """Print lines to stdout."""
+    _write(sys.stdout, lines)
 
 
 def complain(*lines: str) -> None:
-    """Print lines to stderr, each with the name of the command."""
-    for line in lines:
-        sys.stderr.write("asgi-closecodes: " + one_line(line).encode("ascii", "backslashreplace").decode() + "\n")
+    """Print lines to stderr, each with the name of the command, and with nothing that drives the terminal."""
+    _write(sys.stderr, (f"asgi-closecodes: {one_line(line)}" for line in lines))
+
+
+def _write(stream: TextIO, lines: Iterable[str]) -> None:
+    encoding = stream.encoding or "utf-8"
+    # What the encoding cannot express is escaped.
+    stream.writelines(line.encode(encoding, "backslashreplace").decode(encoding) + "\n" for line in lines)
 
 
 def render(renderable: RenderableType) -> None:
@@ -82,6 +86,11 @@ def record_line(record: Record) -> str:
     level = (record.level or ("error" if record.is_error else "")).upper()
     keys = {key: record.text(key) for key in ("closecodes.session.id", "client.address") if record.text(key)}
     return console_line(at(record.time, precise=True), level, record.message, keys, colours=has_colours())
+
+
+def styled(style: str, text: str) -> str:
+    """Return ``text`` in an ANSI style, such as "31" for red, where stdout has colours."""
+    return painted(style, text, colours=has_colours())
 
 
 def plural(count: int, what: str) -> str:
@@ -142,23 +151,24 @@ def stretch(seconds: int) -> str:
 @contextlib.contextmanager
 def progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
     """Show on stderr, if that is a terminal, how much of ``size`` was read, once it takes noticeably long."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda _: None
         return
     columns = TextColumn(what), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    started = time.monotonic()
+    shown_from = time.monotonic() + _UNNOTICED
     task = bar.add_task(what, total=None)
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        if bar.live.is_started or time.monotonic() - started > _UNNOTICED:
+        if time.monotonic() > shown_from:
             bar.start()
             bar.update(task, completed=done, total=max(size, done))
 
     try:
         yield advance
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

@@ -50,9 +50,9 @@ class Log:
     names: Sequence[str]
     twice: bool = False
     progress: Callable[[int], None] = lambda _: None
-    problems: list[str] = field(default_factory=list)
-    """What could not be read."""
-    notes: list[str] = field(default_factory=list)
+    problems: dict[str, None] = field(default_factory=dict)
+    """What could not be read, each problem once."""
+    notes: dict[str, None] = field(default_factory=dict)
     """What was read, but not all of it."""
     has_json: bool = False
     """Whether one of them looked like JSON."""
@@ -114,10 +114,10 @@ class Log:
                 self.has_json = self.has_json or b'{"' in block
                 yield from picked(block, needles)
         except UnreadableError as problem:
-            self.problems.append(str(problem))
+            self.problems[str(problem)] = None
         last = block.rpartition(b"\n")[2]
         if last and b'{"' in last and Record.parse(last) is None:
-            self.notes.append(f"{file.name}: its last line is cut off and was left out")
+            self.notes[f"{file.name}: its last line is cut off and was left out"] = None
         file.lines += bool(last)
 
     def _find(self) -> Iterator[LogFile]:
@@ -125,12 +125,12 @@ class Log:
         for name in self.names:
             paths = _expanded(name)
             if not paths:
-                self.problems.append(f"{name}: no file matches")
+                self.problems[f"{name}: no file matches"] = None
             for path in paths:
                 try:
                     file = LogFile(path, twice=self.twice)
                 except UnreadableError as problem:
-                    self.problems.append(str(problem))
+                    self.problems[str(problem)] = None
                     continue
                 if file.identity not in seen:
                     seen.add(file.identity)
@@ -155,7 +155,7 @@ class LogFile:
         self.is_regular = stat.S_ISREG(found.st_mode)
         self.identity = (found.st_dev, found.st_ino)
         self.size = found.st_size if self.is_regular else 0
-        self._keep = twice and not (self.is_regular and self._path)
+        self._keep = twice and not self.is_regular
 
     def close(self) -> None:
         """Remove what was kept of a pipe."""
@@ -171,10 +171,9 @@ class LogFile:
             position = 0
             looked = False
             for block in whole_lines(stream):
-                if not looked and block.strip(b"\0"):  # a file that was truncated may begin with a hole
-                    looked = True
-                    if b"\0" in block and b'{"' not in block:
-                        raise UnreadableError(f"{self.name}: is binary, not a log; only gzip is unpacked here")
+                if not looked and b"\0" in block and b'{"' not in block:
+                    raise UnreadableError(f"{self.name}: is binary, not a log; only gzip is unpacked here")
+                looked = True
                 yield block
                 if self.is_regular:
                     position, before = raw.tell(), position
@@ -195,6 +194,8 @@ class LogFile:
     def _open(self) -> Iterator[BinaryIO]:
         if not self._keep:
             with open(self._path, "rb", closefd=self._path != 0) as stream:
+                if self.is_regular:
+                    stream.seek(0)  # standard input may have been read before
                 yield stream
             return
         if self._kept is None:
@@ -241,7 +242,8 @@ def whole_lines(stream: BinaryIO) -> Iterator[bytes]:
     rest = b""
     is_too_long = False
     while chunk := read(BLOCK):
-        head, end, tail = chunk.rpartition(b"\n")
+        # A file that was truncated under its writer begins with a hole.
+        head, end, tail = (chunk if rest else chunk.lstrip(b"\0")).rpartition(b"\n")
         if is_too_long:
             if not end:
                 continue
@@ -250,7 +252,7 @@ def whole_lines(stream: BinaryIO) -> Iterator[bytes]:
             yield b"".join((rest, head, end))
             rest = tail
         else:
-            rest = (rest + tail).lstrip(b"\0")
+            rest += tail
         if len(rest) > MAX_LINE:
             rest, is_too_long = b"", True
     if rest:

@@ -105,7 +105,9 @@ class Record:
         """Whether it is as bad as an error; where the level is missing, whether it looks like one."""
         if self.level:
             return self.level in {"error", "critical"}
-        return self.event in _FAILURES or self.summary_of in _FAILURES or bool(self.trace)
+        if self.event.startswith("closecodes."):
+            return self.event in _FAILURES or self.summary_of in _FAILURES
+        return bool(self.trace)
 
     @cached_property
     def message(self) -> str:

@@ -225,6 +225,11 @@ class Closes:
         self._telling: set[str] = set()
         self._counted: dict[str, None] = {}
 
+    @property
+    def is_of_all_sessions(self) -> bool:
+        """Whether sessions that ended well were logged too."""
+        return bool(self._telling)
+
     def add(self, record: Record) -> None:
         """Count ``record``, if it is of a close or a refusal."""
         process = _short(record.text("process.pid"))

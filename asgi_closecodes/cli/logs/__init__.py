@@ -14,6 +14,8 @@ from .errors import errors
 from .show import show
 from .tail import tail
 
+LNAV_FORMAT = Path(record.__file__).with_name("closecodes.lnav.json")
+
 
 @click.group(epilog="Exit status: 0 found, 1 nothing found, 2 a wrong option or a file that cannot be read.")
 def logs() -> None:
@@ -31,7 +33,7 @@ def lnav_format() -> None:
     lnav is a log file navigator, https://lnav.org. This installs the file:
     lnav -i "$(asgi-closecodes logs lnav-format)"
     """
-    write(str(Path(record.__file__).with_name("closecodes.lnav.json")))
+    write(str(LNAV_FORMAT))
 
 
 for command in (show, errors, closes, tail, lnav_format):

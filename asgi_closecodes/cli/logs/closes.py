@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from asgi_closecodes.cli.output import bars, render, table, write
+from asgi_closecodes.cli.output import bars, render, styled, table, write
 from asgi_closecodes.codes import CloseCode
 from asgi_closecodes.logs.record import dumps
 from asgi_closecodes.logs.tallies import Closes, Code, total
 
-from .reading import end, log_of, of_a_time, of_files, reading, within
+from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
 from .sums import headline, tally
 
 _MEANINGS = {int(code): code.meaning for code in CloseCode}
@@ -26,8 +26,8 @@ _OUTCOMES = {
 def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
     """Count closes by code, refusals by cause.
 
-    Those that were counted instead of written are part of every number. Sessions that ended well are known only where
-    asgi_closecodes.session logs at level DEBUG.
+    Those that were counted instead of written are part of every number. Sessions that ended well are known where the
+    logger asgi_closecodes.session is at level DEBUG.
     """
     found = Closes()
     log = log_of(files)
@@ -38,7 +38,9 @@ def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
         write(dumps(_described(found)))
     elif found.codes or found.refusals:
         _print(found)
-    end(log, found=bool(found.codes or found.refusals), nothing="no closes and no refusals")
+    end(
+        log, found=bool(found.codes or found.refusals), nothing=f"no closes and no refusals{of_that_time(since, until)}"
+    )
 
 
 def _described(found: Closes) -> dict[str, object]:
@@ -82,6 +84,8 @@ def _print(found: Closes) -> None:
         ]
         write("")
         render(table("cause", "gate", ">sessions", "over time", "", rows=refused))
+    if not found.is_of_all_sessions:
+        write("", styled("2", "Sessions that ended well are not in this log: asgi_closecodes.session is not at DEBUG."))
 
 
 def _meaning(code: Code, unsent: int) -> str:

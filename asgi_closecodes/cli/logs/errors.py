@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import click
-from rich.table import Table
 
-from asgi_closecodes.cli.output import bars, between, render, safe, write
+from asgi_closecodes.cli.output import bars, between, plural, printable, styled, write
 from asgi_closecodes.logs.record import dumps
 from asgi_closecodes.logs.tallies import ErrorKind, Errors, total
 
-from .reading import end, log_of, of_a_time, of_files, reading, within
+from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
 from .sums import headline, tally
 
 
@@ -34,8 +33,10 @@ def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
         write(dumps({**tally(total(kinds)), "column_seconds": found.timeline.width, "errors": described}))
     elif kinds:
         write(headline("error", total(kinds), found.timeline), "")
-        render(_table(kinds, found))
-    end(log, found=bool(kinds), nothing="no errors")
+        width = len(str(kinds[0].count))
+        for kind in kinds:
+            write(*_lines(kind, found, width))
+    end(log, found=bool(kinds), nothing=f"no errors{of_that_time(since, until)}")
 
 
 def _described(kind: ErrorKind, among: Errors) -> dict[str, object]:
@@ -53,30 +54,25 @@ def _described(kind: ErrorKind, among: Errors) -> dict[str, object]:
     }
 
 
-def _table(kinds: list[ErrorKind], among: Errors) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
-    table.add_column(no_wrap=True)
-    for kind in kinds:
-        title = f"{kind.error_type}: {kind.message}" if kind.error_type else kind.message
-        over_time = bars(among.timeline.counts(kind.over_time))
-        table.add_row(safe(kind.count, "bold"), safe(title, "red"), safe(over_time, "cyan"))
-        for line in _about(kind):
-            table.add_row("", safe(line), "")
-        table.add_row("", "", "")
-    return table
+def _lines(kind: ErrorKind, among: Errors, width: int) -> Iterator[str]:
+    title = f"{kind.error_type}: {kind.message}" if kind.error_type else kind.message
+    yield f"{styled('1', f'{kind.count:>{width}}')}  {styled('31', printable(title))}"
+    for line in _about(kind, bars(among.timeline.counts(kind.over_time))):
+        yield f"{'':>{width}}  {printable(line)}"
+    yield ""
 
 
-def _about(kind: ErrorKind) -> Iterator[str]:
+def _about(kind: ErrorKind, over_time: str) -> Iterator[str]:
     if kind.frame:
         yield str(kind.frame)
     if kind.routes:
         most = max(kind.routes, key=lambda route: kind.routes[route])
         others = len(kind.routes) - 1
-        yield f"route {most}" + (f" and {others} more" if others else "")
+        yield f"route {most}" + (f" and {plural(others, 'other')}" if others else "")
     counted = f", {kind.suppressed} of them counted, not written" if kind.suppressed else ""
     yield f"{between(kind.first, kind.last)}{counted}"
+    if over_time.strip():
+        yield over_time
     known = {"ref": kind.ref, "fingerprint": kind.fingerprint, "session": "" if kind.ref else kind.session}
     if line := "  ".join(f"{name} {value}" for name, value in known.items() if value):
         yield line

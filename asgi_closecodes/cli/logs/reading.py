@@ -50,6 +50,11 @@ def of_a_time(body: _Body) -> _Body:
     return body
 
 
+def of_that_time(since: float | None, until: float | None) -> str:
+    """Return what has to be added where nothing was found in a part of the log."""
+    return "" if since is None and until is None else " of that time"
+
+
 def log_of(files: Sequence[str], *, twice: bool = False) -> Log:
     """Return the log in ``files``, or in standard input where there are none."""
     if not files:
@@ -63,7 +68,7 @@ def log_of(files: Sequence[str], *, twice: bool = False) -> Log:
 @contextlib.contextmanager
 def reading(log: Log) -> Iterator[Log]:
     """Show the progress of reading ``log``, and close it afterwards."""
-    with contextlib.closing(log), progress("reading", log.size) as log.progress:
+    with contextlib.closing(log), progress("reading", log.size * (2 if log.twice else 1)) as log.progress:
         yield log
 
 
@@ -78,7 +83,7 @@ def within(log: Log, since: float | None, until: float | None, *needles: bytes) 
         elif (since is None or since <= record.time) and (until is None or record.time < until):
             yield record
     if timeless:
-        log.notes.append(f"{plural(timeless, 'record')} left out, whose time is not known: for --since and --until")
+        log.notes[f"{plural(timeless, 'record')} left out, whose time is not known: for --since and --until"] = None
 
 
 def end(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from typing import NamedTuple
 
 import click
 
-from asgi_closecodes.cli.output import at, has_colours, plural, printable, record_line, write
+from asgi_closecodes.cli.output import at, has_colours, plural, printable, record_line, styled, write
 from asgi_closecodes.error_ids import as_error_id, time_of
-from asgi_closecodes.logs.formatters import painted, trace_lines
+from asgi_closecodes.logs.formatters import trace_lines
 from asgi_closecodes.logs.reader import Log
 from asgi_closecodes.logs.record import Record, dumps
 from asgi_closecodes.logs.tallies import said
@@ -20,6 +21,8 @@ from .reading import end, log_of, of_files, reading
 
 _TIES = (("closecodes.session.id",), ("trace_id", "otelTraceID", "trace.id"), ("correlation_id",))
 """Keys that records of one session have in common; each under its several names."""
+_MOST_LINES = 1000
+"""Lines of a log that is text."""
 _SUMMED_UP_AFTER = 60.0
 """Seconds after which an error that was counted instead of written is part of some record, and some to spare."""
 
@@ -58,7 +61,7 @@ def show(ref: str, files: tuple[str, ...], *, as_json: bool, context: int) -> No
         if error is not None:
             session = _session_of(error, log, context)
         elif is_mentioned:
-            text = list(_text_around(error_id, log))
+            text = list(itertools.islice(_text_around(error_id, log), _MOST_LINES))
         else:
             hints = list(_hints(error_id, log))
     if as_json:
@@ -88,9 +91,9 @@ class _Session(NamedTuple):
 def _find(log: Log, error_id: str) -> tuple[Record | None, bool]:
     """Return the record of the error, and whether other lines mention it."""
     is_mentioned = False
-    for _, line in log.matching(error_id.encode("utf-8", "surrogateescape")):
+    for file, line in log.matching(error_id.encode("utf-8", "surrogateescape")):
         is_mentioned = True
-        record = Record.parse(line)
+        record = Record.parse(line, file)
         if record is not None and record.error_id.upper() == error_id:
             return record, True
     return None, is_mentioned
@@ -120,7 +123,6 @@ def _session_of(error: Record, log: Log, context: int) -> _Session:
 
 
 def _print(error: Record, session: _Session) -> None:
-    colours = has_colours()
     text = error.text
     duration, received, sent = (
         text(f"closecodes.session.{key}") for key in ("duration", "messages.received", "messages.sent")
@@ -142,20 +144,14 @@ def _print(error: Record, session: _Session) -> None:
         "fingerprint": text("closecodes.error.fingerprint") + suppressed,
         "file": error.file,
     }
-    write(painted("1;31", printable(error.message), colours=colours), "")
-    write(
-        *(
-            f"  {painted('2', f'{name:<11}', colours=colours)}  {printable(fact)}"
-            for name, fact in facts.items()
-            if fact.strip()
-        )
-    )
+    write(styled("1;31", printable(error.message)), "")
+    write(*(f"  {styled('2', f'{name:<11}')}  {printable(fact)}" for name, fact in facts.items() if fact.strip()))
     if error.trace:
-        write("", *trace_lines(error.trace, colours=colours))
+        write("", *trace_lines(error.trace, colours=has_colours()))
     lines = [*session.before, *session.after]
     if lines:
         before = f", and {session.left_out} before them" if session.left_out else ""
-        write("", painted("1", f"{plural(len(lines), 'other line')} of this session{before}", colours=colours), "")
+        write("", styled("1", f"{plural(len(lines), 'other line')} of this session{before}"), "")
         write(*("  " + record_line(record) for record in session.before))
         write("> " + record_line(error))
         write(*("  " + record_line(record) for record in session.after))

@@ -13,9 +13,9 @@ from operator import itemgetter
 
 import click
 
-from asgi_closecodes.cli.output import complain, has_colours, printable, record_line, write
+from asgi_closecodes.cli.output import complain, has_colours, printable, record_line, styled, write
 from asgi_closecodes.logs.follow import Followed
-from asgi_closecodes.logs.formatters import painted, trace_lines
+from asgi_closecodes.logs.formatters import trace_lines
 from asgi_closecodes.logs.reader import Log, UnreadableError
 from asgi_closecodes.logs.record import Record, dumps
 
@@ -48,9 +48,7 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
     else:
         growing: dict[str, Followed] = {}
         with contextlib.ExitStack() as stack:
-            output.print(_last(log, lines, growing, stack), most=lines)
-            if not follow:
-                output.print((name, line) for name, followed in growing.items() if (line := followed.unfinished()))
+            output.print(_last(log, lines, growing, stack, wait=follow), most=lines)
             while follow and growing:
                 more = _more(growing)
                 while batch := [*itertools.islice(more, _BATCH)]:
@@ -60,7 +58,7 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
 
 
 def _last(
-    log: Log, count: int, growing: dict[str, Followed], stack: contextlib.ExitStack
+    log: Log, count: int, growing: dict[str, Followed], stack: contextlib.ExitStack, *, wait: bool
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the last lines of each file, and put those into ``growing`` that more may come from."""
     for file in log.files:
@@ -68,9 +66,11 @@ def _last(
             if file.is_growing():
                 followed = growing[file.name] = stack.enter_context(contextlib.closing(Followed(file.name)))
                 lines = followed.last(count)
+                if not wait and (unfinished := followed.unfinished()):
+                    lines.append(unfinished)
                 file.lines = len(lines)
         except (UnreadableError, OSError) as problem:
-            log.problems.append(str(problem))
+            log.problems[str(problem)] = None
         else:
             if file.name not in growing:
                 lines = [*deque(log.lines_of(file), count)]
@@ -94,7 +94,6 @@ class _Output:
         self.has_written = False
         self._as_json = as_json
         self._with_names = with_names
-        self._colours = has_colours()
         self._times: dict[str, float] = {}
 
     def print(self, lines: Iterable[tuple[str, bytes]], most: int | None = None) -> None:
@@ -106,7 +105,7 @@ class _Output:
                 self._times[name] = record.time  # what has no time, as text below a record, stays where it is
             timed.append((self._times.get(name, -math.inf), name, record or line))
         timed.sort(key=itemgetter(0))
-        for _, name, told in timed[-most:] if most else timed:
+        for _, name, told in timed if most is None else timed[max(len(timed) - most, 0) :]:
             for text in self._shown(name, told):
                 write(text)
                 self.has_written = True
@@ -117,11 +116,11 @@ class _Output:
             if isinstance(told, Record):
                 yield dumps(told.raw)
             return
-        start = painted("2", f"{printable(name)} | ", colours=self._colours) if self._with_names else ""
+        start = styled("2", f"{printable(name)} | ") if self._with_names else ""
         if isinstance(told, Record):
             start += printable(told.prefix)
             yield start + record_line(told)
             if told.trace:
-                yield from (start + line for line in trace_lines(told.trace, colours=self._colours))
+                yield from (start + line for line in trace_lines(told.trace, colours=has_colours()))
         else:
             yield start + printable(told.decode("utf-8", "replace").rstrip("\r"))
