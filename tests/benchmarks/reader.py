@@ -1,23 +1,35 @@
-"""``asgi-closecodes logs errors`` beside ``jq`` on one file: ``python -m tests.benchmarks.reader [--size 1GiB]``.
+"""How long ``asgi-closecodes logs`` reads in 1 GiB of log, and at how much memory, beside jq.
 
-It generates a log as a busy service writes it (mostly access and application lines, refusals, one error in a hundred),
-and lets both read it in turns. Printed are the times, their ratio turn by turn, and the most memory that each used.
+The log is that of a busy service: mostly access and application lines, one refusal in eleven, one error in a hundred.
 """
 
-import argparse
 import datetime as dt
 import json
 import os
 import random
-import statistics
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+from .harness.paired import Comparison
+from .harness.suite import Benchmark, Unfit
+
 COMMAND = Path(sys.executable).with_name("asgi-closecodes")
-UNITS = {"MiB": 2**20, "GiB": 2**30}
+S, MIB = "s", "MiB at most"
+BENCHMARK = Benchmark(
+    "Reading 1 GiB of log: `asgi-closecodes logs` beside `jq -c 'select(.level==\"error\")'`",
+    [
+        Comparison(S, "errors", "jq", most=1.0),
+        Comparison(S, "closes", "jq", most=1.0),
+        Comparison(MIB, "errors", most=100),
+        Comparison(MIB, "closes", most=100),
+    ],
+    pairs=7,
+    warms_up=False,
+)
 
 _LIBRARY = "/app/.venv/lib/python3.12/site-packages"
 _TRACE = "".join(
@@ -108,43 +120,30 @@ def _line(rng):
     }, 1 + suppressed
 
 
-def run(command):
-    """Return the seconds that ``command`` took, the most memory it used in MiB, and what it printed."""
-    with tempfile.TemporaryFile() as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        took = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        return took, usage.ru_maxrss / 1024, output.read()
+def _reading(*command, needs=None):
+    @contextmanager
+    def subject(run):
+        if needs and shutil.which(needs) is None:
+            raise Unfit(f"{needs} is missing: apt-get install {needs}")
+        file = run.folder / "reader.log"
+        if not file.exists():
+            with file.open("wb") as output:
+                generate(output, run.size(2**30, 2**22))
+
+        def turn():
+            start = time.perf_counter()
+            process = subprocess.Popen([*command, file], stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.returncode == 0
+            return {S: time.perf_counter() - start, MIB: usage.ru_maxrss / 1024}
+
+        yield turn
+        file.unlink(missing_ok=True)
+
+    return subject
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--size", default="1GiB", help="of the file: 100MiB, 1GiB")
-    parser.add_argument("--turns", type=int, default=3)
-    options = parser.parse_args()
-    size = int(options.size[:-3]) * UNITS[options.size[-3:]]
-    with tempfile.NamedTemporaryFile(suffix=".log") as file:
-        errors = generate(file, size)
-        file.flush()
-        commands = {
-            "jq": ["jq", "-c", 'select(.level=="error")', file.name],
-            "errors": [COMMAND, "logs", "errors", "--json", file.name],
-            "closes": [COMMAND, "logs", "closes", "--json", file.name],
-            "show": [COMMAND, "logs", "show", "D216BE3DZX4Y", "--json", file.name],
-        }
-        turns = [{name: run(command) for name, command in commands.items()} for _ in range(options.turns)]
-        counted = json.loads(turns[0]["errors"][2])["count"]
-        print(f"{options.size}, {errors} errors in it, {counted} found")
-        for name in commands:
-            took = statistics.median(turn[name][0] for turn in turns)
-            ratio = statistics.median(turn["jq"][0] / turn[name][0] for turn in turns)
-            memory = max(turn[name][1] for turn in turns)
-            print(f"{name:<7} {took:7.2f} s  {ratio:5.1f} times as fast as jq  at most {memory:4.0f} MiB")
-    return counted != errors
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+BENCHMARK.subject("jq")(_reading("jq", "-c", 'select(.level=="error")', needs="jq"))
+BENCHMARK.subject("errors")(_reading(COMMAND, "logs", "errors"))
+BENCHMARK.subject("closes")(_reading(COMMAND, "logs", "closes"))
