@@ -1,0 +1,102 @@
+"""A file that is followed gives each line once, whatever happens to the file."""
+
+import contextlib
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_closecodes.logs import follow
+from asgi_closecodes.logs.follow import Followed
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "app.log"
+    file.write_bytes(b"one\ntwo\n")
+    return file
+
+
+@pytest.fixture
+def followed(file):
+    with contextlib.closing(Followed(str(file))) as followed:
+        yield followed
+
+
+def append(file, text):
+    with file.open("ab") as output:
+        output.write(text)
+
+
+def test_it_begins_with_the_last_lines(file, followed):
+    append(file, b"three\nfo")
+    assert followed.last(2) == [b"two", b"three"]
+    assert followed.last(9) == [b"one", b"two", b"three"]
+    assert followed.last(0) == []
+    assert [*followed.more()] == []
+    append(file, b"ur\n")
+    assert [*followed.more()] == [b"four"]
+
+
+def test_without_waiting_the_unfinished_line_is_one_too(file, followed):
+    append(file, b"thr")
+    followed.last(1)
+    assert followed.unfinished() == b"thr"
+    assert followed.unfinished() == b""
+
+
+def test_a_line_counts_when_its_end_is_written(file, followed):
+    followed.last(1)
+    append(file, b"thr")
+    assert [*followed.more()] == []
+    append(file, b"ee\nfour\nfi")
+    assert [*followed.more()] == [b"three", b"four"]
+    append(file, b"ve\n")
+    assert [*followed.more()] == [b"five"]
+
+
+def test_it_goes_on_behind_a_rename(file, followed):
+    followed.last(0)
+    append(file, b"three\n")
+    os.rename(file, file.with_suffix(".1"))
+    append(file.with_suffix(".1"), b"four\nhalf")  # the writer has not noticed yet
+    assert [*followed.more()] == [b"three", b"four"]
+    file.write_bytes(b"five\n")
+    assert [*followed.more()] == [b"half", b"five"]
+    append(file, b"six\n")
+    assert [*followed.more()] == [b"six"]
+
+
+def test_a_rename_and_a_new_file_between_two_looks_lose_nothing(file, followed):
+    followed.last(0)
+    append(file, b"three\n")
+    os.rename(file, file.with_suffix(".1"))
+    file.write_bytes(b"four\n")
+    assert [*followed.more()] == [b"three", b"four"]
+
+
+def test_it_starts_again_behind_a_truncation(file, followed):
+    followed.last(0)
+    append(file, b"half")
+    assert [*followed.more()] == []
+    os.truncate(file, 0)
+    assert [*followed.more()] == [b"half"]
+    append(file, b"three\n")
+    assert [*followed.more()] == [b"three"]
+
+
+def test_a_line_without_an_end_is_not_kept_for_ever(file, followed, monkeypatch):
+    monkeypatch.setattr(follow, "MAX_LINE", 10)
+    followed.last(0)
+    append(file, b"x" * 11)
+    assert [*followed.more()] == [b"x" * 11]
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.integers(0, 40))
+def test_the_last_lines_are_those_of_the_whole_file(tmp_path_factory, lines, count):
+    file = tmp_path_factory.mktemp("follow") / "app.log"
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    with contextlib.closing(Followed(str(file))) as followed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(follow, "BLOCK", 16)
+        assert followed.last(count) == (lines[-count:] if count else [])
