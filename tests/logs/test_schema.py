@@ -56,7 +56,7 @@ async def test_what_is_logged_without_an_event_too(records, tmp_path):
     async def fail():
         raise ValueError
 
-    await background._run(fail)
+    await background.logged(fail)
     assert [checked(record)["event.name"] for record in records] == [
         "closecodes.sensor.unknown",
         "closecodes.background.failed",
