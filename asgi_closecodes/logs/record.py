@@ -37,7 +37,7 @@ _FAILURES = frozenset(f"closecodes.{name}.failed" for name in ("gate", "callback
     "closecodes.session.exception"
 }
 
-_FRAME = re.compile(r'File "(?P<file>[^"\n]*)", line (?P<line>\d+), in (?P<function>[^\n]+)')
+_FRAME = re.compile(r'File "(?P<file>[^"\n]{1,512})", line (?P<line>\d+), in (?P<function>[^\n]+)')
 _RAISED = re.compile(r"^(?:  \| )?(?P<type>[^\W\d][\w.]*)(?::|$| \()", re.MULTILINE)
 _GROUP = "  + Exception Group Traceback"
 _IN_HANDLER = re.compile(r"(\S+) in the WebSocket handler of ")

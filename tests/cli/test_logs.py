@@ -424,6 +424,12 @@ def test_a_file_of_several_formats(command, log):
     assert errors == ""
 
 
+def test_a_file_that_is_one_long_line(tmp_path):
+    (tmp_path / "app.log").write_bytes(b"x" * 5_000_000)
+    errors = f"asgi-closecodes: no errors in {tmp_path}/app.log (0 lines, none of them JSON)\n"
+    assert invoke("logs", "errors", tmp_path / "app.log", status=1) == ("", errors)
+
+
 def test_a_file_in_which_nothing_is_found(tmp_path):
     log = tmp_path / "app.log"
     log.write_text("one\ntwo\n")
@@ -484,7 +490,13 @@ def test_a_hostile_record_is_harmless(log, command, as_json):
     hostile = {key: NASTY if isinstance(value, str) else value for key, value in the_error().items()}
     kept = ("timestamp", "level", "event.name", "closecodes.error.id")
     hostile |= {key: the_error()[key] for key in kept} | {NASTY: NASTY, "exception.stacktrace": f"{NASTY}\n{NASTY}"}
-    append(log, NASTY.replace("\n", "") + json.dumps(hostile, ensure_ascii=False) + "\n" + NASTY + "\n")
+    refused = {
+        "event.name": "closecodes.session.refused",
+        "closecodes.gate.name": NASTY,
+        "closecodes.gate.cause": NASTY,
+    }
+    lines = [NASTY + json.dumps(hostile, ensure_ascii=False), json.dumps(refused, ensure_ascii=False), NASTY]
+    append(log, "".join(line + "\n" for line in lines))
     output, errors = invoke(*command, log, *(["--json"] if as_json else []))
     assert raw_controls(output) == set()
     assert raw_controls(errors) == set()

@@ -76,6 +76,20 @@ def test_a_rename_and_a_new_file_between_two_looks_lose_nothing(file, followed):
     assert [*followed.more()] == [b"three", b"four"]
 
 
+def test_what_is_written_while_it_looks_is_not_lost(file, followed, monkeypatch):
+    followed.last(0)
+    os.rename(file, file.with_suffix(".1"))
+    file.write_bytes(b"new\n")
+    opened = follow._opened
+
+    def late(path):
+        append(file.with_suffix(".1"), b"late\n")
+        return opened(path)
+
+    monkeypatch.setattr(follow, "_opened", late)
+    assert [*followed.more()] == [b"late", b"new"]
+
+
 def test_it_starts_again_behind_a_truncation(file, followed):
     followed.last(0)
     append(file, b"half")
@@ -91,6 +105,13 @@ def test_a_line_without_an_end_is_not_kept_for_ever(file, followed, monkeypatch)
     followed.last(0)
     append(file, b"x" * 11)
     assert [*followed.more()] == [b"x" * 11]
+
+
+def test_the_last_lines_are_not_searched_for_ever(file, followed, monkeypatch):
+    monkeypatch.setattr(follow, "BLOCK", 16)
+    monkeypatch.setattr(follow, "MAX_LINE", 16)
+    append(file, b"x" * 1000 + b"\nend\n")
+    assert followed.last(5) == [b"end"]
 
 
 @given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.integers(0, 40))

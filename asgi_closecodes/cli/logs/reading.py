@@ -89,11 +89,10 @@ def within(log: Log, since: float | None, until: float | None, *needles: bytes) 
 def end(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:
     """Say on stderr what was not read or not found, and end with the exit status that says it too."""
     complain(*log.problems, *log.notes)
-    if not found and log.files:
+    if not found and log.files and (log.lines or not log.problems):
         names = log.files[0].name if len(log.files) == 1 else f"{len(log.files)} files"
-        if not log.lines:
-            if not log.problems:
-                complain(f"{nothing}: {names} {'is' if len(log.files) == 1 else 'are'} empty")
+        if not log.lines and not log.size:
+            complain(f"{nothing}: {names} {'is' if len(log.files) == 1 else 'are'} empty")
         else:
             json = "" if log.has_json else ", none of them JSON"
             complain(f"{nothing} in {names} ({plural(log.lines, 'line')}{json})", *hints)
