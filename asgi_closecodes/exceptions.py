@@ -182,17 +182,16 @@ def _close_for(error: BaseException, mapping: ExceptionMapping) -> CloseWith | N
         match answer:
             case CloseWith() | None:
                 return answer
-            case Close(code, reason):
+            case Close(code, reason) if may_be_sent(code):
                 return CloseWith(code, reason)
-            case bool():
-                pass
             case CloseCode.TRY_AGAIN_LATER:
                 return TryAgainLater()  # a bare 1013 would leave the client without a hint
-            case int(code):
+            case int(code) if may_be_sent(code):  # True and False may not
                 return CloseWith(code)
         if inspect.iscoroutine(answer):
             answer.close()  # or Python warns that nobody awaited it
         raise TypeError(
-            f"exceptions= gave {answer!r} for {cls.__name__}: give a close code, a Close, a CloseWith or None"
+            f"exceptions= gave {answer!r} for {cls.__name__}: give a close code that may be sent, a Close of one, "
+            "a CloseWith or None"
         )
     return None

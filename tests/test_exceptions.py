@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException, WebSocketException
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import Close, CloseCode, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
-from asgi_closecodes.events import CallbackFailed, CloseRepaired, SessionFailed
+from asgi_closecodes.events import CallbackFailed, SessionFailed
 from asgi_closecodes.exceptions import checked_mapping, close_for_status, deliberate_close, leaves
 from tests.asgi import Handler, Peer, of
 
@@ -254,20 +254,15 @@ async def test_a_try_again_later_without_a_delay_takes_a_place_in_the_queue():
     assert re.fullmatch(r"try again later; retry_after=[0-9]+\.[0-9]", peer.closed[1])
 
 
-@pytest.mark.anyio
-async def test_a_code_from_a_function_is_repaired_like_a_handlers():
-    peer, events = await visit(KeyError(), exceptions={KeyError: lambda _error: Close(1006, "why")})
-    assert peer.closed == (1011, "why")
-    [repaired] = of(CloseRepaired, events)
-    assert repaired.asked == 1006
-
-
 def fails(_error):
     raise RuntimeError("in the mapping")
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("function", [fails, lambda _error: "nonsense"])
+@pytest.mark.parametrize(
+    "function",
+    [fails, *(lambda _error, answer=answer: answer for answer in ("nonsense", 99999, True, Close(1006, "why")))],
+)
 async def test_a_mapping_that_fails_is_reported_and_the_exception_is_an_error(function):
     error = KeyError("k")
     peer, events = await visit(error, exceptions={KeyError: function})
