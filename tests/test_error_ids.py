@@ -1,7 +1,9 @@
 import time
 
+import pytest
+
 from asgi_closecodes import error_ids
-from asgi_closecodes.error_ids import new_error_id
+from asgi_closecodes.error_ids import as_error_id, new_error_id, time_of
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -47,3 +49,18 @@ def test_processes_that_fail_in_the_same_millisecond_give_different_ids(monkeypa
         monkeypatch.setattr(error_ids, "_last", 0)  # as in a process that has just started
         ids.add(new_error_id())
     assert len(ids) > 190  # of 262 144
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["D216BE3DZX4Y", " d2l6be3dzx4y ", "D216-BE3D-ZX4Y", "internal error; ref=D216BE3DZX4Y", 'REF=d2i6be3dzx4y"'],
+)
+def test_an_id_is_known_however_it_is_typed(typed):
+    assert as_error_id(typed) == "D216BE3DZX4Y"
+
+
+def test_an_id_says_when_it_was_made():
+    before = time.time()
+    assert before - 0.001 <= time_of(new_error_id()) <= time.time()
+    for other in ("", "D216BE3DZX4", "D216BE3DZX4U", "d216be3dzx4y"):
+        assert time_of(other) is None

@@ -207,10 +207,9 @@ class Record:
 def dumps(value: object) -> str:
     """Return ``value`` as JSON in one line of printable ASCII."""
     try:
-        text = json.dumps(value, allow_nan=False, default=str)
+        return json.dumps(value, allow_nan=False, default=str)
     except (ValueError, RecursionError):  # a number too large for a float became infinity; lists in lists in lists
-        text = json.dumps(_as_text(value))
-    return text.replace("\x7f", "\\u007f")
+        return json.dumps(_as_text(value))
 
 
 def _as_text(value: object) -> str:

@@ -1,12 +1,14 @@
 """The installed command as a process."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from click.testing import CliRunner
+import pytest
 
 from asgi_closecodes.cli import main
 
@@ -30,10 +32,12 @@ def run(*arguments, text="", status=0, **options):
 
 def invoke(*arguments, status=0):
     """Do the same without a process of its own, which is quicker."""
-    done = CliRunner().invoke(main, [*map(str, arguments)])
-    assert done.exit_code in ({0, 1, 2} if status is None else {status}), (done.exit_code, done.output)
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
-    return done.stdout, done.stderr
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments)])
+    said = output.getvalue(), errors.getvalue()
+    assert ended.value.code in ({0, 1, 2} if status is None else {status}), (ended.value.code, *said)
+    return said
 
 
 def run_json(*arguments, **options):

@@ -82,7 +82,7 @@ def log(tmp_path):
         lines_of(
             record("19:02:17", "opened /rooms/{id}", "debug", **session),
             record("19:02:18", "somebody else's line", **{"closecodes.session.id": "000000000000"}),
-            record("19:02:18", f"nobody's line with a ref={REF}"),
+            record("19:02:18", f"nobody's line, that mentions ref={REF} and session e368c97eaace"),
             record("19:02:19", "asks the store", trace_id="0af7651916cd43dd8448eb211c80319c"),
             the_error(),
             record("19:02:20", "closed /rooms/{id} by the middleware; close code 1011", "debug", **session),
