@@ -95,12 +95,6 @@ def main() -> int:
     for module in NEEDS[options.server]:
         if importlib.util.find_spec(module) is None:
             return _stopped(f"{module} is not installed: {INSTALL}")
-    try:
-        _try_to_bind(options.host, options.port)
-    except OSError as error:
-        problem = f"cannot listen on port {options.port} of {options.host} ({error})"
-        return _stopped(f"{problem}: stop the program that uses it, or choose another with --port")
-
     serve = SERVERS[options.server]
     if options.workers > 1:
         serve = functools.partial(_with_workers_of_uvicorn, options.workers)
@@ -114,6 +108,11 @@ def main() -> int:
             DemoSettings()
         except SettingsError as error:
             return _stopped(str(error))
+        try:
+            _try_to_bind(options.host, options.port)
+        except OSError as error:
+            problem = f"cannot listen on port {options.port} of {options.host} ({error})"
+            return _stopped(f"{problem}: stop the program that uses it, or choose another with --port")
         if options.cluster:
             print(f"One limit over all workers: asgi-closecodes cluster status --redis-url {url}", flush=True)
         print(f"The demo is on http://{options.host}:{options.port}/ (served by {options.server})", flush=True)

@@ -141,6 +141,7 @@ class _Shadowed(AbstractAsyncContextManager[None, bool | None]):
                     limit=refusal.limit,
                 )
             )
+            refusal.__traceback__ = None  # its frames hold the session, and Python 3.13 keeps the circle
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
