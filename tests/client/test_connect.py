@@ -118,7 +118,7 @@ async def test_the_hint_is_honoured_within_a_tenth(server, key):
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_server_that_accepts_in_order_to_close_gets_few_attempts(tmp_path):
-    paths = ("/close/key/1013", "/full")
+    paths = {"/close/key/1013": ATTEMPTS_IN_TEN_SECONDS, "/full": 6}  # the queue's first hint is 1.8 s at least
     with ExitStack() as stack:
         servers = [
             stack.enter_context(serve(setup, "tests.client.app:app", tmp_path))
@@ -129,7 +129,7 @@ async def test_a_server_that_accepts_in_order_to_close_gets_few_attempts(tmp_pat
                 for server, path in itertools.product(servers, paths):
                     tasks.start_soon(follow, server.url + path)
         for server, path in itertools.product(servers, paths):
-            assert 2 <= len(seen(server)["attempts"][path]) <= ATTEMPTS_IN_TEN_SECONDS
+            assert 2 <= len(seen(server)["attempts"][path]) <= paths[path]
 
 
 async def test_it_survives_a_restart_of_the_server(tmp_path):
