@@ -1,9 +1,11 @@
 """How long it takes to import the middleware, in a process of its own each time, and how much it installs."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 
 from .harness.paired import Comparison
@@ -56,12 +58,22 @@ def _importing(code, *names):
                 raise ModuleNotFoundError(str(error), name=name) from None
         size = installed(*names) / 2**20
         timed = f"import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
+        # pip compiles what it installs; an editable install, as this one, may have no bytecode yet, or never keep any.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
         def turn():
-            done = subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", timed],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=environment | {"PYTHONPYCACHEPREFIX": bytecode},
+            )
             return {MS: float(done.stdout) * 1000, MIB: size}
 
-        yield turn
+        with tempfile.TemporaryDirectory() as bytecode:
+            turn()
+            yield turn
 
     return subject
 
