@@ -9,10 +9,8 @@ import datetime as dt
 import json
 import logging
 import re
-import traceback
 from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
@@ -20,20 +18,10 @@ from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
 from asgi_closecodes.fingerprint import is_library, type_name
 
 from .redaction import one_line
-
-_Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
+from .stack_traces import Error, stack_trace
 
 _MOST_NOTES = 16
 _NOTE_BYTES = 2 * 1024
-
-
-def _stack_trace(error: _Error) -> str:
-    try:
-        # Lines are looked up while formatting, which folds a recursion into three of its frames.
-        return "".join(traceback.TracebackException(*error, lookup_lines=False, compact=True).format())
-    except Exception as failure:  # of an exception whose attributes raise
-        frames = "".join(traceback.format_tb(error[2]))
-        return f"{frames}{type_name(error[0])} (its description raised {type_name(type(failure))})\n"
 
 
 def _capped(text: str, size: int = 32 * 1024) -> str:
@@ -46,7 +34,7 @@ def _capped(text: str, size: int = 32 * 1024) -> str:
     return head.decode("utf-8", "ignore") + marker + tail.decode("utf-8", "ignore")
 
 
-def _error_of(record: logging.LogRecord) -> _Error | None:
+def _error_of(record: logging.LogRecord) -> Error | None:
     info = record.exc_info
     return info if isinstance(info, tuple) and info[0] is not None and info[1] is not None else None
 
@@ -104,7 +92,7 @@ class JsonFormatter(_JsonFormatter):
         if error is not None:
             log_data["exception.type"] = type_name(error[0])
             log_data["exception.message"] = _capped(_text_of(error[1]))
-            log_data["exception.stacktrace"] = _capped(_stack_trace(error))
+            log_data["exception.stacktrace"] = _capped(stack_trace(error))
             if notes := _notes_of(error[1]):
                 log_data["exception.notes"] = notes
         elif text:  # formatted before it was queued
@@ -141,7 +129,7 @@ class ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines for ``record``."""
         error = _error_of(record)
-        traces = (_stack_trace(error) if error is not None else record.exc_text, record.stack_info)
+        traces = (stack_trace(error) if error is not None else record.exc_text, record.stack_info)
         time = dt.datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
         lines = [console_line(time, record.levelname, record.getMessage(), vars(record), colours=self._colours)]
         for trace in filter(None, traces):

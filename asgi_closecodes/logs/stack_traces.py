@@ -1,0 +1,97 @@
+"""Exceptions as the standard library's ``traceback`` prints them, without formatting the same frames again and again.
+
+What stands in a stack trace for a frame depends on nothing but the place in the code where it stopped. ``traceback``
+finds that out each time: it asks the file system whether the source has changed, parses the line to underline what
+failed in it, and counts through the code's positions, which is most of what a log record costs. In a storm of errors
+those places come again and again.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from itertools import islice
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from asgi_closecodes.fingerprint import type_name
+
+Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
+"""What ``sys.exc_info()`` returns while an exception is handled."""
+
+MOST_PLACES = 1024
+"""Places in code whose text is kept, some hundred bytes each. When there are more, all are forgotten."""
+
+
+def stack_trace(error: Error) -> str:
+    """Return exactly what ``traceback.format_exception(*error)`` does, or something shorter if that raises.
+
+    A line of source is that of the first time: the code that runs is still the one that was read then.
+    """
+    try:
+        # Everything but the stacks: types, messages, notes, suggestions, chains and groups.
+        told = traceback.TracebackException(*error, limit=0, compact=True)
+        _add_stacks(told, error)
+        return "".join(told.format())
+    except Exception as failure:  # of an exception whose attributes raise
+        frames = "".join(traceback.format_tb(error[2]))
+        return f"{frames}{type_name(error[0])} (its description raised {type_name(type(failure))})\n"
+
+
+def _add_stacks(told: traceback.TracebackException, error: Error) -> None:
+    """Give ``told``, and all that it came out of or consists of, the stacks they were built without."""
+    told.stack = _Stack(_frames(error[2]))
+    pending = [(told, error[1])]
+    while pending:
+        of, it = pending.pop()
+        members = it.exceptions if isinstance(it, BaseExceptionGroup) else ()
+        parts = zip(of.exceptions or (), members, strict=False)
+        for part, exception in ((of.__cause__, it.__cause__), (of.__context__, it.__context__), *parts):
+            if part is not None and exception is not None:
+                part.stack = _Stack(_frames(exception.__traceback__))
+                pending.append((part, exception))
+
+
+class _Frame(traceback.FrameSummary):
+    """A frame and its text."""
+
+    __slots__ = ("code", "text")
+
+    def __init__(self, trace: TracebackType) -> None:
+        stack = traceback.extract_tb(trace, limit=1)
+        [frame], [self.text] = stack, stack.format()
+        super().__init__(frame.filename, frame.lineno, frame.name, line=frame.line, lookup_line=False)
+        self.code = trace.tb_frame.f_code
+        """Kept, or its id might become another's."""
+
+
+class _Stack(traceback.StackSummary):
+    """Frames whose text is there already."""
+
+    def format_frame_summary(self, frame_summary: traceback.FrameSummary, **_options: Any) -> str:
+        assert isinstance(frame_summary, _Frame)
+        return frame_summary.text
+
+
+_places: dict[tuple[int, int, int], _Frame] = {}
+
+
+def _frames(trace: TracebackType | None) -> Iterator[_Frame]:
+    limit = getattr(sys, "tracebacklimit", None)
+    return islice(_all_frames(trace), None if limit is None else max(limit, 0))
+
+
+def _all_frames(trace: TracebackType | None) -> Iterator[_Frame]:
+    while trace is not None:
+        # Not the code itself: equal ones may be of different files.
+        place = id(trace.tb_frame.f_code), trace.tb_lasti, trace.tb_lineno
+        frame = _places.get(place)
+        if frame is None:
+            frame = _Frame(trace)
+            if frame.line:  # else it may only be that no more files can be opened now
+                if len(_places) >= MOST_PLACES:
+                    _places.clear()
+                _places[place] = frame
+        yield frame
+        trace = trace.tb_next
