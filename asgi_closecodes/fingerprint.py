@@ -9,7 +9,7 @@ import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import TracebackType
 
 _PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 _LIBRARIES = tuple(
@@ -57,14 +57,15 @@ def _functions(trace: TracebackType | None) -> Iterable[str]:
     # Each once: a recursion is the same bug however deep it went this time, and an exception object that is raised
     # again and again has gathered the frames of every time.
     functions: dict[str, None] = {}
-    codes: set[CodeType] = set()
+    codes: set[int] = set()  # ids: codes are hashed by all that they consist of
     while trace is not None and len(functions) < _MOST_FRAMES:
         frame = trace.tb_frame
+        code = frame.f_code
         trace = trace.tb_next
-        if frame.f_code not in codes:
-            codes.add(frame.f_code)
-            if not is_library(frame.f_code.co_filename):
-                functions[f"{frame.f_globals.get('__name__', '?')}:{frame.f_code.co_qualname}"] = None
+        if id(code) not in codes:
+            codes.add(id(code))
+            if not is_library(code.co_filename):
+                functions[f"{frame.f_globals.get('__name__', '?')}:{code.co_qualname}"] = None
     return functions
 
 

@@ -5,9 +5,9 @@ import pytest
 from asgi_closecodes.fingerprint import fingerprint, is_library, type_name
 
 
-def caught(code, filename="/app/shop/handlers.py", name="fails", module="shop.handlers"):
+def caught(code, filename="/app/shop/handlers.py", name="fails", module="shop.handlers", **names):
     """The exception that ``name`` raises in a module of an application."""
-    scope = {"__name__": module}
+    scope = {"__name__": module, **names}
     exec(compile(code, filename, "exec"), scope)
     try:
         scope[name]()
@@ -90,6 +90,21 @@ def test_recursion_by_way_of_another_function_is_too():
         "def other(n):\n    if n == 0:\n        raise ValueError\n    fails(n)\n"
     )
     assert fingerprint(caught(code.replace("{n}", "3"))) == fingerprint(caught(code.replace("{n}", "30")))
+
+
+def test_equal_functions_of_two_modules_are_two():
+    def defined_in(module, last):
+        scope = {"__name__": module, "last": last}
+        exec(compile("def fails():\n    last()\n", f"/app/{module}.py", "exec"), scope)
+        return scope["fails"]
+
+    def last():
+        raise ValueError
+
+    short = defined_in("shop.orders", last)
+    long = defined_in("shop.orders", defined_in("shop.handlers", last))
+    one, two = (caught("def start(): fails()", name="start", fails=fails) for fails in (short, long))
+    assert fingerprint(one) != fingerprint(two)
 
 
 def test_an_exception_object_that_is_raised_again_is_the_same_bug():
