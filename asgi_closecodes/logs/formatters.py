@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pythonjsonlogger.core import RESERVED_ATTRS
-from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
+from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 
 from asgi_closecodes.fingerprint import is_library, type_name
 
@@ -54,7 +53,10 @@ def _text_of(value: object) -> str:
         return f"<unprintable {type(value).__name__}>"
 
 
-class JsonFormatter(_JsonFormatter):
+_encoded = json.JSONEncoder(allow_nan=False, default=_text_of).encode
+
+
+class JsonFormatter(BaseJsonFormatter):
     """One line of JSON a record.
 
     Beside the extras it has ``timestamp`` (RFC 3339, UTC), ``level`` (lower case), ``logger``, ``message``,
@@ -64,8 +66,7 @@ class JsonFormatter(_JsonFormatter):
 
     def __init__(self) -> None:
         # color_message is uvicorn's second copy of its message.
-        reserved = [*RESERVED_ATTRS, "color_message"]
-        super().__init__(reserved_attrs=reserved, json_default=_text_of, json_serializer=_dumps)
+        super().__init__(reserved_attrs=[*RESERVED_ATTRS, "color_message"])
 
     def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
         """Return nothing: the exception is written by :meth:`add_fields`, in parts."""
@@ -98,13 +99,12 @@ class JsonFormatter(_JsonFormatter):
         elif text:  # formatted before it was queued
             log_data["exception.stacktrace"] = _capped(_text_of(text))
 
-
-def _dumps(data: dict[str, Any], **options: Any) -> str:
-    options["cls"] = None
-    try:
-        return json.dumps(data, allow_nan=False, **options)
-    except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no string, a loop
-        return json.dumps({key: _plain(value) for key, value in data.items()}, **options)
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        """Return ``log_data`` in one line of printable ASCII."""
+        try:
+            return _encoded(log_data)
+        except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no string, a loop
+            return _encoded({key: _plain(value) for key, value in log_data.items()})
 
 
 def _plain(value: object) -> object:
