@@ -215,10 +215,6 @@ class LogObserver:
         message, arguments, keys = _told(event, self)
         return _Kind(line, level, message % arguments, {key: keys[key] for key in _IN_SUMMARIES if key in keys})
 
-    def place(self, session: events.SessionFacts) -> str:
-        """Return where ``session`` happens, for people: its route, else its path."""
-        return one_line(session.route) if session.route else self.path(session) or "unknown route"
-
     def path(self, session: events.SessionFacts) -> str | None:
         """Return the path of ``session`` as it may be logged."""
         match self._path:
@@ -263,6 +259,12 @@ def _context() -> dict[str, str]:
     return found
 
 
+def _place(session_keys: dict[str, Any]) -> str:
+    """Return where a session happens, for people: its route, else its path."""
+    route = session_keys["http.route"]
+    return one_line(route) if route else session_keys["url.path"] or "unknown route"
+
+
 def _close_keys(close: Close | None) -> dict[str, Any]:
     if close is None:
         return {}
@@ -284,6 +286,7 @@ def _told(event: object, observer: LogObserver) -> _Told:
 
 @_told.register
 def _(event: events.SessionFailed, observer: LogObserver) -> _Told:
+    session = observer.keys(event.session)
     kind = type_name(type(event.exception))
     keys = {
         # The most telling ones first: Sentry keeps ten.
@@ -292,34 +295,36 @@ def _(event: events.SessionFailed, observer: LogObserver) -> _Told:
         "closecodes.error.phase": event.session.phase,
         **_close_keys(event.close),
         "websocket.close.sent": event.close_sent,
-        **observer.keys(event.session),
+        **session,
         **_course_keys(event.session),
     }
     message = "%s in the WebSocket handler of %s; close code %d; ref=%s"
-    return _Told(message, (kind, observer.place(event.session), event.close.code, event.error_id), keys)
+    return _Told(message, (kind, _place(session), event.close.code, event.error_id), keys)
 
 
 @_told.register
 def _(event: events.CloseFailed, observer: LogObserver) -> _Told:
+    session = observer.keys(event.session)
     if event.exception is None:
         problem = "the server did not take it in time: the peer does not read"
     else:
         problem = f"the server raised {type_name(type(event.exception))}"
-    keys = {**observer.keys(event.session), **_close_keys(event.close), "websocket.close.sent": False}
+    keys = {**session, **_close_keys(event.close), "websocket.close.sent": False}
     return _Told(
         "close code %d could not be sent for %s: %s",
-        (event.close.code, observer.place(event.session), problem),
+        (event.close.code, _place(session), problem),
         keys,
     )
 
 
 @_told.register
 def _(event: events.CloseRepaired, observer: LogObserver) -> _Told:
+    session = observer.keys(event.session)
     asked = one_line(repr(event.asked)[:80])
     return _Told(
         "the handler of %s closed with %s, which may not be sent; sent %d instead",
-        (observer.place(event.session), asked, event.close.code),
-        {**observer.keys(event.session), **_close_keys(event.close)},
+        (_place(session), asked, event.close.code),
+        {**session, **_close_keys(event.close)},
     )
 
 
@@ -349,6 +354,7 @@ def _(event: events.CallbackFailed, observer: LogObserver) -> _Told:
 
 @_told.register
 def _(event: events.SessionRefused, observer: LogObserver) -> _Told:
+    session = observer.keys(event.session)
     keys = {
         "closecodes.gate.name": event.gate,
         "closecodes.gate.cause": event.cause,
@@ -357,25 +363,25 @@ def _(event: events.SessionRefused, observer: LogObserver) -> _Told:
         "closecodes.refusal.mode": event.mode,
         "closecodes.refusal.retry_after": round(event.retry_after, 1),
         **_close_keys(None if event.mode == "shadow" else event.close),
-        **observer.keys(event.session),
+        **session,
     }
-    place = observer.place(event.session)
     if event.mode == "shadow":
-        return _Told("would have refused a session of %s: %s (%s)", (place, event.gate, event.cause), keys)
+        return _Told("would have refused a session of %s: %s (%s)", (_place(session), event.gate, event.cause), keys)
     message = "refused a session of %s: %s (%s); retry after %.1f s"
-    return _Told(message, (place, event.gate, event.cause, event.retry_after), keys)
+    return _Told(message, (_place(session), event.gate, event.cause, event.retry_after), keys)
 
 
 @_told.register
 def _(event: events.SessionShed, observer: LogObserver) -> _Told:
+    session = observer.keys(event.session)
     return _Told(
         "shed a session of %s: %s; close code %d; retry after %.1f s",
-        (observer.place(event.session), event.cause, event.close.code, event.retry_after),
+        (_place(session), event.cause, event.close.code, event.retry_after),
         {
             "closecodes.gate.cause": event.cause,
             "closecodes.refusal.retry_after": round(event.retry_after, 1),
             **_close_keys(event.close),
-            **observer.keys(event.session),
+            **session,
             **_course_keys(event.session),
         },
     )
@@ -413,19 +419,21 @@ def _(event: events.GateRecovered, observer: LogObserver) -> _Told:
 
 @_told.register
 def _(event: events.SessionOpened, observer: LogObserver) -> _Told:
-    return _Told("opened %s", (observer.place(event.session),), observer.keys(event.session))
+    session = observer.keys(event.session)
+    return _Told("opened %s", (_place(session),), session)
 
 
 @_told.register
 def _(event: events.SessionClosed, observer: LogObserver) -> _Told:
+    session = observer.keys(event.session)
     keys = {
         "closecodes.session.initiator": event.initiator,
         **_close_keys(event.close),
-        **observer.keys(event.session),
+        **session,
         **_course_keys(event.session),
     }
     code = "none" if event.close is None else str(int(event.close.code))
-    return _Told("closed %s by the %s; close code %s", (observer.place(event.session), event.initiator, code), keys)
+    return _Told("closed %s by the %s; close code %s", (_place(session), event.initiator, code), keys)
 
 
 @_told.register
