@@ -66,6 +66,14 @@ async def crash_caught(scope, receive, send):
         await send({"type": "websocket.close", "code": 1011, "reason": "internal error"})
 
 
+async def crash_silenced(scope, receive, send):
+    """The least that can be done: nothing is logged, and the client is told."""
+    try:
+        await crash(scope, receive, send)
+    except Exception:
+        await send({"type": "websocket.close", "code": 1011, "reason": "internal error"})
+
+
 def find(rows, key):
     return _look_up(rows, key)
 
@@ -103,6 +111,7 @@ def _metrics():
 bare_echo = sockets_only(echo)
 bare_work = sockets_only(work)
 bare_crash = sockets_only(crash)
+silenced_by_hand = sockets_only(crash_silenced)
 refuse_by_hand = sockets_only(refuse)
 deny_by_hand = sockets_only(deny)
 reject_by_hand = sockets_only(reject)
@@ -115,6 +124,7 @@ WRAPPED = {
     "crash_logged": lambda: _wrapped(crash, log_burst=None),
     "crash_by_hand": lambda: sockets_only(crash_caught),
     "crash_in_a_storm": lambda: _wrapped(crash),
+    "crash_silenced_inside": lambda: _wrapped(crash_silenced),
     "gated_by_close": lambda: _wrapped(work, max_sessions=PLACES, max_refusals_per_second=ROOM),
     "gated_by_http": lambda: _wrapped(work, max_sessions=PLACES, handshake="http"),
 }
