@@ -33,10 +33,29 @@ def stack_trace(error: Error) -> str:
         # Everything but the stacks: types, messages, notes, suggestions, chains and groups.
         told = traceback.TracebackException(*error, limit=0, compact=True)
         _add_stacks(told, error)
-        return "".join(told.format())
+        return _text(told)
     except Exception as failure:  # of an exception whose attributes raise
         frames = "".join(traceback.format_tb(error[2]))
         return f"{frames}{type_name(error[0])} (its description raised {type_name(type(failure))})\n"
+
+
+def _text(told: traceback.TracebackException) -> str:
+    """Return what ``told.format()`` yields, which indents line by line even if there is no group to indent for."""
+    parts: list[str] = []
+    link = told
+    while link.exceptions is None:
+        parts += reversed([*link.format_exception_only()])
+        if link.stack:
+            parts += *reversed(link.stack.format()), "Traceback (most recent call last):\n"
+        if link.__cause__ is not None:
+            parts.append("\nThe above exception was the direct cause of the following exception:\n\n")
+            link = link.__cause__
+        elif link.__context__ is not None:  # compact: and is not suppressed
+            parts.append("\nDuring handling of the above exception, another exception occurred:\n\n")
+            link = link.__context__
+        else:
+            return "".join(reversed(parts))
+    return "".join(told.format())
 
 
 def _add_stacks(told: traceback.TracebackException, error: Error) -> None:
