@@ -20,7 +20,9 @@ BENCHMARK = Benchmark(
         Comparison("server us", LOGGED, BY_HAND, by="difference"),
         # Where the limits are: of the server, and of a session behind the middleware that ends well.
         Comparison("a second", SILENCED, BARE),
+        Comparison("server us", SILENCED, BARE),
         Comparison("a second", SILENCED_INSIDE, BARE),
+        Comparison("server us", SILENCED_INSIDE, BARE),
         Comparison("server us", SILENCED_INSIDE, SILENCED, by="difference"),
         Comparison("server us", STORM, SILENCED_INSIDE, by="difference"),
         Comparison("a second", "hypercorn (1011)", BARE),
