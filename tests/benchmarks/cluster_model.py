@@ -42,7 +42,7 @@ class Model:
         if last_seq == r.acked and 0 < since <= now:
             if now - since > r.elapsed + r.ttl / 50:
                 now = max(since + r.elapsed, self.beat)
-            if now - self.beat >= r.ttl:
+            if now - self.beat >= 0.6 * r.ttl:
                 self.doubt = now + 0.4 * r.ttl
             self.beat = now
         else:

@@ -437,6 +437,29 @@ def test_after_a_long_outage_nobodys_places_are_given_away_before_they_come_back
     assert sum(worker.used for worker in workers) == 20
 
 
+def outage(cluster, workers, seconds):
+    """Let ``workers`` sync in vain for so long."""
+    for _ in range(round(seconds)):
+        for worker in workers:
+            worker.ask()
+        cluster.now += 1
+        for worker in workers:
+            worker.fail()
+
+
+@pytest.mark.parametrize("share_of_ttl", [0.65, 0.9])
+def test_nor_after_a_shorter_one_those_of_whom_had_been_silent_before(cluster, share_of_ttl):
+    silent, greedy = cluster.worker(), cluster.worker()
+    fill(cluster, silent, demand=10)
+    for _ in range(round(TTL * 0.4)):
+        fill(cluster, greedy)
+        cluster.now += 1
+    outage(cluster, [silent, greedy], TTL * share_of_ttl - 1)
+    fill(cluster, greedy)
+    cluster.sync(silent)
+    assert silent.used + greedy.used == 20
+
+
 def test_after_an_outage_that_lost_everything_too(cluster):
     workers = [cluster.worker(fallback="share") for _ in range(4)]
     fill(cluster, *workers)
