@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from asgi_closecodes.gates.cluster.lease import Lease, Reply
+from asgi_closecodes.gates.cluster.lease import SHARE, Lease, Reply
 from asgi_closecodes.gates.cluster.store import SYNC, keys_of
 
 TTL = 30.0
@@ -84,6 +84,16 @@ def fill(cluster, *workers, demand=100):
                 demand -= 1
         if sum(worker.used for worker in workers) >= cluster.limit or not demand:
             return
+
+
+def outage(cluster, workers, seconds):
+    """Let ``workers`` sync in vain for so long."""
+    for _ in range(round(seconds)):
+        for worker in workers:
+            worker.ask()
+        cluster.now += 1
+        for worker in workers:
+            worker.fail()
 
 
 def test_a_first_worker_gets_what_it_needs_at_once(cluster):
@@ -218,6 +228,49 @@ def test_what_admits_when_the_store_is_away(cluster, fallback, admitted):
     cluster.now += 1
     assert worker.is_adrift
     assert sum(worker.take() for _ in range(100)) == admitted
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(limit=st.integers(1, 300), demands=st.lists(st.integers(0, 100), min_size=1, max_size=12))
+def test_all_shares_together_are_not_above_the_limit_however_the_sessions_are_spread(server, limit, demands):
+    with server.client() as client:
+        cluster = Cluster(client, limit, "share")
+        workers = [cluster.worker() for _ in demands]
+        for worker, demand in zip(workers, demands, strict=True):
+            fill(cluster, worker, demand=demand)
+        for _ in range(4):
+            cluster.now += TTL / 3
+            for worker in workers:
+                cluster.sync(worker)
+        before = sum(worker.used for worker in workers)
+        outage(cluster, workers, TTL)
+        for worker in workers:
+            while worker.take():
+                pass
+        together = sum(worker.used for worker in workers)
+        assert before + SHARE * (limit - before) - len(workers) <= together <= limit
+
+
+def test_a_session_that_ends_while_the_store_is_away_makes_room_for_another(cluster):
+    workers = [cluster.worker(fallback="share") for _ in range(4)]
+    fill(cluster, *workers)
+    outage(cluster, workers, 2 * TTL)
+    for worker in workers:
+        assert not worker.take()
+        worker.give_back()
+        assert worker.take()
+
+
+def test_a_limit_that_is_lowered_while_the_store_is_away_is_shared_too(cluster):
+    workers = [cluster.worker(fallback="share") for _ in range(4)]
+    fill(cluster, *workers)
+    outage(cluster, workers, 2 * TTL)
+    for worker in workers:
+        worker.limit = 10
+        worker.used = 0
+        while worker.take():
+            pass
+    assert 10 - len(workers) < sum(worker.used for worker in workers) <= 10
 
 
 def test_inside_of_the_lease_admission_goes_on_without_the_store(cluster):
@@ -437,16 +490,6 @@ def test_after_a_long_outage_nobodys_places_are_given_away_before_they_come_back
     assert sum(worker.used for worker in workers) == 20
 
 
-def outage(cluster, workers, seconds):
-    """Let ``workers`` sync in vain for so long."""
-    for _ in range(round(seconds)):
-        for worker in workers:
-            worker.ask()
-        cluster.now += 1
-        for worker in workers:
-            worker.fail()
-
-
 @pytest.mark.parametrize("share_of_ttl", [0.65, 0.9])
 def test_nor_after_a_shorter_one_those_of_whom_had_been_silent_before(cluster, share_of_ttl):
     silent, greedy = cluster.worker(), cluster.worker()
@@ -472,6 +515,26 @@ def test_after_an_outage_that_lost_everything_too(cluster):
             while worker.take():
                 pass
     assert sum(worker.used for worker in workers) <= 20
+
+
+@pytest.mark.parametrize("is_away_again", [False, True])
+def test_who_goes_on_by_itself_after_that_knows_how_many_there_are(cluster, is_away_again):
+    workers = [cluster.worker(fallback="share") for _ in range(4)]
+    fill(cluster, *workers, demand=10)
+    for worker in workers:
+        cluster.sync(worker)
+    if not is_away_again:
+        outage(cluster, workers, 2 * TTL)
+    cluster.client.flushall()
+    for worker in workers:  # the first one is the only one that this store knows
+        assert cluster.sync(worker).learning > 0
+    if is_away_again:
+        outage(cluster, workers, 2 * TTL)
+    for worker in workers:
+        assert worker.is_adrift
+        while worker.take():
+            pass
+    assert 15 <= sum(worker.used for worker in workers) <= 20
 
 
 def test_ten_thousand_workers_fit(cluster):

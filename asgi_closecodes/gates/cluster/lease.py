@@ -44,7 +44,7 @@ AWAY = 5.0
 """Seconds for which a failed sync says that the store is away."""
 
 SHARE = 0.8
-"""What all workers together may use of the limit while the store is away."""
+"""What all workers together may use, while the store is away, of the places that nobody had before."""
 
 MOST_SPARE = 64
 """Places that a worker asks for in advance, at most."""
@@ -116,6 +116,7 @@ class Lease:
         "_is_adrift",
         "_is_pending",
         "_jitter",
+        "_known",
         "_lasts",
         "_limit",
         "_limit_set_at",
@@ -170,6 +171,8 @@ class Lease:
         """Seconds that the next sync may take."""
         self._lasts = 0.0
         self.reply: Reply | None = None
+        self._known: Reply | None = None
+        """The last answer of a store that knew of all workers; any other one for want of that."""
         self.is_full = False
         """Whether the cluster had no place left at the last sync."""
         self._sent_at = self._acked_at = self._failed_at = self._next = -math.inf
@@ -232,8 +235,13 @@ class Lease:
             case "closed":
                 return 0
             case "share":
-                workers, limit = (1, self.limit) if self.reply is None else (self.reply.workers, self.reply.limit)
-                return SHARE * min(limit, self.limit) / max(workers, 1)
+                if self._known is None:
+                    return int(SHARE * self.limit)
+                # Together not more than the limit, however the sessions are spread: each keeps what it had, and of
+                # what was free all get the same.
+                limit, alloc = min(self._known.limit, self.limit), max(self._known.alloc, 1)
+                free = SHARE * max(limit - alloc, 0) / max(self._known.workers, 1)
+                return int(self._known.grant * min(limit / alloc, 1) + free)
 
     @property
     def time_left(self) -> float:
@@ -335,6 +343,8 @@ class Lease:
         self._acked, self._acked_at = reply.seq, now
         was_adrift = self._drifts(now)
         before, self.reply = self.reply, reply
+        if self._known is None or not reply.learning:
+            self._known = reply
         self.ends = self._sent_at + self._lasts
         self._is_adrift = was_adrift and reply.learning > 0
         self._failed_at, self._failing_since = -math.inf, math.inf

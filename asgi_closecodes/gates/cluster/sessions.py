@@ -46,8 +46,8 @@ class ClusterSessions(Limited):
     :param redis_url: of a Redis (6.2 or later) or Valkey, see :class:`RedisStore`; or another :class:`LeaseStore`.
     :param name: tells limits on the same Redis apart.
     :param ttl: seconds that a lease lasts.
-    :param fallback: what admits when a lease has ended and Redis is away. ``share``: each process, up to 80 % of its
-        part of the limit, as if all had the same; ``open``: everybody; ``closed``: nobody.
+    :param fallback: what admits when a lease has ended and Redis is away. ``share``: each process, up to what it had
+        and an equal part of 80 % of what was free; ``open``: everybody; ``closed``: nobody.
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
     """
 
