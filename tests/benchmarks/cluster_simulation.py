@@ -6,18 +6,18 @@ once, and their clients come to the others; the store is away, for less and for 
 plots, how full the cluster is at saturation, who was refused although there was room, and by how much the limit was
 passed.
 
-A refusal is false where more than 2 % of what can be had was free. That is the limit, less what dead workers hold until
-their ttl has passed; and 80 % of it while the store is away for longer than the leases last (fallback "share").
+What can be had is the limit, less what dead workers hold until their ttl has passed. A refusal is false where more than
+2 % of that was free. Those by the fallback, where a worker's lease had ended as the store was away, are told apart.
 """
 
 import argparse
-import math
 import pathlib
 import time
 
 import numpy as np
 
-from asgi_closecodes.gates.cluster.lease import MARGIN, SHARE, Lease
+from asgi_closecodes.gates.cluster.lease import Lease
+from asgi_closecodes.gates.cluster.sessions import PATIENCE
 
 from .cluster_model import Model
 
@@ -40,16 +40,20 @@ class Simulation:
         self.now = 1000.0
         self.store = Model()
         self.is_away = False
-        self.away_since = math.inf
-        self.dead, self.dead_until = 0, 0.0
-        """Places of the dead, and when they return."""
         self.leases = [self.lease() for _ in range(workers)]
         self.used = np.zeros(workers, dtype=np.int64)
+        self.waiting = np.zeros((workers, round(PATIENCE / STEP)), dtype=np.int64)
+        """Sessions that wait for a place, by the time that they have left."""
         self.alive = np.ones(workers, dtype=bool)
-        self.missed = np.zeros(workers, dtype=np.int64)
+        self.dead = np.zeros((0, 2))
+        """Of each dead worker: when its places return, and how many."""
         self.due = self.now + self.random.uniform(0, TTL / 3, workers)
-        self.admitted = self.arrived = self.refused = self.false = self.syncs = 0
-        self.overshoot = 0
+        self.begin()
+
+    def begin(self):
+        """Count from now on."""
+        self.began = self.now
+        self.arrived = self.refused = self.false = self.by_fallback = self.syncs = self.overshoot = 0
         self.series = []
 
     def lease(self):
@@ -69,86 +73,105 @@ class Simulation:
         coming = np.zeros(len(self.used), dtype=np.int64)
         coming[alive] = self.random.poisson(arrivals_per_second * STEP / len(alive), len(alive))
         self.arrived += int(coming.sum())
-        waiting = self.admit(coming)
-        # Who has somebody waiting, or something to give back, syncs as soon as its pace allows.
+        coming -= self.admit(coming[:, np.newaxis])[:, 0]
+        impatient = self.waiting[:, 0]
+        self.waiting = np.column_stack((self.waiting[:, 1:], coming))
+        waiting = self.waiting.sum(axis=1)
         for index in np.flatnonzero(self.alive & ((waiting > 0) | (self.due <= self.now))):
             self.sync(index, int(waiting[index]))
-        waiting -= self.taken(waiting)
-        refused = int(waiting.sum())
-        self.refused += refused
-        for index in np.flatnonzero(waiting):
-            for _ in range(min(int(waiting[index]), 64)):
-                self.leases[index].miss()
-        total = int(self.used[self.alive].sum())
-        capacity = self.capacity()
-        if total < capacity * (1 - ROOM):
-            self.false += refused
+        self.waiting -= self.admit(self.waiting)
+        self.count(impatient + self.hopeless())
+
+    def count(self, refused):
+        """Count so many refusals of each worker."""
+        total, capacity = int(self.used[self.alive].sum()), self.capacity()
+        is_false = total < capacity * (1 - ROOM)
+        for index in np.flatnonzero(refused):
+            lease = self.leases[index]
+            lease._missed += int(refused[index])
+            if is_false and self.now >= lease.ends:
+                self.by_fallback += int(refused[index])
+            elif is_false:
+                self.false += int(refused[index])
+        self.refused += int(refused.sum())
         self.overshoot = max(self.overshoot, total - self.limit)
-        self.series.append((self.now - 1000, total / self.limit, refused / STEP, self.syncs, total / capacity))
+        self.series.append((self.now - self.began, total, capacity, refused.sum() / STEP, self.syncs))
+
+    def at_saturation(self):
+        """Return how full it is while at least a hundredth of what ends is refused: of what can be had, of the limit."""
+        enough = 0.01 * self.limit / LENGTH
+        full = [(use / capacity, use / self.limit) for _, use, capacity, refused, _ in self.series if refused > enough]
+        return np.mean(full, axis=0) if full else (np.nan, np.nan)
 
     def capacity(self):
         """What can be had at this moment."""
-        share = SHARE if self.now - self.away_since > TTL * MARGIN else 1
-        return self.limit * share - (self.dead if self.now < self.dead_until else 0)
+        until, places = self.dead.T
+        return self.limit - places[until > self.now].sum()
 
-    def away(self):
-        self.is_away, self.away_since = True, self.now
-
-    def back(self):
-        self.is_away, self.away_since = False, math.inf
-
-    def admit(self, coming):
-        """Admit by the leases; return who is left."""
-        room = np.fromiter(map(self.room, self.leases, self.used), dtype=np.int64, count=len(self.used))
-        taken = np.minimum(coming, np.maximum(room, 0))
-        self.used += taken
-        self.admitted += int(taken.sum())
-        for index in np.flatnonzero(taken):
-            self.leases[index]._admitted += int(taken[index])
-        return coming - taken
+    def admit(self, sessions):
+        """Admit by the leases, in each row the first ones first; return how many."""
+        taken = np.zeros_like(sessions)
+        for index in np.flatnonzero(sessions.any(axis=1)):
+            lease, used = self.leases[index], int(self.used[index])
+            room = self.room(lease, used)
+            for column, count in enumerate(sessions[index].tolist()):
+                taken[index, column] = admitted = min(count, room)
+                room -= admitted
+                used += admitted
+                lease._admitted += admitted
+            self.used[index] = lease.used = used
+            self.due[index] = self.now + lease.wait()
+        return taken
 
     def room(self, lease, used):
-        if self.now < lease.ends and not lease._is_adrift:
-            return lease.quota - int(used)
+        most = lease.quota if self.now < lease.ends else 0
         if lease._drifts(self.now):
-            return int(min(lease._share(), 2**40)) - int(used)
-        return 0
+            most = max(most, min(lease._share(), self.limit))
+        return max(int(most) - used, 0)
 
-    def taken(self, waiting):
-        left = self.admit(waiting)
-        return waiting - left
+    def hopeless(self):
+        """Send away those whom the next sync can bring no place; return how many."""
+        hopeless = np.zeros(len(self.used), dtype=np.int64)
+        for index in np.flatnonzero(self.waiting.any(axis=1)):
+            if not self.leases[index].may_wait:
+                hopeless[index] = self.waiting[index].sum()
+                self.waiting[index] = 0
+        return hopeless
 
     def sync(self, index, waiting):
         lease = self.leases[index]
         lease.used, lease.waiting = int(self.used[index]), waiting
-        if lease.wait() > 0:
-            lease.waiting = 0
-            self.due[index] = self.now + lease.wait()
-            return
-        request = lease.ask()
+        if lease.wait() <= 0:
+            self.syncs += 1
+            request = lease.ask()
+            if self.is_away:
+                lease.fail()
+            else:
+                lease.answer(self.store.sync(request, round(self.now * 1000)))
         lease.waiting = 0
-        self.syncs += 1
-        if self.is_away:
-            lease.fail()
-        else:
-            lease.answer(self.store.sync(request, round(self.now * 1000)))
         self.due[index] = self.now + lease.wait()
 
     def kill(self, which):
-        self.dead, self.dead_until = int(sum(self.leases[index].quota for index in which)), self.now + TTL + 2
+        """Let these workers die; return how many clients they had."""
+        records = [self.store.records[self.leases[index].worker] for index in which]
+        self.dead = np.array([(expiry / 1000, grant) for grant, *_, expiry in records])
         self.alive[which] = False
-        self.used[which] = 0
+        return self.lose(which)
 
-    def restart(self, index, *, leave=True):
-        """Replace a worker by a new one; its sessions end, and their clients come back."""
-        if leave and not self.is_away:
+    def restart(self, which):
+        """Replace these workers by new ones; return how many clients they had."""
+        for index in which:
             lease = self.leases[index]
             lease.used = 0
             self.store.sync(lease.ask(leave=True), round(self.now * 1000))
-        self.leases[index] = self.lease()
-        self.used[index] = 0
-        self.alive[index] = True
-        self.due[index] = self.now
+            self.leases[index] = self.lease()
+        self.due[which] = self.now
+        return self.lose(which)
+
+    def lose(self, which):
+        lost = int(self.used[which].sum() + self.waiting[which].sum())
+        self.used[which] = self.waiting[which] = 0
+        return lost
 
 
 def diurnal(simulation, seconds, peak):
@@ -167,47 +190,54 @@ def a_day(simulation, rate):
 
 def a_rolling_deploy(simulation, rate):
     warm(simulation)
-    count = len(simulation.used)
-    steps = int(900 / STEP)
-    come_back = 0.0
-    for number in range(steps):
-        restarted = range(number * count // steps, (number + 1) * count // steps)
-        come_back += float(simulation.used[list(restarted)].sum())
-        for index in restarted:
-            simulation.restart(index)
-        back = come_back * STEP / 30
-        come_back -= back
-        simulation.step(rate + back / STEP)
+    lost = 0.0
+    for restarted in np.array_split(np.arange(len(simulation.used)), int(900 / STEP)):
+        lost += simulation.restart(restarted)
+        lost = come_back(simulation, lost, rate)
     steady(simulation, 300, rate)
 
 
 def a_region_lost(simulation, rate):
     warm(simulation)
     steady(simulation, 60, rate * 1.05)
-    third = np.arange(len(simulation.used) // 3)
-    lost = float(simulation.used[third].sum())
-    simulation.kill(third)
+    lost = simulation.kill(np.arange(len(simulation.used) // 3))
     for _ in range(int(600 / STEP)):
-        back = lost * STEP / 30
-        lost -= back
-        simulation.step(rate * 1.05 + back / STEP)
+        lost = come_back(simulation, lost, rate * 1.05)
+
+
+def come_back(simulation, lost, rate):
+    """Make a step in which some of the ``lost`` clients come back; return how many are left."""
+    back = lost * STEP / 30
+    simulation.step(rate + back / STEP)
+    return lost - back
 
 
 def a_short_outage(simulation, rate):
     warm(simulation)
     steady(simulation, 60, rate * 0.9)
-    simulation.away()
+    simulation.is_away = True
     steady(simulation, 20, rate * 0.9)
-    simulation.back()
+    simulation.is_away = False
     steady(simulation, 200, rate * 0.9)
 
 
 def a_long_outage(simulation, rate):
     a_short_outage(simulation, rate)
-    simulation.away()
+    simulation.is_away = True
     steady(simulation, 120, rate * 0.9)
-    simulation.back()
+    simulation.is_away = False
     steady(simulation, 200, rate * 0.9)
+
+
+def an_outage_when_full(simulation, rate):
+    warm(simulation)
+    coming = 0.15 * simulation.limit
+    for _ in range(int(60 / STEP)):
+        coming = come_back(simulation, coming, rate * 1.1)
+    simulation.is_away = True
+    steady(simulation, 120, rate * 1.1)
+    simulation.is_away = False
+    steady(simulation, 200, rate * 1.1)
 
 
 def warm(simulation):
@@ -220,10 +250,10 @@ def warm(simulation):
         lease.waiting = 0
         simulation.used[index] = min(target, lease.quota)
     steady(simulation, 30, 0.9 * simulation.limit / LENGTH)
-    simulation.arrived = simulation.refused = simulation.false = simulation.overshoot = 0
+    simulation.begin()
 
 
-SCENARIOS = (a_day, a_rolling_deploy, a_region_lost, a_short_outage, a_long_outage)
+SCENARIOS = (a_day, a_rolling_deploy, a_region_lost, a_short_outage, a_long_outage, an_outage_when_full)
 
 
 def main():
@@ -240,12 +270,20 @@ def main():
         start = time.monotonic()
         simulation = Simulation(options.workers, limit)
         scenario(simulation, limit / LENGTH)
-        full = [use for _, _, refused, _, use in simulation.series if refused > 0.01 * limit / LENGTH]
+        had, whole = simulation.at_saturation()
+        saturated = (
+            "never saturated"
+            if np.isnan(had)
+            else f"utilisation at saturation {had:.2%} of what can be had, {whole:.2%} of the limit"
+        )
+        refused, false, by_fallback = (
+            count / simulation.arrived for count in (simulation.refused, simulation.false, simulation.by_fallback)
+        )
         print(
             f"{scenario.__name__.replace('_', ' '):18} {simulation.arrived / 1e6:6.1f} million sessions came; "
-            f"utilisation at saturation {np.mean(full) if full else float('nan'):.2%}; refused "
-            f"{simulation.refused / simulation.arrived:.2%}, falsely {simulation.false / simulation.arrived:.3%}; "
-            f"overshoot {max(simulation.overshoot, 0)}; {simulation.syncs} syncs; {time.monotonic() - start:.0f} s",
+            f"{saturated}; refused {refused:.2%}, "
+            f"falsely {false:.3%}, and by the fallback {by_fallback:.3%}; "
+            f"overshoot {simulation.overshoot}; {simulation.syncs} syncs; {time.monotonic() - start:.0f} s",
             flush=True,
         )
         if options.out is not None:
@@ -259,10 +297,10 @@ def plot(name, simulation, folder):
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    seconds, use, refused, syncs, _ = (np.array(column) for column in zip(*simulation.series, strict=True))
+    seconds, use, capacity, refused, syncs = (np.array(column) for column in zip(*simulation.series, strict=True))
     figure, axes = plt.subplots(3, sharex=True, figsize=(9, 7))
-    axes[0].plot(seconds / 60, use * 100)
-    axes[0].axhline(100, color="gray", linestyle=":")
+    axes[0].plot(seconds / 60, use / simulation.limit * 100)
+    axes[0].plot(seconds / 60, capacity / simulation.limit * 100, color="gray", linestyle=":")
     axes[0].set_ylabel("open sessions, % of the limit")
     axes[1].plot(seconds / 60, refused)
     axes[1].set_ylabel("refused a second")

@@ -1,9 +1,11 @@
-"""The model that the simulation runs answers as the script does."""
+"""The model that the simulation runs answers as the script does; and what a small simulation shows."""
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi_closecodes.gates.cluster.lease import Request
+from tests.benchmarks import cluster_simulation
 from tests.benchmarks.cluster_model import Model
 
 from .test_lease import Cluster
@@ -59,3 +61,13 @@ def test_both_answer_the_same(server, steps):
             assert cluster.grants().keys() == model.records.keys()
             if was_answered:
                 acked[worker], acked_at[worker] = request.seq, now
+
+
+@pytest.mark.parametrize("scenario", ["a_region_lost", "a_short_outage", "a_long_outage", "an_outage_when_full"])
+def test_what_is_free_can_be_had_and_no_more(scenario):
+    simulation = cluster_simulation.Simulation(40, 40_000)
+    getattr(cluster_simulation, scenario)(simulation, 40_000 / cluster_simulation.LENGTH)
+    use, _ = simulation.at_saturation()
+    assert not use < 0.98
+    assert simulation.false + simulation.by_fallback < 0.005 * simulation.arrived
+    assert simulation.overshoot == 0
