@@ -230,8 +230,8 @@ class Settings(BaseSettings):
     cluster_fallback: Literal["share", "open", "closed"] = Field(
         default="share",
         description=(
-            "Who is admitted when Redis is away for longer: up to 80 % of the limit, divided among the processes "
-            "(`share`), all (`open`), or nobody (`closed`)."
+            "Who is admitted when Redis is away for longer: in each process up to what it had, and an equal part of "
+            "80 % of what was free (`share`), all (`open`), or nobody (`closed`)."
         ),
     )
     shadow: Annotated[frozenset[str], NoDecode, BeforeValidator(_names), AfterValidator(_limits_only)] = Field(
