@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .background import inside_event_loop
 from .events import Observer
@@ -70,7 +70,13 @@ class CloseCodeMiddleware:
                     await stack.enter_async_context(self.guard.lifespan())
                 except RuntimeError as error:
                     return await _Unusable(error)(scope, receive, send)
-                return await self.app(scope, receive, send)
+
+                async def tell(message: Message) -> None:
+                    if message["type"].startswith("lifespan.shutdown."):
+                        await stack.aclose()  # uvicorn ends its event loop as soon as it has heard that
+                    await send(message)
+
+                return await self.app(scope, receive, tell)
         if scope["type"] != "websocket" or self.guard.serves(scope):
             return await self.app(scope, receive, send)  # one place a session, however often it comes by
         session = self.guard.session(scope, receive, send)

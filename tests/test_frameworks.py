@@ -222,12 +222,17 @@ def test_with_reraise_the_exception_travels_on_after_the_close():
 async def test_other_scopes_pass_through_untouched(kind):
     handed = []
 
-    async def app(*arguments):
-        handed.extend(arguments)
+    async def app(scope, receive, send):
+        handed.extend((scope, receive))
+        await send(message)
 
-    arguments = ({"type": kind}, object(), object())
-    await CloseCodeMiddleware(app, Guard(Settings()))(*arguments)
-    assert all(one is other for one, other in zip(handed, arguments, strict=True))
+    async def send(message):
+        handed.append(message)
+
+    message = {"type": f"{kind}.shutdown.complete"}
+    arguments = ({"type": kind}, object())
+    await CloseCodeMiddleware(app, Guard(Settings()))(*arguments, send)
+    assert all(one is other for one, other in zip(handed, (*arguments, message), strict=True))
 
 
 @pytest.mark.anyio

@@ -70,14 +70,14 @@ class Clients:
                 await self.changed.wait()
 
 
-def serve_workers(server, tmp_path, **settings):
+def serve_workers(server, tmp_path, setup="uvicorn-sansio", count=4, **settings):
     environment = {
         "CLOSECODES_REDIS_URL": server.url,
         "CLOSECODES_CLUSTER_MAX_SESSIONS": str(LIMIT),
         "CLOSECODES_CLUSTER_TTL": str(TTL),
         **settings,
     }
-    return serve("uvicorn-sansio", "tests.cluster.app:app", tmp_path, "--workers", "4", env=environment)
+    return serve(setup, "tests.cluster.app:app", tmp_path, "--workers", str(count), env=environment)
 
 
 @pytest.mark.anyio
@@ -116,3 +116,18 @@ async def test_a_worker_that_was_stopped_refuses_before_it_has_synced(server, tm
                 os.kill(victim, signal.SIGCONT)
             await asyncio.sleep(2)
             assert clients.most == LIMIT + held
+
+
+@pytest.mark.parametrize("setup", ["uvicorn-sansio", "hypercorn-asyncio", "granian"])
+def test_a_worker_that_is_told_to_end_leaves_before_it_does(server, tmp_path, setup):
+    def workers():
+        return server.command("ZCARD", "closecodes:{default}:expiry")
+
+    with serve_workers(server, tmp_path, setup, count=2, CLOSECODES_CLUSTER_TTL="600") as running:
+        deadline = time.monotonic() + 30
+        while workers() < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert workers() == 2
+        running.process.terminate()  # it tells its workers
+        running.process.wait(30)
+        assert workers() == 0, running.log()
