@@ -1,9 +1,11 @@
 """A redis-server runs once, and is empty for every test; the script is tried on each one that there is."""
 
+import asyncio
 import contextlib
 
 import pytest
 
+from .processes import Processes
 from .redis_server import binaries, running
 
 
@@ -33,3 +35,12 @@ def each_server(request, servers):
     server = servers(request.param)
     server.command("FLUSHALL")
     return server
+
+
+@pytest.fixture
+async def processes():
+    processes = Processes()
+    yield processes
+    for gate in processes.gates:
+        await gate.stop()
+    assert not [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "logged"]

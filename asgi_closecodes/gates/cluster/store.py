@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+import socket
+import ssl
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol, TypeAlias
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from .lease import Reply, Request
 
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+"""Options of a URL that name a file."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
@@ -97,9 +103,11 @@ def keys_of(name: str) -> tuple[str, str, str]:
 class RedisStore:
     """Leases on a Redis (6.2 or later) or a Valkey.
 
-    :param url: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them;
-        ``redis+sentinel://[user:password@]host:port,host:port/service/db`` asks Sentinels for the primary, and
-        ``redis+cluster://[user:password@]host:port`` is one node of a Redis Cluster.
+    :param url: ``redis://``, ``rediss://`` (TLS) or ``unix://`` as redis-py reads them;
+        ``redis+sentinel://[user:password@]host:port,host:port/service/db`` asks Sentinels for the primary, with
+        ``?sentinel_username=`` and ``sentinel_password=`` where they want one themselves, and
+        ``redis+cluster://[user:password@]host:port,host:port`` names nodes of a Redis Cluster. Both speak TLS as
+        ``rediss+…``. Options of redis-py follow as a query: ``?ssl_ca_certs=/path/ca.pem``.
     :param name: the limit; processes with the same one share it.
     :param timeout: seconds that a connection or a command may take.
     :raises ValueError: if ``url`` or ``name`` cannot be used, or redis-py is not installed. The text holds no secret.
@@ -110,13 +118,16 @@ class RedisStore:
         self._timeout = timeout
         self._keys = keys_of(checked_name(name))
         self._client: Client | None = None
+        self._has_answered = False
         self._counting = f"closecodes:{{{name}}}:keys"
         self._sync = Script(SYNC)
         self._count = Script(COUNT)
 
     async def sync(self, request: Request) -> Reply:
         """Record what a worker says, and return what it may hold."""
-        return Reply(*await self._sync.run(self._connected(), self._keys, request.arguments()))
+        reply = Reply(*await self._sync.run(self._connected(), self._keys, request.arguments()))
+        self._has_answered = True
+        return reply
 
     async def count(
         self, worker: str, seq: int, ttl: float, limit: int, counts: Sequence[tuple[str, int, int]]
@@ -127,6 +138,7 @@ class RedisStore:
         known, *admitted = await self._count.run(
             self._connected(), keys, (worker, seq, int(ttl * 1000), limit, *numbers)
         )
+        self._has_answered = True
         return bool(known), admitted
 
     async def risk(self) -> str | None:
@@ -181,7 +193,7 @@ class RedisStore:
 
     def explained(self, error: Exception) -> str:
         """Return what ``error`` means and what to do about it, in one line without secrets."""
-        return explained(error)
+        return explained(error, has_answered=self._has_answered)
 
     def forget(self) -> None:
         """Leave the client alone after a fork: to close it here would take it from the parent's event loop."""
@@ -229,56 +241,111 @@ def checked_url(url: str) -> str:
     """
     if importlib.util.find_spec("redis") is None:
         raise ValueError("redis_url needs the package redis: pip install 'asgi-closecodes[redis]'")
-    try:
-        parts = urlsplit(url)
-        ports_are_numbers = parts.scheme in {"redis+sentinel", "unix"} or parts.port is None or parts.port > 0
-    except ValueError:
-        ports_are_numbers, parts = False, SplitResult("", "", "", "", "")
-    if not ports_are_numbers:
-        raise ValueError("redis_url should be a URL as redis://localhost:6379/0; its host or port cannot be read")
+    parts = _parts_of(url)
     if parts.scheme not in SCHEMES:
         schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ValueError(f"redis_url should be a URL that begins with {schemes}, as redis://localhost:6379/0")
-    if parts.scheme == "unix" and not parts.path:
-        raise ValueError("redis_url should name the socket, as unix:///run/redis/redis.sock")
-    if parts.scheme != "unix" and not parts.hostname:
-        raise ValueError(f"redis_url should name a host, as {parts.scheme}://localhost:6379")
-    if parts.scheme == "redis+sentinel":
-        _sentinel_of(parts)
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise ValueError("redis_url should name the socket, as unix:///run/redis/redis.sock")
+    else:
+        _check_address(parts)
+    for option, paths in parse_qs(parts.query).items():
+        if option in _FILES and not os.access(paths[0], os.R_OK):
+            raise ValueError(f"redis_url has {option}={paths[0]}, which cannot be read")
+    try:
+        client = connect(url, timeout=1)
+        if (pool := getattr(client, "connection_pool", None)) is not None:
+            pool.connection_class(**pool.connection_kwargs)
+    except Exception as error:
+        named = re.search(r"'(\w+)'", str(error))
+        option = "" if named is None else named.group(1)
+        hint = ": TLS is rediss://" if option.startswith("ssl_") else ""
+        raise ValueError(
+            f"redis_url has an option {option or 'or a value'} that redis-py cannot use there{hint}"
+        ) from None
     return url
 
 
+def _parts_of(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        addresses = _addresses_of(parts)
+    except ValueError:
+        addresses = []
+    if not addresses:
+        raise ValueError("redis_url should be a URL as redis://localhost:6379/0; its host or port cannot be read")
+    return parts
+
+
+def _check_address(parts: SplitResult) -> None:
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("redis_url cannot be read: write %2F for /, %3F for ?, %23 for # in the user and the password")
+    if not all(host for host, _ in _addresses_of(parts)):
+        raise ValueError(f"redis_url should name a host, as {parts.scheme}://localhost:6379")
+    service, db = _place_of(parts)
+    if parts.scheme.endswith("+sentinel") and not service:
+        raise ValueError(
+            "redis_url should name hosts and the service, as redis+sentinel://host:26379,other:26379/mymaster/0"
+        )
+    if not re.fullmatch("0?" if parts.scheme.endswith("+cluster") else "[0-9]*", db):
+        raise ValueError(f"redis_url should end in the number of a database (a cluster has only 0), not in {db!r}")
+
+
 def connect(url: str, timeout: float) -> Client:
-    """Return a client that neither retries nor waits for long; it connects with its first command."""
-    from redis.asyncio import Redis, RedisCluster, Sentinel  # noqa: PLC0415 - an extra
+    """Return a client that neither retries nor waits for long; it connects with its first command.
+
+    :raises Exception: of any kind, if redis-py does not like an option of the URL.
+    """
+    from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel  # noqa: PLC0415 - an extra
+    from redis.asyncio.cluster import ClusterNode  # noqa: PLC0415
+    from redis.asyncio.connection import SSLConnection, parse_url  # noqa: PLC0415
     from redis.asyncio.retry import Retry  # noqa: PLC0415
     from redis.backoff import NoBackoff  # noqa: PLC0415
 
     parts = urlsplit(url)
-    options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-    options["retry"] = Retry(NoBackoff(), 0)
-    if parts.scheme == "redis+cluster":
-        plain = urlunsplit(parts._replace(scheme="redis"))
-        return RedisCluster.from_url(plain, **options)
-    if parts.scheme == "redis+sentinel":
-        hosts, service, db = _sentinel_of(parts)
-        user = {"username": parts.username, "password": parts.password}
-        sentinel = Sentinel(hosts, sentinel_kwargs=options, **options, **user, db=db)  # type: ignore[no-untyped-call]
-        return sentinel.master_for(service)
-    return Redis.from_url(url, **options)
+    scheme, _, kind = parts.scheme.partition("+")
+    ours: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "decode_responses": False}
+    ours["retry"] = Retry(NoBackoff(), 0)
+    if not kind:
+        return Redis.from_pool(ConnectionPool(**{**parse_url(url), **ours}))
+    _, db = _place_of(parts)
+    user, at, _ = parts.netloc.rpartition("@")  # redis-py knows no URL of several hosts
+    options: dict[str, Any] = {**parse_url(f"{scheme}://{user}{at}/{db}?{parts.query}"), **ours}
+    options["ssl"] = options.pop("connection_class", None) is SSLConnection
+    addresses = _addresses_of(parts)
+    if kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in addresses]
+        # The keys of a limit are in one slot: that others are not covered is of no concern here.
+        return RedisCluster(startup_nodes=nodes, require_full_coverage=False, **options)
+    theirs = {name: value for name, value in options.items() if name.startswith("ssl")} | ours
+    for name in ("username", "password"):
+        theirs[name] = options.pop(f"sentinel_{name}", None)
+    sentinel = Sentinel(addresses, sentinel_kwargs=theirs, **options)  # type: ignore[no-untyped-call]
+    return sentinel.master_for(_place_of(parts)[0])
 
 
-def _sentinel_of(parts: SplitResult) -> tuple[list[tuple[str, int]], str, int]:
-    service, _, db = parts.path.strip("/").partition("/")
-    hosts = []
-    for address in parts.netloc.rpartition("@")[2].split(","):
-        host, _, port = address.rpartition(":") if re.search(r":\d+$", address) else (address, "", "26379")
-        hosts.append((host.strip("[]"), int(port)))
-    if not service or (db and not db.isdigit()) or not all(host for host, _ in hosts):
-        raise ValueError(
-            "redis_url should name hosts and the service, as redis+sentinel://host:26379,other:26379/mymaster/0"
-        )
-    return hosts, service, int(db or 0)
+def _addresses_of(parts: SplitResult) -> list[tuple[str, int]]:
+    """Return hosts and ports; only Sentinels and nodes may be several.
+
+    :raises ValueError: if they cannot be read.
+    """
+    _, _, kind = parts.scheme.partition("+")
+    default = 26379 if kind == "sentinel" else 6379
+    addresses = []
+    for address in parts.netloc.rpartition("@")[2].split(",") if kind else [parts.netloc]:
+        one = urlsplit(f"//{address}")
+        addresses.append((one.hostname or "", default if one.port is None else one.port))
+    return addresses
+
+
+def _place_of(parts: SplitResult) -> tuple[str, str]:
+    """Return the service that Sentinels are asked for, and the database."""
+    path = parts.path.strip("/")
+    if not parts.scheme.endswith("+sentinel"):
+        return "", path
+    service, _, db = path.partition("/")
+    return service, db
 
 
 async def close(client: Client) -> None:
@@ -296,7 +363,7 @@ async def close(client: Client) -> None:
 
 
 _MEANINGS = {
-    # By the first word of the server's answer.
+    # By the first word of the server's answer, or by what redis-py makes of it.
     "NOAUTH": "it wants a password: put it into the URL, as redis://:password@host",
     "WRONGPASS": "it does not accept the user or the password of the URL",
     "NOPERM": "the user of the URL may not run EVAL and the commands of the script on closecodes:*",
@@ -309,15 +376,24 @@ _MEANINGS = {
     "MOVED": "it is a node of a Redis Cluster: use redis+cluster://",
     "CROSSSLOT": "it is behind a proxy that does not know hash tags",
     "CLUSTERDOWN": "its cluster is down",
+    "DB index": "it has no database of the number in the URL",
+    "Cluster mode is not enabled": "it is no Redis Cluster: use redis://",
+    "No master found": "the Sentinels know no primary of that service, or cannot be reached",
 }
 
 
-def explained(error: BaseException) -> str:
-    """Return what ``error`` of a store means and what to do about it, in one line without secrets."""
+def explained(error: BaseException, *, has_answered: bool = True) -> str:
+    """Return what ``error`` of a store means and what to do about it, in one line without secrets.
+
+    :param has_answered: whether the store could be used before.
+    """
     from redis import exceptions  # noqa: PLC0415 - an extra
 
     if isinstance(error, (TimeoutError, exceptions.TimeoutError)) or str(error).startswith("Timeout "):
         return "it does not answer in time"
+    for one in _chain_of(error):
+        if (meaning := _of_the_way_there(one)) is not None:
+            return meaning
     # The code of the server's answer stands somewhere in the text, or redis-py has made it a class.
     found = re.search("|".join(_MEANINGS), str(error))
     if found is not None:
@@ -334,8 +410,37 @@ def explained(error: BaseException) -> str:
         (exceptions.MasterDownError, "MASTERDOWN"),
         (exceptions.ClusterDownError, "CLUSTERDOWN"),
     ):
-        if isinstance(error, kind) or isinstance(error.__cause__, kind):
+        if any(isinstance(one, kind) for one in _chain_of(error)):
             return _MEANINGS[code]
+    if not has_answered and re.search("closed by server|Connection reset|Broken pipe", str(error)):
+        return "it hangs up: it may want TLS (rediss://), or a client certificate (ssl_certfile in the URL)"
     if isinstance(error, (OSError, exceptions.ConnectionError)):
         return "it cannot be reached"
     return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _of_the_way_there(error: BaseException) -> str | None:
+    match error:
+        case ssl.SSLCertVerificationError(verify_message=why):
+            return (
+                f"its certificate is not accepted ({why.rstrip('.')}): give ?ssl_ca_certs=/path/ca.pem in the URL, "
+                "and the host as the certificate has it"
+            )
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+            return None  # it has ended, as without TLS
+        case ssl.SSLError(reason=why):
+            return (
+                f"TLS with it fails ({(why or 'a file cannot be used').lower().replace('_', ' ')}): "
+                "see ssl_ca_certs, ssl_certfile and ssl_keyfile in the URL"
+            )
+        case socket.gaierror():
+            return "the name of its host cannot be resolved"
+        case _:
+            return None
+
+
+def _chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Return an error, and those that it was raised for: redis-py tells some in its text alone."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
