@@ -47,8 +47,12 @@ class Model:
             self.beat = now
         else:
             anchor = now
+            if now - self.beat >= 0.6 * r.ttl:
+                self.doubt = min(now, self.beat + r.ttl) + 0.4 * r.ttl
         likely = min(now, self.beat + r.ttl)
-        if (r.leased and r.acked > last_seq) or (self.beat < self.doubt and record is None and r.used > 0):
+        is_forgotten = r.acked > last_seq and (r.leased or record is not None)
+        is_unknown = record is None and (r.used > 0 or r.acked > 0)
+        if is_forgotten or (self.beat < self.doubt and is_unknown):
             self.learn = likely + r.ttl
         if self.beat >= self.doubt:
             self._reap(r.worker, anchor, r.ttl)

@@ -319,6 +319,27 @@ def test_a_store_that_went_back_in_time_gives_nothing_either(cluster):
     assert first.used + second.used <= 20
 
 
+@pytest.mark.parametrize("first_back", [0, 1, 2])
+def test_a_replica_with_an_older_state_that_takes_over_after_the_leases_gives_nothing_either(cluster, first_back):
+    workers = [cluster.worker() for _ in range(3)]
+    cluster.sync(workers[0])
+    old = {key: cluster.client.dump(key) for key in KEYS}
+    fill(cluster, *workers)
+    assert sum(worker.used for worker in workers) == 20
+    cluster.now += TTL
+    cluster.client.flushall()
+    for key, dump in old.items():
+        cluster.client.restore(key, 0, dump)
+    for worker in (workers[first_back], *workers):
+        worker.waiting = 10
+        cluster.sync(worker)
+        while worker.take():
+            pass
+        worker.waiting = 0
+        cluster.now += 0.1
+    assert sum(worker.used for worker in workers) == 20
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_an_evicted_key_is_as_a_flushed_store(cluster, key):
     first, second = cluster.worker(), cluster.worker()

@@ -58,12 +58,15 @@ if last_seq == acked and since > 0 and since <= now then
   beat = now
 else
   anchor = now
+  if now - beat >= 0.6 * ttl then doubt = math.min(now, beat + ttl) + 0.4 * ttl end
 end
 local likely = math.min(now, beat + ttl)  -- `now` may have jumped where it was not measured
 
--- A promise that is not recorded, or sessions when it is in doubt whether all are known: others may be missing
--- too. Nobody gets more until they have come back, or their leases have ended.
-if (is_leased and acked > last_seq) or (beat < doubt and not record and used > 0) then learn = likely + ttl end
+-- A promise that is not recorded, one that was answered later than what is, or a worker that is not known when it is in
+-- doubt whether all are: others may be missing too. Nobody gets more until they have come back, or their leases have
+-- ended.
+local is_forgotten = acked > last_seq and (is_leased or record)
+if is_forgotten or (beat < doubt and not record and (used > 0 or acked > 0)) then learn = likely + ttl end
 
 if beat >= doubt then
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', beat, 'LIMIT', 0, 128)) do
