@@ -16,7 +16,7 @@ from tests.gates.stand_in import Visitor, refused
 
 from .processes import TTL
 from .proxy import Proxy
-from .redis_server import free_port, running
+from .redis_server import running
 
 pytestmark = pytest.mark.anyio
 
@@ -514,30 +514,6 @@ def test_the_keys_of_a_limit_are_in_one_place_of_a_redis_cluster():
     from asgi_closecodes.gates.cluster.store import keys_of
 
     assert len({key_slot(key.encode()) for key in keys_of("chat:eu")}) == 1
-
-
-async def test_sentinels_and_clusters_are_asked(processes, tmp_path):
-    with running(port=free_port()) as primary:
-        conf = tmp_path / "sentinel.conf"
-        port = free_port()
-        conf.write_text(f"port {port}\ndir {tmp_path}\nsentinel monitor mymaster 127.0.0.1 {primary.port} 1\n")
-        sentinel = await asyncio.create_subprocess_exec(
-            primary._binary, str(conf), "--sentinel", stdout=asyncio.subprocess.DEVNULL
-        )
-        try:
-            gate = processes.add(10, f"redis+sentinel://127.0.0.1:{port}/mymaster/1")
-            await processes.until(lambda: gate.start() or gate.lease.reply is not None)
-            await processes.fill(10)
-            await gate.stop()
-        finally:
-            sentinel.kill()
-            await sentinel.wait()
-    with running(port=free_port(), cluster_enabled="yes") as node:
-        node.command("CLUSTER", "ADDSLOTS", *range(16384))
-        gate = processes.add(10, f"redis+cluster://127.0.0.1:{node.port}")
-        await processes.until(lambda: gate.start() or gate.lease.reply is not None)
-        await processes.fill(10, gate)
-        await gate.stop()
 
 
 async def test_a_state_can_be_read(processes, server):

@@ -187,9 +187,9 @@ class RedisStore:
         After a failure too: a connection on which a command was cancelled or timed out may hold the answer to
         another one than the next.
         """
-        client, self._client = self._client, None
-        if client is not None:
-            await close(client)
+        if self._client is not None:
+            await close(self._client)
+            self._client = None  # not before: who is cancelled meanwhile closes the rest later
 
     def explained(self, error: Exception) -> str:
         """Return what ``error`` means and what to do about it, in one line without secrets."""
@@ -358,6 +358,10 @@ async def close(client: Client) -> None:
                 await pool.disconnect()
             for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
                 await sentinel.aclose()
+            # A RedisCluster that means to look for its nodes anew, as after a failure, closes no connection.
+            nodes = getattr(client, "nodes_manager", None)
+            for node in () if nodes is None else (*nodes.nodes_cache.values(), *nodes.startup_nodes.values()):
+                await node.disconnect()
     except Exception:  # noqa: S110 - it is thrown away
         pass
 
@@ -378,7 +382,8 @@ _MEANINGS = {
     "CLUSTERDOWN": "its cluster is down",
     "DB index": "it has no database of the number in the URL",
     "Cluster mode is not enabled": "it is no Redis Cluster: use redis://",
-    "No master found": "the Sentinels know no primary of that service, or cannot be reached",
+    "TTL exhausted": "its cluster is moving the limit to another node",
+    "No master found": "the Sentinels know no primary of that service, cannot be reached, or want a sentinel_password",
 }
 
 
@@ -389,9 +394,10 @@ def explained(error: BaseException, *, has_answered: bool = True) -> str:
     """
     from redis import exceptions  # noqa: PLC0415 - an extra
 
-    if isinstance(error, (TimeoutError, exceptions.TimeoutError)) or str(error).startswith("Timeout "):
+    chain = [*_chain_of(error)]
+    if _is_any_of(chain, TimeoutError, exceptions.TimeoutError) or str(error).startswith("Timeout "):
         return "it does not answer in time"
-    for one in _chain_of(error):
+    for one in chain:
         if (meaning := _of_the_way_there(one)) is not None:
             return meaning
     # The code of the server's answer stands somewhere in the text, or redis-py has made it a class.
@@ -410,11 +416,11 @@ def explained(error: BaseException, *, has_answered: bool = True) -> str:
         (exceptions.MasterDownError, "MASTERDOWN"),
         (exceptions.ClusterDownError, "CLUSTERDOWN"),
     ):
-        if any(isinstance(one, kind) for one in _chain_of(error)):
+        if _is_any_of(chain, kind):
             return _MEANINGS[code]
     if not has_answered and re.search("closed by server|Connection reset|Broken pipe", str(error)):
         return "it hangs up: it may want TLS (rediss://), or a client certificate (ssl_certfile in the URL)"
-    if isinstance(error, (OSError, exceptions.ConnectionError)):
+    if _is_any_of(chain, OSError, exceptions.ConnectionError):
         return "it cannot be reached"
     return f"{type(error).__module__}.{type(error).__qualname__}"
 
@@ -437,6 +443,10 @@ def _of_the_way_there(error: BaseException) -> str | None:
             return "the name of its host cannot be resolved"
         case _:
             return None
+
+
+def _is_any_of(chain: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(one, kinds) for one in chain)
 
 
 def _chain_of(error: BaseException | None) -> Iterator[BaseException]:
