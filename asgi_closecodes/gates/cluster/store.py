@@ -366,11 +366,15 @@ async def close(client: Client) -> None:
         pass
 
 
+_NO_PASSWORD = "it wants a password: put it into the URL, as redis://:password@host"  # noqa: S105
+_NO_PERMISSION = (
+    "the user of the URL may not run EVAL, EVALSHA and the commands of the scripts on closecodes:*: see the README"
+)
 _MEANINGS = {
     # By the first word of the server's answer, or by what redis-py makes of it.
-    "NOAUTH": "it wants a password: put it into the URL, as redis://:password@host",
+    "NOAUTH": _NO_PASSWORD,
     "WRONGPASS": "it does not accept the user or the password of the URL",
-    "NOPERM": "the user of the URL may not run EVAL and the commands of the script on closecodes:*",
+    "NOPERM": _NO_PERMISSION,
     "READONLY": "it is a replica, which takes no writes: use the primary's address, or redis+sentinel://",
     "OOM": "its memory is full (maxmemory): give it more, or a Redis of its own",
     "LOADING": "it is loading its data",
@@ -380,6 +384,8 @@ _MEANINGS = {
     "MOVED": "it is a node of a Redis Cluster: use redis+cluster://",
     "CROSSSLOT": "it is behind a proxy that does not know hash tags",
     "CLUSTERDOWN": "its cluster is down",
+    **dict.fromkeys(("Authentication required", "already authenticated"), _NO_PASSWORD),
+    **dict.fromkeys(("ACL failure in script", "user executing the script"), _NO_PERMISSION),
     "DB index": "it has no database of the number in the URL",
     "Cluster mode is not enabled": "it is no Redis Cluster: use redis://",
     "TTL exhausted": "its cluster is moving the limit to another node",
@@ -404,8 +410,6 @@ def explained(error: BaseException, *, has_answered: bool = True) -> str:
     found = re.search("|".join(_MEANINGS), str(error))
     if found is not None:
         return _MEANINGS[found.group()]
-    if re.search("Authentication required|already authenticated", str(error)):
-        return _MEANINGS["NOAUTH"]
     for kind, code in (
         (exceptions.AuthenticationError, "WRONGPASS"),
         (exceptions.NoPermissionError, "NOPERM"),
