@@ -1,5 +1,7 @@
 """What every server that there is has to do: the wheel's Redis, the system's, Valkey."""
 
+from pathlib import Path
+
 import anyio
 import pytest
 
@@ -15,7 +17,7 @@ from .redis_server import binaries, running, system_servers
 pytestmark = pytest.mark.anyio
 
 ACL = "~closecodes:* +@hash +@sortedset +del +expire +time +info +eval +evalsha"
-"""As the README has it."""
+ACL_OF_A_CLUSTER = "+cluster|slots +command"
 
 
 @pytest.fixture
@@ -58,6 +60,12 @@ async def test_one_limit_and_one_of_a_key_hold(processes, each_server):
     for gate in keyed:
         await gate.stop()
     assert admitted == 3
+
+
+def test_the_readme_has_both():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f" {ACL}\n" in readme
+    assert f"`{ACL_OF_A_CLUSTER}`" in readme
 
 
 async def test_what_the_readme_lets_a_user_do_is_enough(processes, binary):

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import anyio
 import pytest
-import trustme
 from click.testing import CliRunner
 
 from asgi_closecodes import events
@@ -13,6 +12,7 @@ from asgi_closecodes.cli.cluster import cluster
 from asgi_closecodes.gates import ClusterSessions
 from tests.programs import program
 
+from .authority import Authority
 from .redis_server import free_port, running, system_servers
 
 pytestmark = pytest.mark.anyio
@@ -21,25 +21,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-class Authority:
-    """A certificate authority, and the files of what it has signed."""
-
-    def __init__(self, folder):
-        self._ca = trustme.CA()
-        self._folder = folder
-        folder.mkdir()
-        self.certificate = folder / "ca.pem"
-        self._ca.cert_pem.write_to_path(self.certificate)
-
-    def files_for(self, name):
-        """The certificate and the key for a host or a client."""
-        issued = self._ca.issue_cert(name)
-        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
-        certificate.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(key)
-        return certificate, key
 
 
 @pytest.fixture(scope="module")

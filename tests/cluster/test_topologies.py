@@ -13,9 +13,10 @@ from asgi_closecodes import events
 from asgi_closecodes.gates.cluster.store import keys_of
 from tests.programs import program
 
+from .authority import Authority
 from .processes import TTL
 from .redis_server import binaries, free_port, running, system_servers
-from .test_tls import Authority
+from .test_servers import ACL, ACL_OF_A_CLUSTER, user_with
 
 pytestmark = pytest.mark.anyio
 SLOT = redis.crc.key_slot(b"default")
@@ -235,6 +236,21 @@ async def test_a_node_that_is_asked_as_if_it_were_alone(processes, binary):
         processes.add(10, f"redis://127.0.0.1:{other.port}")
         await processes.until(lambda: processes.of(events.ClusterAway))
         assert "use redis+cluster://" in processes.of(events.ClusterAway)[0].problem
+
+
+async def test_what_the_readme_lets_a_user_of_a_cluster_do_is_enough(processes, binary):
+    with nodes(binary) as servers:
+        everyone = [servers[0], *servers[1]]
+        for server in everyone:
+            user_with(server, f"{ACL} +command")
+        url = f"redis+cluster://ann:s3cret@127.0.0.1:{everyone[2].port}"
+        gate = processes.add(10, url)
+        await processes.until(lambda: processes.of(events.ClusterAway))
+        assert "may not run" in processes.of(events.ClusterAway)[0].problem
+        for server in everyone:
+            user_with(server, f"{ACL} {ACL_OF_A_CLUSTER}")
+        await processes.until(lambda: processes.of(events.ClusterBack))
+        await processes.fill(10, gate)
 
 
 async def test_a_server_that_is_asked_as_if_it_were_a_cluster(processes, binary):

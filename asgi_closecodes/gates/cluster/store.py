@@ -403,9 +403,20 @@ def explained(error: BaseException, *, has_answered: bool = True) -> str:
     chain = [*_chain_of(error)]
     if _is_any_of(chain, TimeoutError, exceptions.TimeoutError) or str(error).startswith("Timeout "):
         return "it does not answer in time"
-    for one in chain:
-        if (meaning := _of_the_way_there(one)) is not None:
+    for one in reversed(chain):  # what redis-py raises for an error knows less of it
+        meaning = _of_the_way_there(one) or _of_an_answer(one)
+        if meaning is not None:
             return meaning
+    if not has_answered and re.search("closed by server|Connection reset|Broken pipe", str(error)):
+        return "it hangs up: it may want TLS (rediss://), or a client certificate (ssl_certfile in the URL)"
+    if _is_any_of(chain, OSError, exceptions.ConnectionError):
+        return "it cannot be reached"
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _of_an_answer(error: BaseException) -> str | None:
+    from redis import exceptions  # noqa: PLC0415
+
     # The code of the server's answer stands somewhere in the text, or redis-py has made it a class.
     found = re.search("|".join(_MEANINGS), str(error))
     if found is not None:
@@ -420,13 +431,9 @@ def explained(error: BaseException, *, has_answered: bool = True) -> str:
         (exceptions.MasterDownError, "MASTERDOWN"),
         (exceptions.ClusterDownError, "CLUSTERDOWN"),
     ):
-        if _is_any_of(chain, kind):
+        if isinstance(error, kind):
             return _MEANINGS[code]
-    if not has_answered and re.search("closed by server|Connection reset|Broken pipe", str(error)):
-        return "it hangs up: it may want TLS (rediss://), or a client certificate (ssl_certfile in the URL)"
-    if _is_any_of(chain, OSError, exceptions.ConnectionError):
-        return "it cannot be reached"
-    return f"{type(error).__module__}.{type(error).__qualname__}"
+    return None
 
 
 def _of_the_way_there(error: BaseException) -> str | None:
