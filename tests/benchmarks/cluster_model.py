@@ -44,6 +44,8 @@ class Model:
                 now = max(since + r.elapsed, self.beat)
             if now - self.beat >= 0.6 * r.ttl:
                 self.doubt = now + 0.4 * r.ttl
+                if self.learn > self.beat:
+                    self.learn = now + r.ttl
             self.beat = now
         else:
             anchor = now

@@ -384,7 +384,7 @@ _MEANINGS = {
     "MOVED": "it is a node of a Redis Cluster: use redis+cluster://",
     "CROSSSLOT": "it is behind a proxy that does not know hash tags",
     "CLUSTERDOWN": "its cluster is down",
-    **dict.fromkeys(("Authentication required", "already authenticated"), _NO_PASSWORD),
+    **dict.fromkeys(("Authentication required", "already authenticated", "unauthenticated"), _NO_PASSWORD),
     **dict.fromkeys(("ACL failure in script", "user executing the script"), _NO_PERMISSION),
     "DB index": "it has no database of the number in the URL",
     "Cluster mode is not enabled": "it is no Redis Cluster: use redis://",

@@ -54,7 +54,10 @@ end
 local now = math.max(wall - skew, beat)
 if last_seq == acked and since > 0 and since <= now then
   if now - since > elapsed + ttl / 50 then now = math.max(since + elapsed, beat) end
-  if now - beat >= 0.6 * ttl then doubt = now + 0.4 * ttl end  -- nobody could sync: they shall come back first
+  if now - beat >= 0.6 * ttl then  -- nobody could sync: they shall come back first
+    doubt = now + 0.4 * ttl
+    if learn > beat then learn = now + ttl end
+  end
   beat = now
 else
   anchor = now
