@@ -68,6 +68,10 @@ class Limited:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
             raise ValueError(f"limit={limit!r}: use a whole number, 0 or more, or None for no limit")
         self._limit = limit
+        self._follow_limit()
+
+    def _follow_limit(self) -> None:
+        """Do what a new limit asks for."""
 
 
 class MaxSessions(Limited):
@@ -159,24 +163,20 @@ class MaxSessionsPerKey(Limited):
             raise ValueError(f"when_full={when_full!r}: use 'refuse' or 'replace_oldest'")
         if not callable(key):
             raise TypeError(f"key={key!r} cannot be called; use a function of the session")
-        self._lowered = False
         super().__init__(limit)
         self.key = key
         """The key of a session."""
         self.when_full = when_full
-        self._sessions: dict[Hashable, dict[Session, None]] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._sessions: dict[Hashable, dict[Session, int | None]] = {}
+        """Of each key, from the oldest on; each with its number where a cluster gives numbers."""
         self.active = 0
-        """Open sessions of all keys."""
+        """Open sessions of all keys in this process."""
 
-    @property
-    def limit(self) -> int | None:
-        """What may be in use at once; None is no limit, 0 admits nobody."""
-        return self._limit
-
-    @limit.setter
-    def limit(self, limit: int | None) -> None:
-        Limited.limit.__set__(self, limit)  # type: ignore[attr-defined]
-        self._lowered = limit is not None
+    def _follow_limit(self) -> None:
+        self._lowered = self._limit is not None
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places of the session's key."""
@@ -192,11 +192,16 @@ class MaxSessionsPerKey(Limited):
         if key is not None and self._limit is not None and self.active_of(key) >= self._limit:
             if self.when_full == "refuse" or not sessions:
                 raise TryAgainLater(cause=self.cause, usage=self.active_of(key), limit=self._limit)
-            oldest = next(iter(sessions))
-            self.give_back(key, oldest)
-            oldest.end_soon(TryAgainLater(cause="replaced"))
-        self._sessions.setdefault(key, {})[session] = None
+            self._replace(key, next(iter(sessions)))
+        self._hold(key, session)
+
+    def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
+        self._sessions.setdefault(key, {})[session] = number
         self.active += 1
+
+    def _replace(self, key: Hashable, oldest: Session) -> None:
+        self.give_back(key, oldest)
+        oldest.end_soon(TryAgainLater(cause="replaced"))
 
     def give_back(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` less, once."""

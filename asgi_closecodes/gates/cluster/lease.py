@@ -97,7 +97,20 @@ def worker_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-class Lease:
+class Terms:
+    """What a process may do without the store, and for how long.
+
+    :param ttl: seconds.
+    """
+
+    __slots__ = ("fallback", "ttl")
+
+    def __init__(self, ttl: float = 30.0, fallback: Fallback = "share") -> None:
+        self.ttl = ttl
+        self.fallback: Fallback = fallback
+
+
+class Lease(Terms):
     """The quota of one worker, and when to ask for the next.
 
     :param limit: sessions of the whole cluster.
@@ -128,13 +141,11 @@ class Lease:
         "_target",
         "_target_at",
         "ends",
-        "fallback",
         "is_full",
         "quota",
         "reply",
         "seq",
         "timeout",
-        "ttl",
         "used",
         "waiting",
         "worker",
@@ -149,8 +160,7 @@ class Lease:
         clock: Callable[[], float] = _CLOCK,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self.ttl = ttl
-        self.fallback: Fallback = fallback
+        super().__init__(ttl, fallback)
         self._clock = clock
         self._jitter = jitter
         self.used = 0

@@ -15,11 +15,11 @@ from types import TracebackType
 
 from asgi_closecodes import events
 from asgi_closecodes.exceptions import TryAgainLater
-from asgi_closecodes.gates.sessions import Limited, client_network
+from asgi_closecodes.gates.sessions import client_network
 from asgi_closecodes.session import Session
 
-from .lease import FIRST_TIMEOUT, RETRY, TIMEOUT, Fallback, worker_id
-from .sessions import checked_fallback, checked_ttl, children_of_fork
+from .base import ClusterGate
+from .lease import FIRST_TIMEOUT, RETRY, TIMEOUT, Fallback, Terms, worker_id
 from .store import CountStore, RedisStore
 from .task import ProcessTask
 from .worker import Health
@@ -31,7 +31,7 @@ _SAID_AGAIN = 8 * 3600.0
 """Seconds after which everything is said again; the store forgets what nobody speaks of for a day."""
 
 
-class ClusterSessionsPerKey(Limited):
+class ClusterSessionsPerKey(ClusterGate):
     """At most ``limit`` open sessions of one key in all processes that share ``redis_url`` and ``name``.
 
     Each session costs a round trip. While Redis is away, each process holds the limit by itself, or refuses all
@@ -47,24 +47,6 @@ class ClusterSessionsPerKey(Limited):
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_beat_at",
-        "_changed",
-        "_fallback",
-        "_health",
-        "_key",
-        "_report",
-        "_said_at",
-        "_seq",
-        "_sessions",
-        "_store",
-        "_task",
-        "_ttl",
-        "_waiting",
-        "_worker",
-        "active",
-    )
     cause = "client"
 
     def __init__(  # noqa: PLR0917
@@ -78,14 +60,11 @@ class ClusterSessionsPerKey(Limited):
     ) -> None:
         self._key = key
         self._store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
-        self._report: events.Observer = lambda _event: None
         self._health = Health(name, self._tell)
         self._task = ProcessTask(self._say, self._due, self._leave)
-        self.ttl = ttl
-        self.fallback = fallback
         self._begin()
         super().__init__(limit)
-        children_of_fork.add(self)
+        self._join(Terms(), ttl, fallback)
 
     def _begin(self) -> None:
         self._worker = worker_id()
@@ -98,35 +77,9 @@ class ClusterSessionsPerKey(Limited):
         self.active = 0
         """Open sessions of all keys in this process."""
 
-    @property
-    def limit(self) -> int | None:
-        """What one key may have open in the whole cluster; None is no limit, 0 admits nobody."""
-        return self._limit
-
-    @limit.setter
-    def limit(self, limit: int | None) -> None:
-        Limited.limit.__set__(self, limit)  # type: ignore[attr-defined]
+    def _follow_limit(self) -> None:
+        super()._follow_limit()
         self._said_at = -math.inf  # what is open is said with the next call
-        if limit is None:
-            self._task.stop_soon()
-
-    @property
-    def ttl(self) -> float:
-        """Seconds after which the sessions of a process that died count no more."""
-        return self._ttl
-
-    @ttl.setter
-    def ttl(self, ttl: float) -> None:
-        self._ttl = checked_ttl(ttl)
-
-    @property
-    def fallback(self) -> Fallback:
-        """What admits while Redis is away."""
-        return self._fallback
-
-    @fallback.setter
-    def fallback(self, fallback: Fallback) -> None:
-        self._fallback = checked_fallback(fallback)
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places of the session's key.
@@ -248,32 +201,6 @@ class ClusterSessionsPerKey(Limited):
         finally:
             self._seq = 0
             await self._store.close()
-
-    # What the guard asks
-
-    def report_to(self, report: events.Observer) -> None:
-        """Tell events to ``report`` from now on."""
-        self._report = report
-
-    def _tell(self, event: events.Event) -> None:
-        self._report(event)
-
-    def start(self) -> None:
-        """Begin to count.
-
-        :raises RuntimeError: on trio.
-        """
-        if self._limit is not None:
-            self._task.start()
-
-    def sample(self) -> None:
-        """Have said what is due."""
-        self.start()
-        self._task.look()
-
-    async def stop(self) -> None:
-        """Stop, and say what has ended."""
-        await self._task.stop()
 
     def forked(self) -> None:
         """Begin anew in a child process."""

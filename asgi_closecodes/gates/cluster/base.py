@@ -1,0 +1,102 @@
+"""What the gates over a cluster have in common: work of the process beside its sessions, and two parameters."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import get_args
+
+from asgi_closecodes import events
+from asgi_closecodes.gates.sessions import Limited
+
+from .lease import Fallback, Terms
+from .task import ProcessTask
+
+SHORTEST_TTL = 2.0
+"""Seconds: a lease has to outlast a refresh, one that fails after a second, and another one."""
+
+
+class ClusterGate(Limited):
+    """A gate whose processes meet in a store: a task of each talks to it."""
+
+    _task: ProcessTask
+
+    def _join(self, terms: Terms, ttl: float, fallback: Fallback) -> None:
+        self._report: events.Observer = _nobody
+        self._terms = terms
+        self.ttl = ttl
+        self.fallback = fallback
+        _gates.add(self)
+
+    def _follow_limit(self) -> None:
+        super()._follow_limit()
+        if self._limit is None:
+            self._task.stop_soon()
+
+    @property
+    def ttl(self) -> float:
+        """Seconds after which what a process held that has died is free, and for which one may go on by itself."""
+        return self._terms.ttl
+
+    @ttl.setter
+    def ttl(self, ttl: float) -> None:
+        if isinstance(ttl, bool) or not (isinstance(ttl, (int, float)) and SHORTEST_TTL <= ttl <= 3600):
+            raise ValueError(
+                f"ttl={ttl!r}: use {SHORTEST_TTL:g} to 3600 seconds; a shorter lease would end between two syncs"
+            )
+        self._terms.ttl = ttl
+
+    @property
+    def fallback(self) -> Fallback:
+        """What admits while Redis is away: ``share``, ``open`` or ``closed``."""
+        return self._terms.fallback
+
+    @fallback.setter
+    def fallback(self, fallback: Fallback) -> None:
+        if fallback not in get_args(Fallback):
+            raise ValueError(f"fallback={fallback!r}: use 'share', 'open' or 'closed'")
+        self._terms.fallback = fallback
+
+    def report_to(self, report: events.Observer) -> None:
+        """Tell events to ``report`` from now on."""
+        self._report = report
+
+    def _tell(self, event: events.Event) -> None:
+        self._report(event)
+
+    def start(self) -> None:
+        """Begin to talk to the store.
+
+        :raises RuntimeError: on trio.
+        """
+        if self._limit is not None:
+            self._task.start()
+
+    def sample(self) -> None:
+        """Have said what is due."""
+        self.start()
+        self._task.look()
+
+    async def stop(self) -> None:
+        """Stop, and give back what this process held."""
+        await self._task.stop()
+
+    def forked(self) -> None:
+        """Begin anew in a child process: tasks and connections are the parent's."""
+        raise NotImplementedError
+
+
+_gates: weakref.WeakSet[ClusterGate] = weakref.WeakSet()
+
+
+def _nobody(_event: events.Event) -> None:
+    pass
+
+
+def _forked() -> None:
+    for gate in [*_gates]:
+        gate.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
