@@ -167,8 +167,8 @@ class Settings(BaseSettings):
     when_client_full: Literal["refuse", "replace_oldest"] = Field(
         default="refuse",
         description=(
-            "At that limit the new session is refused (`refuse`), or the client's oldest one is shed for it "
-            "(`replace_oldest`)."
+            "At that limit, and at `cluster_max_sessions_per_client`, the new session is refused (`refuse`), or the "
+            "client's oldest one is shed for it (`replace_oldest`)."
         ),
     )
     max_handshakes_in_progress: Sessions = Field(
@@ -424,6 +424,7 @@ def _cluster_per_client(settings: Settings, existing: Gate | None) -> ClusterSes
     gate = existing or ClusterSessionsPerKey(None, settings.redis_url.get_secret_value(), name=settings.cluster_name)
     assert isinstance(gate, ClusterSessionsPerKey)
     gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
+    gate.when_full = settings.when_client_full
     if gate.limit != settings.cluster_max_sessions_per_client:
         gate.limit = settings.cluster_max_sessions_per_client
     return gate

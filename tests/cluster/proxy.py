@@ -10,9 +10,12 @@ class Proxy:
     def __init__(self, path):
         self._path = path
         self.drop_requests = self.drop_replies = False
+        self.drop_messages = False
+        """Drops all on connections that subscribe."""
         self.delay = 0.0
         self.answer = None
         """Sent in place of the server's answer to every command."""
+        self._subscribed = set()
         self.connections = set()
 
     async def __aenter__(self):
@@ -62,6 +65,10 @@ class Proxy:
         while data := await reader.read(65536):
             if back is not None and self.answer is not None and b"EVAL" in data:
                 back.write(self.answer)
+                continue
+            if b"SUBSCRIBE" in data and back is not None:
+                self._subscribed.add(back)
+            if self.drop_messages and (back or writer) in self._subscribed:
                 continue
             if self.delay:
                 await asyncio.sleep(self.delay)

@@ -25,6 +25,7 @@ def test_the_cluster_is_asked_last():
         redis_url="redis://localhost",
         cluster_max_sessions=100,
         cluster_max_sessions_per_client=5,
+        when_client_full="replace_oldest",
         handshakes_per_second=5,
         cluster_ttl=10,
         cluster_fallback="closed",
@@ -34,6 +35,7 @@ def test_the_cluster_is_asked_last():
     per_client, sessions = cluster_gates(Guard(settings))
     assert (sessions.limit, sessions.ttl, sessions.fallback) == (100, 10, "closed")
     assert (per_client.limit, per_client.ttl, per_client.fallback) == (5, 10, "closed")
+    assert per_client.when_full == "replace_oldest"
 
 
 @pytest.mark.parametrize("name", ["cluster_max_sessions", "cluster_max_sessions_per_client"])
@@ -45,7 +47,8 @@ def test_a_limit_without_a_place_to_meet_is_refused(name):
 def test_a_limit_may_change_while_it_runs_and_the_place_to_meet_may_not():
     guard = Guard(Settings(redis_url="redis://localhost", cluster_max_sessions=100))
     [_, gate] = cluster_gates(guard)
-    guard.update(cluster_max_sessions=50, cluster_fallback="open", cluster_ttl=5)
+    guard.update(cluster_max_sessions=50, cluster_fallback="open", cluster_ttl=5, when_client_full="replace_oldest")
+    assert cluster_gates(guard)[0].when_full == "replace_oldest"
     assert cluster_gates(guard)[1] is gate
     assert (gate.limit, gate.fallback, gate.ttl) == (50, "open", 5)
     guard.update(cluster_max_sessions=None)

@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import TryAgainLater, events
 from asgi_closecodes.gates import ClusterSessionsPerKey
-from asgi_closecodes.gates.cluster import RedisStore
+from asgi_closecodes.gates.cluster import CountRequest, KeyCount, RedisStore
 from asgi_closecodes.gates.cluster.per_key import _digest
 from tests.asgi import of
 from tests.gates.stand_in import Visitor
@@ -102,7 +102,8 @@ async def test_a_stopped_processes_sessions_count_no_more(processes):
 
 async def test_a_dead_processes_sessions_count_no_more_after_the_ttl(processes):
     store = RedisStore(processes.url)
-    assert await store.count("dead", 1, 2.0, 3, [(_digest("ann"), 0, 5)]) == (False, [3])
+    reply = await store.count(CountRequest("dead", 1, 2.0, 3, [KeyCount(_digest("ann"), 0, 5)]))
+    assert (reply.known, reply.admitted) == (False, [(3, 0)])
     await store.close()
     gate = processes.add()
     assert await processes.come(3) == 0
@@ -170,10 +171,12 @@ async def test_a_key_without_a_session_takes_no_memory(processes, server):
     await processes.end(gate, 20)
     assert gate._sessions == {}
     await processes.until(lambda: _only_the_worker(server))
+    await gate.stop()
+    assert server.command("DBSIZE") == 0
 
 
 async def _only_the_worker(server):
-    return server.command("DBSIZE") == 1
+    return server.command("DBSIZE") == 2
 
 
 async def test_no_key_is_stored_as_it_is(processes, server):

@@ -131,3 +131,117 @@ def test_a_worker_that_is_told_to_end_leaves_before_it_does(server, tmp_path, se
         running.process.terminate()  # it tells its workers
         running.process.wait(30)
         assert workers() == 0, running.log()
+
+
+class Logins:
+    """One user, who logs in again and again, at two workers that let him have two sessions."""
+
+    def __init__(self, url, workers):
+        self.url = url
+        self.workers = workers
+        self.sockets = []
+        """In the order of the logins."""
+
+    async def come(self, worker=None):
+        """Log in, at ``worker``: the other one stands still meanwhile, since the kernel gives to any."""
+        others = [pid for pid in self.workers if pid != worker] if worker else []
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            socket = await websockets.connect(self.url, proxy=None, open_timeout=30, compression=None)
+            self.sockets.append(socket)
+            with contextlib.suppress(websockets.ConnectionClosed):  # replaced before it was served
+                served_by = int(await socket.recv())
+                assert worker in {None, served_by}
+        finally:
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
+        return socket
+
+    def open(self):
+        return [number for number, socket in enumerate(self.sockets) if socket.close_code is None]
+
+    async def until_open(self, *numbers):
+        async with asyncio.timeout(15):
+            while self.open() != [*numbers]:
+                await asyncio.sleep(0.01)
+
+
+async def replaced(socket):
+    async with asyncio.timeout(15):
+        await socket.wait_closed()
+    return (socket.close_code, socket.close_reason.rpartition("; ")[2]) == (1013, "cause=replaced")
+
+
+@contextlib.asynccontextmanager
+async def logins(server, tmp_path, ttl):
+    environment = {
+        "CLOSECODES_REDIS_URL": server.url,
+        "CLOSECODES_CLUSTER_MAX_SESSIONS_PER_CLIENT": "2",
+        "CLOSECODES_WHEN_CLIENT_FULL": "replace_oldest",
+        "CLOSECODES_CLUSTER_TTL": str(ttl),
+    }
+    with serve("uvicorn-sansio", "tests.cluster.app:app", tmp_path, "--workers", "2", env=environment) as running:
+        async with asyncio.timeout(30):
+            while len(channels := server.command("PUBSUB", "CHANNELS", "closecodes:*")) < 2:
+                await asyncio.sleep(0.05)
+        user = Logins(running.url, [int(channel.split(b"-")[-2]) for channel in channels])
+        try:
+            yield user
+        finally:
+            for socket in user.sockets:
+                socket.transport.abort()
+            await asyncio.gather(*(socket.wait_closed() for socket in user.sockets))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_third_login_closes_the_first_at_whichever_worker(server, tmp_path):
+    async with logins(server, tmp_path, 600) as user:  # nothing but a message tells of it with this ttl
+        one, other = user.workers
+        for number, worker in enumerate([one, other, other, other, one, one, one, other, one]):
+            await user.come(worker)
+            if number >= 2:
+                assert await replaced(user.sockets[number - 2])
+                assert user.open() == [number - 1, number]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("ttl", [3, 600])
+async def test_a_worker_that_was_stopped_sheds_when_it_goes_on(server, tmp_path, ttl):
+    async with logins(server, tmp_path, ttl) as user:
+        stopped, other = user.workers
+        oldest = await user.come(stopped)
+        await user.come(other)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            await user.come()
+            await user.come()
+            await asyncio.sleep(0 if ttl > 100 else ttl * 1.5)
+            await user.until_open(0, 2, 3)  # the first one's peer has not heard of it yet
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        if ttl < 100:  # it counted no more: the next who comes is one too many, as after an outage
+            await asyncio.sleep(ttl)
+            await user.come()
+        assert await replaced(oldest)
+        await user.until_open(len(user.sockets) - 2, len(user.sockets) - 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_worker_that_was_killed_holds_no_key(server, tmp_path):
+    async with logins(server, tmp_path, 3) as user:
+        killed, other = user.workers
+        for worker in (killed, other):
+            await user.come(worker)
+        os.kill(killed, signal.SIGKILL)
+        await user.until_open(1)
+        await user.come()  # in the place of the one that still counts
+        await user.until_open(1, 2)
+        await user.come()
+        await user.until_open(2, 3)
+        await asyncio.sleep(3.5)
+        await user.come()
+        await user.until_open(3, 4)

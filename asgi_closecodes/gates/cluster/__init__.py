@@ -2,12 +2,25 @@
 
 from .per_key import ClusterSessionsPerKey
 from .sessions import ClusterSessions
-from .store import CountStore, LeaseStore, RedisStore, State, checked_name, checked_url
+from .store import (
+    CountReply,
+    CountRequest,
+    CountStore,
+    KeyCount,
+    LeaseStore,
+    RedisStore,
+    State,
+    checked_name,
+    checked_url,
+)
 
 __all__ = [
     "ClusterSessions",
     "ClusterSessionsPerKey",
+    "CountReply",
+    "CountRequest",
     "CountStore",
+    "KeyCount",
     "LeaseStore",
     "RedisStore",
     "State",

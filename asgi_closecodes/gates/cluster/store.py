@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import random
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from .lease import Reply, Request
+from .task import is_cancelled
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 """Options of a URL that name a file."""
+
+PULSE = 5.0
+"""Seconds without a call after which it is asked whether the connection still lives on which one would come."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
@@ -50,15 +55,67 @@ class LeaseStore(Store, Protocol):
         """Record what a worker says, and return what it may hold."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeyCount:
+    """What a worker says of one key."""
+
+    digest: str
+    """What stands for the key."""
+    open: int
+    """Its sessions in this worker."""
+    more: int
+    """Sessions that ask for a place."""
+    numbers: Sequence[int] = ()
+    """Those that the store has given the open ones, from the oldest on; the last ones may have none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountRequest:
+    """What a worker says: a state, never a change of one."""
+
+    worker: str
+    seq: int
+    ttl: float
+    """Seconds after which it is dead, if it says nothing more."""
+    limit: int
+    """Sessions of one key; -1 is no limit."""
+    counts: Sequence[KeyCount] = ()
+    replaces: bool = False
+    """Whether who asks for a place gets that of the oldest session, where there is none."""
+    heard: Sequence[str] = ()
+    """Which of its sessions it knows to be replaced, as the store has named them."""
+
+    def arguments(self) -> Sequence[str | int]:
+        """Return the arguments of the script."""
+        arguments: list[str | int] = [self.worker, self.seq, int(self.ttl * 1000), self.limit, int(self.replaces)]
+        arguments += [len(self.heard), *self.heard]
+        for count in self.counts:
+            arguments += [count.open, count.more, ",".join(map(str, count.numbers))]
+        return arguments
+
+
+@dataclass(frozen=True, slots=True)
+class CountReply:
+    """What the store answers."""
+
+    known: bool
+    """Whether it knew this worker."""
+    replaced: Sequence[str]
+    """Sessions of this worker that have lost their place and are not known to have heard of it: digest:number."""
+    admitted: Sequence[tuple[int, int]]
+    """Of each key how many get a place, the last of those who ask, and the first number for those without one, or 0."""
+
+
 class CountStore(Store, Protocol):
     """Keeps the number of sessions of each key, by worker."""
 
-    async def count(
-        self, worker: str, seq: int, ttl: float, limit: int, counts: Sequence[tuple[str, int, int]]
-    ) -> tuple[bool, list[int]]:
-        """Record the ``counts`` of a worker: of each key its sessions, and how many more ask for a place.
+    async def count(self, request: CountRequest) -> CountReply:
+        """Record what a worker says, and return who is admitted."""
 
-        Return whether the worker was known, and how many of each key get one.
+    async def listen(self, worker: str, call: Callable[[], object]) -> None:
+        """Call ``call`` when this begins, and whenever a session of ``worker`` is replaced: it should count.
+
+        It ends with an error. A call may be lost, as long as the next count brings what it was for.
         """
 
 
@@ -119,6 +176,7 @@ class RedisStore:
         self._keys = keys_of(checked_name(name))
         self._client: Client | None = None
         self._has_answered = False
+        self._listening: Client | None = None
         self._counting = f"closecodes:{{{name}}}:keys"
         self._sync = Script(SYNC)
         self._count = Script(COUNT)
@@ -129,17 +187,33 @@ class RedisStore:
         self._has_answered = True
         return reply
 
-    async def count(
-        self, worker: str, seq: int, ttl: float, limit: int, counts: Sequence[tuple[str, int, int]]
-    ) -> tuple[bool, list[int]]:
-        """Record the sessions of a worker by key; return whether it was known, and how many more are admitted."""
-        keys = [self._counting, *(f"{self._counting}:{digest}" for digest, _, _ in counts)]
-        numbers = (number for _, open_, more in counts for number in (open_, more))
-        known, *admitted = await self._count.run(
-            self._connected(), keys, (worker, seq, int(ttl * 1000), limit, *numbers)
-        )
+    async def count(self, request: CountRequest) -> CountReply:
+        """Record the sessions of a worker by key, and return who is admitted."""
+        keys = [f"{self._counting}:{part}" for part in ("said", *(count.digest for count in request.counts))]
+        answer = await self._count.run(self._connected(), [self._counting, *keys], request.arguments())
         self._has_answered = True
-        return bool(known), admitted
+        known, replaced, *admitted = answer
+        return CountReply(
+            bool(known), [name.decode() for name in replaced], [(more, first) for more, first in admitted]
+        )
+
+    async def listen(self, worker: str, call: Callable[[], object]) -> None:
+        """Call ``call`` when this begins, and whenever a session of ``worker`` is replaced; it ends with an error."""
+        client = self._listening = connect(self._url, self._timeout, to_one=True)
+        try:
+            calls = client.pubsub()
+            await calls.subscribe(f"{self._counting}:{worker}")
+            while not is_cancelled():
+                heard = await calls.get_message(timeout=PULSE)
+                if heard is None:
+                    await calls.ping()
+                    heard = await calls.get_message(timeout=self._timeout)
+                if heard is None:
+                    raise TimeoutError("no answer to a PING")
+                if heard["type"] != "pong":
+                    call()
+        finally:
+            await close(client)
 
     async def risk(self) -> str | None:
         """Return why this Redis may lose the leases, if it says so."""
@@ -197,8 +271,8 @@ class RedisStore:
 
     def forget(self) -> None:
         """Leave the client alone after a fork: to close it here would take it from the parent's event loop."""
-        _INHERITED.append(self._client)
-        self._client = None
+        _INHERITED.extend((self._client, self._listening))
+        self._client = self._listening = None
 
 
 class Script:
@@ -292,9 +366,10 @@ def _check_address(parts: SplitResult) -> None:
         raise ValueError(f"redis_url should end in the number of a database (a cluster has only 0), not in {db!r}")
 
 
-def connect(url: str, timeout: float) -> Client:
+def connect(url: str, timeout: float, *, to_one: bool = False) -> Client:
     """Return a client that neither retries nor waits for long; it connects with its first command.
 
+    :param to_one: of a Redis Cluster to one of the nodes of the URL only: there every node has all messages.
     :raises Exception: of any kind, if redis-py does not like an option of the URL.
     """
     from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel  # noqa: PLC0415 - an extra
@@ -312,8 +387,11 @@ def connect(url: str, timeout: float) -> Client:
     _, db = _place_of(parts)
     user, at, _ = parts.netloc.rpartition("@")  # redis-py knows no URL of several hosts
     options: dict[str, Any] = {**parse_url(f"{scheme}://{user}{at}/{db}?{parts.query}"), **ours}
-    options["ssl"] = options.pop("connection_class", None) is SSLConnection
     addresses = _addresses_of(parts)
+    if kind == "cluster" and to_one:
+        host, port = random.choice(addresses)  # noqa: S311 - another one next time, should it be down
+        return Redis.from_pool(ConnectionPool(host=host, port=port, **options))
+    options["ssl"] = options.pop("connection_class", None) is SSLConnection
     if kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in addresses]
         # The keys of a limit are in one slot: that others are not covered is of no concern here.
@@ -417,6 +495,8 @@ def explained(error: BaseException, *, has_answered: bool = True) -> str:
 def _of_an_answer(error: BaseException) -> str | None:
     from redis import exceptions  # noqa: PLC0415
 
+    if "access a channel" in str(error) or "access one of the channels" in str(error):
+        return "the user of the URL may not use the channels closecodes:* (ACL SETUSER … &closecodes:*)"
     # The code of the server's answer stands somewhere in the text, or redis-py has made it a class.
     found = re.search("|".join(_MEANINGS), str(error))
     if found is not None:

@@ -72,7 +72,7 @@ class ProcessTask:
 
     async def _run(self) -> None:
         try:
-            while not _is_cancelled():
+            while not is_cancelled():
                 try:
                     await self._turn()
                 finally:
@@ -83,7 +83,7 @@ class ProcessTask:
             await self._end()
 
     async def _pause(self) -> None:
-        while (delay := self._due()) > 0 and not _is_cancelled():
+        while (delay := self._due()) > 0 and not is_cancelled():
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
@@ -94,7 +94,7 @@ class ProcessTask:
         done.set()
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
     """Whether this task is to end: redis-py swallows a cancellation that comes while it connects."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
