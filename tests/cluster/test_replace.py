@@ -8,10 +8,11 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
 from asgi_closecodes import Guard, TryAgainLater, events
 from asgi_closecodes.gates import ClusterSessionsPerKey, MaxSessionsPerKey, Shadow
-from asgi_closecodes.gates.cluster import RedisStore, per_key, store
+from asgi_closecodes.gates.cluster import CountRequest, KeyCount, RedisStore, per_key, store
 from asgi_closecodes.gates.cluster.per_key import _digest
 from tests.asgi import of
 from tests.gates.stand_in import Visitor
@@ -147,6 +148,8 @@ async def test_the_oldest_is_replaced_wherever_it_is(processes, each_server):
         assert counted(each_server) == 3
         await processes.until_replaced(*oldest)
         assert processes.held() == 3
+    said = "closecodes:{default}:keys:said"
+    await processes.until(lambda: all(len(words.split()) == 1 for words in each_server.command("HVALS", said)))
     for visitor in (first, second, third):
         await processes.leave(visitor)  # its place was handed on
     await processes.until(lambda: counted(each_server) == 3 == processes.held())
@@ -177,7 +180,7 @@ async def test_whose_age_nobody_says_is_not_replaced(processes, server):
     assert await processes.enter(refusing) == "client"
     await processes.enter(replacing)
     await processes.until_replaced(mine)
-    await processes.fill(refusing) == ["client"]
+    assert await processes.enter(refusing) == "client"
     refusing.when_full = "replace_oldest"  # as by Guard.update()
     await processes.until(lambda: None not in refusing._sessions[_digest("ann")].values())
     await processes.enter(replacing)
@@ -264,6 +267,50 @@ async def test_a_lost_call_sheds_nobody_twice(processes, server, loss):
         assert not third.ended + fourth.ended
         await processes.until(lambda: processes.held() == counted(server) == 2)
         await gate.stop()
+
+
+async def test_a_late_call_changes_nothing(server):
+    told = RedisStore(server.url)
+    key = _digest("ann")
+    await told.count(CountRequest("worker", 2, 30, 3, [KeyCount(key, 0, 0)]))
+    for seq in (1, 2):
+        with pytest.raises(ResponseError, match="STALE"):
+            await told.count(CountRequest("worker", seq, 30, 3, [KeyCount(key, 3, 0)]))
+    assert counted(server) == 0
+    await told.close()
+
+
+async def test_who_has_not_heard_yet_is_told_again_and_counts_no_more(server):
+    told = RedisStore(server.url)
+    key = _digest("ann")
+
+    async def say(worker, seq, *counts, **options):
+        return await told.count(CountRequest(worker, seq, 30, 2, [KeyCount(key, *counts)], replaces=True, **options))
+
+    [(admitted, first)] = (await say("one", 1, 0, 2)).admitted
+    assert admitted == 2
+    await say("other", 1, 0, 1)
+    name = f"{key}:{first}"
+    for seq in (2, 3):
+        assert (await say("one", seq, 2, 0, (first, first + 1))).replaced == [name]
+        assert counted(server) == 2
+    assert (await say("one", 4, 1, 0, (first + 1,), heard=[name])).replaced == []
+    assert counted(server) == 2
+    await told.close()
+
+
+async def test_a_quiet_connection_is_left_alone(processes, server, monkeypatch):
+    monkeypatch.setattr(store, "PULSE", 0.1)
+    gate = processes.add(server.url)
+    gate._store._timeout = 0.2
+    await processes.until_heard(server)
+
+    def connections():
+        return {line.split()[0] for line in is_left_behind(server) if "sub=1" in line}
+
+    before = connections()
+    await anyio.sleep(1)
+    assert connections() == before != set()
 
 
 async def test_a_server_that_was_flushed_hears_who_is_older(processes, server):

@@ -33,7 +33,6 @@ _MOST_AT_ONCE = 500
 _SAID_AGAIN = 8 * 3600.0
 """Seconds after which everything is said again; the store forgets what nobody speaks of for a day."""
 
-
 _DEAF = 3
 """Attempts to be called that have to fail, while the store answers, to be told of."""
 
