@@ -124,7 +124,7 @@ for index = 3, #KEYS do
   for _, count in ipairs(all) do
     if count.is_changed and count ~= own then record(key, count.worker, count.count, count.numbers) end
   end
-  answer[index] = {admitted, replaces and first or 0}
+  answer[2 * index - 3], answer[2 * index - 2] = admitted, replaces and first or 0
 end
 
 if ttl > 0 then redis.call('HSET', SAID, worker, string.format('%.0f ', seq) .. table.concat(replaced, ' ')) end

@@ -192,10 +192,9 @@ class RedisStore:
         keys = [f"{self._counting}:{part}" for part in ("said", *(count.digest for count in request.counts))]
         answer = await self._count.run(self._connected(), [self._counting, *keys], request.arguments())
         self._has_answered = True
-        known, replaced, *admitted = answer
-        return CountReply(
-            bool(known), [name.decode() for name in replaced], [(more, first) for more, first in admitted]
-        )
+        known, replaced, *pairs = answer
+        admitted = [*zip(pairs[::2], pairs[1::2], strict=True)]
+        return CountReply(bool(known), [name.decode() for name in replaced], admitted)
 
     async def listen(self, worker: str, call: Callable[[], object]) -> None:
         """Call ``call`` when this begins, and whenever a session of ``worker`` is replaced; it ends with an error."""
