@@ -20,8 +20,9 @@ from tests.gates.test_sessions import Keyed, of_key
 from tests.test_background import Stay, until
 
 from .proxy import Proxy
-from .redis_server import running
-from .test_gate import free_port, is_left_behind, sentinel_of
+from .redis_server import free_port, running
+from .test_gate import is_left_behind
+from .test_topologies import binary, nodes, sentinels
 
 pytestmark = pytest.mark.anyio
 TTL = 2.0
@@ -454,31 +455,30 @@ async def test_a_forked_child_is_another_worker(processes, server):
     await processes.until_replaced(old)  # it is still called
 
 
-async def test_on_sentinels_and_clusters(processes, tmp_path):
-    with running(port=free_port()) as primary:
-        async with sentinel_of(primary, tmp_path) as url:
-            one, other = processes.add(url, 1, ttl=600), processes.add(url, 1, ttl=600)
-            await processes.until_known(primary, db=1)
-            await processes.until_heard(primary)
-            old = await processes.enter(one)
-            await processes.enter(other)
-            await processes.until_replaced(old)
-            for gate in (one, other):
-                await gate.stop()
-    with running(port=free_port(), cluster_enabled="yes") as node:
-        node.command("CLUSTER", "ADDSLOTS", *range(16384))
-        url = f"redis+cluster://127.0.0.1:{node.port}"
-        processes.gates.clear()
+async def test_by_sentinels(processes, binary, tmp_path):
+    with running(binary, port=free_port()) as primary, sentinels(binary, tmp_path, primary.port, count=1) as [port]:
+        url = f"redis+sentinel://127.0.0.1:{port}/mymaster/1"
         one, other = processes.add(url, 1, ttl=600), processes.add(url, 1, ttl=600)
-        await processes.until(lambda: b"cluster_state:ok" in node.command("CLUSTER", "INFO"))
-        await processes.until_known(node)
-        await processes.until_heard(node)
+        await processes.until_known(primary, db=1)
+        await processes.until_heard(primary)
         old = await processes.enter(one)
-        young = await processes.enter(other)
-        await processes.until(lambda: old.ended)
-        assert not young.ended
-        for gate in (one, other):
-            await gate.stop()
+        await processes.enter(other)
+        await processes.until_replaced(old)
+
+
+async def test_on_a_cluster_one_of_the_nodes_that_are_named_passes_it_on(processes, binary):
+    with nodes(binary) as (owner, [other, third]):
+        away = free_port()
+        url = f"redis+cluster://127.0.0.1:{away},127.0.0.1:{other.port},127.0.0.1:{third.port}"
+        gates = [processes.add(url, 1, ttl=600) for _ in range(3)]
+        await processes.until_known(owner)
+
+        def channels():
+            return sum(len(server.command("PUBSUB", "CHANNELS", "closecodes:*")) for server in (other, third))
+
+        await processes.until(lambda: channels() == len(gates))
+        visitors = [await processes.enter(gate) for gate in gates * 2]
+        await processes.until_replaced(*visitors[:-1])
 
 
 # A key that the handler sets

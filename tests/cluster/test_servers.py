@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import TryAgainLater, events
 from asgi_closecodes.gates import ClusterSessionsPerKey
-from asgi_closecodes.gates.cluster import RedisStore
+from asgi_closecodes.gates.cluster import RedisStore, store
 from asgi_closecodes.gates.cluster.store import keys_of
 from tests.gates.stand_in import Visitor
 from tests.programs import program
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.anyio
 
 ACL = "~closecodes:* +@hash +@sortedset +del +expire +time +info +eval +evalsha"
 ACL_OF_A_CLUSTER = "+cluster|slots +command"
+ACL_TO_REPLACE = "&closecodes:* +publish +subscribe +ping"
 
 
 @pytest.fixture
@@ -62,10 +63,11 @@ async def test_one_limit_and_one_of_a_key_hold(processes, each_server):
     assert admitted == 3
 
 
-def test_the_readme_has_both():
+def test_the_readme_has_them_all():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert f" {ACL}\n" in readme
     assert f"`{ACL_OF_A_CLUSTER}`" in readme
+    assert f"`{ACL_TO_REPLACE}`" in readme
 
 
 async def test_what_the_readme_lets_a_user_do_is_enough(processes, binary):
@@ -89,6 +91,36 @@ async def test_what_the_readme_lets_a_user_do_is_enough(processes, binary):
         with server.client() as client:
             refused = {entry["object"] for entry in client.acl_log()}
         assert refused <= {"client", "client|setinfo"}  # redis-py's own, which it can do without
+
+
+async def test_what_it_lets_a_user_do_whose_sessions_are_replaced_is_enough(processes, binary, monkeypatch):
+    monkeypatch.setattr(store, "PULSE", 0.05)  # so that there are PINGs
+    with running(binary) as server:
+        url = user_with(server, f"{ACL} {ACL_TO_REPLACE}")
+        gates = [
+            ClusterSessionsPerKey(1, url, key=lambda session: "ann", when_full="replace_oldest", ttl=600)
+            for _ in range(2)
+        ]
+        for gate in gates:
+            gate.report_to(processes.told.append)
+            gate.start()
+
+        def listening():
+            return len(server.command("PUBSUB", "CHANNELS", "closecodes:*"))
+
+        await processes.until(lambda: listening() == 2)
+        old, new = Visitor(), Visitor()
+        async with gates[0].admit(old), gates[1].admit(new):
+            await processes.until(lambda: old.ended)
+            await anyio.sleep(0.2)
+            assert listening() == 2
+        for gate in gates:
+            await gate.stop()
+        assert not processes.of(events.ClusterSyncFailed)
+        assert not processes.of(events.ClusterAway)
+        with server.client() as client:
+            refused = {entry["object"] for entry in client.acl_log()}
+        assert refused <= {"client", "client|setinfo"}
 
 
 @pytest.mark.parametrize("needed", ["~closecodes:*", "+@hash", "+@sortedset", "+del", "+time", "+eval", "+evalsha"])
