@@ -43,6 +43,7 @@ from .exceptions import (
     leaves,
 )
 from .fingerprint import fingerprint
+from .timeouts import Timeout, move_on_after
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that the server may take to accept a close: its ``send`` waits for a peer that does not read."""
@@ -196,7 +197,7 @@ class Session:
         self._answered: list[Callable[[Session], None]] = []
         self._channel: Channel | None = None
         self._doom: TryAgainLater | None = None
-        self._handler: anyio.CancelScope | None = None
+        self._handler: anyio.CancelScope | Timeout | None = None
         self._key: Hashable = None
         self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session,
         self._ended: anyio.Event  # and then this is set when it was said
@@ -291,7 +292,7 @@ class Session:
         try:
             self._host.began(self)
             self.report(events.SessionAdmitted(self.facts()))
-            with anyio.CancelScope() as self._handler:
+            with move_on_after() as self._handler:
                 await app(self.scope, receive, send)
         except BaseException as error:
             if not await self._ended_by(error):
@@ -332,7 +333,9 @@ class Session:
     async def abandon(self) -> bool:
         """Tell the peer of a cancelled session, within a second or not at all; return whether the server took it."""
         word = LastWord(_ABANDONED, self._handshake_mode(), HTTPStatus.SERVICE_UNAVAILABLE)
-        return await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT, shield=True)
+        with anyio.CancelScope(shield=True):
+            sent = await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT)
+        return sent  # noqa: RET504 - not in the scope, which might have ended what is in it
 
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
         """End this session from outside of its handler with 1013; return whether it was still open.
@@ -442,7 +445,8 @@ class Session:
                 await anyio.lowlevel.checkpoint()
             word = LastWord(close, self._handshake_mode(), HTTPStatus.INTERNAL_SERVER_ERROR)
             # Shielded, or a cancellation would replace the error, where that travels on.
-            sent = await self._say(word, twin=False, shield=True)
+            with anyio.CancelScope(shield=True):
+                sent = await self._say(word, twin=False)
             if departed := suspicious and not sent:
                 self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
         finally:
@@ -495,27 +499,24 @@ class Session:
 
     # The last word
 
-    async def _say(
-        self, word: LastWord, *, twin: bool = True, timeout: float | None = None, shield: bool = False
-    ) -> bool:
+    async def _say(self, word: LastWord, *, twin: bool = True, timeout: float | None = None) -> bool:
         """End the session with ``word`` unless it has ended; return whether the server took it.
 
         :param twin: whether the private twin of a code may stand for one that the server refuses; if not,
             that it was refused is for the caller to report.
         :param timeout: seconds that the server may take, by default ``CLOSE_TIMEOUT``.
-        :param shield: whether it is said even while the session is cancelled.
         """
         timeout = CLOSE_TIMEOUT if timeout is None else timeout
         if foreign := self._last_word is not None and word is not self._last_word:
             # Somebody else ends this session. It is waited for: hypercorn closes the connection when its application
             # returns, on trio before it has sent what another task is sending.
-            with anyio.move_on_after(timeout, shield=shield):
+            with move_on_after(timeout):
                 await self._ended.wait()
             word, twin = self._last_word, True
         if self.phase in _OVER:
             return False
         failure: Exception | None = None
-        with anyio.move_on_after(timeout, shield=shield) as limit:
+        with move_on_after(timeout) as limit:
             try:
                 await self._end_uninterrupted(word, twin=twin)
             except OSError:

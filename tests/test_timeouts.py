@@ -1,0 +1,149 @@
+"""A timeout ends what takes too long, and nothing else; on asyncio it is asyncio's own, without the exception."""
+
+import asyncio
+import itertools
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asgi_closecodes.timeouts import move_on_after
+
+
+@pytest.mark.anyio
+async def test_what_is_done_in_time_is_left_alone():
+    with move_on_after(0.01) as timeout:
+        await anyio.lowlevel.checkpoint()
+    await anyio.sleep(0.05)
+    assert not timeout.cancelled_caught
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seconds", [0, 0.01])
+async def test_what_takes_longer_is_cancelled_and_the_task_goes_on(seconds):
+    with anyio.fail_after(5):
+        with move_on_after(seconds) as timeout:
+            await anyio.sleep_forever()
+        assert timeout.cancelled_caught
+        await anyio.sleep(0.001)
+
+
+@pytest.mark.anyio
+async def test_a_deadline_may_be_set_by_another_task_while_it_runs():
+    async def overstay():
+        nonlocal timeout
+        with move_on_after() as timeout:
+            await anyio.sleep_forever()
+
+    timeout = None
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(overstay)
+            await anyio.wait_all_tasks_blocked()
+            timeout.deadline = anyio.current_time() + 0.01
+    assert timeout.cancelled_caught
+
+
+@pytest.mark.anyio
+async def test_a_deadline_that_is_set_when_it_is_over_harms_nobody():
+    """As where a session is shed while it says its last word."""
+    with move_on_after() as timeout:
+        pass
+    timeout.deadline = anyio.current_time()
+    await anyio.sleep(0.01)
+    assert not timeout.cancelled_caught
+
+
+@pytest.mark.anyio
+async def test_an_error_on_the_way_out_is_not_lost():
+    with pytest.raises(KeyError):  # noqa: PT012 - it is raised where the timeout ends
+        with move_on_after(0) as timeout:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                raise KeyError
+    assert not timeout.cancelled_caught
+
+
+@pytest.mark.anyio
+async def test_scopes_and_task_groups_inside_end_with_it():
+    with anyio.fail_after(5):
+        with move_on_after(0.01) as timeout:
+            with anyio.move_on_after(60):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(anyio.sleep_forever)
+                    await anyio.sleep_forever()
+        assert timeout.cancelled_caught
+
+
+@pytest.mark.anyio
+async def test_the_cancellation_of_a_scope_around_it_passes():
+    with anyio.CancelScope() as scope:
+        with move_on_after(60) as timeout:
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert not timeout.cancelled_caught
+
+
+def test_on_asyncio_it_does_what_the_one_of_asyncio_does():
+    """Whenever it expires, whenever the task is cancelled, and whatever that meets."""
+
+    async def asyncios(body, started):
+        timeout = asyncio.timeout(None)
+        try:
+            async with timeout:
+                started(lambda: timeout.reschedule(asyncio.get_running_loop().time()))
+                return await body()
+        except TimeoutError:
+            return "timed out"
+
+    async def ours(body, started):
+        with move_on_after() as timeout:
+            started(lambda: setattr(timeout, "deadline", asyncio.get_running_loop().time()))
+            return await body()
+        assert timeout.cancelled_caught
+        return "timed out"
+
+    async def outcome_of(kind, expires, cancelled, turns, stubborn):
+        async def body():
+            for _ in range(turns):
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    if stubborn == "raises":
+                        raise KeyError from None
+                    if not stubborn:
+                        raise
+            return "done"
+
+        async def main():
+            try:
+                return await kind(body, started), asyncio.current_task().cancelling()
+            except (KeyError, asyncio.CancelledError) as error:
+                return type(error), asyncio.current_task().cancelling()
+
+        expire = None
+
+        def started(how):
+            nonlocal expire
+            expire = how
+
+        task = asyncio.create_task(main())
+        for turn in range(8):
+            await asyncio.sleep(0)
+            if turn == cancelled:
+                task.cancel()
+            if turn == expires and not task.done():
+                expire()
+        return await task
+
+    async def compare():
+        outcomes = set()
+        for case in itertools.product(range(5), range(5), range(1, 6), (False, True, "raises")):
+            expected, actual = [await outcome_of(kind, *case) for kind in (asyncios, ours)]
+            assert actual == expected, case
+            outcomes.add(actual)
+        assert {outcome for outcome, _ in outcomes} == {"done", "timed out", KeyError, asyncio.CancelledError}
+
+    asyncio.run(compare())
