@@ -1,13 +1,10 @@
-"""What the handler talks through: a ``receive`` and a ``send`` that run once a message, and can be cut off.
-
-The two are closures: bound methods cost half as much again (``python -m tests.benchmarks --only message``).
-"""
+"""What the handler talks through: a ``receive`` and a ``send`` that run once a message, and can be cut off."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import anyio
@@ -15,40 +12,34 @@ from starlette.types import Message, Receive, Send
 
 
 class Channel:
-    """What is known of one handler's ``receive`` and ``send``.
+    """One handler's ``receive`` and ``send``, and what is known of them.
 
-    :param deliver: gets the handler's data.
+    :param server_receive: the server's.
     """
 
-    __slots__ = ("_farewell", "_pending", "deliver", "received", "sent")
+    __slots__ = ("_deliver", "_farewell", "_pending", "_receive", "received", "sent")
 
-    def __init__(self, deliver: Send) -> None:
-        self.deliver = deliver
+    def __init__(self, server_receive: Receive) -> None:
+        self._receive = server_receive
+        self._deliver: Send | None = None  # gets the handler's data, where it needs no second look
+        self._farewell: Iterator[Message] | None = None
+        self._pending: list[Any] = []  # what can be cancelled where receive() waits, in each task that does
         self.received = 0
         """Messages with data that the handler received."""
         self.sent = 0
         """Messages with data that the handler sent."""
-        self._farewell: Iterator[Message] | None = None
-        self._pending: list[Any] = []  # what can be cancelled where receive() waits, in each task that does
 
-    def ends(self, server_receive: Receive, heard: Callable[[Message], None], control: Send) -> tuple[Receive, Send]:
-        """Return a ``receive`` and a ``send``; the channel does not keep them, which would be a cycle.
+    def ends(self) -> tuple[Receive, Send]:
+        """Return the ``receive`` and the ``send``; the channel does not keep them, which would be a cycle."""
+        return self._receive_on_asyncio if on_asyncio() else self._receive_on_trio, self._send_on
 
-        :param server_receive: the server's.
-        :param heard: called with each message to the handler that is not data.
-        :param control: gets each message of the handler that is not data.
-        """
+    def _heard(self, message: Message) -> None:
+        """Take note of a message to the handler that is not data."""
+        raise NotImplementedError
 
-        # No coroutine function: it returns the server's own coroutine. That is one less a message, and an
-        # error of the server has the server's frame in its traceback.
-        def send(message: Message) -> Awaitable[None]:
-            if message["type"] == "websocket.send":
-                self.sent += 1
-                return self.deliver(message)
-            return control(message)
-
-        receive = self._receive_on_asyncio if on_asyncio() else self._receive_on_trio
-        return receive(server_receive, heard), send
+    async def _control(self, message: Message) -> None:
+        """Pass on what the handler sends besides data, or data out of season."""
+        raise NotImplementedError
 
     def cut_off(self, farewell: Iterator[Message]) -> bool:
         """From now on ``receive()`` returns these messages, which do not end; where it waits, it returns at once.
@@ -64,56 +55,57 @@ class Channel:
         """Whether the handler waits for the server's ``receive`` now."""
         return bool(self._pending)
 
-    def _receive_on_asyncio(self, server_receive: Receive, heard: Callable[[Message], None]) -> Receive:
-        """Return a ``receive`` that costs next to nothing until it is interrupted.
+    # No coroutine function: it returns the server's own coroutine. That is one less a message, and an
+    # error of the server has the server's frame in its traceback.
+    def _send_on(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "websocket.send" and (deliver := self._deliver) is not None:
+            self.sent += 1
+            return deliver(message)
+        return self._control(message)
+
+    async def _receive_on_asyncio(self) -> Message:
+        """Receive at next to no cost until it is interrupted.
 
         What is remembered is the server's coroutine, not the task: asking for the current task takes longer than the
         whole of ``receive``. The future at the bottom of a coroutine that waits is what gets cancelled then; the
         task is not, so that no cancellation of somebody else's is ever mistaken for this one.
         """
+        if self._farewell is not None:
+            return next(self._farewell)
+        waiting = self._receive()
+        self._pending.append(waiting)
+        try:
+            message = await waiting
+        except asyncio.CancelledError:
+            if self._farewell is None or await _is_cancelled_too():
+                raise
+            return next(self._farewell)
+        finally:
+            self._pending.remove(waiting)
+        if message["type"] == "websocket.receive":
+            self.received += 1
+        else:
+            self._heard(message)
+        return message
 
-        async def receive() -> Message:
-            if self._farewell is not None:
-                return next(self._farewell)
-            waiting = server_receive()
-            self._pending.append(waiting)
+    async def _receive_on_trio(self) -> Message:
+        if self._farewell is not None:
+            return next(self._farewell)
+        message = None
+        with anyio.CancelScope() as scope:
+            self._pending.append(scope)
             try:
-                message = await waiting
-            except asyncio.CancelledError:
-                if self._farewell is None or await _is_cancelled_too():
-                    raise
-                return next(self._farewell)
+                message = await self._receive()
             finally:
-                self._pending.remove(waiting)
-            if message["type"] == "websocket.receive":
-                self.received += 1
-            else:
-                heard(message)
-            return message
-
-        return receive
-
-    def _receive_on_trio(self, server_receive: Receive, heard: Callable[[Message], None]) -> Receive:
-        async def receive() -> Message:
-            if self._farewell is not None:
-                return next(self._farewell)
-            message = None
-            with anyio.CancelScope() as scope:
-                self._pending.append(scope)
-                try:
-                    message = await server_receive()
-                finally:
-                    self._pending.remove(scope)
-            if message is None:
-                assert self._farewell is not None
-                return next(self._farewell)
-            if message["type"] == "websocket.receive":
-                self.received += 1
-            else:
-                heard(message)
-            return message
-
-        return receive
+                self._pending.remove(scope)
+        if message is None:
+            assert self._farewell is not None
+            return next(self._farewell)
+        if message["type"] == "websocket.receive":
+            self.received += 1
+        else:
+            self._heard(message)
+        return message
 
 
 async def _is_cancelled_too() -> bool:

@@ -1,8 +1,8 @@
 """One connection: its phase, what goes in and out, and its one close. The only code that talks ASGI messages.
 
 A session moves through the phases below, and :data:`MOVES` says what may be sent in each. The handler
-talks through a channel of its own; whatever it says there, and however it ends, :meth:`Session.run` sees to
-it that this side says its last word exactly once.
+talks through its channel; whatever it says there, and however it ends, the session sees to it that this side
+says its last word exactly once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from . import events
@@ -158,7 +158,17 @@ class Host(Protocol):
         """Whether one more refusal may hold a socket until its peer answers the close."""
 
 
-class Session:
+class Places(Protocol):
+    """What a session holds of its gates."""
+
+    def recount(self) -> None:
+        """Count the session under its new key.
+
+        :raises TryAgainLater: if there is no room for it.
+        """
+
+
+class Session(Channel):
     """One WebSocket connection, from the handshake to the close.
 
     The running one is ``scope["extensions"]["closecodes"]``.
@@ -167,7 +177,6 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_answered",
-        "_channel",
         "_doom",
         "_ended",
         "_handler",
@@ -176,11 +185,9 @@ class Session:
         "_key",
         "_last_word",
         "_outcome",
-        "_raiser",
-        "_receive",
-        "_recount",
-        "_root_path",
+        "_places",
         "_send",
+        "_servers_scope",
         "arrived_at",
         "closed_with",
         "id",
@@ -191,23 +198,19 @@ class Session:
     )
 
     def __init__(self, host: Host, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(receive)
         self._host = host
-        self._receive = receive
         self._send = send
-        self._answered: list[Callable[[Session], None]] = []
-        self._channel: Channel | None = None
+        self._servers_scope = scope
+        self._answered: tuple[Callable[[Session], None], ...] = ()
         self._doom: TryAgainLater | None = None
-        self._handler: anyio.CancelScope | Timeout | None = None
+        self._handler: anyio.CancelScope | Timeout | None = None  # what cancels it; None before it starts, and after
         self._key: Hashable = None
         self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session,
         self._ended: anyio.Event  # and then this is set when it was said
         self._outcome: events.Outcome = "not_accepted"
-        self._recount = _nothing
-        # Inside of a mount of Starlette's root_path holds its path too.
-        self._root_path: str = scope.get("app_root_path", scope.get("root_path", ""))
+        self._places: Places | None = None
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
-        around = session_of(scope)
-        self._raiser: Send = send if around is None else around._raiser  # noqa: SLF001 - its own
         self.id = os.urandom(6).hex()  # not random(): forked workers share its state
         """12 hexadecimal digits, the same in every log record of this session."""
         self.scope = scope
@@ -228,14 +231,14 @@ class Session:
         """Return what is known of this session now, for an event."""
         return events.SessionFacts(
             id=self.id,
-            route=_route(self.scope, self._root_path),
+            route=_route(self.scope, self._servers_scope),
             path=self.scope.get("path", ""),
             scheme=self.scope.get("scheme", "ws"),
             client=_client(self.scope),
             phase=self.phase.public,
             duration=time.monotonic() - self.arrived_at,
-            received=0 if self._channel is None else self._channel.received,
-            sent=0 if self._channel is None else self._channel.sent,
+            received=self.received,
+            sent=self.sent,
         )
 
     @property
@@ -253,18 +256,20 @@ class Session:
 
     @key.setter
     def key(self, key: Hashable) -> None:
-        if self._recount is _nothing or inside_event_loop():
+        if self._places is None or inside_event_loop():
             self._set_key(key)
         else:  # a thread of anyio's, as of a plain function in FastAPI
             anyio.from_thread.run_sync(self._set_key, key)
 
     def _set_key(self, key: Hashable) -> None:
         before, self._key = self._key, key
+        if self._places is None:
+            return
         try:
-            self._recount()
+            self._places.recount()
         except BaseException:
             self._key = before
-            self._recount()  # nothing has run meanwhile: its places are free
+            self._places.recount()  # nothing has run meanwhile: its places are free
             raise
 
     def report(self, event: events.Event) -> None:
@@ -273,39 +278,39 @@ class Session:
 
     # How a session goes
 
-    async def run(self, app: ASGIApp, recount: Callable[[], None]) -> None:
-        """Run the handler, and say the last word however it ended.
+    def prepare(self, places: Places) -> None:
+        """Take what the gates have given.
 
-        :param recount: called when the handler has set the key; raises TryAgainLater if there is no room for it.
         :raises TryAgainLater: if it was to end before it began.
-        :raises BaseException: a cancellation; with ``reraise`` also the error that was logged.
         """
         if self._doom is not None:
             raise self._doom
+        self._places = places
         # Copied, never changed in place: the server's dict may serve other middleware.
-        servers_scope = self.scope
-        extensions = {**(servers_scope.get("extensions") or {}), "closecodes": self}
-        self.scope = {**servers_scope, "extensions": extensions}
-        self._recount = recount
-        self._channel = Channel(self._control)
-        receive, send = self._channel.ends(self._receive, self._heard, self._control)
-        try:
-            self._host.began(self)
-            self.report(events.SessionAdmitted(self.facts()))
-            with move_on_after() as self._handler:
-                await app(self.scope, receive, send)
-        except BaseException as error:
-            if not await self._ended_by(error):
-                raise
-        else:
-            await self._say(LastWord(Close(CloseCode.NORMAL_CLOSURE)))
-        finally:
-            self._host.over(self)
-            self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
-            # No cycles are left: the session is gone with its last reference, not with the next collection.
-            self.scope = servers_scope
-            self._channel = self._handler = None
-            self._recount = _nothing
+        extensions = {**(self._servers_scope.get("extensions") or {}), "closecodes": self}
+        self.scope = {**self._servers_scope, "extensions": extensions}
+
+    def begin(self) -> anyio.CancelScope | Timeout:
+        """Return what the handler has to run in."""
+        self._host.began(self)
+        self._handler = move_on_after()
+        self.report(events.SessionAdmitted(self.facts()))
+        return self._handler
+
+    async def finish(self, error: BaseException | None = None) -> bool:
+        """Say the last word after the handler has ended; return whether nobody else has to know its ``error``."""
+        if error is not None:
+            return await self._ended_by(error)
+        await self._say(LastWord(Close(CloseCode.NORMAL_CLOSURE)))
+        return True
+
+    def over(self) -> None:
+        """Give notice that it has ended."""
+        self._host.over(self)
+        self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
+        # No cycles are left: the session is gone with its last reference, not with the next collection.
+        self.scope = self._servers_scope
+        self._handler = self._places = None
 
     async def refuse(self, refusal: TryAgainLater) -> None:
         """End this session, of which a gate did not admit the handshake or the key."""
@@ -356,13 +361,13 @@ class Session:
 
     def when_answered(self, call: Callable[[Session], None]) -> None:
         """Have ``call`` called once the handshake is answered, by whatever."""
-        self._answered.append(call)
+        self._answered += (call,)
 
     async def end(self, refusal: TryAgainLater) -> bool:
         """End this session as ``refusal`` says; see :meth:`shed`."""
         if self.phase in _OVER or self._last_word is not None:
             return False
-        if self._channel is None:  # it waits in a gate: its handler is not to start
+        if self._handler is None:  # it waits in a gate: its handler is not to start
             self._doom = refusal
             return True
         facts = self.facts()
@@ -376,15 +381,14 @@ class Session:
             farewell = chain([{"type": "websocket.connect"}], farewell)
         try:
             self._move(self.phase)  # what the handler sends is for us now
-            if self._handler is not None:
-                self._handler.deadline = anyio.current_time() + self._host.rules.shed_grace
-            is_cut_off = self._channel.cut_off(farewell)
+            self._handler.deadline = anyio.current_time() + self._host.rules.shed_grace
+            is_cut_off = self.cut_off(farewell)
             # granian sends nothing as long as a receive() waits
             for _ in range(_TURNS):
-                if self._channel is None or not self._channel.is_received_from:
+                if not self.is_received_from:
                     break
                 await anyio.lowlevel.checkpoint()
-                is_cut_off = is_cut_off or self._channel is None or self._channel.cut_off(farewell)
+                is_cut_off = is_cut_off or self.cut_off(farewell)
             await self._say(word)
         finally:
             self._ended.set()
@@ -394,7 +398,7 @@ class Session:
     @property
     def message_count(self) -> int:
         """Messages with data so far, in both directions."""
-        return 0 if self._channel is None else self._channel.received + self._channel.sent
+        return self.received + self.sent
 
     @property
     def is_leaving(self) -> bool:
@@ -462,6 +466,12 @@ class Session:
         return isinstance(error, (WebSocketDisconnect, SessionEnded)) or (
             isinstance(error, OSError) and self._raised_by_server(error)
         )
+
+    @property
+    def _raiser(self) -> Send:
+        """The server's own ``send``, also where another middleware of this library stands around this one."""
+        around = session_of(self._servers_scope)
+        return self._send if around is None else around._raiser  # noqa: SLF001 - its own
 
     def _raised_by_server(self, error: BaseException) -> bool:
         """Whether ``error`` comes out of the server's ``send``, not out of a file or a database."""
@@ -641,10 +651,8 @@ class Session:
         if self._answered and phase not in _UNANSWERED:
             for call in self._answered:
                 call(self)
-            self._answered.clear()
-        if self._channel is not None:
-            is_open = phase is Phase.OPEN and self._last_word is None
-            self._channel.deliver = self._send if is_open else self._control
+            self._answered = ()
+        self._deliver = self._send if phase is Phase.OPEN and self._last_word is None else None
 
     def _leave(self, close: Close) -> None:
         self.closed_with = close
@@ -692,7 +700,7 @@ class Session:
             raise RuntimeError(f"the handler sent {kind!r} when {phase.sentence}")
 
     def _opened(self) -> None:
-        if self._channel is None:
+        if self._handler is None:
             return  # a task of the handler's that outlived the session
         if self._outcome == "not_accepted":
             self._outcome = "completed"
@@ -720,10 +728,6 @@ class Session:
         if close == asked and code is not None:
             return message
         return {**message, "code": close.code, "reason": close.reason}
-
-
-def _nothing() -> None:
-    pass
 
 
 def session_of(scope: Scope) -> Session | None:
@@ -757,7 +761,7 @@ def _client(scope: Scope) -> tuple[str, int] | None:
     return str(client[0]), int(port) if port.isdecimal() else 0
 
 
-def _route(scope: Scope, root_path: str) -> str | None:
+def _route(scope: Scope, servers_scope: Scope) -> str | None:
     """Return the template of the route that matched, or None if it is not known for sure.
 
     A mount leaves its actual path in ``root_path``: that is its template only if it has no parameters.
@@ -766,6 +770,8 @@ def _route(scope: Scope, root_path: str) -> str | None:
     path = getattr(route, "path_format", None)
     if not isinstance(path, str) or hasattr(route, "routes"):  # a mount's own is "/{path}", whatever it leads to
         return None
+    # Inside of a mount of Starlette's root_path holds its path too.
+    root_path: str = servers_scope.get("app_root_path", servers_scope.get("root_path", ""))
     mount = scope.get("root_path", "").removeprefix(root_path)
     of_route = getattr(route, "param_convertors", {})
     if mount and any(name not in of_route for name in scope.get("path_params", ())):

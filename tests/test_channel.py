@@ -36,8 +36,8 @@ async def queue(anyio_backend):
 
 
 def channel_of(queue):
-    channel = Channel(None)
-    receive, _ = channel.ends(queue.receive, lambda message: None, None)
+    channel = Channel(queue.receive)
+    receive, _ = channel.ends()
     return channel, receive
 
 
@@ -186,8 +186,8 @@ def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancell
             with scope:
                 await receive()
 
-        channel = Channel(None)
-        receive, _ = channel.ends(server_receive, lambda message: None, None)
+        channel = Channel(server_receive)
+        receive, _ = channel.ends()
         task = asyncio.create_task(listen())
         while not channel.is_received_from:
             await asyncio.sleep(0)
