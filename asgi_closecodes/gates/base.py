@@ -103,7 +103,7 @@ class Shadow:
         return _Shadowed(self.gate, session)
 
 
-class _Shadowed(AbstractAsyncContextManager[None, bool | None]):
+class _Shadowed:
     """A place in ``gate``, or none without a refusal."""
 
     __slots__ = ("_gate", "_place", "_session")
@@ -171,31 +171,32 @@ class AllOf:
         return Places(self, session)
 
 
-class Places(AbstractAsyncContextManager["Places", bool]):
+class Places:
     """The places of one session in the gates of an :class:`AllOf`.
 
-    Not an AsyncExitStack: that lets the error of one gate replace the handler's.
+    Not an AsyncExitStack: that lets the error of one gate replace the handler's. And like the places of the gates here
+    no heir of AbstractAsyncContextManager, which before Python 3.13 gives each of them a dictionary.
     """
 
-    __slots__ = ("_all", "_entered", "_session")
+    __slots__ = ("_all", "_entered", "_gates", "_session")
 
     def __init__(self, all_of: AllOf, session: Session) -> None:
         self._all = all_of
+        self._gates = all_of.gates  # those of others may be others by the time that this one leaves
         self._session = session
-        self._entered: list[tuple[Gate, AbstractAsyncContextManager[Any]]] = []
+        self._entered: list[AbstractAsyncContextManager[Any]] = []  # one for each gate
 
     async def __aenter__(self) -> Self:
         try:
-            for gate in self._all.gates:
+            for gate in self._gates:
                 try:
                     place = gate.admit(self._session)
-                    if place is FREE:
-                        continue  # there is nothing to enter, and nothing to leave
-                    await place.__aenter__()
+                    if place is not FREE:
+                        await place.__aenter__()
                 except Exception as error:
                     self._refuse_or_admit_past(gate, error)
-                else:
-                    self._entered.append((gate, place))
+                    place = FREE
+                self._entered.append(place)
             return self
         except BaseException as error:
             if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
@@ -207,7 +208,7 @@ class Places(AbstractAsyncContextManager["Places", bool]):
 
         :raises TryAgainLater: if one has no room for it there.
         """
-        for gate, place in self._entered:
+        for gate, place in zip(self._gates, self._entered, strict=True):
             try:
                 _recount(place)
             except Exception as error:
@@ -230,7 +231,10 @@ class Places(AbstractAsyncContextManager["Places", bool]):
     ) -> bool:
         pending = error
         while self._entered:
-            gate, place = self._entered.pop()
+            place = self._entered.pop()
+            if place is FREE:
+                continue
+            gate = self._gates[len(self._entered)]
             try:
                 swallows = await place.__aexit__(None if pending is None else type(pending), pending, trace)
                 # A gate may end its session by a scope of its own. An error is not its to settle: daphne closes for it.

@@ -82,7 +82,7 @@ class HandshakesInProgress(Limited):
             yield session
 
 
-class _Handshake(AbstractAsyncContextManager[None]):
+class _Handshake:
     __slots__ = ("_gate", "_session")
 
     def __init__(self, gate: HandshakesInProgress, session: Session) -> None:

@@ -17,7 +17,7 @@ class _Counter(Protocol):
     def give_back(self, key: Hashable, session: Session) -> None: ...
 
 
-class _Place(AbstractAsyncContextManager[None]):
+class _Place:
     """One session's place: checked and taken without an await in between, given back likewise."""
 
     __slots__ = ("_gate", "_key", "_session")
