@@ -136,3 +136,14 @@ def test_a_storm_of_clients_that_follow_their_hints_is_in_soon(tmp_path):
     assert sum(attempts) / CLIENTS <= 3
     assert floor <= max(times) + 0.2
     assert max(times) <= 1.2 * floor + 2, "the last one's turn, and at most one turn missed"
+
+
+def test_tasks_of_granians_own_get_their_codes(tmp_path):
+    """They are not asyncio's: they cannot be cancelled, and know no event loop."""
+    with serve("granian", "tests.servers.wrapped:wrapped", tmp_path, "--task-impl", "rust") as running:
+        with Raw(running, "/raise-after-accept") as peer:
+            assert peer.answer() == 101
+            assert peer.close_frame().code == 1011
+        with Raw(running, "/return-after-accept") as peer:
+            assert peer.answer() == 101
+            assert peer.close_frame().code == 1000
