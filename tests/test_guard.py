@@ -300,6 +300,33 @@ async def test_a_session_that_does_not_leave_is_leaving():
     assert (guard.snapshot()["sessions"], guard.snapshot()["leaving"]) == (0, 0)
 
 
+def test_on_asyncio_a_handler_that_overstays_is_cancelled_once_and_may_clean_up():
+    """As asyncio cancels; a scope of anyio's would cancel the clean-up too, which only those shield who know of scopes."""
+
+    async def overstay(_scope, receive, send):
+        nonlocal cleaned_up
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned_up = True
+
+    async def main():
+        guard = Guard(Settings(shed_grace=0.01))
+        visit = asyncio.create_task(Peer().visit(CloseCodeMiddleware(overstay, guard)))
+        await until(lambda: guard.sessions)
+        await next(iter(guard.sessions)).shed()
+        await visit
+        assert not guard.sessions
+        assert not visit.cancelling()
+
+    cleaned_up = False
+    asyncio.run(main())
+    assert cleaned_up
+
+
 async def deaf(_scope, receive, send):
     await receive()
     await send({"type": "websocket.accept"})
