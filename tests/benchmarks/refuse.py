@@ -12,6 +12,7 @@ BENCHMARK = Benchmark(
     [
         Comparison("a second", CLOSE, "1013 by hand", least=0.97),
         Comparison("server us", CLOSE, "1013 by hand"),
+        Comparison("server us", CLOSE, "1013 by hand, logged"),
         Comparison("a second", HTTP, "HTTP 503 by hand", least=0.97),
         Comparison("server us", HTTP, "HTTP 503 by hand"),
         Comparison("a second", HTTP, "uvicorn's 403"),
@@ -29,6 +30,7 @@ def _register(name, app, outcome):
 
 _register(CLOSE, "closing", 1013)
 _register("1013 by hand", "refuse_by_hand", 1013)
+_register("1013 by hand, logged", "refuse_told_by_hand", 1013)
 _register(HTTP, "denying", 503)
 _register("HTTP 503 by hand", "deny_by_hand", 503)
 _register("uvicorn's 403", "reject_by_hand", 403)

@@ -38,6 +38,12 @@ async def refuse(scope, receive, send):
     await send({"type": "websocket.close", "code": 1013, "reason": REASON})
 
 
+async def refuse_and_tell(scope, receive, send):
+    """As :func:`refuse`, with one line in the log."""
+    await refuse(scope, receive, send)
+    logging.getLogger("asgi_closecodes.gate").warning("refused a session of %s: full", scope["path"])
+
+
 async def deny(scope, receive, send):
     await receive()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"retry-after", b"2")]
@@ -123,6 +129,7 @@ WRAPPED = {
     "denying": lambda: _wrapped(echo, max_sessions=0, handshake="http"),
     "crash_logged": lambda: _wrapped(crash, log_burst=None),
     "crash_by_hand": lambda: sockets_only(crash_caught),
+    "refuse_told_by_hand": lambda: sockets_only(refuse_and_tell),
     "crash_in_a_storm": lambda: _wrapped(crash),
     "crash_silenced_inside": lambda: _wrapped(crash_silenced),
     "gated_by_close": lambda: _wrapped(work, max_sessions=PLACES, max_refusals_per_second=ROOM),
