@@ -5,6 +5,8 @@ import contextlib
 
 import pytest
 
+from tests.programs import program
+
 from .processes import Processes
 from .redis_server import binaries, running
 
@@ -35,6 +37,11 @@ def each_server(request, servers):
     server = servers(request.param)
     server.command("FLUSHALL")
     return server
+
+
+@pytest.fixture(params=binaries())
+def binary(request):
+    return binaries()[request.param] or program(request.param)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.test_background import Stay, until
 from .proxy import Proxy
 from .redis_server import free_port, running
 from .test_gate import is_left_behind
-from .test_topologies import binary, nodes, sentinels
+from .test_topologies import nodes, sentinels
 
 pytestmark = pytest.mark.anyio
 TTL = 2.0

@@ -12,23 +12,18 @@ from asgi_closecodes.gates.cluster.store import keys_of
 from tests.gates.stand_in import Visitor
 from tests.programs import program
 
-from .redis_server import binaries, running, system_servers
+from .redis_server import running, system_servers
 
 pytestmark = pytest.mark.anyio
 
 ACL = "~closecodes:* +@hash +@sortedset +del +expire +time +info +eval +evalsha"
 ACL_OF_A_CLUSTER = "+cluster|slots +command"
-ACL_TO_REPLACE = "&closecodes:* +publish +subscribe +ping"
+ACL_TO_REPLACE = "resetchannels &closecodes:* +publish +subscribe +ping"
 
 
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-@pytest.fixture(params=binaries())
-def binary(request):
-    return binaries()[request.param] or program(request.param)
 
 
 def user_with(server, acl):

@@ -15,7 +15,7 @@ from tests.programs import program
 
 from .authority import Authority
 from .processes import TTL
-from .redis_server import binaries, free_port, running, system_servers
+from .redis_server import free_port, running, system_servers
 from .test_servers import ACL, ACL_OF_A_CLUSTER, user_with
 
 pytestmark = pytest.mark.anyio
@@ -25,11 +25,6 @@ SLOT = redis.crc.key_slot(b"default")
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-@pytest.fixture(params=binaries())
-def binary(request):
-    return binaries()[request.param] or program(request.param)
 
 
 @contextlib.contextmanager
