@@ -104,11 +104,15 @@ class JsonFormatter(BaseJsonFormatter):
         try:
             return _encoded(log_data)
         except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no string, a loop
-            return _encoded({key: _plain(value) for key, value in log_data.items()})
+            return _encoded({_text_of(key): _plain(value) for key, value in log_data.items()})
 
 
 def _plain(value: object) -> object:
-    return value if isinstance(value, (str, int, bool, type(None))) else _text_of(value)
+    try:
+        _encoded(value)
+    except (TypeError, ValueError, RecursionError):
+        return _text_of(value)
+    return value
 
 
 _LEVEL_COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}

@@ -84,6 +84,17 @@ def test_a_list_in_itself_is_written():
     assert as_json(record_of(**{"closecodes.x": loop}))["closecodes.x"] == "[[...]]"
 
 
+def test_a_number_that_json_cannot_hold_is_text_and_those_beside_it_stay_numbers():
+    written = as_json(record_of(bad=float("nan"), long=10**5000, good=0.5, several=[1, {"a": None}]))
+    assert (written["bad"], written["good"], written["several"]) == ("nan", 0.5, [1, {"a": None}])
+    assert isinstance(written["long"], str)
+
+
+def test_a_message_of_parts_is_written_whatever_their_names():
+    written = as_json(record_of({(1, 2): "a", float("nan"): "b", 3: 4}))
+    assert (written["(1, 2)"], written["nan"], written["3"]) == ("a", "b", 4)
+
+
 def test_the_keys_that_every_line_has():
     record = record_of("one %s", "two")
     record.created = 1_700_000_000.123456
