@@ -129,6 +129,20 @@ async def test_and_it_needs_all_of_that(processes, server, needed):
     server.command("ACL", "DELUSER", "ann")
 
 
+async def test_the_command_that_a_user_may_not_run_is_named(processes, binary):
+    with running(binary) as server:
+        url = user_with(server, f"{ACL} resetchannels &closecodes:*")
+        processes.add(10, f"{url}?db=1")
+        await processes.until(lambda: processes.of(events.ClusterAway))
+        assert "may not run SELECT" in processes.of(events.ClusterAway)[0].problem
+        gate = ClusterSessionsPerKey(1, url, key=lambda session: "ann", when_full="replace_oldest")
+        gate.report_to(processes.told.append)
+        gate.start()
+        await processes.until(lambda: processes.of(events.ClusterMisconfigured))
+        await gate.stop()
+        assert "may not run SUBSCRIBE" in processes.of(events.ClusterMisconfigured)[0].problem
+
+
 async def test_a_password_is_explained_and_never_told(processes, binary):
     with running(binary, requirepass="right") as server:
         for url in (server.url, f"unix://:s3cret@{server.socket}"):

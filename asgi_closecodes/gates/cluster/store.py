@@ -496,6 +496,8 @@ def _of_an_answer(error: BaseException) -> str | None:
 
     if "access a channel" in str(error) or "access one of the channels" in str(error):
         return "the user of the URL may not use the channels closecodes:* (ACL SETUSER … &closecodes:*)"
+    if denied := re.search(r"permissions to run the '([a-z|]+)' command", str(error)):
+        return f"the user of the URL may not run {denied[1].replace('|', ' ').upper()}: see the README"
     # The code of the server's answer stands somewhere in the text, or redis-py has made it a class.
     found = re.search("|".join(_MEANINGS), str(error))
     if found is not None:
