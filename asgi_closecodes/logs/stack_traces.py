@@ -23,6 +23,9 @@ Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | Non
 MOST_PLACES = 1024
 """Places in code whose text is kept, some hundred bytes each. When there are more, all are forgotten."""
 
+LONGEST_TEXT = 4096
+"""Characters of a text that is kept: generated code may have all of its data in one line."""
+
 
 def stack_trace(error: Error) -> str:
     """Return exactly what ``traceback.format_exception(*error)`` does, or something shorter if that raises.
@@ -108,7 +111,8 @@ def _all_frames(trace: TracebackType | None) -> Iterator[_Frame]:
         frame = _places.get(place)
         if frame is None:
             frame = _Frame(trace)
-            if frame.line:  # else it may only be that no more files can be opened now
+            # Without a line it may only be that no more files can be opened now.
+            if frame.line and len(frame.text) <= LONGEST_TEXT:
                 if len(_places) >= MOST_PLACES:
                     _places.clear()
                 _places[place] = frame

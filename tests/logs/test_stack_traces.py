@@ -262,6 +262,18 @@ def test_what_is_kept_is_bounded(monkeypatch):
         assert 0 < len(stack_traces._places) <= 3
 
 
+def test_a_line_that_holds_a_file_is_written_and_not_kept(monkeypatch):
+    text = f"def fails(error): data = {'x' * 50_000!r}; raise error\n"
+    monkeypatch.setitem(linecache.cache, "<data>", (len(text), None, [text], "<data>"))
+    [way] = as_program("<data>", text)
+    stack_traces._places.clear()
+    error = caught(ValueError("x"), way)
+    for _ in range(2):
+        assert stack_trace(in_parts(error)) == "".join(traceback.format_exception(error))
+    assert stack_traces._places
+    assert sum(len(kept.text) for kept in stack_traces._places.values()) < 50_000
+
+
 def test_nothing_of_a_request_is_kept():
     # Neither frames, which hold local variables, nor exceptions.
     class Local:
