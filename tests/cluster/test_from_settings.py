@@ -7,6 +7,7 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.gates import ClusterSessions, ClusterSessionsPerKey, Shadow
+from asgi_closecodes.guard import TICK
 from tests.asgi import Handler, Peer
 
 from .redis_server import running
@@ -122,6 +123,21 @@ async def test_it_syncs_from_the_start_and_leaves_at_the_end(server):
         lifespan.stop.set()
     assert lifespan.sent[-1] == "lifespan.shutdown.complete"
     assert server.command("ZCARD", "closecodes:{default}:expiry") == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_who_has_left_does_not_come_back_while_the_ticker_goes_on(server):
+    limits = {"cluster_max_sessions": 10, "cluster_max_sessions_per_client": 2}
+    guard = Guard(Settings(redis_url=server.url, when_client_full="replace_oldest", cluster_ttl=600, **limits))
+    for _ in range(2):  # it may be started again
+        async with guard.lifespan():
+            with anyio.fail_after(10):
+                while len(server.command("KEYS", "*")) < 5:
+                    await anyio.sleep(0.01)
+        await anyio.sleep(3 * TICK)
+        assert guard._is_ticking
+        assert server.command("KEYS", "*") == [b"closecodes:{default}:meta"]
 
 
 @pytest.mark.anyio

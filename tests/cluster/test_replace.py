@@ -686,6 +686,7 @@ def test_whatever_is_lost_no_place_is_and_nobody_is_shed_twice(server, limit, st
                         store.is_deaf = True
                     elif fault == "restart":
                         await processes.gates[where].stop()
+                        processes.gates[where].start()
                     else:
                         store.lost = fault
                 if step == "come":

@@ -20,6 +20,7 @@ class ClusterGate(Limited):
     """A gate whose processes meet in a store: a task of each talks to it."""
 
     _task: ProcessTask
+    _is_stopped = False
 
     def _join(self, terms: Terms, ttl: float, fallback: Fallback) -> None:
         self._report: events.Observer = _nobody
@@ -69,16 +70,19 @@ class ClusterGate(Limited):
 
         :raises RuntimeError: on trio.
         """
+        self._is_stopped = False
         if self._limit is not None:
             self._task.start()
 
     def sample(self) -> None:
-        """Have said what is due."""
-        self.start()
-        self._task.look()
+        """Have said what is due, unless this process has left: the ticker goes on for a while after the lifespan."""
+        if not self._is_stopped:
+            self.start()
+            self._task.look()
 
     async def stop(self) -> None:
-        """Stop, and give back what this process held."""
+        """Stop until it is started or asked again, and give back what this process held."""
+        self._is_stopped = True
         await self._task.stop()
 
     def forked(self) -> None:

@@ -299,7 +299,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             self._ear.start()
 
     async def stop(self) -> None:
-        """Stop, and say what has ended."""
+        """Stop until it is started or asked again, and say what has ended."""
+        self._is_stopped = True
         await self._ear.stop()
         await super().stop()
 

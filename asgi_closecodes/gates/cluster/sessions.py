@@ -76,7 +76,7 @@ class ClusterSessions(ClusterGate):
         if self._limit is None:
             lease.used += 1
             return
-        self._task.start()
+        self.start()
         self._task.look()
         with anyio.move_on_after(PATIENCE):
             while lease.may_wait:
