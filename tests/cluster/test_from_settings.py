@@ -10,6 +10,7 @@ from asgi_closecodes.gates import ClusterSessions, ClusterSessionsPerKey, Shadow
 from asgi_closecodes.guard import TICK
 from tests.asgi import Handler, Peer
 
+from .proxy import Proxy
 from .redis_server import running
 
 
@@ -137,6 +138,21 @@ async def test_who_has_left_does_not_come_back_while_the_ticker_goes_on(server):
                     await anyio.sleep(0.01)
         await anyio.sleep(3 * TICK)
         assert guard._is_ticking
+        assert server.command("KEYS", "*") == [b"closecodes:{default}:meta"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_who_is_far_from_the_server_leaves_too(server):
+    limits = {"cluster_max_sessions": 10, "cluster_max_sessions_per_client": 2}
+    async with Proxy(server.socket) as proxy:
+        proxy.delay = 0.2  # to leave is a new connection: three round trips
+        guard = Guard(Settings(redis_url=proxy.url, cluster_ttl=600, **limits))
+        async with guard.lifespan():
+            with anyio.fail_after(15):
+                while len(server.command("KEYS", "*")) < 5:
+                    await anyio.sleep(0.01)
+            await anyio.sleep(3 * proxy.delay)  # the answers are on their way
         assert server.command("KEYS", "*") == [b"closecodes:{default}:meta"]
 
 

@@ -256,7 +256,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._seq = 0
         self._said_at = -math.inf
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(FIRST_TIMEOUT if self._health.is_good else TIMEOUT):
                 await self._store.close()  # a cancelled command may have left an answer behind
                 await self._store.count(request)
         except Exception as error:

@@ -7,7 +7,7 @@ import time
 
 from asgi_closecodes import events
 
-from .lease import TIMEOUT, Fallback, Lease, Reply
+from .lease import FIRST_TIMEOUT, TIMEOUT, Fallback, Lease, Reply
 from .store import LeaseStore, Store
 from .task import ProcessTask
 
@@ -115,7 +115,7 @@ class Worker:
         request = self.lease.ask(leave=True)
         self.lease.reset()
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(FIRST_TIMEOUT):
                 await self._store.close()  # a cancelled command may have left an answer behind
                 if may_be_recorded:
                     await self._store.sync(request)
