@@ -433,6 +433,7 @@ class Session(Channel):
             if any(isinstance(cause, Exception) for cause in causes):  # it failed while it was cancelled
                 self._outcome = "failed"
                 self.report(events.SessionFailed(facts, new_error_id(), fingerprint(error), error, _ABANDONED, sent))
+        await _repeat(error)
         return False
 
     async def _ended_by_failure(self, error: Exception, causes: Sequence[BaseException]) -> bool:
@@ -546,11 +547,12 @@ class Session(Channel):
             await self._end(word, twin=twin)
         except (Exception, GeneratorExit):
             raise
-        except BaseException:
+        except BaseException as error:
             # Cancelled, maybe between the accept and the close, or in the middle of a response.
             if self.phase not in _OVER:
                 with anyio.move_on_after(CANCELLED_CLOSE_TIMEOUT, shield=True), contextlib.suppress(Exception):
                     await self._end(word, twin=True)
+            await _repeat(error)
             raise
 
     async def _end(self, word: LastWord, *, twin: bool) -> None:
@@ -734,6 +736,15 @@ def session_of(scope: Scope) -> Session | None:
     """Return the session that runs with ``scope``, that of the innermost middleware."""
     session = (scope.get("extensions") or {}).get("closecodes")
     return session if isinstance(session, Session) else None
+
+
+async def _repeat(error: BaseException) -> None:
+    """Raise once more the cancellation of a scope of anyio's, where ``error`` is one.
+
+    It is known by what it says, and a timeout of asyncio's that has expired in the same turn says nothing.
+    """
+    if isinstance(error, anyio.get_cancelled_exc_class()):
+        await anyio.lowlevel.checkpoint_if_cancelled()
 
 
 def _code_of(call: Any) -> CodeType | None:

@@ -375,6 +375,49 @@ async def test_a_session_that_is_cancelled_while_it_waits_in_a_gate_is_told():
     assert peer.closed[0] == 1012
 
 
+@pytest.mark.parametrize("of_a_gate", [True, False])
+@pytest.mark.parametrize("slow", ["handler", "refusal"])
+def test_a_scope_that_is_cancelled_as_a_timeout_expires_knows_its_cancellation(slow, of_a_gate, monkeypatch):
+    """anyio's scopes know their cancellation by what it says, and asyncio merges two of one turn."""
+    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.01)
+
+    async def main():
+        async def last_too_long():
+            try:
+                await anyio.sleep_forever()
+            finally:  # the timeout has expired
+                scope.cancel()
+
+        async def handler(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            if slow == "refusal":
+                raise TryAgainLater
+            await scope["extensions"]["closecodes"].shed()
+            await asyncio.gather(last_too_long())  # in a task of its own, as what waits for the cancelled one
+
+        async def stuck():
+            if slow == "refusal" and "close" in peer.heard:
+                await asyncio.gather(last_too_long())
+
+        class Limited:
+            @contextlib.asynccontextmanager
+            async def admit(self, session):
+                with scope:
+                    yield
+
+        scope = anyio.CancelScope()
+        peer = Peer(point=stuck)
+        with contextlib.nullcontext() if of_a_gate else scope:
+            gate = Limited() if of_a_gate else None
+            await peer.visit(CloseCodeMiddleware(handler, Guard(Settings(shed_grace=0.01), gate=gate)))
+        assert scope.cancelled_caught
+        assert asyncio.current_task().cancelling() == 0
+        assert peer.closed[0] == 1013
+
+    asyncio.run(main())
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_handler_that_is_shed_before_it_looks_finds_a_connect_first(waits, caplog):
