@@ -85,6 +85,8 @@ class CloseCodeMiddleware:
                     session.over()
         except TryAgainLater as refusal:
             await session.refuse(refusal)
+        except (Exception, GeneratorExit):  # thrown away: maybe where no event loop runs, to ask for what it raises
+            raise
         except anyio.get_cancelled_exc_class():
             await session.abandon()  # it may have been waiting in a gate
             raise

@@ -343,6 +343,29 @@ def test_a_session_that_is_over_needs_no_garbage_collector(ending, monkeypatch):
         gc.enable()
 
 
+def test_a_session_that_is_thrown_away_with_its_event_loop_ends_quietly():
+    """As at the end of a process whose server has not waited for it."""
+
+    class Stays(Peer):
+        async def receive(self):
+            if len(self._says) == 1:
+                await anyio.sleep_forever()
+            return await super().receive()
+
+    async def begin():
+        peer = Stays()
+        visit = CloseCodeMiddleware(Handler(), guard)(peer.scope, peer.receive, peer.send)
+        while "accept" not in peer.heard:
+            visit.send(None)
+        return visit
+
+    guard = Guard(Settings(max_sessions=1))
+    visit = asyncio.run(begin())
+    visit.close()
+    assert not guard.sessions
+    assert guard.snapshot()["gates"][0]["active"] == 0
+
+
 @pytest.mark.anyio
 async def test_a_refusal_that_is_cancelled_is_reported():
     events = []
