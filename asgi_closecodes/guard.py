@@ -34,6 +34,9 @@ TICK = 0.1
 LINGER = 15.0
 """Seconds that the looks go on after the last session, where no lifespan says whether there will be more."""
 
+STOP_TIMEOUT = 10.0
+"""Seconds that a gate may take to stop: a server's shutdown waits for it, uvicorn's without an end."""
+
 _AT_ONCE = 25
 """Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
 
@@ -327,7 +330,8 @@ class Guard:
         for gate in self._working_gates():
             if (stop := getattr(gate, "stop", None)) is not None:
                 try:
-                    await stop()
+                    with anyio.fail_after(STOP_TIMEOUT):
+                        await stop()
                 except Exception as error:
                     self._failed_once(f"{type(gate).__name__}.stop", (id(gate), "stop"), error)
 

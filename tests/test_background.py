@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed, SignalLeftAlone
-from asgi_closecodes.gates import MaxSessions, Pressure
+from asgi_closecodes.gates import AllOf, MaxSessions, Pressure
 from tests.asgi import Handler, Peer, of
 from tests.gates.stand_in import Dial
 
@@ -224,6 +224,35 @@ async def test_a_lifespan_starts_and_stops_it(monkeypatch):
         await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
         stop.set()
     await until(lambda: not guard._is_ticking)
+
+
+@pytest.mark.anyio
+async def test_a_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
+    """uvicorn waits for the end of the shutdown, however long it takes."""
+    monkeypatch.setattr("asgi_closecodes.guard.STOP_TIMEOUT", 0.01)
+    seen, sent, stopped = [], [], []
+
+    class Stuck(MaxSessions):
+        async def stop(self):
+            await anyio.sleep_forever()
+
+    class Other(MaxSessions):
+        async def stop(self):
+            stopped.append(self)
+
+    async def app(_scope, _receive, send):
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def send(message):
+        sent.append((message["type"], len(stopped)))
+
+    guard = Guard(Settings(), gate=AllOf(Stuck(1), Other(1)), observers=[seen.append])
+    with anyio.fail_after(5):
+        await CloseCodeMiddleware(app, guard)({"type": "lifespan"}, None, send)
+    assert sent == [("lifespan.shutdown.complete", 1)]
+    [failure] = of(CallbackFailed, seen)
+    assert failure.callback == "Stuck.stop"
+    assert isinstance(failure.exception, TimeoutError)
 
 
 # Draining

@@ -41,7 +41,7 @@ class Gate(Protocol):
 
     * ``report_to(report)``: it may tell events to ``report``;
     * ``start()``: called when the application starts; a RuntimeError keeps it from starting;
-    * ``stop()``: awaited when the application has stopped.
+    * ``stop()``: awaited when the application has stopped, for 10 seconds at most.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
