@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import time
@@ -16,6 +17,7 @@ import anyio.lowlevel
 from starlette.types import Receive, Scope, Send
 
 from . import background, events
+from .channel import cancelled_from_outside
 from .exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
 from .gates import AllOf, Gate, LoopLag, Shadow
 from .gates.base import FREE
@@ -332,7 +334,9 @@ class Guard:
                 try:
                     with anyio.fail_after(STOP_TIMEOUT):
                         await stop()
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:  # this too: of a task that it has cancelled itself
+                    if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
+                        raise
                     self._failed_once(f"{type(gate).__name__}.stop", (id(gate), "stop"), error)
 
     def _is_needed(self) -> bool:

@@ -37,8 +37,8 @@ MAY_KNOW = {
     "sigterm": {"background", "channel", "events"},
     "tally": {"events", "fingerprint"},
     "guard": {
-        *("background", "events", "exceptions", "gates", "logs", "rates", "retry", "session", "settings"),
-        *("shedding", "sigterm", "tally"),
+        *("background", "channel", "events", "exceptions", "gates", "logs", "rates", "retry", "session"),
+        *("settings", "shedding", "sigterm", "tally"),
     },
     "middleware": {"background", "events", "exceptions", "gates", "guard", "settings"},
     "status": {"events", "guard"},

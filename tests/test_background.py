@@ -1,6 +1,7 @@
 """What a guard does while nobody asks it: samples, shedding, draining."""
 
-from contextlib import asynccontextmanager
+import asyncio
+from contextlib import asynccontextmanager, nullcontext
 
 import anyio
 import pytest
@@ -224,6 +225,41 @@ async def test_a_lifespan_starts_and_stops_it(monkeypatch):
         await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
         stop.set()
     await until(lambda: not guard._is_ticking)
+
+
+@pytest.mark.parametrize("by", ["gate", "server"])
+def test_a_gate_that_awaits_the_task_that_it_cancels_keeps_no_other_from_stopping(by):
+    """Its CancelledError is nobody's cancellation; the server's is handed on."""
+    seen, sent, stopped = [], [], []
+
+    class Hasty(MaxSessions):
+        async def stop(self):
+            task = asyncio.ensure_future(anyio.sleep_forever())
+            (task if by == "gate" else server).cancel()
+            await task
+
+    class Other(MaxSessions):
+        async def stop(self):
+            stopped.append(self)
+
+    async def app(_scope, _receive, send):
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def send(message):
+        sent.append(message["type"])
+
+    async def main():
+        nonlocal server
+        server = asyncio.current_task()
+        await CloseCodeMiddleware(app, guard)({"type": "lifespan"}, None, send)
+
+    server = None
+    guard = Guard(Settings(), gate=AllOf(Hasty(1), Other(1)), observers=[seen.append])
+    with nullcontext() if by == "gate" else pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert sent == (["lifespan.shutdown.complete"] if by == "gate" else [])
+    assert len(stopped) == (by == "gate")
+    assert [failure.callback for failure in of(CallbackFailed, seen)] == (["Hasty.stop"] if by == "gate" else [])
 
 
 @pytest.mark.anyio
