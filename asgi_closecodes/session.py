@@ -549,10 +549,12 @@ class Session(Channel):
             raise
         except BaseException as error:
             # Cancelled, maybe between the accept and the close, or in the middle of a response.
-            if self.phase not in _OVER:
-                with anyio.move_on_after(CANCELLED_CLOSE_TIMEOUT, shield=True), contextlib.suppress(Exception):
-                    await self._end(word, twin=True)
-            await _repeat(error)
+            try:
+                if self.phase not in _OVER:
+                    with anyio.move_on_after(CANCELLED_CLOSE_TIMEOUT, shield=True), contextlib.suppress(Exception):
+                        await self._end(word, twin=True)
+            finally:  # CLOSE_TIMEOUT may expire meanwhile, which no scope of anyio's keeps out
+                await _repeat(error)
             raise
 
     async def _end(self, word: LastWord, *, twin: bool) -> None:

@@ -441,6 +441,24 @@ def test_a_scope_that_is_cancelled_as_a_timeout_expires_knows_its_cancellation(s
     asyncio.run(main())
 
 
+def test_so_does_one_whose_last_word_was_cut_short_twice(monkeypatch):
+    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
+
+    async def main():
+        async def stuck():
+            if peer.sent:
+                await anyio.sleep_forever()
+
+        peer = Peer(point=stuck)
+        app = CloseCodeMiddleware(Handler(), Guard(Settings(max_sessions=0, handshake="http")))
+        with anyio.move_on_after(0.01) as scope:  # in the shielded second attempt the timeout expires too
+            await peer.visit(app)
+        assert scope.cancelled_caught
+        assert asyncio.current_task().cancelling() == 0
+
+    asyncio.run(main())
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_handler_that_is_shed_before_it_looks_finds_a_connect_first(waits, caplog):
