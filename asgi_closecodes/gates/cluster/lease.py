@@ -247,8 +247,8 @@ class Lease(Terms):
             case "share":
                 if self._known is None:
                     return int(SHARE * self.limit)
-                # Together not more than the limit, however the sessions are spread: each keeps what it had, and of
-                # what was free all get the same.
+                # Together not more than the limit, however the sessions are spread, if all know the same of it: each
+                # keeps what it had, and of what was free all get the same.
                 limit, alloc = min(self._known.limit, self.limit), max(self._known.alloc, 1)
                 free = SHARE * max(limit - alloc, 0) / max(self._known.workers, 1)
                 return int(self._known.grant * min(limit / alloc, 1) + free)
