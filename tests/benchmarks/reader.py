@@ -5,14 +5,16 @@ The log is that of a busy service: mostly access and application lines, one refu
 
 import datetime as dt
 import json
-import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from .harness.paired import Comparison
 from .harness.suite import Benchmark, Unfit
@@ -120,6 +122,12 @@ def _line(rng):
     }, 1 + suppressed
 
 
+def _peak(pid):
+    """The KiB of memory that a process has had at most; 0 when it has ended."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(found[1]) if (found := re.search(r"VmHWM:\s+(\d+)", status)) else 0
+
+
 def _reading(*command, needs=None):
     @contextmanager
     def subject(run):
@@ -132,11 +140,13 @@ def _reading(*command, needs=None):
 
         def turn():
             start = time.perf_counter()
-            process = subprocess.Popen([*command, file], stdout=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            process = psutil.Popen([*command, file], stdout=subprocess.DEVNULL)
+            most = 0
+            while process.poll() is None:  # wait4 would count what this process was before it became another
+                most = max(most, _peak(process.pid))
+                time.sleep(0.02)
             assert process.returncode == 0
-            return {S: time.perf_counter() - start, MIB: usage.ru_maxrss / 1024}
+            return {S: time.perf_counter() - start, MIB: most / 1024}
 
         yield turn
         file.unlink(missing_ok=True)
