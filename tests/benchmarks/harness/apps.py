@@ -27,7 +27,7 @@ async def work(scope, receive, send):
     await receive()
     await send({"type": "websocket.accept"})
     while (message := await receive())["type"] == "websocket.receive":
-        for _ in range(40):
+        for _ in range(20):
             seen = json.loads(json.dumps({"rooms": [*range(20)], "said": message["text"]}))
         await send({"type": "websocket.send", "text": seen["said"]})
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,20 @@ class Server:
     def memory(self) -> int:
         """Return the bytes of memory that would be free without it."""
         return sum(process.memory_full_info().uss for process in self._processes())
+
+    def settle(self) -> None:
+        """Wait until it has nothing left to do: others are measured on the same core.
+
+        :raises TimeoutError: if that takes longer than half a minute.
+        """
+        until = time.monotonic() + 30
+        while True:
+            before = self.processor_time()
+            time.sleep(0.05)
+            if self.processor_time() - before < 0.005:
+                return
+            if time.monotonic() > until:
+                raise TimeoutError(f"the server of {self.url} is still at work 30 s after its last turn")
 
     @contextmanager
     def spending(self, run: Run) -> Iterator[Spent]:
