@@ -37,6 +37,11 @@ def _register(name, app, sockets):
 for sockets in SOCKETS:
     bare = f"bare, {sockets} sockets"
     _register("bare", "bare_echo", sockets)
+    _register("receive wrapped by hand", "echo_by_hand", sockets)
+    BENCHMARK.comparisons += [
+        Comparison(figure, f"receive wrapped by hand, {sockets} sockets", bare)
+        for figure in ("round trips/s", "p99 ms", "server us")
+    ]
     for name, app in {"middleware": "echo_limited", "with metrics": "echo_measured"}.items():
         _register(name, app, sockets)
         BENCHMARK.comparisons += [

@@ -32,6 +32,18 @@ async def work(scope, receive, send):
         await send({"type": "websocket.send", "text": seen["said"]})
 
 
+async def echo_by_hand(scope, receive, send):
+    """Echo, behind the least that can notice how the session ends."""
+    last = None
+
+    async def noticing():
+        nonlocal last
+        last = await receive()
+        return last
+
+    await echo(scope, noticing, send)
+
+
 async def refuse(scope, receive, send):
     await receive()
     await send({"type": "websocket.accept"})
@@ -124,6 +136,7 @@ reject_by_hand = sockets_only(reject)
 
 WRAPPED = {
     "echo_limited": lambda: _wrapped(echo, max_sessions=ROOM),
+    "echo_by_hand": lambda: sockets_only(echo_by_hand),
     "echo_measured": lambda: _wrapped(echo, max_sessions=ROOM, observers=_metrics()),
     "closing": lambda: _wrapped(echo, max_sessions=0, max_refusals_per_second=ROOM),
     "denying": lambda: _wrapped(echo, max_sessions=0, handshake="http"),
