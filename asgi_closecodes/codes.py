@@ -87,6 +87,8 @@ def fit_reason(text: object, parameters: str = "") -> str:
     What is too long is cut from the text, on a character boundary; the parameters, which
     machines read, stay whole as long as they fit themselves.
     """
+    if not parameters and type(text) is str and text.isascii() and len(text) <= MAX_REASON_BYTES:
+        return text
     tail = _cut(parameters, MAX_REASON_BYTES)
     return _cut(_as_text(text), MAX_REASON_BYTES - len(tail.encode())) + tail
 
@@ -113,10 +115,9 @@ class Close:
         is turned into one, and a reason of more than 123 bytes is cut on a character boundary.
         uvicorn, hypercorn and granian end such closes in 1006, 1000 or 1005 instead.
         """
-        return Close(
-            int(self.code) if may_be_sent(self.code) else int(CloseCode.INTERNAL_ERROR),
-            fit_reason(self.reason),
-        )
+        code = int(self.code) if may_be_sent(self.code) else int(CloseCode.INTERNAL_ERROR)
+        reason = fit_reason(self.reason)
+        return self if code is self.code and reason is self.reason else Close(code, reason)
 
 
 def _as_text(reason: object) -> str:

@@ -11,6 +11,7 @@ import time
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LENGTH = 12
+_SHIFTS = range(5 * (_LENGTH - 1), -1, -5)
 _RANDOM_BITS = 18  # of 60; the other 42 hold milliseconds until the year 2109
 _REFERENCE = re.compile(r"ref=([^\s;,\"']+)", re.IGNORECASE)
 _MISREAD = str.maketrans("OIL", "011", "-")
@@ -27,7 +28,7 @@ def new_error_id() -> str:
     else:  # one more in the same millisecond, or the clock was set back
         number = _last + 1
     _last = number
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (_LENGTH - 1), -1, -5))
+    return "".join([_ALPHABET[number >> shift & 31] for shift in _SHIFTS])
 
 
 def as_error_id(text: str) -> str:
