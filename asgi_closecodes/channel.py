@@ -17,13 +17,14 @@ class Channel:
     :param server_receive: the server's.
     """
 
-    __slots__ = ("_deliver", "_farewell", "_pending", "_receive", "received", "sent")
+    __slots__ = ("_deliver", "_farewell", "_others", "_receive", "_waiting", "received", "sent")
 
     def __init__(self, server_receive: Receive) -> None:
         self._receive = server_receive
         self._deliver: Send | None = None  # gets the handler's data, where it needs no second look
         self._farewell: Iterator[Message] | None = None
-        self._pending: list[Any] = []  # what can be cancelled where receive() waits, in each task that does
+        self._waiting: Any = None  # what can be cancelled where receive() waits,
+        self._others: tuple[Any, ...] = ()  # and where it does in more tasks at the same time
         self.received = 0
         """Messages with data that the handler received."""
         self.sent = 0
@@ -47,13 +48,13 @@ class Channel:
         It returns False where that could not be done now: the caller is to try once more, a little later.
         """
         self._farewell = farewell
-        interrupted = [_interrupted(waiting) for waiting in self._pending]
+        interrupted = [_interrupted(waiting) for waiting in (self._waiting, *self._others) if waiting is not None]
         return all(interrupted)
 
     @property
     def is_received_from(self) -> bool:
         """Whether the handler waits for the server's ``receive`` now."""
-        return bool(self._pending)
+        return self._waiting is not None or bool(self._others)
 
     # No coroutine function: it returns the server's own coroutine. That is one less a message, and an
     # error of the server has the server's frame in its traceback.
@@ -73,7 +74,10 @@ class Channel:
         if self._farewell is not None:
             return next(self._farewell)
         waiting = self._receive()
-        self._pending.append(waiting)
+        if self._waiting is None:
+            self._waiting = waiting
+        else:
+            self._others += (waiting,)
         try:
             message = await waiting
         except asyncio.CancelledError:
@@ -81,7 +85,10 @@ class Channel:
                 raise
             return next(self._farewell)
         finally:
-            self._pending.remove(waiting)
+            if self._waiting is waiting:
+                self._waiting = None
+            else:
+                self._others = _without(waiting, self._others)
         if message["type"] == "websocket.receive":
             self.received += 1
         else:
@@ -93,11 +100,11 @@ class Channel:
             return next(self._farewell)
         message = None
         with anyio.CancelScope() as scope:
-            self._pending.append(scope)
+            self._others += (scope,)
             try:
                 message = await self._receive()
             finally:
-                self._pending.remove(scope)
+                self._others = _without(scope, self._others)
         if message is None:
             assert self._farewell is not None
             return next(self._farewell)
@@ -106,6 +113,10 @@ class Channel:
         else:
             self._heard(message)
         return message
+
+
+def _without(one: object, several: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(other for other in several if other is not one)
 
 
 async def _is_cancelled_too() -> bool:

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import anyio
 import anyio.from_thread
@@ -94,8 +94,17 @@ class Guard:
         # Weak, since what is left to be said at the exit of the process should not keep the guard.
         self._logs = LogObserver(report=_weak(self.report))
         weakref.finalize(self, self._logs.sum_up, now=True)
-        own = (self._tally, self._logs, self._saturation, self._keep_watch)
-        self._observers: list[events.Observer] = [*own, *observers]
+        own: dict[events.Observer, Iterable[type]] = {
+            self._tally: Tally.COUNTED,
+            self._logs: LogObserver.WRITTEN,
+            self._saturation: (events.SessionRefused,),
+            self._keep_watch: (events.LogsSuppressed, events.GateSaturated),
+        }
+        self._followers = tuple(observers)
+        self._observers: dict[type, tuple[events.Observer, ...]] = {
+            kind: (*(observer for observer, kinds in own.items() if kind in kinds), *self._followers)
+            for kind in get_args(events.Event)
+        }
         self._watchers: list[Any] = [observer for observer in observers if hasattr(observer, "watch")]
         self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
         self._failed: set[object] = set()
@@ -267,6 +276,7 @@ class Guard:
 
     def over(self, session: Session) -> None:
         """Take note that it is over."""
+        self._tally.closed(session.closed_with)
         del self.sessions[session]
         self._leaving.discard(session)
         self._queue.freed()
@@ -283,9 +293,14 @@ class Guard:
         """Whether one more refusal may hold a socket until its peer answers the close."""
         return self.settings.max_refusals_per_second is None or self._refusals.take()
 
+    @property
+    def is_followed(self) -> bool:
+        """Whether anybody wants to know how a session goes where nothing is wrong with it."""
+        return bool(self._followers) or self._logs.is_detailed
+
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer. One that raises is reported once, and called again."""
-        for observer in self._observers:
+        for observer in self._observers.get(type(event), self._followers):  # a gate of the user's may have its own
             try:
                 returned = observer(event)
                 if returned is not None:
@@ -347,13 +362,9 @@ class Guard:
             or any(_limit_of(gate) is not None for gate in self._to_look_after)
         )
 
-    def _keep_watch(self, event: events.Event) -> None:
+    def _keep_watch(self, _event: events.Event) -> None:
         """Have the ticker look after what an event has begun."""
-        if (
-            not self._is_ticking
-            and isinstance(event, (events.LogsSuppressed, events.GateSaturated))
-            and background.inside_event_loop()
-        ):
+        if not self._is_ticking and background.inside_event_loop():
             self._tick_if_needed()
 
     def _tick_if_needed(self) -> None:

@@ -7,6 +7,7 @@ says its last word exactly once.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 import functools
@@ -20,17 +21,17 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain, repeat
 from types import CodeType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from . import events
 from .background import inside_event_loop
-from .channel import Channel
+from .channel import Channel, on_asyncio
 from .codes import Close, CloseCode, fit_reason, private_twin
 from .error_ids import new_error_id
 from .exceptions import (
@@ -53,6 +54,9 @@ CANCELLED_CLOSE_TIMEOUT = 1.0
 
 _ABANDONED = Close(CloseCode.SERVICE_RESTART)
 """What the peer of a cancelled session is told."""
+
+_COMPLETED = Close(CloseCode.NORMAL_CLOSURE)
+"""What the peer is told where the handler just returns."""
 
 HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 """What an unanswered handshake gets: accepted and closed, an HTTP response, or ASGI's plain HTTP 403."""
@@ -117,6 +121,13 @@ class LastWord:
     """Seconds for the header ``Retry-After`` of that response."""
 
 
+class _Ending(NamedTuple):
+    """That a session is ended from outside of its handler."""
+
+    word: LastWord
+    is_said: anyio.Event
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How the sessions of a guard end; see the settings of the same names."""
@@ -135,6 +146,10 @@ class Host(Protocol):
     rules: Rules
     exceptions: ExceptionMapping
     subprotocol: Callable[[Sequence[str]], str | None] | None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether anybody wants to know how a session goes where nothing is wrong with it."""
 
     def began(self, session: Session) -> None:
         """Take note of an admitted session."""
@@ -178,19 +193,18 @@ class Session(Channel):
         "__weakref__",
         "_answered",
         "_doom",
-        "_ended",
+        "_ending",
         "_handler",
         "_host",
+        "_id",
         "_initiator",
         "_key",
-        "_last_word",
         "_outcome",
         "_places",
         "_send",
         "_servers_scope",
         "arrived_at",
         "closed_with",
-        "id",
         "phase",
         "priority",
         "scope",
@@ -204,15 +218,13 @@ class Session(Channel):
         self._servers_scope = scope
         self._answered: tuple[Callable[[Session], None], ...] = ()
         self._doom: TryAgainLater | None = None
-        self._handler: anyio.CancelScope | Timeout | None = None  # what cancels it; None before it starts, and after
+        self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # what cancels it while it runs
         self._key: Hashable = None
-        self._last_word: LastWord | None = None  # set where somebody else than the handler ends the session,
-        self._ended: anyio.Event  # and then this is set when it was said
+        self._ending: _Ending | None = None  # where somebody else than the handler ends the session
         self._outcome: events.Outcome = "not_accepted"
-        self._places: Places | None = None
+        self._places: Places | None = None  # from when the handler is about to start until it has ended
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
-        self.id = os.urandom(6).hex()  # not random(): forked workers share its state
-        """12 hexadecimal digits, the same in every log record of this session."""
+        self._id = ""  # until somebody asks: most sessions are never told of
         self.scope = scope
         """The ASGI scope of the handshake."""
         self.phase = Phase.ARRIVED
@@ -240,6 +252,13 @@ class Session(Channel):
             received=self.received,
             sent=self.sent,
         )
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits, the same in every log record of this session."""
+        if not self._id:
+            self._id = os.urandom(6).hex()  # not random(): forked workers share its state
+        return self._id
 
     @property
     def key(self) -> Hashable:
@@ -290,27 +309,40 @@ class Session(Channel):
         extensions = {**(self._servers_scope.get("extensions") or {}), "closecodes": self}
         self.scope = {**self._servers_scope, "extensions": extensions}
 
-    def begin(self) -> anyio.CancelScope | Timeout:
-        """Return what the handler has to run in."""
+    def run(self, app: ASGIApp) -> Awaitable[None]:
+        """Return what is to be awaited: ``app``, which can be cancelled from elsewhere from now on."""
         self._host.began(self)
-        self._handler = move_on_after()
-        self.report(events.SessionAdmitted(self.facts()))
-        return self._handler
+        if self._host.is_followed:
+            self.report(events.SessionAdmitted(self.facts()))
+        handler = app(self.scope, *self.ends())
+        if not on_asyncio():
+            return self._run_in_scope(handler)
+        # Neither a coroutine nor a scope around it: they take 0.4 KiB for as long as the session lasts.
+        self._handler = asyncio.current_task()
+        return handler
+
+    async def _run_in_scope(self, handler: Awaitable[None]) -> None:
+        with anyio.CancelScope() as self._handler:
+            await handler
 
     async def finish(self, error: BaseException | None = None) -> bool:
         """Say the last word after the handler has ended; return whether nobody else has to know its ``error``."""
+        handler, self._handler = self._handler, None
+        if isinstance(handler, Timeout) and handler.stop(error):
+            error = None  # it overstayed
         if error is not None:
             return await self._ended_by(error)
-        await self._say(LastWord(Close(CloseCode.NORMAL_CLOSURE)))
+        await self._say(LastWord(_COMPLETED))
         return True
 
     def over(self) -> None:
         """Give notice that it has ended."""
         self._host.over(self)
-        self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
+        if self._host.is_followed:
+            self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
         # No cycles are left: the session is gone with its last reference, not with the next collection.
         self.scope = self._servers_scope
-        self._handler = self._places = None
+        self._places = None
 
     async def refuse(self, refusal: TryAgainLater) -> None:
         """End this session, of which a gate did not admit the handshake or the key."""
@@ -365,15 +397,15 @@ class Session(Channel):
 
     async def end(self, refusal: TryAgainLater) -> bool:
         """End this session as ``refusal`` says; see :meth:`shed`."""
-        if self.phase in _OVER or self._last_word is not None:
+        if self.phase in _OVER or self._ending is not None:
             return False
-        if self._handler is None:  # it waits in a gate: its handler is not to start
+        if self._places is None:  # it waits in a gate: its handler is not to start
             self._doom = refusal
             return True
         facts = self.facts()
-        word = self._last_word = self._word_for(refusal)
+        word = self._word_for(refusal)
+        ending = self._ending = _Ending(word, anyio.Event())
         self._outcome = "shed"
-        self._ended = anyio.Event()
         self._host.leaves(self)
         code, reason = int(word.close.code), word.close.reason
         farewell: Iterator[Message] = repeat({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -381,7 +413,7 @@ class Session(Channel):
             farewell = chain([{"type": "websocket.connect"}], farewell)
         try:
             self._move(self.phase)  # what the handler sends is for us now
-            self._handler.deadline = anyio.current_time() + self._host.rules.shed_grace
+            self._cancel_after(self._host.rules.shed_grace)
             is_cut_off = self.cut_off(farewell)
             # granian sends nothing as long as a receive() waits
             for _ in range(_TURNS):
@@ -391,9 +423,15 @@ class Session(Channel):
                 is_cut_off = is_cut_off or self.cut_off(farewell)
             await self._say(word)
         finally:
-            self._ended.set()
+            ending.is_said.set()
             self.report(events.SessionShed(facts, word.close, refusal.cause or "unknown", word.retry_after or 0.0))
         return True
+
+    def _cancel_after(self, seconds: float) -> None:
+        if isinstance(self._handler, anyio.CancelScope):
+            self._handler.deadline = anyio.current_time() + seconds
+        elif self._handler is not None and not isinstance(self._handler, Timeout):
+            self._handler = Timeout(seconds, self._handler)
 
     @property
     def message_count(self) -> int:
@@ -403,7 +441,7 @@ class Session(Channel):
     @property
     def is_leaving(self) -> bool:
         """Whether the session has ended, though its handler may still run, or was told to end."""
-        return self._last_word is not None or self.phase in _OVER
+        return self._ending is not None or self.phase in _OVER
 
     async def _ended_by(self, error: BaseException) -> bool:
         """Close the session for what its handler raised; return whether nobody else has to know."""
@@ -413,7 +451,7 @@ class Session(Channel):
         if not isinstance(error, Exception):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
-            await self._say(LastWord(Close(CloseCode.NORMAL_CLOSURE)))
+            await self._say(LastWord(_COMPLETED))
             return not self._host.rules.reraise
         wish = self._deliberate_close(causes)
         if wish is None:
@@ -518,12 +556,13 @@ class Session(Channel):
         :param timeout: seconds that the server may take, by default ``CLOSE_TIMEOUT``.
         """
         timeout = CLOSE_TIMEOUT if timeout is None else timeout
-        if foreign := self._last_word is not None and word is not self._last_word:
+        foreign = False
+        if self._ending is not None and word is not self._ending.word:
             # Somebody else ends this session. It is waited for: hypercorn closes the connection when its application
             # returns, on trio before it has sent what another task is sending.
             with move_on_after(timeout):
-                await self._ended.wait()
-            word, twin = self._last_word, True
+                await self._ending.is_said.wait()
+            word, twin, foreign = self._ending.word, True, True
         if self.phase in _OVER:
             return False
         failure: Exception | None = None
@@ -656,7 +695,7 @@ class Session(Channel):
             for call in self._answered:
                 call(self)
             self._answered = ()
-        self._deliver = self._send if phase is Phase.OPEN and self._last_word is None else None
+        self._deliver = self._send if phase is Phase.OPEN and self._ending is None else None
 
     def _leave(self, close: Close) -> None:
         self.closed_with = close
@@ -681,8 +720,8 @@ class Session(Channel):
         """
         kind = message["type"]
         phase = self.phase
-        if self._last_word is not None:
-            raise SessionEnded(f"this session was closed with {self._last_word.close.code}")
+        if self._ending is not None:
+            raise SessionEnded(f"this session was closed with {self._ending.word.close.code}")
         if phase is Phase.LEFT:
             await self._send(message)  # ASGI leaves it to the server whether this raises
         elif phase is Phase.CLOSED and kind in _GOODBYES:
@@ -704,11 +743,12 @@ class Session(Channel):
             raise RuntimeError(f"the handler sent {kind!r} when {phase.sentence}")
 
     def _opened(self) -> None:
-        if self._handler is None:
+        if self._places is None:
             return  # a task of the handler's that outlived the session
         if self._outcome == "not_accepted":
             self._outcome = "completed"
-        self.report(events.SessionOpened(self.facts()))
+        if self._host.is_followed:
+            self.report(events.SessionOpened(self.facts()))
 
     async def _deny_by_close(self, message: Message) -> None:
         """Close where the handler starts an HTTP response that cannot be given (any more).

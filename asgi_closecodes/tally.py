@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import events
+from .codes import Close
 from .fingerprint import type_name
 
 RECOVERED_AFTER = 10.0
@@ -20,6 +21,9 @@ _MOST_GROUPS = 20
 class Tally:
     """Counts for :meth:`Guard.snapshot`."""
 
+    COUNTED = (events.SessionRefused, events.SessionShed, events.SessionFailed)
+    """The events that it is for."""
+
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, Any]] = {}  # by fingerprint, the latest last
         self.errors = 0
@@ -27,11 +31,14 @@ class Tally:
         self.sheds: Counter[str] = Counter()
         self.closes: Counter[int] = Counter()
 
+    def closed(self, close: Close | None) -> None:
+        """Count a session that is over; None is an HTTP response."""
+        if close is not None:
+            self.closes[int(close.code)] += 1
+
     def __call__(self, event: events.Event) -> None:
         """Count ``event``."""
         match event:
-            case events.SessionClosed(close=close) if close is not None:
-                self.closes[int(close.code)] += 1
             case events.SessionRefused(cause=cause, mode=mode) if mode != "shadow":
                 self.refusals[cause] += 1
             case events.SessionShed(cause=cause):
@@ -73,7 +80,8 @@ class Saturation:
 
     def __call__(self, event: events.Event) -> None:
         """Take note of a refusal."""
-        if not isinstance(event, events.SessionRefused) or not event.is_overload:
+        assert isinstance(event, events.SessionRefused)
+        if not event.is_overload:
             return
         now = time.monotonic()
         key = event.gate, event.cause

@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asgi_closecodes.timeouts import move_on_after
+from asgi_closecodes.timeouts import Timeout, move_on_after
 
 
 @pytest.mark.anyio
@@ -28,30 +28,27 @@ async def test_what_takes_longer_is_cancelled_and_the_task_goes_on(seconds):
         await anyio.sleep(0.001)
 
 
-@pytest.mark.anyio
-async def test_a_deadline_may_be_set_by_another_task_while_it_runs():
-    async def overstay():
-        nonlocal timeout
-        with move_on_after() as timeout:
-            await anyio.sleep_forever()
+def test_on_asyncio_a_task_may_be_given_one_by_another_task():
+    async def main():
+        overstaying = asyncio.create_task(asyncio.sleep(60))
+        timeout = Timeout(0.01, overstaying)
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await overstaying
+        assert timeout.stop(cancelled.value)
 
-    timeout = None
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(overstay)
-            await anyio.wait_all_tasks_blocked()
-            timeout.deadline = anyio.current_time() + 0.01
-    assert timeout.cancelled_caught
+    asyncio.run(main())
 
 
-@pytest.mark.anyio
-async def test_a_deadline_that_is_set_when_it_is_over_harms_nobody():
+def test_on_asyncio_one_that_is_stopped_cancels_nothing():
     """As where a session is shed while it says its last word."""
-    with move_on_after() as timeout:
-        pass
-    timeout.deadline = anyio.current_time()
-    await anyio.sleep(0.01)
-    assert not timeout.cancelled_caught
+
+    async def main():
+        task = asyncio.create_task(asyncio.sleep(0.05))
+        timeout = Timeout(0.01, task)
+        assert not timeout.stop(None)
+        await task
+
+    asyncio.run(main())
 
 
 @pytest.mark.anyio
@@ -99,11 +96,24 @@ def test_on_asyncio_it_does_what_the_one_of_asyncio_does():
             return "timed out"
 
     async def ours(body, started):
-        with move_on_after() as timeout:
-            started(lambda: setattr(timeout, "deadline", asyncio.get_running_loop().time()))
+        timeout = None
+
+        def expire(task=asyncio.current_task()):
+            nonlocal timeout
+            timeout = Timeout(0, task)
+
+        started(expire)
+        error = None
+        try:
             return await body()
-        assert timeout.cancelled_caught
-        return "timed out"
+        except BaseException as raised:
+            error = raised
+            if timeout is not None and timeout.stop(error):
+                return "timed out"
+            raise
+        finally:
+            if timeout is not None and error is None:
+                timeout.stop(None)
 
     async def outcome_of(kind, expires, cancelled, turns, stubborn):
         async def body():

@@ -6,7 +6,7 @@ capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. T
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -184,9 +184,10 @@ class Places:
         self._all = all_of
         self._gates = all_of.gates  # those of others may be others by the time that this one leaves
         self._session = session
-        self._entered: list[AbstractAsyncContextManager[Any]] = []  # one for each gate
+        self._entered: Sequence[AbstractAsyncContextManager[Any]] = ()  # one for each gate
 
     async def __aenter__(self) -> Self:
+        self._entered = entered = []
         try:
             for gate in self._gates:
                 try:
@@ -196,7 +197,8 @@ class Places:
                 except Exception as error:
                     self._refuse_or_admit_past(gate, error)
                     place = FREE
-                self._entered.append(place)
+                entered.append(place)
+            self._entered = tuple(entered)  # a list takes more for as long as the session lasts
             return self
         except BaseException as error:
             if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
@@ -230,11 +232,10 @@ class Places:
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         pending = error
-        while self._entered:
-            place = self._entered.pop()
+        entered, self._entered = self._entered, ()
+        for gate, place in reversed([*zip(self._gates, entered, strict=False)]):
             if place is FREE:
                 continue
-            gate = self._gates[len(self._entered)]
             try:
                 swallows = await place.__aexit__(None if pending is None else type(pending), pending, trace)
                 # A gate may end its session by a scope of its own. An error is not its to settle: daphne closes for it.

@@ -7,14 +7,13 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.rates import Rate
 from asgi_closecodes.session import Session
 
 from .base import FREE
-from .sessions import Limited
+from .sessions import Limited, Place
 
 
 class HandshakesInProgress(Limited):
@@ -58,7 +57,7 @@ class HandshakesInProgress(Limited):
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places until the handshake is answered."""
-        return _Handshake(self, session)
+        return Place(self, session)
 
     def take(self, session: Session) -> None:
         """Count one handshake more, or refuse it."""
@@ -80,22 +79,6 @@ class HandshakesInProgress(Limited):
             if started > latest:
                 break  # the rest is younger
             yield session
-
-
-class _Handshake:
-    __slots__ = ("_gate", "_session")
-
-    def __init__(self, gate: HandshakesInProgress, session: Session) -> None:
-        self._gate = gate
-        self._session = session
-
-    async def __aenter__(self) -> None:
-        self._gate.take(self._session)
-
-    async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gate.give_back(self._session)
 
 
 class HandshakeRate:

@@ -6,41 +6,47 @@ import ipaddress
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 
 
 class _Counter(Protocol):
-    def take(self, key: Hashable, session: Session) -> None: ...
-    def give_back(self, key: Hashable, session: Session) -> None: ...
+    def take(self, session: Any, /) -> None: ...
+    def give_back(self, session: Any, /) -> None: ...
 
 
-class _Place:
-    """One session's place: checked and taken without an await in between, given back likewise."""
+class Place:
+    """One session's place, or any's where they are alike: checked and taken without an await in between."""
 
-    __slots__ = ("_gate", "_key", "_session")
+    __slots__ = ("_gate", "_session")
 
-    def __init__(self, gate: _Counter, key: Hashable, session: Session) -> None:
+    def __init__(self, gate: _Counter, session: Session | None) -> None:
         self._gate = gate
-        self._key = key  # kept: the session may have another one by the time it leaves
         self._session = session
 
     async def __aenter__(self) -> None:
-        self._gate.take(self._key, self._session)
+        self._gate.take(self._session)
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.give_back(self._key, self._session)
+        self._gate.give_back(self._session)
 
 
-class _PlaceOfKey(_Place):
+class _PlaceOfKey:
     """The same in a gate that counts by key."""
 
-    __slots__ = ()
-    _gate: MaxSessionsPerKey
+    __slots__ = ("_gate", "_key", "_session")
+
+    def __init__(self, gate: MaxSessionsPerKey, session: Session) -> None:
+        self._gate = gate
+        self._key = gate.key(session)  # kept: the session may have another one by the time it leaves
+        self._session = session
+
+    async def __aenter__(self) -> None:
+        self._gate.take(self._key, self._session)
 
     def recount(self) -> None:
         """Move to the key that the session has now, or refuse it and stay."""
@@ -48,6 +54,11 @@ class _PlaceOfKey(_Place):
             self._gate.take(key, self._session)
             self._gate.give_back(self._key, self._session)
             self._key = key
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.give_back(self._key, self._session)
 
 
 class Limited:
@@ -84,7 +95,7 @@ class MaxSessions(Limited):
         between 0 and 1.
     """
 
-    __slots__ = ("active", "reserve")
+    __slots__ = ("_place", "active", "reserve")
     cause = "full"
 
     def __init__(self, limit: int | None, reserve: Mapping[int, float] | None = None) -> None:
@@ -95,20 +106,22 @@ class MaxSessions(Limited):
                 raise ValueError(f"reserve={{{priority!r}: {share!r}}}: use a share of the limit between 0 and 1")
         self.active = 0
         """Open sessions. They are counted without a limit too: one that is set later finds them."""
+        self._place = Place(self, None)
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places."""
-        return _Place(self, None, session)
+        return Place(self, session) if self.reserve else self._place  # where all places are alike
 
-    def take(self, _key: Hashable, session: Session) -> None:
+    def take(self, session: Session | None) -> None:
         """Count one session more, or refuse it."""
         if self._limit is not None:
-            limit = self._limit * (1 - self.reserve.get(session.priority, 0)) if self.reserve else self._limit
+            reserved = 0 if session is None else self.reserve.get(session.priority, 0)
+            limit = self._limit * (1 - reserved) if reserved else self._limit
             if self.active >= limit:
                 raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
         self.active += 1
 
-    def give_back(self, _key: Hashable, _session: Session) -> None:
+    def give_back(self, _session: Session | None) -> None:
         """Count one session less."""
         self.active -= 1
 
@@ -180,7 +193,7 @@ class MaxSessionsPerKey(Limited):
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places of the session's key."""
-        return _PlaceOfKey(self, self.key(session), session)
+        return _PlaceOfKey(self, session)
 
     def active_of(self, key: Hashable) -> int:
         """Return the number of open sessions of ``key``."""

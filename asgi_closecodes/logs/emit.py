@@ -136,6 +136,9 @@ class LogObserver:
     :param report: told what was counted instead of written.
     """
 
+    WRITTEN = _LINES.keys()
+    """The events that it is for."""
+
     def __init__(
         self,
         *,
@@ -175,8 +178,8 @@ class LogObserver:
 
     def __call__(self, event: events.Event) -> None:
         """Write ``event``, or count it."""
-        line = _LINES.get(type(event))
-        if line is None or not line.logger.isEnabledFor(level := _level_of(event, line)):
+        line = _LINES[type(event)]
+        if not line.logger.isEnabledFor(level := _level_of(event, line)):
             return
         suppressed: dict[str, Any] = {}
         if line.sampler is not None:
@@ -189,6 +192,11 @@ class LogObserver:
         told = _told(event, self)
         told.keys.update(suppressed)
         _log(line.logger, level, line.name, told, getattr(event, "exception", None))
+
+    @property
+    def is_detailed(self) -> bool:
+        """Whether it is written how each session goes, and not only what is wrong."""
+        return _SESSION.isEnabledFor(logging.DEBUG)
 
     @property
     def has_unsaid(self) -> bool:

@@ -337,7 +337,7 @@ def _open(asking: list[_Asking]) -> list[_Asking]:
     return [one for one in asking if not one.answer.done()]
 
 
-class _Place(AbstractAsyncContextManager[None]):
+class _Place:
     """One session's place, and the one under another key that it has asked for."""
 
     __slots__ = ("_answer", "_digest", "_gate", "_next", "_session")

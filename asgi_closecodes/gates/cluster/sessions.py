@@ -48,6 +48,7 @@ class ClusterSessions(ClusterGate):
         self._lease = Lease(0)
         self._worker = Worker(self._lease, store, name, self._tell)
         self._task = self._worker.task
+        self._place = _Place(self)
         super().__init__(limit)
         self._join(self._lease, ttl, fallback)
 
@@ -68,7 +69,7 @@ class ClusterSessions(ClusterGate):
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places."""
-        return _Place(self)
+        return self._place
 
     async def wait_for_place(self) -> None:
         """Count one session more as soon as a sync brings a place, or refuse it."""
@@ -101,8 +102,8 @@ class ClusterSessions(ClusterGate):
         self._worker.forked()
 
 
-class _Place(AbstractAsyncContextManager[None]):
-    """One session's place: checked and taken without an await in between, where there is quota."""
+class _Place:
+    """Any session's place: checked and taken without an await in between, where there is quota."""
 
     __slots__ = ("_gate",)
 
