@@ -69,7 +69,7 @@ def counters(gate):
 small = st.none() | st.integers(0, 4)
 gates = st.deferred(
     lambda: (
-        st.builds(MaxSessions, small, st.just({1: 0.5}))
+        st.builds(MaxSessions, small, st.sampled_from([None, {1: 0.5}]))
         | st.builds(
             MaxSessionsPerKey,
             small,

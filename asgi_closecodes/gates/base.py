@@ -217,8 +217,9 @@ class Places:
                 self._refuse_or_admit_past(gate, error)
 
     def _refuse_or_admit_past(self, gate: Gate, error: Exception) -> None:
-        refusals = [leaf for leaf in leaves(error) if isinstance(leaf, TryAgainLater)]
-        if len(refusals) == len(list(leaves(error))):
+        causes = [*leaves(error)]
+        refusals = [cause for cause in causes if isinstance(cause, TryAgainLater)]
+        if len(refusals) == len(causes):
             refusals[0].gate = refusals[0].gate or type(gate).__name__
             raise refusals[0] from (error if error is not refusals[0] else None)
         admitted = self._all.failure == "open"

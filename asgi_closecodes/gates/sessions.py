@@ -150,6 +150,53 @@ def client_network(session: Session) -> str | None:
     return str(ipaddress.IPv6Network((int(address), 64), strict=False))  # one subscriber has at least a /64
 
 
+class SessionsByKey:
+    """The open sessions of each key, the oldest first, each with a number where a cluster gives numbers."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        # Most keys have one session: it stands for itself, since a dictionary of one takes 0.2 KiB.
+        self._held: dict[Hashable, tuple[Session, int | None] | dict[Session, int | None]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of keys that have a session."""
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        """Iterate over the keys that have a session now."""
+        return iter([*self._held])
+
+    def of(self, key: Hashable) -> Mapping[Session, int | None]:
+        """Return the sessions of ``key``."""
+        held = self._held.get(key, _NONE)
+        return {held[0]: held[1]} if isinstance(held, tuple) else held
+
+    def put(self, key: Hashable, session: Session, number: int | None = None) -> None:
+        """Add a session of ``key``, or give it a number."""
+        held = self._held.get(key)
+        if held is None:
+            self._held[key] = session, number
+        elif isinstance(held, tuple):
+            self._held[key] = {held[0]: held[1], session: number}
+        else:
+            held[session] = number
+
+    def drop(self, key: Hashable, session: Session) -> bool:
+        """Take a session of ``key`` away; return whether it was there."""
+        held = self._held.get(key, _NONE)
+        if session not in held:
+            return False
+        if len(held) == 1 or isinstance(held, tuple):
+            del self._held[key]
+        else:
+            del held[session]
+        return True
+
+
+_NONE: dict[Session, int | None] = {}
+
+
 class MaxSessionsPerKey(Limited):
     """At most ``limit`` open sessions of one key in this process.
 
@@ -183,8 +230,7 @@ class MaxSessionsPerKey(Limited):
         self._forget()
 
     def _forget(self) -> None:
-        self._sessions: dict[Hashable, dict[Session, int | None]] = {}
-        """Of each key, from the oldest on; each with its number where a cluster gives numbers."""
+        self._sessions = SessionsByKey()
         self.active = 0
         """Open sessions of all keys in this process."""
 
@@ -197,19 +243,18 @@ class MaxSessionsPerKey(Limited):
 
     def active_of(self, key: Hashable) -> int:
         """Return the number of open sessions of ``key``."""
-        return len(self._sessions.get(key, ()))
+        return len(self._sessions.of(key))
 
     def take(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` more, or refuse it."""
-        sessions = self._sessions.get(key)
-        if key is not None and self._limit is not None and self.active_of(key) >= self._limit:
+        if key is not None and self._limit is not None and len(sessions := self._sessions.of(key)) >= self._limit:
             if self.when_full == "refuse" or not sessions:
-                raise TryAgainLater(cause=self.cause, usage=self.active_of(key), limit=self._limit)
+                raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=self._limit)
             self._replace(key, next(iter(sessions)))
         self._hold(key, session)
 
     def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
-        self._sessions.setdefault(key, {})[session] = number
+        self._sessions.put(key, session, number)
         self.active += 1
 
     def _replace(self, key: Hashable, oldest: Session) -> None:
@@ -218,20 +263,16 @@ class MaxSessionsPerKey(Limited):
 
     def give_back(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` less, once."""
-        sessions = self._sessions.get(key, {})
-        if session not in sessions:
-            return  # it was replaced
-        del sessions[session]
-        if not sessions:
-            del self._sessions[key]
-        self.active -= 1
+        if self._sessions.drop(key, session):  # or it was replaced
+            self.active -= 1
 
     def unwanted(self) -> Iterator[Session]:
         """Yield the newest sessions of each key that has more than a limit that was lowered allows."""
         if not self._lowered or self._limit is None:
             return
         self._lowered = False  # until proven otherwise: the pass over all keys is not for every tick
-        for key, sessions in list(self._sessions.items()):
+        for key in self._sessions:
+            sessions = self._sessions.of(key)
             if key is not None and len(sessions) > self._limit:
                 self._lowered = True
                 yield from [session for session in sessions if not session.is_leaving][self._limit :]

@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import anyio
 import anyio.to_thread
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import GateFailed, SessionFailed, SessionRefused
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey, Shadow, client_network
+from asgi_closecodes.gates.sessions import SessionsByKey
 from tests.asgi import Handler, Peer, of
 from tests.gates.stand_in import Visitor, admitted, refused
 from tests.test_background import Stay, until
@@ -145,7 +148,22 @@ async def test_a_key_without_a_session_takes_no_memory():
     gate.limit = 0
     with pytest.raises(TryAgainLater):
         await gate.admit(session_of(None, name="refused")).__aenter__()
-    assert gate._sessions == {}
+    assert not gate._sessions
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "drop"]), st.sampled_from([None, "ann", "bob"]), st.integers(1, 4))))
+def test_however_sessions_are_kept_each_key_has_its_own_in_order(steps):
+    kept, model = SessionsByKey(), {}
+    for number, (step, key, session) in enumerate(steps):
+        if step == "put":
+            kept.put(key, session, number)
+            model.setdefault(key, {})[session] = number
+        else:
+            assert kept.drop(key, session) == (session in model.get(key, {}))
+            model.get(key, {}).pop(session, None)
+        model = {key: sessions for key, sessions in model.items() if sessions}
+        assert {key: [*kept.of(key).items()] for key in kept} == {key: [*its.items()] for key, its in model.items()}
+        assert len(kept) == len(model)
 
 
 @pytest.mark.anyio
@@ -237,7 +255,7 @@ async def test_a_session_counts_under_the_key_that_its_handler_sets(when):
         assert again.closed[0] == 1013
         assert (gate.active, gate.active_of("alice"), len(guard.sessions)) == (2, 1, 2)
         assert stay.codes() == [None, None]
-    assert (gate.active, gate._sessions) == (0, {})
+    assert (gate.active, len(gate._sessions)) == (0, 0)
     [refusal] = of(SessionRefused, events)
     assert (refusal.gate, refusal.cause, refusal.usage, refusal.limit) == ("MaxSessionsPerKey", "client", 1, 1)
     assert not of(SessionFailed, events)
@@ -267,7 +285,7 @@ async def test_a_new_key_may_replace_the_oldest_session_of_that_key():
         await until(lambda: stay.codes() == [1013, None])
         assert "cause=replaced" in stay.peers[0].closed[1]
         await until(lambda: gate.active == gate.active_of("alice") == 1)
-    assert (gate.active, gate._sessions) == (0, {})
+    assert (gate.active, len(gate._sessions)) == (0, 0)
 
 
 @pytest.mark.anyio
@@ -312,7 +330,7 @@ async def test_a_key_that_is_refused_stays_what_it_was_in_every_gate():
     peer = await Peer().visit(CloseCodeMiddleware(handler, Guard(gate=AllOf(free, full))))
     assert peer.heard == ["accept"]
     assert seen == [(None, 0, 1, 1)] * 2
-    assert (free._sessions, full._sessions) == ({}, {})
+    assert not free._sessions and not full._sessions
 
 
 @pytest.mark.anyio
@@ -323,7 +341,7 @@ async def test_a_key_in_the_shadow_is_not_refused():
         await stay.come(2, path="/alice")
         assert stay.codes() == [None, None]
         assert (inner.active_of("alice"), inner.active_of(None)) == (1, 1)
-    assert inner._sessions == {}
+    assert not inner._sessions
     assert [refusal.mode for refusal in of(SessionRefused, events)] == ["shadow"]
 
 
@@ -336,7 +354,7 @@ async def test_a_key_that_becomes_unusable_is_a_fault_of_the_gate(failure):
     peer = await Peer(path="/alice").visit(CloseCodeMiddleware(Keyed(), guard))
     assert peer.closed[0] == 1013 if failure == "closed" else peer.heard == ["accept"]
     assert [type(event.exception) for event in of(GateFailed, events)] == [TypeError]
-    assert gate._sessions == {}
+    assert not gate._sessions
 
 
 def test_a_session_that_was_given_a_key_is_gone_with_its_last_reference():

@@ -184,7 +184,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             heard=[*self._heard],
         )
         unnumbered = {
-            digest: [session for session, number in self._sessions.get(digest, {}).items() if number is None]
+            digest: [session for session, number in self._sessions.of(digest).items() if number is None]
             for digest in digests
         }
         try:
@@ -210,7 +210,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._changed.update(key for key in self._sessions if isinstance(key, str))
 
     def _count_of(self, digest: str, more: int) -> KeyCount:
-        sessions = self._sessions.get(digest, {})
+        sessions = self._sessions.of(digest)
         numbers = [number for number in sessions.values() if number is not None]
         return KeyCount(digest, len(sessions), more, numbers if self._said_as == "replace_oldest" else ())
 
@@ -222,10 +222,9 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         admitted: int,
         numbers: Iterator[int | None],
     ) -> None:
-        sessions = self._sessions.get(digest, {})
         for session, number in zip(unnumbered, numbers, strict=False):
-            if session in sessions:
-                sessions[session] = number
+            if session in self._sessions.of(digest):
+                self._sessions.put(digest, session, number)
         asking = _open(asking)
         if len(asking) < admitted:  # who was cancelled meanwhile is counted there
             self._changed.add(digest)
@@ -241,7 +240,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     def _replaced(self, request: CountRequest, reply: CountReply) -> None:
         for name in reply.replaced:
             digest, _, number = name.rpartition(":")
-            for session in [one for one, its in self._sessions.get(digest, {}).items() if str(its) == number]:
+            for session in [one for one, its in self._sessions.of(digest).items() if str(its) == number]:
                 self._replace(digest, session)
         self._heard.difference_update(request.heard)
         self._heard.update(reply.replaced)
