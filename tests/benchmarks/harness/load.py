@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import multiprocessing
 import os
+import socket
 import statistics
 import time
 from collections import Counter, deque
@@ -210,8 +212,23 @@ async def _drop(clients):
     await asyncio.gather(*(client.transport.wait_disconnected() for client in clients))
 
 
+_addresses = itertools.cycle(
+    f"127.{one}.{two}.{three}" for one in range(1, 9) for two in range(250) for three in range(1, 250)
+)
+
+
+def _own_address(_url):
+    """Return a socket with an address of its own, as clients have: who counts by client would be flattered by one."""
+    own = socket.socket()
+    own.setblocking(False)
+    own.bind((next(_addresses), 0))
+    return own
+
+
 async def _connect(url):
-    _, client = await ws_connect(Client, url, max_redirects=0, websocket_handshake_timeout=PATIENCE)
+    _, client = await ws_connect(
+        Client, url, max_redirects=0, websocket_handshake_timeout=PATIENCE, socket_factory=_own_address
+    )
     return client
 
 
