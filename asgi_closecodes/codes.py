@@ -87,8 +87,13 @@ def fit_reason(text: object, parameters: str = "") -> str:
     What is too long is cut from the text, on a character boundary; the parameters, which
     machines read, stay whole as long as they fit themselves.
     """
-    if not parameters and type(text) is str and text.isascii() and len(text) <= MAX_REASON_BYTES:
-        return text
+    if (
+        type(text) is str
+        and text.isascii()
+        and parameters.isascii()
+        and len(text) + len(parameters) <= MAX_REASON_BYTES
+    ):
+        return text + parameters  # nearly always, and at a fifth of the cost
     tail = _cut(parameters, MAX_REASON_BYTES)
     return _cut(_as_text(text), MAX_REASON_BYTES - len(tail.encode())) + tail
 

@@ -108,8 +108,7 @@ _GOODBYES = frozenset({"websocket.close", "websocket.http.response.start", "webs
 """Saying them once more after the last word changes nothing; servers differ in whether they raise."""
 
 
-@dataclass(frozen=True, slots=True)
-class LastWord:
+class LastWord(NamedTuple):
     """What this side says in the end, in whatever phase the session is then."""
 
     close: Close

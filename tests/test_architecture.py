@@ -35,7 +35,7 @@ MAY_KNOW = {
     "settings": {"codes", "gates"},
     "shedding": {"session"},
     "sigterm": {"background", "channel", "events"},
-    "tally": {"events", "fingerprint"},
+    "tally": {"codes", "events", "fingerprint"},
     "guard": {
         *("background", "channel", "events", "exceptions", "gates", "logs", "rates", "retry", "session"),
         *("settings", "shedding", "sigterm", "tally"),
