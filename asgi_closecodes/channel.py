@@ -116,7 +116,8 @@ class Channel:
 
 
 def _without(one: object, several: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(other for other in several if other is not one)
+    place = next(number for number, other in enumerate(several) if other is one)
+    return several[:place] + several[place + 1 :]
 
 
 async def _is_cancelled_too() -> bool:

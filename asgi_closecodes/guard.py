@@ -276,10 +276,10 @@ class Guard:
 
     def over(self, session: Session) -> None:
         """Take note that it is over."""
-        self._tally.closed(session.closed_with)
         del self.sessions[session]
         self._leaving.discard(session)
         self._queue.freed()
+        self._tally.closed(session.closed_with)
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function`` in the background."""
@@ -300,7 +300,10 @@ class Guard:
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer. One that raises is reported once, and called again."""
-        for observer in self._observers.get(type(event), self._followers):  # a gate of the user's may have its own
+        observers = self._observers.get(type(event))
+        if observers is None:
+            observers = self._observers[type(event)] = self._observers_of(type(event))
+        for observer in observers:
             try:
                 returned = observer(event)
                 if returned is not None:
@@ -309,6 +312,10 @@ class Guard:
                 raise
             except BaseException as error:  # a CancelledError too: of a future that it asked, nobody cancels a call
                 self._failed_once(f"observer {observer!r}", id(observer), error)
+
+    def _observers_of(self, kind: type) -> tuple[events.Observer, ...]:
+        """Return whom a class of events is for that is none of ours: a gate of the user's may report its own."""
+        return next((self._observers[base] for base in kind.__mro__ if base in self._observers), self._followers)
 
     def _failed_once(self, name: str, key: object, error: BaseException) -> None:
         if key not in self._failed:

@@ -15,6 +15,7 @@ import inspect
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,9 @@ MOVES: dict[Phase, dict[str, Phase]] = {
 
 After :attr:`Phase.LEFT` the server decides: ASGI lets ``send`` raise an OSError or do nothing.
 """
+
+_NAMING = threading.Lock()
+"""Held where a session gets its id: a thread of its handler's may ask for it while the event loop does."""
 
 _TURNS = 10
 """Turns of the event loop that a cut off receive() may take to return."""
@@ -191,6 +195,7 @@ class Session(Channel):
     __slots__ = (
         "__weakref__",
         "_answered",
+        "_cancelling",
         "_doom",
         "_ending",
         "_handler",
@@ -216,6 +221,7 @@ class Session(Channel):
         self._send = send
         self._servers_scope = scope
         self._answered: tuple[Callable[[Session], None], ...] = ()
+        self._cancelling = 0  # how often the handler's task was cancelled before it began
         self._doom: TryAgainLater | None = None
         self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # what cancels it while it runs
         self._key: Hashable = None
@@ -256,7 +262,9 @@ class Session(Channel):
     def id(self) -> str:
         """12 hexadecimal digits, the same in every log record of this session."""
         if not self._id:
-            self._id = os.urandom(6).hex()  # not random(): forked workers share its state
+            name = os.urandom(6).hex()  # not random(): forked workers share its state
+            with _NAMING:
+                self._id = self._id or name
         return self._id
 
     @property
@@ -313,22 +321,24 @@ class Session(Channel):
         self._host.began(self)
         if self._host.is_followed:
             self.report(events.SessionAdmitted(self.facts()))
-        handler = app(self.scope, *self.ends())
         if not on_asyncio():
-            return self._run_in_scope(handler)
+            return self._run_in_scope(app)
         # Neither a coroutine nor a scope around it: they take 0.4 KiB for as long as the session lasts.
-        self._handler = asyncio.current_task()
-        return handler
+        self._handler = task = asyncio.current_task()
+        assert task is not None
+        self._cancelling = task.cancelling()
+        return app(self.scope, *self.ends())
 
-    async def _run_in_scope(self, handler: Awaitable[None]) -> None:
+    async def _run_in_scope(self, app: ASGIApp) -> None:
         with anyio.CancelScope() as self._handler:
-            await handler
+            await app(self.scope, *self.ends())
 
     async def finish(self, error: BaseException | None = None) -> bool:
         """Say the last word after the handler has ended; return whether nobody else has to know its ``error``."""
         handler, self._handler = self._handler, None
         if isinstance(handler, Timeout) and handler.stop(error):
             error = None  # it overstayed
+        del handler  # no cycle: what the task ends with may refer to this frame
         if error is not None:
             return await self._ended_by(error)
         await self._say(LastWord(_COMPLETED))
@@ -430,7 +440,7 @@ class Session(Channel):
         if isinstance(self._handler, anyio.CancelScope):
             self._handler.deadline = anyio.current_time() + seconds
         elif self._handler is not None and not isinstance(self._handler, Timeout):
-            self._handler = Timeout(seconds, self._handler)
+            self._handler = Timeout(seconds, self._handler, self._cancelling)
 
     @property
     def message_count(self) -> int:
@@ -707,9 +717,9 @@ class Session(Channel):
         if message["type"] == "websocket.connect" and self.phase is Phase.ARRIVED:
             self._move(Phase.CONNECTING)
         elif message["type"] == "websocket.disconnect" and self.phase not in _OVER:
-            code = message.get("code")
+            code = message.get("code")  # None where there was none; and whatever a server or middleware makes up
             reason = message.get("reason") or ""
-            self._leave(Close(CloseCode.NO_STATUS_RCVD if code is None else code, reason))
+            self._leave(Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason))
 
     async def _control(self, message: Message) -> None:
         """Pass on what the handler sends besides data, or data out of season.

@@ -28,23 +28,25 @@ class Timeout:
     It cancels once, as asyncio does and unlike a scope of anyio's; and such a scope is no shield against it.
 
     :param seconds: after which it cancels.
-    :param task: by default the current one, from now on; or another one, from its start on.
+    :param task: by default the current one, from now on.
+    :param cancelling: how often another one was cancelled before it began with what is to end in time.
     """
 
     __slots__ = ("_cancelling", "_has_expired", "_task", "_timer", "cancelled_caught")
 
-    def __init__(self, seconds: float, task: asyncio.Task[object] | None = None) -> None:
-        self._cancelling = 0  # whoever has cancelled another task since its start comes first
+    def __init__(self, seconds: float, task: asyncio.Task[object] | None = None, cancelling: int = 0) -> None:
         if task is None:
             task = asyncio.current_task()
             assert task is not None
-            self._cancelling = task.cancelling()
-        self._task = task
+            cancelling = task.cancelling()
+        self._task: asyncio.Task[object] | None = task
+        self._cancelling = cancelling
         self._has_expired = False
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
         self.cancelled_caught = False
 
     def _expire(self) -> None:
+        assert self._task is not None
         self._has_expired = True
         self._task.cancel()
 
@@ -59,7 +61,9 @@ class Timeout:
     def stop(self, error: BaseException | None) -> bool:
         """Cancel nothing any more; return whether ``error``, with which the task ends, is this one's doing."""
         self._timer.cancel()
+        task, self._task = self._task, None  # no cycle, where the task's own exception refers to this
         if self._has_expired:
-            is_ours_alone = self._task.uncancel() <= self._cancelling  # nobody else has cancelled it too
+            assert task is not None
+            is_ours_alone = task.uncancel() <= self._cancelling  # nobody else has cancelled it too
             self.cancelled_caught = is_ours_alone and isinstance(error, asyncio.CancelledError)
         return self.cancelled_caught

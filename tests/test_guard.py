@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import anyio
 import anyio.lowlevel
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError, TryAgainLater
+from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, SettingsError, TryAgainLater
 from asgi_closecodes.events import (
     CallbackFailed,
     LimitsSet,
@@ -25,6 +26,8 @@ from asgi_closecodes.events import (
     SessionRefused,
 )
 from asgi_closecodes.gates import LoopLag, MaxSessions, MaxSessionsPerKey, Pressure
+from asgi_closecodes.gates.base import FREE
+from asgi_closecodes.logs import LogObserver
 from tests.asgi import Handler, Peer, of
 from tests.gates.stand_in import Clock, Dial
 from tests.test_background import Guest, Stay, until
@@ -448,6 +451,52 @@ async def test_an_observer_that_raises_is_logged_once_and_called_again_and_harms
     assert [repr(second) in record.getMessage() for record in failures(caplog)] == [False, True]
     assert [event.exception.args for event in of(CallbackFailed, after)] == [("the observer",)] * 2
     assert guard.snapshot()["errors"] == 0
+
+
+@pytest.mark.anyio
+async def test_a_second_log_observer_is_an_observer_as_any(caplog):
+    """One of its own, that writes paths as they came: it is told of everything, and writes what is written."""
+    peer = await Peer().visit(CloseCodeMiddleware(Handler(ValueError()), Guard(observers=[LogObserver(path="raw")])))
+    assert peer.closed[0] == 1011
+    names = [getattr(record, "event.name", None) for record in caplog.records if record.levelno >= logging.ERROR]
+    assert names == ["closecodes.session.exception"] * 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("followed", [False, True])
+async def test_an_event_of_a_gate_of_ones_own_counts_as_what_it_is_a_kind_of(followed):
+    class Mine(SessionRefused):
+        pass
+
+    @dataclass
+    class Unheard:
+        number: int
+
+    class Teller:
+        def report_to(self, report):
+            self.report = report
+
+        def admit(self, session):
+            self.report(Unheard(1))
+            self.report(Mine(session.facts(), Close(1013), "Teller", "mine", 1.0, "close"))
+            return FREE
+
+    seen = []
+    guard = Guard(gate=Teller(), observers=[seen.append] if followed else [])
+    await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+    assert guard.snapshot()["refusals"] == {"mine": 1}
+    assert [type(event) for event in seen if isinstance(event, (Mine, Unheard))] == [Unheard, Mine] * followed
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("level", ["DEBUG", "INFO"])
+async def test_how_a_session_goes_is_told_where_somebody_wants_to_know(level, caplog):
+    caplog.set_level(level, "asgi_closecodes.session")
+    guard = Guard()
+    await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+    told = [getattr(record, "event.name", "") for record in caplog.records if record.name == "asgi_closecodes.session"]
+    assert told == ["closecodes.session.opened", "closecodes.session.closed"] * (level == "DEBUG")
+    assert guard.snapshot()["closes"] == {1001: 1}
 
 
 @pytest.mark.anyio

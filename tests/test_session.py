@@ -9,7 +9,10 @@ import contextlib
 import gc
 import io
 import logging
+import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import anyio
@@ -341,6 +344,90 @@ def test_a_session_that_is_over_needs_no_garbage_collector(ending, monkeypatch):
         assert asyncio.run(visit())() is None
     finally:
         gc.enable()
+
+
+def test_a_session_that_was_cancelled_twice_needs_no_garbage_collector():
+    async def twice():
+        peer = Slow()
+        task = asyncio.create_task(peer.visit(CloseCodeMiddleware(Handler(), Guard(Settings(max_sessions=1)))))
+        for _ in range(2):  # the second time while the last word is said
+            await asyncio.sleep(0.02)
+            task.cancel()
+        await asyncio.wait([task])
+        return weakref.ref(peer)
+
+    class Slow(Peer):
+        async def receive(self):
+            if len(self._says) == 1:
+                await asyncio.sleep(60)
+            return await super().receive()
+
+        async def send(self, message):
+            await super().send(message)
+            await asyncio.sleep(0.1 if message["type"] == "websocket.close" else 0)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(twice())() is None
+    finally:
+        gc.enable()
+
+
+def test_on_asyncio_a_handler_that_overstays_is_its_sessions_affair_whoever_was_cancelled_before():
+    """A gate has swallowed a cancellation, as code of users' does: the task counts as cancelled from then on."""
+
+    class Deaf:
+        @contextlib.asynccontextmanager
+        async def admit(self, session):
+            sessions.append(session)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            yield
+
+    async def overstay(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.sleep(60)
+
+    async def visit():
+        guard = Guard(Settings(shed_grace=0.02), gate=Deaf())
+        peer = Peer()
+        task = asyncio.create_task(peer.visit(CloseCodeMiddleware(overstay, guard)))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.sleep(0.02)
+        await sessions[0].shed()
+        assert (await task).closed[0] == 1013
+        assert task.cancelling() == 1
+
+    sessions = []
+    asyncio.run(visit())
+
+
+def test_whoever_asks_for_the_id_of_a_session_is_told_the_same():
+    """A thread of the handler's asks while the event loop reports."""
+    guard = Guard(Settings())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(300):
+                session = guard.session({"type": "websocket"}, None, None)
+                gate = threading.Barrier(2)
+                assert len(set(threads.map(lambda _: (gate.wait(), session.id)[1], range(2)))) == 1
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("code", ["bye", None, 1000.0, b"1001"])
+async def test_a_departure_without_a_number_is_one_without_a_code(code):
+    guard = Guard(Settings())
+    peer = Peer()
+    peer._says[-1] = {"type": "websocket.disconnect", "code": code}
+    await peer.visit(CloseCodeMiddleware(Handler(), guard))
+    assert (guard.snapshot()["sessions"], guard.snapshot()["closes"]) == (0, {1005: 1})
 
 
 def test_a_session_that_is_thrown_away_with_its_event_loop_ends_quietly():

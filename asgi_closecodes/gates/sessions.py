@@ -167,10 +167,10 @@ class SessionsByKey:
         """Iterate over the keys that have a session now."""
         return iter([*self._held])
 
-    def of(self, key: Hashable) -> Mapping[Session, int | None]:
-        """Return the sessions of ``key``."""
-        held = self._held.get(key, _NONE)
-        return {held[0]: held[1]} if isinstance(held, tuple) else held
+    def of(self, key: Hashable) -> dict[Session, int | None]:
+        """Return the sessions of ``key``, to be read."""
+        held = self._held.get(key)
+        return {} if held is None else {held[0]: held[1]} if isinstance(held, tuple) else held
 
     def put(self, key: Hashable, session: Session, number: int | None = None) -> None:
         """Add a session of ``key``, or give it a number."""
@@ -184,17 +184,14 @@ class SessionsByKey:
 
     def drop(self, key: Hashable, session: Session) -> bool:
         """Take a session of ``key`` away; return whether it was there."""
-        held = self._held.get(key, _NONE)
+        held = self.of(key)
         if session not in held:
             return False
-        if len(held) == 1 or isinstance(held, tuple):
+        if len(held) == 1:
             del self._held[key]
         else:
             del held[session]
         return True
-
-
-_NONE: dict[Session, int | None] = {}
 
 
 class MaxSessionsPerKey(Limited):

@@ -178,8 +178,8 @@ class LogObserver:
 
     def __call__(self, event: events.Event) -> None:
         """Write ``event``, or count it."""
-        line = _LINES[type(event)]
-        if not line.logger.isEnabledFor(level := _level_of(event, line)):
+        line = _LINES.get(type(event))
+        if line is None or not line.logger.isEnabledFor(level := _level_of(event, line)):
             return
         suppressed: dict[str, Any] = {}
         if line.sampler is not None:
