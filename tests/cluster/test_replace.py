@@ -353,6 +353,7 @@ async def test_without_the_server_each_process_replaces_its_own(processes):
         server.start()
         await processes.until(lambda: counted(server) == 3)  # nobody leaves because it was away,
         await processes.until_replaced(first)
+        await processes.until_known(server)
         await processes.enter(closed)  # but for the next who comes
         await processes.until_replaced(first, second, third)
         assert counted(server) == 2
