@@ -70,8 +70,8 @@ class CloseCodeMiddleware:
             return await self.app(scope, receive, send)  # one place a session, however often it comes by
         session = self.guard.session(scope, receive, send)
         try:
-            async with self.guard.gate.admit(session) as places:
-                session.prepare(places)
+            async with self.guard.gate.admit(session) as session.places:
+                session.prepare()
                 try:
                     await session.run(self.app)
                 except BaseException as error:
@@ -81,8 +81,8 @@ class CloseCodeMiddleware:
                     await session.finish()
                 finally:
                     session.over()
-        except TryAgainLater as refusal:
-            await session.refuse(refusal)
+        except TryAgainLater as error:
+            await session.refuse(error)
         except (Exception, GeneratorExit):  # thrown away: maybe where no event loop runs, to ask for what it raises
             raise
         except anyio.get_cancelled_exc_class():

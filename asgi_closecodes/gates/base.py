@@ -6,7 +6,7 @@ capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. T
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -184,10 +184,9 @@ class Places:
         self._all = all_of
         self._gates = all_of.gates  # those of others may be others by the time that this one leaves
         self._session = session
-        self._entered: Sequence[AbstractAsyncContextManager[Any]] = ()  # one for each gate
+        self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # one for each gate
 
     async def __aenter__(self) -> Self:
-        self._entered = entered = []
         try:
             for gate in self._gates:
                 try:
@@ -197,8 +196,7 @@ class Places:
                 except Exception as error:
                     self._refuse_or_admit_past(gate, error)
                     place = FREE
-                entered.append(place)
-            self._entered = tuple(entered)  # a list takes more for as long as the session lasts
+                self._entered += (place,)  # no list: that takes more for as long as the session lasts
             return self
         except BaseException as error:
             if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
@@ -234,7 +232,8 @@ class Places:
     ) -> bool:
         pending = error
         entered, self._entered = self._entered, ()
-        for gate, place in reversed([*zip(self._gates, entered, strict=False)]):
+        for number in range(len(entered) - 1, -1, -1):
+            place, gate = entered[number], self._gates[number]
             if place is FREE:
                 continue
             try:

@@ -156,8 +156,8 @@ class SessionsByKey:
     __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        # Most keys have one session: it stands for itself, since a dictionary of one takes 0.2 KiB.
-        self._held: dict[Hashable, tuple[Session, int | None] | dict[Session, int | None]] = {}
+        # Most keys have one session, which stands for itself: a dictionary of one takes 0.2 KiB.
+        self._held: dict[Hashable, Session | tuple[Session, int] | dict[Session, int | None]] = {}
 
     def __len__(self) -> int:
         """Return the number of keys that have a session."""
@@ -170,27 +170,33 @@ class SessionsByKey:
     def of(self, key: Hashable) -> dict[Session, int | None]:
         """Return the sessions of ``key``, to be read."""
         held = self._held.get(key)
-        return {} if held is None else {held[0]: held[1]} if isinstance(held, tuple) else held
+        if held is None:
+            return {}
+        if isinstance(held, dict):
+            return held
+        return {held[0]: held[1]} if isinstance(held, tuple) else {held: None}
 
     def put(self, key: Hashable, session: Session, number: int | None = None) -> None:
         """Add a session of ``key``, or give it a number."""
         held = self._held.get(key)
-        if held is None:
-            self._held[key] = session, number
-        elif isinstance(held, tuple):
-            self._held[key] = {held[0]: held[1], session: number}
+        if held is None or held is session:
+            self._held[key] = session if number is None else (session, number)
         else:
-            held[session] = number
+            sessions = self.of(key)
+            sessions[session] = number
+            self._held[key] = sessions
 
     def drop(self, key: Hashable, session: Session) -> bool:
         """Take a session of ``key`` away; return whether it was there."""
-        held = self.of(key)
-        if session not in held:
-            return False
-        if len(held) == 1:
-            del self._held[key]
-        else:
-            del held[session]
+        sessions = self._held.get(key)
+        if sessions is not session:
+            sessions = self.of(key)
+            if session not in sessions:
+                return False
+            if len(sessions) > 1:
+                del sessions[session]
+                return True
+        del self._held[key]
         return True
 
 
@@ -248,7 +254,8 @@ class MaxSessionsPerKey(Limited):
             if self.when_full == "refuse" or not sessions:
                 raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=self._limit)
             self._replace(key, next(iter(sessions)))
-        self._hold(key, session)
+        self._sessions.put(key, session)
+        self.active += 1
 
     def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
         self._sessions.put(key, session, number)
@@ -260,8 +267,7 @@ class MaxSessionsPerKey(Limited):
 
     def give_back(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` less, once."""
-        if self._sessions.drop(key, session):  # or it was replaced
-            self.active -= 1
+        self.active -= self._sessions.drop(key, session)  # or it was replaced
 
     def unwanted(self) -> Iterator[Session]:
         """Yield the newest sessions of each key that has more than a limit that was lowered allows."""
