@@ -232,8 +232,7 @@ class Places:
     ) -> bool:
         pending = error
         entered, self._entered = self._entered, ()
-        for number in range(len(entered) - 1, -1, -1):
-            place, gate = entered[number], self._gates[number]
+        for place in reversed(entered):
             if place is FREE:
                 continue
             try:
@@ -244,6 +243,7 @@ class Places:
             except Exception as failure:
                 # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
                 if any(leaf is not pending for leaf in leaves(failure)):
+                    gate = next(gate for gate, its in zip(self._gates, entered, strict=False) if its is place)
                     self._report(gate, failure, "release", admitted=True)
                 if isinstance(pending, anyio.get_cancelled_exc_class()) and not cancelled_from_outside():
                     pending = None  # the cancellation of a task group or a scope of the gate's own,

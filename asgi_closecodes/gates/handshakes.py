@@ -61,7 +61,7 @@ class HandshakesInProgress(Limited):
 
     def take(self, session: Session) -> None:
         """Count one handshake more, or refuse it."""
-        if self._limit is not None and self.active >= self._limit:
+        if self._limit is not None and len(self._started) >= self._limit:
             raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
         self._started[session] = self._clock()
         session.when_answered(self.give_back)
@@ -151,9 +151,10 @@ class HandshakeRate:
         :raises TryAgainLater: with the exact delay.
         """
         now = self._clock()
-        self._limiter.per_second = rate = self._rate_at(now)
-        self._limiter.burst = rate if self._burst is None else self._burst
-        if self._limiter.take():
+        limiter = self._limiter
+        limiter.per_second = rate = self._rate_at(now)
+        limiter.burst = rate if self._burst is None else self._burst
+        if limiter.take():
             return FREE
         raise TryAgainLater(cause=self.cause, retry_after=self._next_turn(now), limit=self._rate)
 

@@ -150,26 +150,17 @@ def client_network(session: Session) -> str | None:
     return str(ipaddress.IPv6Network((int(address), 64), strict=False))  # one subscriber has at least a /64
 
 
-class SessionsByKey:
-    """The open sessions of each key, the oldest first, each with a number where a cluster gives numbers."""
+class SessionsByKey(dict[Hashable, "Session | tuple[Session, int] | dict[Session, int | None]"]):
+    """The open sessions of each key, the oldest first, each with a number where a cluster gives numbers.
 
-    __slots__ = ("_held",)
+    Most keys have one session, which stands for itself: a dictionary of one takes 0.2 KiB.
+    """
 
-    def __init__(self) -> None:
-        # Most keys have one session, which stands for itself: a dictionary of one takes 0.2 KiB.
-        self._held: dict[Hashable, Session | tuple[Session, int] | dict[Session, int | None]] = {}
-
-    def __len__(self) -> int:
-        """Return the number of keys that have a session."""
-        return len(self._held)
-
-    def __iter__(self) -> Iterator[Hashable]:
-        """Iterate over the keys that have a session now."""
-        return iter([*self._held])
+    __slots__ = ()
 
     def of(self, key: Hashable) -> dict[Session, int | None]:
         """Return the sessions of ``key``, to be read."""
-        held = self._held.get(key)
+        held = self.get(key)
         if held is None:
             return {}
         if isinstance(held, dict):
@@ -178,25 +169,24 @@ class SessionsByKey:
 
     def put(self, key: Hashable, session: Session, number: int | None = None) -> None:
         """Add a session of ``key``, or give it a number."""
-        held = self._held.get(key)
+        held = self.get(key)
         if held is None or held is session:
-            self._held[key] = session if number is None else (session, number)
+            self[key] = session if number is None else (session, number)
         else:
             sessions = self.of(key)
             sessions[session] = number
-            self._held[key] = sessions
+            self[key] = sessions
 
     def drop(self, key: Hashable, session: Session) -> bool:
         """Take a session of ``key`` away; return whether it was there."""
-        sessions = self._held.get(key)
-        if sessions is not session:
+        if self.get(key) is not session:
             sessions = self.of(key)
             if session not in sessions:
                 return False
             if len(sessions) > 1:
                 del sessions[session]
                 return True
-        del self._held[key]
+        del self[key]
         return True
 
 
@@ -250,12 +240,17 @@ class MaxSessionsPerKey(Limited):
 
     def take(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` more, or refuse it."""
-        if key is not None and self._limit is not None and len(sessions := self._sessions.of(key)) >= self._limit:
-            if self.when_full == "refuse" or not sessions:
-                raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=self._limit)
-            self._replace(key, next(iter(sessions)))
+        if self._limit is not None and key is not None and (key in self._sessions or self._limit == 0):
+            self._make_room(key, self._limit)
         self._sessions.put(key, session)
         self.active += 1
+
+    def _make_room(self, key: Hashable, limit: int) -> None:
+        sessions = self._sessions.of(key)
+        if len(sessions) >= limit:
+            if self.when_full == "refuse" or not sessions:
+                raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=limit)
+            self._replace(key, next(iter(sessions)))
 
     def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
         self._sessions.put(key, session, number)
@@ -274,7 +269,7 @@ class MaxSessionsPerKey(Limited):
         if not self._lowered or self._limit is None:
             return
         self._lowered = False  # until proven otherwise: the pass over all keys is not for every tick
-        for key in self._sessions:
+        for key in [*self._sessions]:
             sessions = self._sessions.of(key)
             if key is not None and len(sessions) > self._limit:
                 self._lowered = True
