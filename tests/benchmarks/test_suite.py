@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.benchmarks import performance
 from tests.benchmarks.harness import live, report
 from tests.benchmarks.harness.paired import Comparison, interval, number
 from tests.benchmarks.harness.suite import Benchmark, Measured, Run, Unfit, benchmarks
@@ -61,6 +63,13 @@ def test_the_table_is_on_standard_output_and_in_the_folder_and_nothing_else_is(o
     assert done.stdout.strip()
     assert all(block in (folder / "results.md").read_text() for block in done.stdout.split("\n\n"))
     assert "\r" not in done.stderr  # no progress bar: it is no terminal
+
+
+def test_the_readme_quotes_what_was_printed():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(performance.table()) in readme
+    for plot in re.findall(r"\((tests/benchmarks/results/[^)]+)\)", readme):
+        assert (ROOT / plot).exists(), plot
 
 
 def test_what_there_is_can_be_listed():
