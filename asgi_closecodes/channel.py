@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import gc
 from collections.abc import Awaitable, Iterator
@@ -11,7 +12,7 @@ import anyio
 from starlette.types import Message, Receive, Send
 
 
-class Channel:
+class Channel(abc.ABC):
     """One handler's ``receive`` and ``send``, and what is known of them.
 
     :param server_receive: the server's.
@@ -34,13 +35,13 @@ class Channel:
         """Return the ``receive`` and the ``send``; the channel does not keep them, which would be a cycle."""
         return self._receive_on_asyncio if on_asyncio() else self._receive_on_trio, self._send_on
 
+    @abc.abstractmethod
     def _heard(self, message: Message) -> None:
         """Take note of a message to the handler that is not data."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _control(self, message: Message) -> None:
         """Pass on what the handler sends besides data, or data out of season."""
-        raise NotImplementedError
 
     def cut_off(self, farewell: Iterator[Message]) -> bool:
         """From now on ``receive()`` returns these messages, which do not end; where it waits, it returns at once.

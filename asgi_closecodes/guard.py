@@ -300,10 +300,7 @@ class Guard:
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer. One that raises is reported once, and called again."""
-        observers = self._observers.get(type(event))
-        if observers is None:
-            observers = self._observers[type(event)] = self._observers_of(type(event))
-        for observer in observers:
+        for observer in self._observers.get(type(event)) or self._observers_of(type(event)):
             try:
                 returned = observer(event)
                 if returned is not None:

@@ -70,7 +70,7 @@ class CloseCodeMiddleware:
             return await self.app(scope, receive, send)  # one place a session, however often it comes by
         session = self.guard.session(scope, receive, send)
         try:
-            async with self.guard.gate.admit(session) as session.places:
+            async with self.guard.gate.admit(session) as session._places:  # noqa: SLF001 - kept there alone
                 session.prepare()
                 try:
                     await session.run(self.app)

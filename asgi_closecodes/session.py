@@ -204,12 +204,12 @@ class Session(Channel):
         "_initiator",
         "_key",
         "_outcome",
+        "_places",
         "_send",
         "_servers_scope",
         "arrived_at",
         "closed_with",
         "phase",
-        "places",
         "priority",
         "scope",
         "shed_exempt",
@@ -227,6 +227,7 @@ class Session(Channel):
         self._key: Hashable = None
         self._ending: _Ending | None = None  # where somebody else than the handler ends the session
         self._outcome: events.Outcome = "not_accepted"
+        self._places: Places | None = None  # from when the gates have admitted it until it is over
         self._initiator: Literal["client", "handler", "middleware"] = "middleware"
         self._id = ""  # until somebody asks: most sessions are never told of
         self.scope = scope
@@ -235,8 +236,6 @@ class Session(Channel):
         self.arrived_at = time.monotonic()
         self.closed_with: Close | None = None
         """The close that ended the session, as far as it is known."""
-        self.places: Places | None = None
-        """What it holds of its gates, from when they have admitted it until it is over."""
         self.priority = 0
         """0 is the most important: sessions of higher numbers are shed first, see also ``MaxSessions(reserve=)``."""
         self.shed_exempt = False
@@ -283,20 +282,20 @@ class Session(Channel):
 
     @key.setter
     def key(self, key: Hashable) -> None:
-        if self.places is None or inside_event_loop():
+        if self._places is None or inside_event_loop():
             self._set_key(key)
         else:  # a thread of anyio's, as of a plain function in FastAPI
             anyio.from_thread.run_sync(self._set_key, key)
 
     def _set_key(self, key: Hashable) -> None:
         before, self._key = self._key, key
-        if self.places is None:
+        if self._places is None:
             return
         try:
-            self.places.recount()
+            self._places.recount()
         except BaseException:
             self._key = before
-            self.places.recount()  # nothing has run meanwhile: its places are free
+            self._places.recount()  # nothing has run meanwhile: its places are free
             raise
 
     def report(self, event: events.Event) -> None:
@@ -311,7 +310,7 @@ class Session(Channel):
         :raises TryAgainLater: if it was to end before it began.
         """
         if self._doom is not None:
-            self.places = None
+            self._places = None
             raise self._doom
         # Copied, never changed in place: the server's dict may serve other middleware.
         extensions = {**(self._servers_scope.get("extensions") or {}), "closecodes": self}
@@ -336,10 +335,9 @@ class Session(Channel):
 
     async def finish(self, error: BaseException | None = None) -> bool:
         """Say the last word after the handler has ended; return whether nobody else has to know its ``error``."""
-        handler, self._handler = self._handler, None
-        if isinstance(handler, Timeout) and handler.stop(error):
+        if isinstance(self._handler, Timeout) and self._handler.stop(error):
             error = None  # it overstayed
-        del handler  # no cycle: what the task ends with may refer to this frame
+        self._handler = None
         if error is not None:
             return await self._ended_by(error)
         await self._say(LastWord(_COMPLETED))
@@ -352,7 +350,7 @@ class Session(Channel):
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
         # No cycles are left: the session is gone with its last reference, not with the next collection.
         self.scope = self._servers_scope
-        self.places = None
+        self._places = None
 
     async def refuse(self, refusal: TryAgainLater) -> None:
         """End this session, of which a gate did not admit the handshake or the key."""
@@ -409,7 +407,7 @@ class Session(Channel):
         """End this session as ``refusal`` says; see :meth:`shed`."""
         if self.phase in _OVER or self._ending is not None:
             return False
-        if self.places is None:  # it waits in a gate: its handler is not to start
+        if self._places is None:  # it waits in a gate: its handler is not to start
             self._doom = refusal
             return True
         facts = self.facts()
@@ -753,7 +751,7 @@ class Session(Channel):
             raise RuntimeError(f"the handler sent {kind!r} when {phase.sentence}")
 
     def _opened(self) -> None:
-        if self.places is None:
+        if self._places is None:
             return  # a task of the handler's that outlived the session
         if self._outcome == "not_accepted":
             self._outcome = "completed"

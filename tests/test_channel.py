@@ -35,8 +35,18 @@ async def queue(anyio_backend):
     return Queue()
 
 
+class Data(Channel):
+    """A channel on which nothing but data goes."""
+
+    def _heard(self, message):
+        raise AssertionError(message)
+
+    async def _control(self, message):
+        raise AssertionError(message)
+
+
 def channel_of(queue):
-    channel = Channel(queue.receive)
+    channel = Data(queue.receive)
     receive, _ = channel.ends()
     return channel, receive
 
@@ -186,7 +196,7 @@ def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancell
             with scope:
                 await receive()
 
-        channel = Channel(server_receive)
+        channel = Data(server_receive)
         receive, _ = channel.ends()
         task = asyncio.create_task(listen())
         while not channel.is_received_from:

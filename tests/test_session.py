@@ -317,6 +317,16 @@ _ENDINGS = {
 }
 
 
+@contextlib.contextmanager
+def no_collections():
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("ending", _ENDINGS)
 def test_a_session_that_is_over_needs_no_garbage_collector(ending, monkeypatch):
     """What a server hands out goes with the last reference: granian closes the socket only then."""
@@ -338,12 +348,8 @@ def test_a_session_that_is_over_needs_no_garbage_collector(ending, monkeypatch):
             await peer.visit(CloseCodeMiddleware(handler, Guard(settings, gate=gate and gate())))
         return weakref.ref(peer)
 
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collections():
         assert asyncio.run(visit())() is None
-    finally:
-        gc.enable()
 
 
 def test_a_session_that_was_cancelled_twice_needs_no_garbage_collector():
@@ -366,12 +372,8 @@ def test_a_session_that_was_cancelled_twice_needs_no_garbage_collector():
             await super().send(message)
             await asyncio.sleep(0.1 if message["type"] == "websocket.close" else 0)
 
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collections():
         assert asyncio.run(twice())() is None
-    finally:
-        gc.enable()
 
 
 def test_on_asyncio_a_handler_that_overstays_is_its_sessions_affair_whoever_was_cancelled_before():

@@ -6,6 +6,7 @@ which is None and refuses nobody; it says so once.
 
 from __future__ import annotations
 
+import abc
 import logging
 import math
 import os
@@ -79,7 +80,7 @@ class LoopLag:
         return max(self._lag, self._clock() - self._last - self._interval)
 
 
-class _Slow:
+class _Slow(abc.ABC):
     """A sensor that reads files, about once a second."""
 
     name: str
@@ -116,8 +117,9 @@ class _Slow:
         self._value = None
         self._next = -math.inf
 
+    @abc.abstractmethod
     def _read(self) -> float | None:
-        raise NotImplementedError
+        """Return the value now; None if it is unknown."""
 
     def value(self) -> float | None:
         """Return the value as it was read last."""

@@ -288,8 +288,8 @@ def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
 
 
 @functools.singledispatch
-def _told(event: object, observer: LogObserver) -> _Told:
-    raise NotImplementedError(type(event).__name__)
+def _told(event: object, _observer: LogObserver) -> _Told:
+    raise TypeError(f"there are no words for {type(event).__name__}: each event in _LINES needs some")
 
 
 @_told.register

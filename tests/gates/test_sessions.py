@@ -151,10 +151,19 @@ async def test_a_key_without_a_session_takes_no_memory():
     assert not gate._sessions
 
 
-@given(st.lists(st.tuples(st.sampled_from(["put", "drop"]), st.sampled_from([None, "ann", "bob"]), st.integers(1, 4))))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "drop"]),
+            st.sampled_from([None, "ann", "bob"]),
+            st.sampled_from("wxyz"),
+            st.none() | st.integers(1, 9),
+        )
+    )
+)
 def test_however_sessions_are_kept_each_key_has_its_own_in_order(steps):
     kept, model = SessionsByKey(), {}
-    for number, (step, key, session) in enumerate(steps):
+    for step, key, session, number in steps:
         if step == "put":
             kept.put(key, session, number)
             model.setdefault(key, {})[session] = number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import weakref
 from typing import get_args
@@ -16,7 +17,7 @@ SHORTEST_TTL = 2.0
 """Seconds: a lease has to outlast a refresh, one that fails after a second, and another one."""
 
 
-class ClusterGate(Limited):
+class ClusterGate(Limited, abc.ABC):
     """A gate whose processes meet in a store: a task of each talks to it."""
 
     _task: ProcessTask
@@ -85,9 +86,9 @@ class ClusterGate(Limited):
         self._is_stopped = True
         await self._task.stop()
 
+    @abc.abstractmethod
     def forked(self) -> None:
         """Begin anew in a child process: tasks and connections are the parent's."""
-        raise NotImplementedError
 
 
 _gates: weakref.WeakSet[ClusterGate] = weakref.WeakSet()
