@@ -113,7 +113,7 @@ def _subject(name, **how):
         @contextmanager
         def subject(run):
             clients, rate = run.size(1_000_000, 2_000), run.size(5_000, 100)
-            random = np.random.default_rng(1)
+            random = np.random.default_rng()
             yield lambda: _storm(clients, rate, random, schedule, **how)
 
         return schedule
