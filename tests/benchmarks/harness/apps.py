@@ -114,8 +114,8 @@ def sockets_only(app):
     return run
 
 
-def _wrapped(app, *, gate=None, observers=(), **settings):
-    return CloseCodeMiddleware(sockets_only(app), Guard(Settings(**settings), gate=gate, observers=observers))
+def _wrapped(app, *, observers=(), **settings):
+    return CloseCodeMiddleware(sockets_only(app), Guard(Settings(**settings), observers=observers))
 
 
 def _metrics():

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +83,7 @@ class Server:
         if not instructions_are_counted():
             yield spent
         else:
-            report = Path(tempfile.mkstemp(dir=run.folder)[1])
+            report = Path(tempfile.mkdtemp(dir=run.folder), "instructions")
             pids = ",".join(str(process.pid) for process in self._processes())
             perf = subprocess.Popen(["perf", "stat", "-x,", "-e", "instructions:u", "-o", str(report), "-p", pids])
             try:
@@ -96,7 +96,7 @@ class Server:
 
 
 @contextmanager
-def served(run: Run, app: str, *options: str, setup: str = UVICORN, env: Mapping[str, str] | None = None):
+def served(run: Run, app: str, *options: str, setup: str = UVICORN):
     """Run an application of :mod:`.apps` on a server; uvicorn with uvloop if not told else.
 
     :raises ModuleNotFoundError: as :func:`check_installed`.
@@ -105,7 +105,7 @@ def served(run: Run, app: str, *options: str, setup: str = UVICORN, env: Mapping
     if setup == UVICORN:
         options = ("--loop", "uvloop", *options)
     folder = Path(tempfile.mkdtemp(dir=run.folder))
-    with serve(setup, f"tests.benchmarks.harness.apps:{app}", folder, *options, env=env) as running:
+    with serve(setup, f"tests.benchmarks.harness.apps:{app}", folder, *options) as running:
         yield Server(running)
 
 
