@@ -37,6 +37,7 @@ def _register(name, app, sockets):
 for sockets in SOCKETS:
     bare = f"bare, {sockets} sockets"
     _register("bare", "bare_echo", sockets)
+    BENCHMARK.comparisons.append(Comparison("server us", bare))
     _register("receive wrapped by hand", "echo_by_hand", sockets)
     BENCHMARK.comparisons += [
         Comparison(figure, f"receive wrapped by hand, {sockets} sockets", bare)
@@ -48,4 +49,5 @@ for sockets in SOCKETS:
             Comparison("round trips/s", f"{name}, {sockets} sockets", bare, least=0.99),
             Comparison("p99 ms", f"{name}, {sockets} sockets", bare, most=1.02),
             Comparison("server us", f"{name}, {sockets} sockets", bare),
+            Comparison("server us", f"{name}, {sockets} sockets", bare, by="difference"),
         ]

@@ -11,7 +11,9 @@ BENCHMARK = Benchmark(
     "Refusals on live uvicorn: accepted and closed with 1013, or answered with HTTP 503",
     [
         Comparison("a second", CLOSE, "1013 by hand", least=0.97),
+        Comparison("server us", "1013 by hand"),
         Comparison("server us", CLOSE, "1013 by hand"),
+        Comparison("server us", CLOSE, "1013 by hand", by="difference"),
         Comparison("server us", CLOSE, "1013 by hand, logged"),
         Comparison("a second", HTTP, "HTTP 503 by hand", least=0.97),
         Comparison("server us", HTTP, "HTTP 503 by hand"),
