@@ -1,12 +1,15 @@
 """How long it takes to import the middleware, in a process of its own each time, and how much it installs."""
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from .harness.paired import Comparison
 from .harness.suite import Benchmark
@@ -17,17 +20,32 @@ FRAMEWORKS = {
     "starlette": "from starlette.applications import Starlette; from starlette.routing import WebSocketRoute",
     "fastapi": "from fastapi import FastAPI",
 }
+PEERS = ("sentry-sdk", "pydantic-settings")
+"""Another's middleware, and what most of this one's time may go to."""
+
 BENCHMARK = Benchmark(
     "Importing, in a new process, and what is installed beside the framework",
     [
         Comparison(MS, "starlette and the middleware", "starlette", by="difference", most=60),
         Comparison(MS, "fastapi and the middleware", "fastapi", by="difference", most=60),
-        Comparison(MS, "starlette and sentry-sdk", "starlette", by="difference"),
+        *(Comparison(MS, f"starlette and {peer}", "starlette", by="difference") for peer in PEERS),
         Comparison(MIB, "starlette and the middleware", "starlette", by="difference"),
         Comparison(MIB, "fastapi and the middleware", "fastapi", by="difference"),
-        Comparison(MIB, "starlette and sentry-sdk", "starlette", by="difference"),
+        *(Comparison(MIB, f"starlette and {peer}", "starlette", by="difference") for peer in PEERS),
     ],
 )
+
+
+def _bytes_of(files):
+    return sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".pyc")
+
+
+def _edited(distribution):
+    """Yield the files of an editable install, which are not among those of its distribution."""
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        for package in (distribution.read_text("top_level.txt") or distribution.name.replace("-", "_")).split():
+            yield from Path(unquote(urlsplit(origin["url"]).path), package).rglob("*")
 
 
 def installed(*names):
@@ -42,7 +60,7 @@ def installed(*names):
         except importlib.metadata.PackageNotFoundError:
             continue  # asked for on other platforms
         files = (file.locate() for file in distribution.files or ())
-        seen[name] = sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".pyc")
+        seen[name] = _bytes_of(files) + _bytes_of(_edited(distribution))
         needed = [requirement for requirement in distribution.requires or () if "extra ==" not in requirement]
         waiting += [re.match(r"[\w.-]+", requirement)[0] for requirement in needed]
     return sum(seen.values())
@@ -81,6 +99,7 @@ def _importing(code, *names):
 for framework, code in FRAMEWORKS.items():
     BENCHMARK.subject(framework)(_importing(code, framework))
     BENCHMARK.subject(f"{framework} and the middleware")(_importing(f"{code}; {OURS}", framework, "asgi-closecodes"))
-BENCHMARK.subject("starlette and sentry-sdk")(
-    _importing(f"{FRAMEWORKS['starlette']}; import sentry_sdk", "starlette", "sentry-sdk")
-)
+for peer in PEERS:
+    BENCHMARK.subject(f"starlette and {peer}")(
+        _importing(f"{FRAMEWORKS['starlette']}; import {peer.replace('-', '_')}", "starlette", peer)
+    )
