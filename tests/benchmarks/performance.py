@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from .harness.paired import number
+from .harness.paired import Comparison, number
+from .harness.report import said
 
 RUNS = sorted((Path(__file__).parent / "results").glob("run-*"))
 
@@ -15,22 +16,16 @@ def table():
     yield "|---|---|---|---|---" + "|---" * len(RUNS) + "|"
     for name in runs[0]:
         for results in zip(*(run[name]["results"] for run in runs), strict=True):
-            result = results[0]
-            if goal := _goal(result):
-                beside = f"{result['beside']}, {result['by']}" if result["beside"] else ""
-                figures = " | ".join(map(_said, results))
-                yield f"| `{name}` | {result['figure']} | {result['subject']} | {beside} | {goal} | {figures} |"
+            comparison = Comparison(**{field: results[0][field] for field in Comparison.__slots__})
+            if goal := comparison.goal():
+                beside = f"{comparison.beside}, {comparison.by}" if comparison.beside else ""
+                figures = " | ".join(map(_told, results))
+                yield f"| `{name}` | {comparison.figure} | {comparison.subject} | {beside} | {goal} | {figures} |"
 
 
-def _goal(result):
-    if result["most"] is not None:
-        return f"≤ {number(result['most'])}"
-    return "" if result["least"] is None else f"≥ {number(result['least'])}"
-
-
-def _said(result):
+def _told(result):
     low, median, high = (number(result[name]) for name in ("low", "median", "high"))
-    verdict = {"missed": ", **missed**", "refused": ", *open*", "too few pairs": ", *open*"}.get(result["verdict"], "")
+    verdict = "" if result["verdict"] == "reached" else f", {said(result['verdict'])}"
     return f"{median} ({low} to {high}){verdict}"
 
 

@@ -45,12 +45,17 @@ class Comparison:
         """Return the subjects without which there is nothing to compare."""
         return {self.subject, self.beside or self.subject}
 
-    def result(self, samples: Samples) -> Result:
-        """Return what the turns say."""
+    def values(self, samples: Samples) -> list[float]:
+        """Return what each turn, or pair of turns, says."""
         values = [*samples[self.subject][self.figure]]
         if self.beside is not None:
             pairs = zip(values, samples[self.beside][self.figure], strict=True)
             values = [mine - other if self.by == "difference" else _ratio(mine, other) for mine, other in pairs]
+        return values
+
+    def result(self, samples: Samples) -> Result:
+        """Return what the turns say together."""
+        values = self.values(samples)
         low, high = interval(values)
         return Result(self, statistics.median(values), low, high, len(values))
 

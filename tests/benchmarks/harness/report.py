@@ -8,10 +8,10 @@ import json
 import math
 import os
 import platform
-import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .live import instructions_are_counted
 from .paired import Result, number
@@ -27,29 +27,26 @@ def table(name: str, measured: Measured) -> Iterator[str]:
     """Yield the lines of a table in Markdown, and what was left out."""
     yield f"**`{name}`**: {measured.benchmark.about}."
     yield ""
-    yield "| figure | of | beside | median | 95 % of medians | goal | |"
+    yield "| figure | of | beside | median | its 95 % interval | goal | |"
     yield "|---|---|---|---|---|---|---|"
     for result in measured.results():
         comparison = result.of
         beside = comparison.beside or ""
         what = f"{comparison.figure}, {comparison.by}" if beside else comparison.figure
         values = f"{number(result.median)} | {number(result.low)} to {number(result.high)}"
-        yield f"| {what} | {comparison.subject} | {beside} | {values} | {comparison.goal()} | {said(result)} |"
+        yield f"| {what} | {comparison.subject} | {beside} | {values} | {comparison.goal()} | {said(result.verdict)} |"
+    if any(result.verdict == "refused" for result in measured.results()):
+        yield ""
+        yield "Refused: the spread is wider than the difference to the goal."
     yield ""
     for subject, why in measured.left_out.items():
         yield f"Left out: {subject}: {why}."
         yield ""
 
 
-def said(result: Result) -> str:
-    """Return the verdict in words."""
-    match result.verdict:
-        case "refused":
-            return "**refused**: the spread is wider than the difference to the goal"
-        case "missed":
-            return "**missed**"
-        case verdict:
-            return verdict
+def said(verdict: str) -> str:
+    """Return ``verdict`` in Markdown."""
+    return {"missed": "**missed**", "refused": "*refused*"}.get(verdict, verdict)
 
 
 def machine() -> dict[str, object]:
@@ -112,33 +109,63 @@ def _finite(value: float) -> float | None:
 
 
 def plot(name: str, measured: Measured, folder: Path) -> None:
-    """Draw every sample of the figures that are compared, and the medians, as PNG and SVG."""
+    """Draw every sample of the figures that are compared, and every pair with its median, interval and goal; PNG and SVG."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = name  # the same samples are the same file
-    figures = [*dict.fromkeys(comparison.figure for comparison in measured.benchmark.comparisons)]
-    subjects = [*measured.samples]
-    size = (2 + 4 * len(figures), 1.2 + 0.4 * len(subjects))
-    drawing, axes = plt.subplots(1, len(figures), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for figure, plane in zip(figures, axes[0], strict=True):
-        drawn = {subject: measured.samples[subject].get(figure, ()) for subject in subjects}
-        for row, values in enumerate(drawn.values()):
-            plane.plot(values, [row] * len(values), "o", alpha=0.35, color=f"C{row % 10}")
-            if values:
-                plane.plot(statistics.median(values), row, "|", markersize=22, markeredgewidth=2, color="black")
-        positive = [value for values in drawn.values() for value in values if value > 0]
-        if positive and max(positive) > 50 * min(positive):
-            plane.set_xscale("log")
-        elif positive:
-            plane.set_xlim(left=0)
-        plane.set_xlabel(figure)
-        plane.set_yticks(range(len(subjects)), subjects)
-        plane.grid(axis="x", alpha=0.3)
-    axes[0][0].invert_yaxis()
+    planes = _planes(measured)
+    most = max(len(rows) for _, rows in planes)
+    lines = math.ceil(len(planes) / 3)
+    columns = math.ceil(len(planes) / lines)
+    size = (6 * columns, (1.2 + 0.4 * most) * lines)
+    drawing, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for plane in axes.flat[len(planes) :]:
+        plane.set_axis_off()
+    for plane, (title, rows) in zip(axes.flat, planes, strict=False):
+        _draw(plane, title, rows)
     drawing.suptitle(measured.benchmark.about.replace("`", ""))
     for kind in ("png", "svg"):
-        drawing.savefig(folder / f"{name}.{kind}", dpi=120, metadata={"Date": None} if kind == "svg" else None)
+        drawing.savefig(folder / f"{name}.{kind}", dpi=100, metadata={"Date": None} if kind == "svg" else None)
     plt.close(drawing)
+
+
+def _planes(measured: Measured) -> list[tuple[str, dict[str, tuple[Sequence[float], Result | None]]]]:
+    """Return what is drawn side by side: a title, and the values of each row, with what is said of them."""
+    planes: dict[str, dict[str, tuple[Sequence[float], Result | None]]] = {}
+    for comparison in measured.benchmark.comparisons:
+        if comparison.figure not in planes:
+            drawn = {subject: figures.get(comparison.figure, ()) for subject, figures in measured.samples.items()}
+            planes[comparison.figure] = {subject: (values, None) for subject, values in drawn.items() if values}
+    for result in measured.results():
+        comparison = result.of
+        if comparison.beside is None:
+            planes[comparison.figure][comparison.subject] = (comparison.values(measured.samples), result)
+        else:
+            rows = planes.setdefault(f"{comparison.figure}, {comparison.by}", {})
+            rows[f"{comparison.subject}\n/ {comparison.beside}"] = (comparison.values(measured.samples), result)
+    return [(title, rows) for title, rows in planes.items() if rows]
+
+
+def _draw(plane: Any, title: str, rows: Mapping[str, tuple[Sequence[float], Result | None]]) -> None:
+    for row, (values, result) in enumerate(rows.values()):
+        plane.plot(values, [row] * len(values), "o", alpha=0.35, color=f"C{row % 10}")
+        if result is None:
+            continue
+        plane.plot([result.low, result.high], [row, row], "-", linewidth=2, color="black")
+        plane.plot(result.median, row, "|", markersize=16, markeredgewidth=2, color="black")
+        goal = result.of.least if result.of.most is None else result.of.most
+        if goal is not None:
+            plane.plot([goal, goal], [row - 0.4, row + 0.4], "--", color="C3")
+    drawn = [value for values, _ in rows.values() for value in values if math.isfinite(value)]
+    if drawn and min(drawn) > 0:
+        if max(drawn) > 50 * min(drawn):
+            plane.set_xscale("log")
+        else:
+            plane.set_xlim(left=0)
+    plane.set_xlabel(title)
+    plane.set_yticks(range(len(rows)), rows)
+    plane.set_ylim(len(rows) - 0.5, -0.5)
+    plane.grid(axis="x", alpha=0.3)
