@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .harness import report
 from .harness.paired import FEWEST_PAIRS
-from .harness.suite import Run, Unfit, benchmarks
+from .harness.suite import Run, Unfit, benchmarks, raise_file_limit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,6 +29,7 @@ def main():
     for warning in _warnings(where):
         print(f"warning: {warning}", file=sys.stderr)
     os.sched_setaffinity(0, {cores[0]})  # and what is started from here, but for the load generator
+    raise_file_limit()
 
     measured, failed, tables = {}, {}, []
     with tempfile.TemporaryDirectory() as folder, _progress() as progress:

@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 SPECIFIED = "message echo admit refuse crash overload memory growth cluster storm import format shed".split()
 
 
-def suite(*arguments):
+def suite(*arguments, **options):
     command = [sys.executable, "-m", "tests.benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, **options)
 
 
 @pytest.fixture(scope="module")
@@ -236,9 +236,29 @@ def test_a_sum_that_is_wrong_ends_the_benchmark_and_clears_up(run):
 
 
 def test_too_few_file_descriptors_are_said_with_the_remedy(run):
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(Unfit, match=rf"{allowed + 1} open files.*ulimit -n {allowed + 1}"):
+        run.needs_files(allowed + 1)
+
+
+def test_what_the_load_generator_holds_counts_too(run):
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with run.stack, live.served(run, "bare_echo") as server:
+        run.load.open("a", server.url, 3)
+        run.needs_files(allowed - 3)
+        with pytest.raises(Unfit, match=f"needs {allowed + 1} open files"):
+            run.needs_files(allowed - 2)
+
+
+def test_the_soft_limit_of_open_files_is_raised_for_all_that_is_started(tmp_path):
+    """The load generator holds 4 x (50 + 100) sockets at once."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with pytest.raises(Unfit, match=rf"{hard + 1} open files.*ulimit -Hn {hard + 1}"):
-        run.needs_files(hard + 1)
+    done = suite(
+        *("--quick", "--only", "echo", "--output", str(tmp_path)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Left out" not in done.stdout
 
 
 def test_a_server_that_cannot_start_says_why_itself(run):

@@ -97,6 +97,10 @@ class Crowd:
     def __init__(self):
         self.groups = {}
 
+    async def held(self):
+        """Return how many sockets there are."""
+        return sum(map(len, self.groups.values()))
+
     async def open(self, group, url, count):
         """Open ``count`` sockets."""
         clients = self.groups.setdefault(group, [])

@@ -32,6 +32,17 @@ class Unfit(Exception):
     """This machine, or what is installed on it, is not enough for a benchmark; the text says what is."""
 
 
+def raise_file_limit() -> None:
+    """Allow this process as many open files as any benchmark may need, or as many as it may allow itself.
+
+    Before anything is started: a process keeps the limit that it was born with.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ample = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < ample:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (ample, hard))
+
+
 @dataclass(slots=True)
 class Run:
     """What a run was asked for.
@@ -68,15 +79,15 @@ class Run:
         return self._load
 
     def needs_files(self, count: int) -> None:
-        """Make room for ``count`` open files in this process and those that it starts.
+        """See that the load generator may have ``count`` files open, beside the sockets that it holds by now.
 
-        :raises Unfit: if there is none.
+        :raises Unfit: if it may not.
         """
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < count <= hard or hard == resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-        elif soft < count:
-            raise Unfit(f"needs {count} open files a process, and {hard} are allowed: ulimit -Hn {count}")
+        if self._load is not None:
+            count += self._load.held()
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if allowed != resource.RLIM_INFINITY and allowed < count:
+            raise Unfit(f"needs {count} open files a process, and {allowed} are allowed: ulimit -n {count}")
 
 
 @dataclass(slots=True)
