@@ -6,23 +6,28 @@ import logging
 import os
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
-from .harness import report
 from .harness.paired import FEWEST_PAIRS
-from .harness.suite import Run, Unfit, benchmarks, raise_file_limit
+from .harness.suite import REMEDY, Run, Unfit, named, names, raise_file_limit
 
 RESULTS = Path(__file__).parent / "results"
+NEEDED = ("matplotlib", "numpy", "picows", "psutil", "rich", "uvloop")
+"""By the suite itself, and by the libraries that it draws with. Not imported here: what is measured in this process
+is to have it for itself."""
 
 
 def main():
-    found = dict(benchmarks())
+    from .harness import report  # some of NEEDED are imported there
+
+    found = names()
     options = _options(found)
     if options.list:
-        for name, benchmark in found.items():
-            print(f"{name:10} {benchmark.about}")
+        for name in found:
+            print(f"{name:10} {named(name).about}")
         return 0
-    chosen = {name: found[name] for name in found if name in (options.only or found)}
+    chosen = [name for name in found if name in (options.only or found)]
     logging.getLogger("asgi_closecodes").addHandler(logging.NullHandler())
     cores = sorted(os.sched_getaffinity(0))
     where = report.machine()
@@ -35,10 +40,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder, _progress() as progress:
         run = Run(options.quick, Path(folder), (cores[0], cores[-1]), options.pairs)
         with run.stack:
-            for name, benchmark in chosen.items():
+            for name in chosen:
                 task = progress.add_task(name, total=1.0)
                 try:
-                    measured[name] = benchmark.measure(run, lambda share, task=task: progress.advance(task, share))
+                    measured[name] = named(name).measure(run, lambda share, task=task: progress.advance(task, share))
                 except Exception as error:  # the others go on
                     failed[name] = str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
                     print(f"{name} failed: {failed[name]}\n", file=sys.stderr)
@@ -101,7 +106,6 @@ def _progress():
 if __name__ == "__main__":
     if not hasattr(os, "sched_setaffinity"):
         sys.exit("the benchmarks need Linux: they pin processes to cores and read /proc")
-    try:
-        sys.exit(main())
-    except ModuleNotFoundError as missing:
-        sys.exit(f"the benchmarks need {missing.name}: pip install -e '.[benchmark]'")
+    if missing := [module for module in NEEDED if find_spec(module) is None]:
+        sys.exit(f"the benchmarks need {', '.join(missing)}: {REMEDY}")
+    sys.exit(main())

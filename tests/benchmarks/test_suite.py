@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import resource
 import subprocess
@@ -17,14 +18,18 @@ from hypothesis import strategies as st
 from tests.benchmarks import performance
 from tests.benchmarks.harness import live, report
 from tests.benchmarks.harness.paired import Comparison, interval, number
-from tests.benchmarks.harness.suite import Benchmark, Measured, Run, Unfit, benchmarks
+from tests.benchmarks.harness.suite import Benchmark, Measured, Run, Unfit, named, names
 
 ROOT = Path(__file__).parents[2]
 SPECIFIED = "message echo admit refuse crash overload memory growth cluster storm import format shed".split()
 
 
-def suite(*arguments, **options):
-    command = [sys.executable, "-m", "tests.benchmarks", *arguments]
+def suite(*arguments, hidden=(), **options):
+    """Run it, as if the modules in ``hidden`` were not installed."""
+    hide = f"import runpy, sys; sys.modules.update(dict.fromkeys({hidden})); "
+    run = "runpy.run_module('tests.benchmarks', run_name='__main__', alter_sys=True)"
+    command = ["-c", hide + run] if hidden else ["-m", "tests.benchmarks"]
+    command = [sys.executable, *command, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, **options)
 
 
@@ -275,14 +280,48 @@ def test_a_client_that_saw_something_else_is_a_wrong_sum(run):
 
 
 def test_a_module_with_a_benchmark_is_found():
-    found = dict(benchmarks())
-    assert found["message"].about
-    assert "import" in found
-    assert "capacity" not in found
+    assert named("message").about
+    assert "import" in names()
+    assert "capacity" not in names()
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "picows", "psutil", "rich", "uvloop"])
+def test_what_the_suite_itself_needs_is_named_with_the_remedy(module):
+    done = suite("--list", hidden=(module,))
+    assert done.stderr == f"the benchmarks need {module}: pip install -e '.[benchmark]'\n"
+
+
+def test_peers_that_are_not_installed_are_left_out_and_nothing_else_is(tmp_path):
+    hidden = ("limits", "opentelemetry", "prometheus_client", "websockets")
+    done = suite("--quick", "--only", "admit", "--only", "message", "--output", str(tmp_path), hidden=hidden)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
+    assert {name: [*benchmark["left_out"]] for name, benchmark in found.items()} == {
+        "admit": ["limits"],
+        "message": ["OpenTelemetry"],
+    }
+    assert found["admit"]["samples"].keys() >= {"MaxSessions", "aiolimiter"}
+    for text in (done.stdout, (tmp_path / "results.md").read_text()):
+        assert "Left out: limits: there is no module limits: pip install" in text
+
+
+def test_a_program_that_is_missing_is_a_peer_that_is_left_out(tmp_path):
+    done = suite("--quick", "--only", "reader", "--output", str(tmp_path), env=os.environ | {"PATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert "Left out: jq: jq is missing: apt-get install jq" in done.stdout
+    assert "| errors |" in done.stdout
+
+
+def test_a_benchmark_whose_module_needs_what_is_missing_says_so(monkeypatch):
+    monkeypatch.delitem(sys.modules, "tests.benchmarks.shed", raising=False)
+    monkeypatch.setitem(sys.modules, "tests.benchmarks.harness.inside", None)
+    with pytest.raises(Unfit, match="there is no module tests.benchmarks.harness.inside"):
+        named("shed")
 
 
 def test_every_comparison_is_of_subjects_that_exist():
-    for name, benchmark in benchmarks():
+    for name in names():
+        benchmark = named(name)
         for comparison in benchmark.comparisons:
             assert comparison.needs() <= benchmark.subjects.keys(), (name, comparison)
 

@@ -11,10 +11,10 @@ def winking(run):
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import keyword
 import resource
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,9 +27,24 @@ if TYPE_CHECKING:
 Turn: TypeAlias = Callable[[], Mapping[str, float]]
 Subject: TypeAlias = Callable[["Run"], AbstractContextManager[Turn]]
 
+REMEDY = "pip install -e '.[benchmark]'"
+"""Of whatever Python module is missing."""
+
 
 class Unfit(Exception):
     """This machine, or what is installed on it, is not enough for a benchmark; the text says what is."""
+
+
+@contextmanager
+def _unfit_if_missing() -> Iterator[None]:
+    """Do nothing.
+
+    :raises Unfit: if a module is missing that is imported meanwhile.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise Unfit(f"there is no module {missing.name}: {REMEDY}") from missing
 
 
 def raise_file_limit() -> None:
@@ -114,9 +129,10 @@ class Benchmark:
         return register
 
     def measure(self, run: Run, advance: Callable[[float], object] = lambda _share: None) -> Measured:
-        """Measure all subjects in turns: A B, B A, A B, …
+        """Measure all subjects in turns: A B, B A, A B, …; what this machine is not fit for is left out.
 
         :param advance: told each share of the work that is done.
+        :raises Unfit: if nothing remains.
         """
         turns: dict[str, Turn] = {}
         left_out: dict[str, str] = {}
@@ -124,9 +140,12 @@ class Benchmark:
         with ExitStack() as stack:
             for name, subject in self.subjects.items():
                 try:
-                    turns[name] = stack.enter_context(subject(run))
-                except ModuleNotFoundError as missing:
-                    left_out[name] = f"there is no module {missing.name}: pip install 'asgi-closecodes[benchmark]'"
+                    with _unfit_if_missing():
+                        turns[name] = stack.enter_context(subject(run))
+                except Unfit as lack:
+                    left_out[name] = str(lack)
+            if not turns:
+                raise Unfit("; ".join(f"{name}: {why}" for name, why in left_out.items()))
             samples: dict[str, dict[str, list[float]]] = {name: {} for name in turns}
             numbers = range(0 if self.warms_up else 1, pairs + 1)
             for number in numbers:
@@ -152,10 +171,20 @@ class Measured:
         return [wanted.result(self.samples) for wanted in self.benchmark.comparisons if wanted.needs() <= there]
 
 
-def benchmarks(package: str = "tests.benchmarks") -> Iterator[tuple[str, Benchmark]]:
-    """Yield each module of ``package`` that has a BENCHMARK, by its name."""
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        if not module.ispkg and not module.name.startswith(("test_", "__")):
-            found = getattr(importlib.import_module(f"{package}.{module.name}"), "BENCHMARK", None)
-            if isinstance(found, Benchmark):
-                yield module.name.removesuffix("_"), found
+def names() -> list[str]:
+    """Return the names of the modules that have a BENCHMARK.
+
+    They are read, not imported: what one of them needs, or another tool in the folder, may be missing.
+    """
+    modules = sorted(Path(__file__).parents[1].glob("*.py"))
+    return [module.stem.removesuffix("_") for module in modules if "\nBENCHMARK = " in module.read_text("utf-8")]
+
+
+def named(name: str) -> Benchmark:
+    """Return a benchmark.
+
+    :raises Unfit: if its module needs one that is missing.
+    """
+    with _unfit_if_missing():
+        module = f"{name}_" if keyword.iskeyword(name) else name
+        return importlib.import_module(f"tests.benchmarks.{module}").BENCHMARK
