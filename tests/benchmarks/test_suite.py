@@ -1,13 +1,14 @@
 """The suite's own sums, and that it runs: no absolute time is asserted."""
 
+import contextlib
 import json
 import math
 import os
+import pty
 import re
 import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -68,6 +69,24 @@ def test_the_table_is_on_standard_output_and_in_the_folder_and_nothing_else_is(o
     assert done.stdout.strip()
     assert all(block in (folder / "results.md").read_text() for block in done.stdout.split("\n\n"))
     assert "\r" not in done.stderr  # no progress bar: it is no terminal
+
+
+def test_the_table_is_on_standard_output_when_only_standard_error_is_a_terminal(tmp_path):
+    terminal, theirs = pty.openpty()
+    command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--only", "admit", "--output", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # which is how a terminal ends
+            while some := os.read(terminal, 65_536):
+                seen += some
+        os.close(terminal)
+        printed = process.stdout.read()
+    assert process.returncode == 0, seen
+    assert "**`admit`**" in printed
+    assert "\x1b" not in printed
+    assert b"\x1b" in seen  # there was a progress bar
+    assert b"| figure |" not in seen
 
 
 def test_the_readme_quotes_what_was_printed():
@@ -182,7 +201,7 @@ def benchmark_of(order, *names, **options):
     for name in names:
 
         @benchmark.subject(name)
-        @contextmanager
+        @contextlib.contextmanager
         def subject(run, name=name):
             order.append(f"<{name}")
             yield lambda: order.append(name) or {"ns": len(order)}
@@ -210,7 +229,7 @@ def test_a_peer_that_is_not_installed_is_left_out_and_named(run):
     benchmark = benchmark_of([], "ours", "bare", comparisons=[Comparison("ns", "ours", "bare")])
 
     @benchmark.subject("peer")
-    @contextmanager
+    @contextlib.contextmanager
     def peer(run):
         import no_such_peer
 
@@ -228,7 +247,7 @@ def test_a_sum_that_is_wrong_ends_the_benchmark_and_clears_up(run):
     benchmark = benchmark_of(order, "a")
 
     @benchmark.subject("b")
-    @contextmanager
+    @contextlib.contextmanager
     def subject(run):
         def turn():
             raise AssertionError("997 of 1000")
