@@ -36,7 +36,7 @@ def main():
     os.sched_setaffinity(0, {cores[0]})  # and what is started from here, but for the load generator
     raise_file_limit()
 
-    measured, failed, tables = {}, {}, []
+    measured, failed, page = {}, {}, [*_head(where)]
     with tempfile.TemporaryDirectory() as folder, _progress() as progress:
         run = Run(options.quick, Path(folder), (cores[0], cores[-1]), options.pairs)
         with run.stack:
@@ -44,16 +44,19 @@ def main():
                 task = progress.add_task(name, total=1.0)
                 try:
                     measured[name] = named(name).measure(run, lambda share, task=task: progress.advance(task, share))
+                    progress.update(task, completed=1.0)
+                    for subject, why in measured[name].left_out.items():
+                        print(f"Left out: {name}, {subject}: {why}", file=sys.stderr)
+                    page.append("\n".join(report.table(name, measured[name])))
+                    print(page[-1], flush=True)
+                    report.plot(name, measured[name], options.output)
                 except Exception as error:  # the others go on
                     failed[name] = str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
-                    print(f"{name} failed: {failed[name]}\n", file=sys.stderr)
-                    continue
-                progress.update(task, completed=1.0)
-                tables += ["\n".join(report.table(name, measured[name]))]
-                print(tables[-1], flush=True)
-                report.plot(name, measured[name], options.output)
-    (options.output / "results.json").write_text(report.as_json(where, measured, failed))
-    (options.output / "results.md").write_text("\n".join([*_head(where), *tables]))
+                    page.append(f"Failed: {name}: {failed[name]}\n")
+                    print(page[-1], file=sys.stderr)
+                # After each, not after all: a run that is interrupted leaves what it had.
+                (options.output / "results.json").write_text(report.as_json(where, measured, failed))
+                (options.output / "results.md").write_text("\n".join(page))
     print(f"written to {options.output}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -71,13 +74,14 @@ def _options(found):
     if not options.list:
         try:
             options.output.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.output).close()
         except OSError as error:
             parser.error(f"--output {options.output}: {error.strerror}; name a folder that can be written to")
     return options
 
 
 def _pairs(text):
-    if not (text.isdigit() and int(text)):
+    if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r}: use a number of turns, 1 or more")
     return int(text)
 

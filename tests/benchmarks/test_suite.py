@@ -25,13 +25,17 @@ ROOT = Path(__file__).parents[2]
 SPECIFIED = "message echo admit refuse crash overload memory growth cluster storm import format shed".split()
 
 
-def suite(*arguments, hidden=(), **options):
-    """Run it, as if the modules in ``hidden`` were not installed."""
-    hide = f"import runpy, sys; sys.modules.update(dict.fromkeys({hidden})); "
-    run = "runpy.run_module('tests.benchmarks', run_name='__main__', alter_sys=True)"
-    command = ["-c", hide + run] if hidden else ["-m", "tests.benchmarks"]
+def suite(*arguments, after="", **options):
+    """Run it as people do; or after some code, in the same process."""
+    run = "import runpy; runpy.run_module('tests.benchmarks', run_name='__main__', alter_sys=True)"
+    command = ["-c", f"{after}\n{run}"] if after else ["-m", "tests.benchmarks"]
     command = [sys.executable, *command, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, **options)
+
+
+def hiding(*modules):
+    """Return code after which these are not installed."""
+    return f"import sys; sys.modules.update(dict.fromkeys({modules}))"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,33 @@ def test_the_table_is_on_standard_output_when_only_standard_error_is_a_terminal(
     assert b"| figure |" not in seen
 
 
+BROKEN = """
+from tests.benchmarks import format, message
+
+def failing(run):
+    raise ArithmeticError("997 of 1000")
+
+def interrupted(run):
+    raise KeyboardInterrupt
+
+format.BENCHMARK.subjects["suppressed"] = failing
+message.BENCHMARK.subjects["bare"] = interrupted
+"""
+
+
+def test_a_run_that_is_interrupted_leaves_what_it_had_and_what_had_failed(tmp_path):
+    chosen = [word for name in ("admit", "format", "message") for word in ("--only", name)]
+    done = suite("--quick", *chosen, "--output", str(tmp_path), after=BROKEN)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [*results["benchmarks"]] == ["admit"]
+    assert results["failed"] == {"format": "ArithmeticError: 997 of 1000"}
+    assert done.stdout in (tmp_path / "results.md").read_text()
+    for text in (done.stderr, (tmp_path / "results.md").read_text()):
+        assert "Failed: format: ArithmeticError: 997 of 1000" in text
+    assert (tmp_path / "admit.png").exists()
+
+
 def test_the_readme_quotes_what_was_printed():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "\n".join(performance.table()) in readme
@@ -103,7 +134,11 @@ def test_what_there_is_can_be_listed():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--only", "massage"), ("--pairs", "none"), ("--pairs", "0"), ("--output", "/proc/x")]
+    "arguments",
+    [
+        *(("--only", "massage"), ("--pairs", "none"), ("--pairs", "0"), ("--pairs", "²")),
+        *(("--output", "/proc/x"), ("--output", "/proc"), ("--output", __file__)),
+    ],
 )
 def test_a_wrong_argument_is_named_with_what_would_be_right(arguments):
     done = suite(*arguments)
@@ -306,13 +341,15 @@ def test_a_module_with_a_benchmark_is_found():
 
 @pytest.mark.parametrize("module", ["matplotlib", "picows", "psutil", "rich", "uvloop"])
 def test_what_the_suite_itself_needs_is_named_with_the_remedy(module):
-    done = suite("--list", hidden=(module,))
+    done = suite("--list", after=hiding(module))
     assert done.stderr == f"the benchmarks need {module}: pip install -e '.[benchmark]'\n"
 
 
 def test_peers_that_are_not_installed_are_left_out_and_nothing_else_is(tmp_path):
-    hidden = ("limits", "opentelemetry", "prometheus_client", "websockets")
-    done = suite("--quick", "--only", "admit", "--only", "message", "--output", str(tmp_path), hidden=hidden)
+    done = suite(
+        *("--quick", "--only", "admit", "--only", "message", "--output", str(tmp_path)),
+        after=hiding("limits", "opentelemetry", "prometheus_client", "websockets"),
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
     assert {name: [*benchmark["left_out"]] for name, benchmark in found.items()} == {
@@ -322,6 +359,7 @@ def test_peers_that_are_not_installed_are_left_out_and_nothing_else_is(tmp_path)
     assert found["admit"]["samples"].keys() >= {"MaxSessions", "aiolimiter"}
     for text in (done.stdout, (tmp_path / "results.md").read_text()):
         assert "Left out: limits: there is no module limits: pip install" in text
+    assert "Left out: admit, limits: there is no module limits: pip install" in done.stderr
 
 
 def test_a_program_that_is_missing_is_a_peer_that_is_left_out(tmp_path):
@@ -336,6 +374,18 @@ def test_a_benchmark_whose_module_needs_what_is_missing_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "tests.benchmarks.harness.inside", None)
     with pytest.raises(Unfit, match="there is no module tests.benchmarks.harness.inside"):
         named("shed")
+
+
+def test_what_is_no_number_is_a_wrong_sum(run):
+    benchmark = benchmark_of([], "a")
+
+    @benchmark.subject("b")
+    @contextlib.contextmanager
+    def subject(run):
+        yield lambda: {"ns": math.nan}
+
+    with pytest.raises(AssertionError, match="ns of b is nan"):
+        benchmark.measure(run)
 
 
 def test_every_comparison_is_of_subjects_that_exist():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import keyword
+import math
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -151,6 +152,7 @@ class Benchmark:
             for number in numbers:
                 for name in [*turns][:: -1 if number % 2 else 1]:
                     for figure, value in turns[name]().items():
+                        assert math.isfinite(value), f"{figure} of {name} is {value}"
                         samples[name].setdefault(figure, []).extend([value] if number else [])
                     advance(1 / len(numbers) / len(turns))
         return Measured(self, samples, left_out)
