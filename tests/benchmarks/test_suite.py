@@ -277,6 +277,19 @@ def test_a_peer_that_is_not_installed_is_left_out_and_named(run):
     assert any(line.startswith("Left out: peer: ") for line in report.table("a", measured))
 
 
+def test_a_benchmark_of_which_nothing_remains_says_why(run):
+    benchmark = Benchmark("A")
+
+    @benchmark.subject("jq")
+    @contextlib.contextmanager
+    def subject(run):
+        raise Unfit("jq is missing")
+        yield
+
+    with pytest.raises(Unfit, match="jq: jq is missing"):
+        benchmark.measure(run)
+
+
 def test_a_sum_that_is_wrong_ends_the_benchmark_and_clears_up(run):
     order = []
     benchmark = benchmark_of(order, "a")

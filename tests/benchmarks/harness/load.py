@@ -98,8 +98,8 @@ class Crowd:
         self.groups = {}
 
     async def held(self):
-        """Return how many sockets there are."""
-        return sum(map(len, self.groups.values()))
+        """Return how many sockets are open; those of a server that has ended are not."""
+        return sum(not client.transport.is_disconnected for clients in self.groups.values() for client in clients)
 
     async def open(self, group, url, count):
         """Open ``count`` sockets."""
