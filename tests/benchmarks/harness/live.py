@@ -114,7 +114,7 @@ def check_installed(app: str, setup: str = UVICORN) -> None:
 
     :raises ModuleNotFoundError: if the server or what the application is made of is not installed.
     """
-    importlib.import_module(re.match(r"[\w.]+", setup)[0])
+    importlib.import_module("websockets" if setup == UVICORN else re.match(r"[\w.]+", setup)[0])
     WRAPPED.get(app, dict)()
 
 
