@@ -191,6 +191,14 @@ def test_a_refused_result_says_so_in_the_table():
     assert any("the spread is wider than the difference" in line for line in report.table("a", measured))
 
 
+def test_instructions_stand_beside_the_server_s_time_where_they_were_counted():
+    benchmark = Benchmark("x", [Comparison("server us", "a", "b")])
+    times, counts = {"server us": [1.0] * 7}, {"server instructions": [3.0] * 7}
+    assert [result.of.figure for result in Measured(benchmark, {"a": times, "b": times}, {}).results()] == ["server us"]
+    both = Measured(benchmark, {"a": times | counts, "b": times | counts}, {})
+    assert [result.of.figure for result in both.results()] == ["server us", "server instructions"]
+
+
 def test_too_few_pairs_are_not_judged():
     result = Comparison("ns", "ours", "bare", most=2).result(samples(ours=[1] * 6, bare=[1] * 6))
     assert result.verdict == "too few pairs"

@@ -135,10 +135,9 @@ def plot(name: str, measured: Measured, folder: Path) -> None:
 def _planes(measured: Measured) -> list[tuple[str, dict[str, tuple[Sequence[float], Result | None]]]]:
     """Return what is drawn side by side: a title, and the values of each row, with what is said of them."""
     planes: dict[str, dict[str, tuple[Sequence[float], Result | None]]] = {}
-    for comparison in measured.benchmark.comparisons:
-        if comparison.figure not in planes:
-            drawn = {subject: figures.get(comparison.figure, ()) for subject, figures in measured.samples.items()}
-            planes[comparison.figure] = {subject: (values, None) for subject, values in drawn.items() if values}
+    for figure in dict.fromkeys(result.of.figure for result in measured.results()):
+        drawn = {subject: figures.get(figure, ()) for subject, figures in measured.samples.items()}
+        planes[figure] = {subject: (values, None) for subject, values in drawn.items() if values}
     for result in measured.results():
         comparison = result.of
         if comparison.beside is None:
@@ -146,7 +145,7 @@ def _planes(measured: Measured) -> list[tuple[str, dict[str, tuple[Sequence[floa
         else:
             rows = planes.setdefault(f"{comparison.figure}, {comparison.by}", {})
             rows[f"{comparison.subject}\n/ {comparison.beside}"] = (comparison.values(measured.samples), result)
-    return [(title, rows) for title, rows in planes.items() if rows]
+    return [*planes.items()]
 
 
 def _draw(plane: Any, title: str, rows: Mapping[str, tuple[Sequence[float], Result | None]]) -> None:

@@ -16,7 +16,7 @@ import math
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -168,9 +168,15 @@ class Measured:
     """Why a subject was not measured, by its name."""
 
     def results(self) -> list[Result]:
-        """Return the comparisons of what was measured."""
-        there = self.samples.keys()
-        return [wanted.result(self.samples) for wanted in self.benchmark.comparisons if wanted.needs() <= there]
+        """Return the comparisons of what was measured; beside the server's time its instructions, where they were counted."""
+        results = []
+        for wanted in self.benchmark.comparisons:
+            if wanted.needs() <= self.samples.keys():
+                results.append(wanted.result(self.samples))
+                counted = replace(wanted, figure="server instructions")
+                if wanted.figure == "server us" and counted.figure in self.samples[wanted.subject]:
+                    results.append(counted.result(self.samples))
+        return results
 
 
 def names() -> list[str]:
