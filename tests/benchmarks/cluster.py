@@ -84,7 +84,8 @@ def leased(run):
         gate = ClusterSessions(ROOM, server.url, ttl=SHORTEST_TTL)
 
         async def admit():
-            while not (gate.lease.time_left and gate.lease.quota):  # it is not renewed while others are measured
+            # The lease is not renewed while others are measured, and not while sessions are admitted here.
+            while gate.lease.time_left < SHORTEST_TTL / 2 or not gate.lease.quota:
                 await asyncio.sleep(0.01)
             before = _calls(server)
             took = await _admit(AllOf(gate), count)

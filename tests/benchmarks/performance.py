@@ -6,16 +6,25 @@ from pathlib import Path
 from .harness.paired import Comparison, number
 from .harness.report import said
 
-RUNS = sorted((Path(__file__).parent / "results").glob("run-*"))
+RESULTS = Path(__file__).parent / "results"
+
+
+def runs():
+    """Return the benchmarks of each run that is kept, by its name; ``run-1-cluster`` is what was added to ``run-1``."""
+    kept = {}
+    for folder in sorted(RESULTS.glob("run-*")):
+        results = json.loads((folder / "results.json").read_text())
+        kept.setdefault(" ".join(folder.name.split("-")[:2]), {}).update(results["benchmarks"])
+    return kept
 
 
 def table():
     """Yield the lines of the table in Markdown."""
-    runs = [json.loads((run / "results.json").read_text())["benchmarks"] for run in RUNS]
-    yield f"| | figure | of | beside | goal | {' | '.join(run.name.replace('-', ' ') for run in RUNS)} |"
-    yield "|---|---|---|---|---" + "|---" * len(RUNS) + "|"
-    for name in runs[0]:
-        for results in zip(*(run[name]["results"] for run in runs), strict=True):
+    kept = runs()
+    yield f"| | figure | of | beside | goal | {' | '.join(kept)} |"
+    yield "|---|---|---|---|---" + "|---" * len(kept) + "|"
+    for name in sorted(set().union(*kept.values())):
+        for results in zip(*(benchmarks[name]["results"] for benchmarks in kept.values()), strict=True):
             comparison = Comparison(**{field: results[0][field] for field in Comparison.__slots__})
             if goal := comparison.goal():
                 beside = f"{comparison.beside}, {comparison.by}" if comparison.beside else ""
