@@ -192,11 +192,11 @@ def test_a_refused_result_says_so_in_the_table():
 
 
 def test_instructions_stand_beside_the_server_s_time_where_they_were_counted():
-    benchmark = Benchmark("x", [Comparison("server us", "a", "b")])
-    times, counts = {"server us": [1.0] * 7}, {"server instructions": [3.0] * 7}
-    assert [result.of.figure for result in Measured(benchmark, {"a": times, "b": times}, {}).results()] == ["server us"]
-    both = Measured(benchmark, {"a": times | counts, "b": times | counts}, {})
-    assert [result.of.figure for result in both.results()] == ["server us", "server instructions"]
+    benchmark = Benchmark("x", [Comparison(figure, "a", "b") for figure in ("a second", "server us")])
+    times, counts = {"a second": [2.0] * 7, "server us": [1.0] * 7}, {"server instructions": [3.0] * 7}
+    for one, and_instructions in ((times, []), (times | counts, ["server instructions"])):
+        results = Measured(benchmark, {"a": one, "b": one}, {}).results()
+        assert [result.of.figure for result in results] == ["a second", "server us", *and_instructions]
 
 
 def test_too_few_pairs_are_not_judged():
