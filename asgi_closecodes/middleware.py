@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .background import inside_event_loop
@@ -85,8 +84,8 @@ class CloseCodeMiddleware:
             await session.refuse(error)
         except (Exception, GeneratorExit):  # thrown away: maybe where no event loop runs, to ask for what it raises
             raise
-        except anyio.get_cancelled_exc_class():
-            await session.abandon()  # it may have been waiting in a gate
+        except BaseException:  # cancelled, maybe in a group with others: it may have been waiting in a gate
+            await session.abandon()
             raise
         return None
 

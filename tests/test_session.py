@@ -487,6 +487,25 @@ async def test_a_session_that_is_cancelled_while_it_waits_in_a_gate_is_told():
     assert peer.closed[0] == 1012
 
 
+@pytest.mark.anyio
+async def test_a_session_that_is_cancelled_in_a_gate_is_told_where_something_else_fails_at_once():
+    class Slow:
+        @contextlib.asynccontextmanager
+        async def admit(self, session):
+            try:
+                await anyio.sleep_forever()
+            except BaseException as cancellation:
+                raise BaseExceptionGroup("as trio's nurseries do", [cancellation, ValueError("no")]) from None
+            yield
+
+    peer = Peer()
+    with pytest.raises(BaseExceptionGroup) as raised:
+        with anyio.move_on_after(0.01):
+            await peer.visit(CloseCodeMiddleware(Handler(), Guard(Settings(), gate=Slow())))
+    assert "ValueError" in repr(raised.value)
+    assert peer.closed[0] == 1012
+
+
 @pytest.mark.parametrize("of_a_gate", [True, False])
 @pytest.mark.parametrize("slow", ["handler", "refusal"])
 def test_a_scope_that_is_cancelled_as_a_timeout_expires_knows_its_cancellation(slow, of_a_gate, monkeypatch):
