@@ -586,7 +586,7 @@ class Room(set):
         {"observers": [print]},
         {"subprotocol": max},
     ],
-    ids=str,
+    ids=lambda part: next(iter(part)),
 )
 def test_a_guard_does_not_come_together_with_its_parts(part):
     with pytest.raises(TypeError, match="takes guard= or what a guard is made of, not both"):

@@ -111,6 +111,7 @@ def test_files_are_merged_by_time_and_what_has_none_stays_in_its_place(tmp_path)
         (gzip.compress(b'{"a": 1}\n')[:-8] + b"12345678", "is damaged: CRC check failed"),
         (b"\x1f\x8b\x08" + os.urandom(100), "is damaged"),
     ],
+    ids=["missing", "program", "UTF-16", "cut", "damaged", "no gzip inside"],
 )
 def test_what_cannot_be_read_is_a_problem_and_the_rest_is_read(tmp_path, content, problem):
     (tmp_path / "good").write_text(line("00:00", message="good"))
