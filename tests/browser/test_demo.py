@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.demo_app.launch import free_port, running_demo
+from tests.demo_app.launch import running_demo
+from tests.ports import free_port
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 HINT = r"1013\s*try again later; retry_after=\d+\.\d; cause="

@@ -1,7 +1,6 @@
 """The JavaScript module in Chromium, under a strict policy: the same rule as the Python client, against the same server."""
 
 import itertools
-import socket
 import threading
 
 import pytest
@@ -9,6 +8,7 @@ import websockets.sync.server
 
 from tests.client.conftest import seen
 from tests.client.rule import ATTEMPTS_IN_TEN_SECONDS, CASES, IDS, plain
+from tests.ports import free_port
 from tests.servers.launch import serve
 
 HANDSHAKE_FAILED = "WebSocket connection to .* failed"
@@ -155,8 +155,7 @@ def test_it_survives_a_restart_of_the_server(follow):
 
     servers = []
     pause = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = free.getsockname()
+    address = "127.0.0.1", free_port()
     live(first_life)
     try:
         context = {"tolerated": HANDSHAKE_FAILED, "bypass_csp": True}

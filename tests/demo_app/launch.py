@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 
 import httpx
 
+from tests.ports import free_port
 from tests.servers.clients import eventually
 from tests.servers.launch import ROOT, START, Running, stop
 
@@ -33,12 +33,6 @@ def outcome(*options, **environment):
         finally:
             stop(process)
     return process.returncode, output, errors
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def accepts(demo):

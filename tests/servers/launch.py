@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 
 _HERE = "127.0.0.1"
@@ -100,9 +102,7 @@ def _start(setup, app, log, options, env, unix):
         binds = {"uvicorn": f"--uds {address}", "hypercorn": f"unix:{address}"}
         binds |= {"granian": f"--uds {address}", "daphne": f"-u {address}"}
     else:
-        with socket.socket() as free:
-            free.bind((_HERE, 0))
-            address = free.getsockname()
+        address = _HERE, free_port()
         port = address[1]
         binds = {"uvicorn": f"--host {_HERE} --port {port}", "hypercorn": f"{_HERE}:{port}"}
         binds |= {"granian": f"--host {_HERE} --port {port}", "daphne": f"-b {_HERE} -p {port}"}
