@@ -12,13 +12,14 @@ from .harness.paired import Comparison
 from .harness.suite import Benchmark
 
 NS = "ns a pair"
+RECEIVE, COUNTED = "receive wrapped by hand", "both wrapped and counted by hand"
 BENCHMARK = Benchmark(
     "One received-and-sent pair of messages in the process",
     [
         Comparison(NS, "middleware", "bare", by="difference", most=200),
         *(
             Comparison(NS, peer, "bare", by="difference")
-            for peer in ("receive wrapped by hand", "ExceptionMiddleware", "sentry-sdk", "OpenTelemetry")
+            for peer in (RECEIVE, COUNTED, "ExceptionMiddleware", "sentry-sdk", "OpenTelemetry")
         ),
         Comparison("blocks left", "middleware", "bare", by="difference", most=10),
     ],
@@ -92,7 +93,7 @@ def _(app):
     return CloseCodeMiddleware(app, Guard(Settings(max_sessions=100)))
 
 
-@BENCHMARK.subject("receive wrapped by hand")
+@BENCHMARK.subject(RECEIVE)
 @measuring
 def _(app):
     async def wrapped(scope, receive, send):
@@ -100,6 +101,32 @@ def _(app):
             return await receive()
 
         await app(scope, receive_and_look, send)
+
+    return wrapped
+
+
+@BENCHMARK.subject(COUNTED)
+@measuring
+def _(app):
+    """The least that has the figures of a session's log record; it cannot interrupt a handler that waits."""
+
+    async def wrapped(scope, receive, send):
+        received = sent = 0
+
+        async def receive_and_count():
+            nonlocal received
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                received += 1
+            return message
+
+        def send_and_count(message):
+            nonlocal sent
+            if message["type"] == "websocket.send":
+                sent += 1
+            return send(message)
+
+        await app(scope, receive_and_count, send_and_count)
 
     return wrapped
 

@@ -3,7 +3,7 @@
 import json
 import logging
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.logs import configure_logging
 
 ROOM = 1_000_000
@@ -54,6 +54,20 @@ async def refuse_and_tell(scope, receive, send):
     """As :func:`refuse`, with one line in the log."""
     await refuse(scope, receive, send)
     logging.getLogger("asgi_closecodes.gate").warning("refused a session of %s: full", scope["path"])
+
+
+def refuse_where_full(**settings):
+    """As :func:`refuse`, where the gates of a guard do not admit the session."""
+    guard = Guard(Settings(**settings))
+
+    async def run(scope, receive, send):
+        try:
+            async with guard.gate.admit(guard.session(scope, receive, send)):
+                await echo(scope, receive, send)
+        except TryAgainLater:
+            await refuse(scope, receive, send)
+
+    return run
 
 
 async def deny(scope, receive, send):
@@ -139,6 +153,7 @@ WRAPPED = {
     "echo_by_hand": lambda: sockets_only(echo_by_hand),
     "echo_measured": lambda: _wrapped(echo, max_sessions=ROOM, observers=_metrics()),
     "closing": lambda: _wrapped(echo, max_sessions=0, max_refusals_per_second=ROOM),
+    "refuse_where_full": lambda: sockets_only(refuse_where_full(max_sessions=0)),
     "denying": lambda: _wrapped(echo, max_sessions=0, handshake="http"),
     "crash_logged": lambda: _wrapped(crash, log_burst=None),
     "crash_by_hand": lambda: sockets_only(crash_caught),
