@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import signal
 import socket
 import sys
 
@@ -21,6 +22,7 @@ try:
 
     from .app import DemoSettings, create_app
     from .cluster import one_limit
+    from .sockets import Sockets
 except ModuleNotFoundError as missing:  # of a clone in which nothing was installed yet
     sys.exit(f"{(missing.name or '').partition('.')[0]} is not installed: {INSTALL}")
 
@@ -46,7 +48,20 @@ def _with_hypercorn(host: str, port: int) -> None:
     config = hypercorn.config.Config()
     config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     config.errorlog = logging.getLogger("hypercorn.error")
-    asyncio.run(hypercorn.asyncio.serve(create_app(), config))  # type: ignore[arg-type]
+    sockets = Sockets(create_app())
+
+    async def until_interrupted() -> None:
+        interrupted = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+
+        async def shutdown_trigger() -> None:
+            await interrupted.wait()
+            sockets.end()  # hypercorn waits for them: from Python 3.12 on without an end
+
+        await hypercorn.asyncio.serve(sockets, config, shutdown_trigger=shutdown_trigger)  # type: ignore[arg-type]
+
+    asyncio.run(until_interrupted())
 
 
 def _with_granian(host: str, port: int) -> None:

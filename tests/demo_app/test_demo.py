@@ -7,6 +7,7 @@ import signal
 import socket
 
 import pytest
+import websockets.exceptions
 import websockets.sync.client
 
 from demo_app.app import PAGE
@@ -180,6 +181,18 @@ def test_an_open_page_does_not_keep_it_from_stopping(tmp_path, server):
         assert told()
         demo.process.send_signal(signal.SIGINT)
         assert demo.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
+def test_when_it_stops_its_clients_are_told_to_come_back(tmp_path, server):
+    with running_demo(tmp_path, "--server", server) as demo:
+        with websockets.sync.client.connect(f"{demo.url}/echo", proxy=None, close_timeout=1) as websocket:
+            demo.process.send_signal(signal.SIGINT)
+            with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+                websocket.recv(timeout=10)
+        assert closed.value.rcvd.code == 1012
+        assert demo.process.wait(20) == 0
+        assert not demo.records(level="error")
 
 
 @pytest.mark.parametrize("server", SERVERS)
