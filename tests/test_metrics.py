@@ -1,6 +1,7 @@
 """The same numbers from both observers: read as Prometheus reads them, of OpenTelemetry by its exporter."""
 
 import dataclasses
+import logging
 import random
 import string
 import subprocess
@@ -269,7 +270,10 @@ def series(numbers):
     return Counter(name for name, _ in numbers.all() if not name.endswith("_bucket"))
 
 
-def test_10_000_random_paths_codes_and_exception_types(numbers):
+def test_10_000_random_paths_codes_and_exception_types(numbers, monkeypatch):
+    # Not to pytest: what it keeps here is no UTF-8, and its processes could not tell each other.
+    monkeypatch.setattr(logging.getLogger("asgi_closecodes"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("asgi_closecodes"), "handlers", [logging.NullHandler()])
     rng = random.Random(4)
     guard = Guard(Settings(), observers=[numbers.observer])
 
