@@ -56,7 +56,7 @@ async def refuse_and_tell(scope, receive, send):
     logging.getLogger("asgi_closecodes.gate").warning("refused a session of %s: full", scope["path"])
 
 
-def refuse_where_full(**settings):
+def ask_and_refuse(**settings):
     """As :func:`refuse`, where the gates of a guard do not admit the session."""
     guard = Guard(Settings(**settings))
 
@@ -153,7 +153,7 @@ WRAPPED = {
     "echo_by_hand": lambda: sockets_only(echo_by_hand),
     "echo_measured": lambda: _wrapped(echo, max_sessions=ROOM, observers=_metrics()),
     "closing": lambda: _wrapped(echo, max_sessions=0, max_refusals_per_second=ROOM),
-    "refuse_where_full": lambda: sockets_only(refuse_where_full(max_sessions=0)),
+    "refuse_where_full": lambda: sockets_only(ask_and_refuse(max_sessions=0)),
     "denying": lambda: _wrapped(echo, max_sessions=0, handshake="http"),
     "crash_logged": lambda: _wrapped(crash, log_burst=None),
     "crash_by_hand": lambda: sockets_only(crash_caught),
