@@ -18,14 +18,14 @@ class Channel(abc.ABC):
     :param server_receive: the server's.
     """
 
-    __slots__ = ("_deliver", "_farewell", "_others", "_receive", "_waiting", "received", "sent")
+    __slots__ = ("_deliver", "_farewell", "_receive", "_scopes", "_waiting", "received", "sent")
 
     def __init__(self, server_receive: Receive) -> None:
         self._receive = server_receive
         self._deliver: Send | None = None  # gets the handler's data, where it needs no second look
         self._farewell: Iterator[Message] | None = None
-        self._waiting: Any = None  # what can be cancelled where receive() waits,
-        self._others: tuple[Any, ...] = ()  # and where it does in more tasks at the same time
+        self._waiting: Any = None  # the server's coroutine, where the handler waits for it,
+        self._scopes: tuple[anyio.CancelScope, ...] = ()  # or what is around it
         self.received = 0
         """Messages with data that the handler received."""
         self.sent = 0
@@ -33,7 +33,7 @@ class Channel(abc.ABC):
 
     def ends(self) -> tuple[Receive, Send]:
         """Return the ``receive`` and the ``send``; the channel does not keep them, which would be a cycle."""
-        return self._receive_on_asyncio if on_asyncio() else self._receive_on_trio, self._send_on
+        return self._receive_on_asyncio if on_asyncio() else self._receive_in_scope, self._send_on
 
     @abc.abstractmethod
     def _heard(self, message: Message) -> None:
@@ -49,13 +49,14 @@ class Channel(abc.ABC):
         It returns False where that could not be done now: the caller is to try once more, a little later.
         """
         self._farewell = farewell
-        interrupted = [_interrupted(waiting) for waiting in (self._waiting, *self._others) if waiting is not None]
-        return all(interrupted)
+        for scope in self._scopes:
+            scope.cancel()
+        return self._waiting is None or _interrupted(self._waiting)
 
     @property
     def is_received_from(self) -> bool:
         """Whether the handler waits for the server's ``receive`` now."""
-        return self._waiting is not None or bool(self._others)
+        return self._waiting is not None or bool(self._scopes)
 
     # No coroutine function: it returns the server's own coroutine. That is one less a message, and an
     # error of the server has the server's frame in its traceback.
@@ -72,13 +73,10 @@ class Channel(abc.ABC):
         whole of ``receive``. The future at the bottom of a coroutine that waits is what gets cancelled then; the
         task is not, so that no cancellation of somebody else's is ever mistaken for this one.
         """
-        if self._farewell is not None:
-            return next(self._farewell)
-        waiting = self._receive()
-        if self._waiting is None:
-            self._waiting = waiting
-        else:
-            self._others += (waiting,)
+        if self._waiting is not None or self._farewell is not None:
+            return await self._receive_in_scope()
+        receive = self._receive  # Python 3.11 is slow to call what a slot holds
+        self._waiting = waiting = receive()
         try:
             message = await waiting
         except asyncio.CancelledError:
@@ -86,26 +84,24 @@ class Channel(abc.ABC):
                 raise
             return next(self._farewell)
         finally:
-            if self._waiting is waiting:
-                self._waiting = None
-            else:
-                self._others = _without(waiting, self._others)
+            self._waiting = None
         if message["type"] == "websocket.receive":
             self.received += 1
         else:
             self._heard(message)
         return message
 
-    async def _receive_on_trio(self) -> Message:
+    async def _receive_in_scope(self) -> Message:
+        """Receive on trio, and where another task of the handler's does so at the same time."""
         if self._farewell is not None:
             return next(self._farewell)
         message = None
         with anyio.CancelScope() as scope:
-            self._others += (scope,)
+            self._scopes += (scope,)
             try:
                 message = await self._receive()
             finally:
-                self._others = _without(scope, self._others)
+                self._scopes = tuple(other for other in self._scopes if other is not scope)
         if message is None:
             assert self._farewell is not None
             return next(self._farewell)
@@ -114,11 +110,6 @@ class Channel(abc.ABC):
         else:
             self._heard(message)
         return message
-
-
-def _without(one: object, several: tuple[Any, ...]) -> tuple[Any, ...]:
-    place = next(number for number, other in enumerate(several) if other is one)
-    return several[:place] + several[place + 1 :]
 
 
 async def _is_cancelled_too() -> bool:
