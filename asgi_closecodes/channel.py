@@ -18,14 +18,14 @@ class Channel(abc.ABC):
     :param server_receive: the server's.
     """
 
-    __slots__ = ("_deliver", "_farewell", "_receive", "_scopes", "_waiting", "received", "sent")
+    __slots__ = ("_deliver", "_farewell", "_others", "_receive", "_waiting", "received", "sent")
 
     def __init__(self, server_receive: Receive) -> None:
         self._receive = server_receive
         self._deliver: Send | None = None  # gets the handler's data, where it needs no second look
         self._farewell: Iterator[Message] | None = None
-        self._waiting: Any = None  # the server's coroutine, where the handler waits for it,
-        self._scopes: tuple[anyio.CancelScope, ...] = ()  # or what is around it
+        self._waiting: Any = None  # what can be cancelled where receive() waits,
+        self._others: tuple[Any, ...] = ()  # and where it does in more tasks at the same time
         self.received = 0
         """Messages with data that the handler received."""
         self.sent = 0
@@ -33,7 +33,7 @@ class Channel(abc.ABC):
 
     def ends(self) -> tuple[Receive, Send]:
         """Return the ``receive`` and the ``send``; the channel does not keep them, which would be a cycle."""
-        return self._receive_on_asyncio if on_asyncio() else self._receive_in_scope, self._send_on
+        return self._receive_on_asyncio if on_asyncio() else self._receive_on_trio, self._send_on
 
     @abc.abstractmethod
     def _heard(self, message: Message) -> None:
@@ -49,14 +49,13 @@ class Channel(abc.ABC):
         It returns False where that could not be done now: the caller is to try once more, a little later.
         """
         self._farewell = farewell
-        for scope in self._scopes:
-            scope.cancel()
-        return self._waiting is None or _interrupted(self._waiting)
+        interrupted = [_interrupted(waiting) for waiting in (self._waiting, *self._others) if waiting is not None]
+        return all(interrupted)
 
     @property
     def is_received_from(self) -> bool:
         """Whether the handler waits for the server's ``receive`` now."""
-        return self._waiting is not None or bool(self._scopes)
+        return self._waiting is not None or bool(self._others)
 
     # No coroutine function: it returns the server's own coroutine. That is one less a message, and an
     # error of the server has the server's frame in its traceback.
@@ -74,7 +73,7 @@ class Channel(abc.ABC):
         task is not, so that no cancellation of somebody else's is ever mistaken for this one.
         """
         if self._waiting is not None or self._farewell is not None:
-            return await self._receive_in_scope()
+            return await self._receive_beside()
         receive = self._receive  # Python 3.11 is slow to call what a slot holds
         self._waiting = waiting = receive()
         try:
@@ -91,25 +90,47 @@ class Channel(abc.ABC):
             self._heard(message)
         return message
 
-    async def _receive_in_scope(self) -> Message:
-        """Receive on trio, and where another task of the handler's does so at the same time."""
+    async def _receive_beside(self) -> Message:
+        """Receive where another task of the handler's waits for the server, too, or nothing comes of it any more."""
+        if self._farewell is not None:
+            return next(self._farewell)
+        waiting = self._receive()
+        self._others += (waiting,)
+        try:
+            message = await waiting
+        except asyncio.CancelledError:
+            if self._farewell is None or await _is_cancelled_too():
+                raise
+            return next(self._farewell)
+        finally:
+            self._others = _without(waiting, self._others)
+        return self._noted(message)
+
+    async def _receive_on_trio(self) -> Message:
         if self._farewell is not None:
             return next(self._farewell)
         message = None
         with anyio.CancelScope() as scope:
-            self._scopes += (scope,)
+            self._others += (scope,)
             try:
                 message = await self._receive()
             finally:
-                self._scopes = tuple(other for other in self._scopes if other is not scope)
+                self._others = _without(scope, self._others)
         if message is None:
             assert self._farewell is not None
             return next(self._farewell)
+        return self._noted(message)
+
+    def _noted(self, message: Message) -> Message:
         if message["type"] == "websocket.receive":
             self.received += 1
         else:
             self._heard(message)
         return message
+
+
+def _without(one: object, several: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(other for other in several if other is not one)
 
 
 async def _is_cancelled_too() -> bool:

@@ -184,6 +184,74 @@ class Rust:
         return self.future.cancel()
 
 
+@pytest.fixture
+def in_three_tasks():
+    """What three tasks of asyncio get that receive from ``server_receive`` while ``act(channel, tasks)`` is done."""
+
+    def run(server_receive, act):
+        async def main():
+            channel = Data(server_receive)
+            receive, _ = channel.ends()
+            tasks = [asyncio.create_task(receive()) for _ in range(3)]
+            await asyncio.sleep(0)
+            await act(channel, tasks)
+            done, waiting = await asyncio.wait(tasks, timeout=5)
+            assert not waiting
+            assert not channel.is_received_from
+            return [None if task.cancelled() else task.result() for task in tasks], channel.received
+
+        return asyncio.run(main())
+
+    return run
+
+
+def test_what_the_server_has_for_several_tasks_as_they_are_cut_off_is_not_lost(in_three_tasks):
+    on_their_way = []
+
+    async def server_receive():
+        on_their_way.append(rust := Rust())
+        return await rust
+
+    async def act(channel, _tasks):
+        for number, rust in enumerate(on_their_way):
+            rust.future.set_result({"type": "websocket.receive", "text": number})
+        channel.cut_off(repeat(GONE))
+
+    messages, received = in_three_tasks(server_receive, act)
+    assert [message["text"] for message in messages] == [0, 1, 2]
+    assert received == 3
+
+
+def test_what_cannot_be_cancelled_now_is_cancelled_later_in_several_tasks_too(in_three_tasks):
+    class Borrowed(Rust):
+        tries = 0
+
+        def cancel(self, msg=None):
+            self.tries += 1
+            if self.tries < 3:
+                raise RuntimeError("Already borrowed")
+            return super().cancel(msg)
+
+    async def server_receive():
+        await Borrowed()
+
+    async def act(channel, _tasks):
+        while not channel.cut_off(repeat(GONE)):
+            await asyncio.sleep(0)
+
+    assert in_three_tasks(server_receive, act) == ([GONE] * 3, 0)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_one_of_several_tasks_that_is_cancelled_as_it_is_cut_off_stays_cancelled(in_three_tasks, which):
+    async def act(channel, tasks):
+        channel.cut_off(repeat(GONE))
+        tasks[which].cancel()
+
+    messages, _ = in_three_tasks(lambda: asyncio.sleep(60), act)
+    assert messages == [None if number == which else GONE for number in range(3)]
+
+
 def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancellation():
     async def main():
         rust = Rust()
