@@ -184,28 +184,24 @@ class Rust:
         return self.future.cancel()
 
 
-@pytest.fixture
-def in_three_tasks():
-    """What three tasks of asyncio get that receive from ``server_receive`` while ``act(channel, tasks)`` is done."""
+def in_three_tasks(server_receive, act):
+    """Return what three tasks of asyncio receive while ``act(channel, tasks)`` is done, and what was counted."""
 
-    def run(server_receive, act):
-        async def main():
-            channel = Data(server_receive)
-            receive, _ = channel.ends()
-            tasks = [asyncio.create_task(receive()) for _ in range(3)]
-            await asyncio.sleep(0)
-            await act(channel, tasks)
-            done, waiting = await asyncio.wait(tasks, timeout=5)
-            assert not waiting
-            assert not channel.is_received_from
-            return [None if task.cancelled() else task.result() for task in tasks], channel.received
+    async def main():
+        channel = Data(server_receive)
+        receive, _ = channel.ends()
+        tasks = [asyncio.create_task(receive()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await act(channel, tasks)
+        _, waiting = await asyncio.wait(tasks, timeout=5)
+        assert not waiting
+        assert not channel.is_received_from
+        return [None if task.cancelled() else task.result() for task in tasks], channel.received
 
-        return asyncio.run(main())
-
-    return run
+    return asyncio.run(main())
 
 
-def test_what_the_server_has_for_several_tasks_as_they_are_cut_off_is_not_lost(in_three_tasks):
+def test_what_the_server_has_for_several_tasks_as_they_are_cut_off_is_not_lost():
     on_their_way = []
 
     async def server_receive():
@@ -222,7 +218,7 @@ def test_what_the_server_has_for_several_tasks_as_they_are_cut_off_is_not_lost(i
     assert received == 3
 
 
-def test_what_cannot_be_cancelled_now_is_cancelled_later_in_several_tasks_too(in_three_tasks):
+def test_what_cannot_be_cancelled_now_is_cancelled_later_in_several_tasks_too():
     class Borrowed(Rust):
         tries = 0
 
@@ -243,7 +239,7 @@ def test_what_cannot_be_cancelled_now_is_cancelled_later_in_several_tasks_too(in
 
 
 @pytest.mark.parametrize("which", range(3))
-def test_one_of_several_tasks_that_is_cancelled_as_it_is_cut_off_stays_cancelled(in_three_tasks, which):
+def test_one_of_several_tasks_that_is_cancelled_as_it_is_cut_off_stays_cancelled(which):
     async def act(channel, tasks):
         channel.cut_off(repeat(GONE))
         tasks[which].cancel()

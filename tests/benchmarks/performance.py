@@ -10,12 +10,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def runs():
-    """Return the benchmarks of each run that is kept, by its name; ``run-1-cluster`` is what was added to ``run-1``."""
-    kept = {}
-    for folder in sorted(RESULTS.glob("run-*")):
-        results = json.loads((folder / "results.json").read_text())
-        kept.setdefault(" ".join(folder.name.split("-")[:2]), {}).update(results["benchmarks"])
-    return kept
+    """Return the benchmarks of each run that is kept, by its name."""
+    return {
+        folder.name.replace("-", " "): json.loads((folder / "results.json").read_text())["benchmarks"]
+        for folder in sorted(RESULTS.glob("run-*"))
+    }
 
 
 def table():

@@ -102,8 +102,8 @@ def _start(setup, app, log, options, env, unix):
         binds = {"uvicorn": f"--uds {address}", "hypercorn": f"unix:{address}"}
         binds |= {"granian": f"--uds {address}", "daphne": f"-u {address}"}
     else:
-        address = _HERE, free_port()
-        port = address[1]
+        port = free_port()
+        address = _HERE, port
         binds = {"uvicorn": f"--host {_HERE} --port {port}", "hypercorn": f"{_HERE}:{port}"}
         binds |= {"granian": f"--host {_HERE} --port {port}", "daphne": f"-b {_HERE} -p {port}"}
     command = _COMMANDS.get(setup, setup).format(app=app, **{f"{server}_bind": bind for server, bind in binds.items()})
