@@ -11,6 +11,8 @@ from typing import Any
 import anyio
 from starlette.types import Message, Receive, Send
 
+from .concurrency import cancelled_from_outside, on_asyncio
+
 
 class Channel(abc.ABC):
     """One handler's ``receive`` and ``send``, and what is known of them.
@@ -156,21 +158,3 @@ def _interrupted(waiting: Any) -> bool:
                 return False
             return True
     return False  # it is between two waits
-
-
-def on_asyncio() -> bool:
-    """Whether this runs in asyncio's event loop, and not in trio's."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def cancelled_from_outside() -> bool:
-    """Whether the current task of asyncio is cancelled; on trio a scope says so itself, again and again."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return False
-    return task is not None and task.cancelling() > 0

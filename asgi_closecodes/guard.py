@@ -16,19 +16,19 @@ import anyio.from_thread
 import anyio.lowlevel
 from starlette.types import Receive, Scope, Send
 
-from . import background, events
-from .channel import cancelled_from_outside
+from . import concurrency, events
+from .concurrency import cancelled_from_outside
 from .exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
 from .gates import AllOf, Gate, LoopLag, Shadow
 from .gates.base import FREE
 from .logs import LogObserver
-from .rates import Rate
 from .retry import RetryQueue
 from .session import Rules, Session, session_of
 from .settings import Settings, checked_change, gates_of, unknown_settings
 from .shedding import Pace, Victims
 from .sigterm import drain_at_sigterm
 from .tally import Saturation, Tally
+from .token_bucket import Rate
 
 TICK = 0.1
 """Seconds between two looks at the gates."""
@@ -172,7 +172,7 @@ class Guard:
         self._follow_settings()
         changed = {name: getattr(self.settings, name) for name in changes}
         self.report(events.LimitsSet(self.settings.limits(), changed))
-        if background.inside_event_loop():
+        if concurrency.inside_event_loop():
             self._tick_if_needed()
         else:  # a thread of anyio's, as of a plain function in FastAPI; from elsewhere the next session does it
             with suppress(RuntimeError):
@@ -283,7 +283,7 @@ class Guard:
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function`` in the background."""
-        background.spawn(function, *arguments)
+        concurrency.spawn(function, *arguments)
 
     def retry_after(self) -> float:
         """Take the next place in the retry queue; return the seconds until its turn."""
@@ -368,13 +368,13 @@ class Guard:
 
     def _keep_watch(self, _event: events.Event) -> None:
         """Have the ticker look after what an event has begun."""
-        if not self._is_ticking and background.inside_event_loop():
+        if not self._is_ticking and concurrency.inside_event_loop():
             self._tick_if_needed()
 
     def _tick_if_needed(self) -> None:
         if not self._is_ticking and self._is_needed():
             self._is_ticking = True
-            background.spawn(self._tick_forever)
+            concurrency.spawn(self._tick_forever)
 
     async def _tick_forever(self) -> None:
         try:
@@ -449,7 +449,7 @@ class Guard:
         """Run ``function``, which takes many turns of the event loop, unless the last one still runs."""
         if not self._is_busy:
             self._is_busy = True
-            background.spawn(self._busy_with, function, *arguments)
+            concurrency.spawn(self._busy_with, function, *arguments)
 
     async def _busy_with(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 
 from . import events
 from .codes import Close
-from .fingerprint import type_name
+from .error_identity import type_name
 
 UNKNOWN = "_UNKNOWN"
 """The label of a route that is not known: the handler has not accepted yet, or no route matched."""

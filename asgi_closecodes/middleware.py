@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .background import inside_event_loop
+from .concurrency import inside_event_loop
 from .events import Observer
 from .exceptions import ExceptionMapping, TryAgainLater
 from .gates import Gate

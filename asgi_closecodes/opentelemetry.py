@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from . import events
-from .fingerprint import type_name
+from .error_identity import type_name
 from .metrics import METRICS, Labels, Metric, MetricsObserver
 
 try:

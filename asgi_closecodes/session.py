@@ -31,10 +31,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from . import events
-from .background import inside_event_loop
-from .channel import Channel, on_asyncio
+from .channel import Channel
 from .codes import Close, CloseCode, fit_reason, private_twin
-from .error_ids import new_error_id
+from .concurrency import Timeout, inside_event_loop, move_on_after, on_asyncio
+from .error_identity import fingerprint, new_error_id
 from .exceptions import (
     CloseWith,
     ExceptionMapping,
@@ -44,8 +44,6 @@ from .exceptions import (
     deliberate_close,
     leaves,
 )
-from .fingerprint import fingerprint
-from .timeouts import Timeout, move_on_after
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that the server may take to accept a close: its ``send`` waits for a peer that does not read."""

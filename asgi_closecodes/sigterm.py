@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
 
-from . import background, events
-from .channel import on_asyncio
+from . import concurrency, events
+from .concurrency import on_asyncio
 
 
 class Drainable(Protocol):
@@ -74,6 +74,6 @@ def _chained(
             before(number, frame)
         else:
             was_told = True
-            loop.call_soon_threadsafe(background.spawn, drain_and_stop)
+            loop.call_soon_threadsafe(concurrency.spawn, drain_and_stop)
 
     return handler

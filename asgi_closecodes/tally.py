@@ -9,7 +9,7 @@ from typing import Any
 
 from . import events
 from .codes import Close
-from .fingerprint import type_name
+from .error_identity import type_name
 
 RECOVERED_AFTER = 10.0
 """Seconds without a refusal after which a gate is no longer saturated."""

@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from asgi_closecodes import error_ids
-from asgi_closecodes.error_ids import as_error_id, new_error_id, time_of
+from asgi_closecodes import error_identity
+from asgi_closecodes.error_identity import as_error_id, new_error_id, time_of
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -37,16 +37,16 @@ def test_ids_sort_by_time_across_processes():
 
 def test_ids_increase_when_the_clock_is_set_back(monkeypatch):
     first = new_error_id()
-    monkeypatch.setattr(error_ids.time, "time", lambda: 1_000_000.0)
+    monkeypatch.setattr(error_identity.time, "time", lambda: 1_000_000.0)
     ids = [new_error_id() for _ in range(100)]
     assert [first, *ids] == sorted({first, *ids})
 
 
 def test_processes_that_fail_in_the_same_millisecond_give_different_ids(monkeypatch):
-    monkeypatch.setattr(error_ids.time, "time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr(error_identity.time, "time", lambda: 1_800_000_000.0)
     ids = set()
     for _ in range(200):
-        monkeypatch.setattr(error_ids, "_last", 0)  # as in a process that has just started
+        monkeypatch.setattr(error_identity, "_last", 0)  # as in a process that has just started
         ids.add(new_error_id())
     assert len(ids) > 190  # of 262 144
 

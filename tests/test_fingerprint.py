@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from asgi_closecodes.fingerprint import fingerprint, is_library, type_name
+from asgi_closecodes.error_identity import fingerprint, is_library, type_name
 
 
 def caught(code, filename="/app/shop/handlers.py", name="fails", module="shop.handlers", **names):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asgi_closecodes.rates import Rate
+from asgi_closecodes.token_bucket import Rate
 
 gaps = st.lists(st.one_of(st.just(0.0), st.floats(0, 2), st.floats(0, 0.01)), min_size=1, max_size=150)
 starts = st.floats(0, 1e6)

@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asgi_closecodes.timeouts import Timeout, move_on_after
+from asgi_closecodes.concurrency import Timeout, move_on_after
 
 
 @pytest.mark.anyio

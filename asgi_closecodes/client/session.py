@@ -17,9 +17,9 @@ import wsproto
 from wsproto.connection import ConnectionState
 from wsproto.utilities import LocalProtocolError
 
-from asgi_closecodes import background
-from asgi_closecodes.channel import on_asyncio
+from asgi_closecodes import concurrency
 from asgi_closecodes.codes import Close, CloseCode
+from asgi_closecodes.concurrency import on_asyncio
 
 from .backoff import Backoff
 from .events import ClientEvent, Connecting, Ended, GaveUp, Opened
@@ -128,7 +128,7 @@ class _Attempt:
         self._left = anyio.Event()
         self._scope = anyio.CancelScope()
         self._soon = _soon()
-        background.spawn(self._run, context)
+        concurrency.spawn(self._run, context)
 
     async def _run(self, context: AbstractAsyncContextManager[ClientSession]) -> None:
         try:

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, Self
 import anyio
 import anyio.lowlevel
 
-from asgi_closecodes.channel import cancelled_from_outside
 from asgi_closecodes.codes import Close
+from asgi_closecodes.concurrency import cancelled_from_outside
 from asgi_closecodes.events import GateFailed, SessionRefused
 from asgi_closecodes.exceptions import TryAgainLater, leaves
 from asgi_closecodes.session import Session

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
 from asgi_closecodes.exceptions import TryAgainLater
-from asgi_closecodes.rates import Rate
 from asgi_closecodes.session import Session
+from asgi_closecodes.token_bucket import Rate
 
 from .base import FREE
 from .sessions import Limited, Place

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close
-from asgi_closecodes.fingerprint import type_name
-from asgi_closecodes.rates import Rate, Unlimited, Window
+from asgi_closecodes.error_identity import type_name
+from asgi_closecodes.token_bucket import Rate, Unlimited, Window
 
 from .redaction import one_line, raw_path, safe_client, safe_path
 from .storms import Key, Storms

@@ -14,7 +14,7 @@ from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 
-from asgi_closecodes.fingerprint import is_library, type_name
+from asgi_closecodes.error_identity import is_library, type_name
 
 from .redaction import one_line
 from .stack_traces import Error, stack_trace

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from asgi_closecodes.fingerprint import is_library
+from asgi_closecodes.error_identity import is_library
 
 _OBJECT = re.compile(r'\{\s*"')
 _MOST_STARTS = 5

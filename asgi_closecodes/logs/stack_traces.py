@@ -15,7 +15,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from asgi_closecodes.fingerprint import type_name
+from asgi_closecodes.error_identity import type_name
 
 Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 """What ``sys.exc_info()`` returns while an exception is handled."""

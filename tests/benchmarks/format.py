@@ -9,8 +9,8 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes.error_identity import fingerprint
 from asgi_closecodes.events import SessionFailed
-from asgi_closecodes.fingerprint import fingerprint
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter, LogObserver
 
 from .harness.apps import find

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from asgi_closecodes.cli.logs import LNAV_FORMAT
 from asgi_closecodes.cli.output import progress
-from asgi_closecodes.error_ids import new_error_id
+from asgi_closecodes.error_identity import new_error_id
 from tests.logs.lines import failure, logged
 from tests.logs.test_record import FORMATTERS, failed
 from tests.programs import program

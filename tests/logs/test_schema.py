@@ -6,7 +6,7 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
-from asgi_closecodes import background
+from asgi_closecodes import concurrency
 from asgi_closecodes.gates import Memory
 from asgi_closecodes.logs import JsonFormatter, LogObserver
 from tests.gates.test_sensors import group, tree, v2
@@ -56,7 +56,7 @@ async def test_what_is_logged_without_an_event_too(records, tmp_path):
     async def fail():
         raise ValueError
 
-    await background.logged(fail)
+    await concurrency.logged(fail)
     assert [checked(record)["event.name"] for record in records] == [
         "closecodes.sensor.unknown",
         "closecodes.background.failed",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from asgi_closecodes.logs import storms
 from asgi_closecodes.logs.storms import FORGOTTEN_AFTER, SUMMARY_AFTER, Storms
-from asgi_closecodes.rates import Rate, Unlimited, Window
+from asgi_closecodes.token_bucket import Rate, Unlimited, Window
 
 
 class Clock:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import click
 
 from asgi_closecodes.cli.output import at, has_colours, plural, printable, record_line, styled, write
-from asgi_closecodes.error_ids import as_error_id, time_of
+from asgi_closecodes.error_identity import as_error_id, time_of
 from asgi_closecodes.logs.formatters import trace_lines
 from asgi_closecodes.logs.reader import Log
 from asgi_closecodes.logs.record import Record, dumps

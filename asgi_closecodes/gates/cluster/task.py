@@ -7,8 +7,7 @@ import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 
-from asgi_closecodes.background import logged
-from asgi_closecodes.channel import on_asyncio
+from asgi_closecodes.concurrency import logged, on_asyncio
 
 
 class ProcessTask:

@@ -1,17 +1,70 @@
-"""How long something may take: a scope of anyio's on trio, and on asyncio what costs a tenth of one.
-
-A scope of anyio's takes 0.8 KiB and 5 us there, which is much for what every session has.
-"""
+"""Facts of asyncio and trio, time-outs, and tasks that belong to no session, gone with their event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
 import anyio
 
-from .channel import on_asyncio
+_LOGGER = logging.getLogger("asgi_closecodes.error")
+
+_tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks only weakly
+
+
+def spawn(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Run ``function`` in a task of its own, as long as the event loop runs; what it raises is logged.
+
+    A task, and not a task group's: where no lifespan reaches the middleware, nobody could hold one open.
+    """
+    if on_asyncio():
+        task = asyncio.get_running_loop().create_task(logged(function, *arguments), context=contextvars.Context())
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+    else:
+        import trio  # noqa: PLC0415 - only where it runs
+
+        trio.lowlevel.spawn_system_task(logged, function, *arguments)
+
+
+def inside_event_loop() -> bool:
+    """Whether there is an event loop to run something in."""
+    try:
+        anyio.get_current_task()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def logged(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Run ``function``; what it raises is logged."""
+    try:
+        await function(*arguments)
+    except Exception:
+        name = getattr(function, "__qualname__", repr(function))
+        _LOGGER.exception("background work failed: %s", name, extra={"event.name": "closecodes.background.failed"})
+
+
+def on_asyncio() -> bool:
+    """Whether this runs in asyncio's event loop, and not in trio's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def cancelled_from_outside() -> bool:
+    """Whether the current task of asyncio is cancelled; on trio a scope says so itself, again and again."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def move_on_after(seconds: float) -> anyio.CancelScope | Timeout:
