@@ -8,7 +8,7 @@ import anyio.lowlevel
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.channel import Channel
+from asgi_closecodes.session.channel import Channel
 from tests.asgi import Peer
 
 GONE = {"type": "websocket.disconnect", "code": 1013}

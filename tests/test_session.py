@@ -22,11 +22,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.websockets import WebSocketDisconnect
 
-from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, session
+from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.codes import may_be_sent
 from asgi_closecodes.events import SessionClosed, SessionRefused
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import configure_logging
+from asgi_closecodes.session import session
 from tests.asgi import Handler, Peer, of
 
 

@@ -3,9 +3,10 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, session
+from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.gates import MaxSessionsPerKey
 from asgi_closecodes.logs import configure_logging
+from asgi_closecodes.session import session
 
 from .apps import bare, ending, impatient
 

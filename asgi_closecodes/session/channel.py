@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from starlette.types import Message, Receive, Send
 
-from .concurrency import cancelled_from_outside, on_asyncio
+from asgi_closecodes.concurrency import cancelled_from_outside, on_asyncio
 
 
 class Channel(abc.ABC):

@@ -1,6 +1,6 @@
 """One connection: its phase, what goes in and out, and its one close. The only code that talks ASGI messages.
 
-A session moves through the phases below, and :data:`MOVES` says what may be sent in each. The handler
+A session moves through the phases of state.py, whose :data:`MOVES` says what may be sent in each. The handler
 talks through its channel; whatever it says there, and however it ends, the session sees to it that this side
 says its last word exactly once.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import functools
 import inspect
 import math
@@ -30,12 +29,11 @@ import anyio.lowlevel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from . import events
-from .channel import Channel
-from .codes import Close, CloseCode, fit_reason, private_twin
-from .concurrency import Timeout, inside_event_loop, move_on_after, on_asyncio
-from .error_identity import fingerprint, new_error_id
-from .exceptions import (
+from asgi_closecodes import events
+from asgi_closecodes.codes import Close, CloseCode, fit_reason, private_twin
+from asgi_closecodes.concurrency import Timeout, inside_event_loop, move_on_after, on_asyncio
+from asgi_closecodes.error_identity import fingerprint, new_error_id
+from asgi_closecodes.exceptions import (
     CloseWith,
     ExceptionMapping,
     SessionEnded,
@@ -44,6 +42,10 @@ from .exceptions import (
     deliberate_close,
     leaves,
 )
+
+from .channel import Channel
+from .scope import client_of, route_of
+from .state import MOVES, OVER, UNANSWERED, Phase
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that the server may take to accept a close: its ``send`` waits for a peer that does not read."""
@@ -62,43 +64,6 @@ HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
-
-class Phase(enum.Enum):
-    """Where a session stands."""
-
-    ARRIVED = "the handshake has come, its connect event was not received yet", "connecting"
-    CONNECTING = "the handshake waits for an answer", "connecting"
-    OPEN = "the handshake was accepted, and nobody has closed", "open"
-    DENYING = "an HTTP response to the handshake has started", "closed"
-    CLOSED = "this side has said its last word", "closed"
-    LEFT = "the peer is gone", "closed"
-
-    def __init__(self, sentence: str, public: events.Phase) -> None:
-        self.sentence = sentence
-        self.public = public
-        """The name of the phase that events and logs carry."""
-
-
-_ANSWERS = {
-    "websocket.accept": Phase.OPEN,
-    "websocket.close": Phase.CLOSED,
-    "websocket.http.response.start": Phase.DENYING,
-}
-
-_UNANSWERED = (Phase.ARRIVED, Phase.CONNECTING)  # tuples: members of an Enum are hashed by a function of Python's
-_OVER = (Phase.CLOSED, Phase.LEFT)
-
-MOVES: dict[Phase, dict[str, Phase]] = {
-    Phase.ARRIVED: _ANSWERS,
-    Phase.CONNECTING: _ANSWERS,
-    Phase.OPEN: {"websocket.send": Phase.OPEN, "websocket.close": Phase.CLOSED},
-    Phase.DENYING: {"websocket.http.response.body": Phase.DENYING},
-    Phase.CLOSED: {},
-}
-"""What the handler may send in each phase, and where it leads (ASGI specification, WebSocket).
-
-After :attr:`Phase.LEFT` the server decides: ASGI lets ``send`` raise an OSError or do nothing.
-"""
 
 _NAMING = threading.Lock()
 """Held where a session gets its id: a thread of its handler's may ask for it while the event loop does."""
@@ -246,10 +211,10 @@ class Session(Channel):
         """Return what is known of this session now, for an event."""
         return events.SessionFacts(
             id=self.id,
-            route=_route(self.scope, self._servers_scope),
+            route=route_of(self.scope, self._servers_scope),
             path=self.scope.get("path", ""),
             scheme=self.scope.get("scheme", "ws"),
-            client=_client(self.scope),
+            client=client_of(self.scope),
             phase=self.phase.public,
             duration=time.monotonic() - self.arrived_at,
             received=self.received,
@@ -403,7 +368,7 @@ class Session(Channel):
 
     async def end(self, refusal: TryAgainLater) -> bool:
         """End this session as ``refusal`` says; see :meth:`shed`."""
-        if self.phase in _OVER or self._ending is not None:
+        if self.phase in OVER or self._ending is not None:
             return False
         if self._places is None:  # it waits in a gate: its handler is not to start
             self._doom = refusal
@@ -447,7 +412,7 @@ class Session(Channel):
     @property
     def is_leaving(self) -> bool:
         """Whether the session has ended, though its handler may still run, or was told to end."""
-        return self._ending is not None or self.phase in _OVER
+        return self._ending is not None or self.phase in OVER
 
     async def _ended_by(self, error: BaseException) -> bool:
         """Close the session for what its handler raised; return whether nobody else has to know."""
@@ -502,7 +467,7 @@ class Session(Channel):
             if not departed:
                 self._outcome = "failed"
                 self.report(events.SessionFailed(facts, error_id, fingerprint(error), error, close, sent))
-        if self.phase in _OVER:
+        if self.phase in OVER:
             return departed or not rules.reraise
         return False  # the server refuses 1011: daphne sends it by itself when it sees the error
 
@@ -569,7 +534,7 @@ class Session(Channel):
             with move_on_after(timeout):
                 await self._ending.is_said.wait()
             word, twin, foreign = self._ending.word, True, True
-        if self.phase in _OVER:
+        if self.phase in OVER:
             return False
         failure: Exception | None = None
         with move_on_after(timeout) as limit:
@@ -595,7 +560,7 @@ class Session(Channel):
         except BaseException as error:
             # Cancelled, maybe between the accept and the close, or in the middle of a response.
             try:
-                if self.phase not in _OVER:
+                if self.phase not in OVER:
                     with anyio.move_on_after(CANCELLED_CLOSE_TIMEOUT, shield=True), contextlib.suppress(Exception):
                         await self._end(word, twin=True)
             finally:  # CLOSE_TIMEOUT may expire meanwhile, which no scope of anyio's keeps out
@@ -603,7 +568,7 @@ class Session(Channel):
             raise
 
     async def _end(self, word: LastWord, *, twin: bool) -> None:
-        if self.phase in _UNANSWERED:
+        if self.phase in UNANSWERED:
             if word.mode == "http":
                 await self._deny(word)
             elif word.mode == "reject":
@@ -665,7 +630,7 @@ class Session(Channel):
 
     def _handshake_mode(self) -> Literal["close", "http"]:
         """Decide how a handshake that is not answered yet is refused."""
-        if self.phase not in _UNANSWERED or not self._can_deny():
+        if self.phase not in UNANSWERED or not self._can_deny():
             return "close"
         policy = self._host.rules.handshake
         if policy == "http" or (policy == "auto" and not self._from_browser()):
@@ -697,7 +662,7 @@ class Session(Channel):
 
     def _move(self, phase: Phase) -> None:
         self.phase = phase
-        if self._answered and phase not in _UNANSWERED:
+        if self._answered and phase not in UNANSWERED:
             for call in self._answered:
                 call(self)
             self._answered = ()
@@ -713,7 +678,7 @@ class Session(Channel):
         """Take note of a message to the handler that is not data."""
         if message["type"] == "websocket.connect" and self.phase is Phase.ARRIVED:
             self._move(Phase.CONNECTING)
-        elif message["type"] == "websocket.disconnect" and self.phase not in _OVER:
+        elif message["type"] == "websocket.disconnect" and self.phase not in OVER:
             code = message.get("code")  # None where there was none; and whatever a server or middleware makes up
             reason = message.get("reason") or ""
             self._leave(Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason))
@@ -762,7 +727,7 @@ class Session(Channel):
         Starlette does so for an HTTPException after accept; servers turn it into 1006, or hang.
         """
         self._initiator = "handler"
-        if self.phase in _UNANSWERED:
+        if self.phase in UNANSWERED:
             await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             return
         delays = [value for name, value in message.get("headers", ()) if name.lower() == b"retry-after"]
@@ -809,30 +774,3 @@ def _described(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return type(error).__name__
-
-
-def _client(scope: Scope) -> tuple[str, int] | None:
-    """Return the peer's address and port, None on a unix socket; granian has ports as strings, and ("", "0") there."""
-    client = scope.get("client")
-    if not client or not client[0]:
-        return None
-    port = str(client[1])
-    return str(client[0]), int(port) if port.isdecimal() else 0
-
-
-def _route(scope: Scope, servers_scope: Scope) -> str | None:
-    """Return the template of the route that matched, or None if it is not known for sure.
-
-    A mount leaves its actual path in ``root_path``: that is its template only if it has no parameters.
-    """
-    route = scope.get("route")
-    path = getattr(route, "path_format", None)
-    if not isinstance(path, str) or hasattr(route, "routes"):  # a mount's own is "/{path}", whatever it leads to
-        return None
-    # Inside of a mount of Starlette's root_path holds its path too.
-    root_path: str = servers_scope.get("app_root_path", servers_scope.get("root_path", ""))
-    mount = scope.get("root_path", "").removeprefix(root_path)
-    of_route = getattr(route, "param_convertors", {})
-    if mount and any(name not in of_route for name in scope.get("path_params", ())):
-        return None
-    return f"{mount}{path}"

@@ -1,0 +1,46 @@
+"""Where a session stands, and which of the handler's messages lead where."""
+
+from __future__ import annotations
+
+import enum
+
+from asgi_closecodes import events
+
+
+class Phase(enum.Enum):
+    """Where a session stands."""
+
+    ARRIVED = "the handshake has come, its connect event was not received yet", "connecting"
+    CONNECTING = "the handshake waits for an answer", "connecting"
+    OPEN = "the handshake was accepted, and nobody has closed", "open"
+    DENYING = "an HTTP response to the handshake has started", "closed"
+    CLOSED = "this side has said its last word", "closed"
+    LEFT = "the peer is gone", "closed"
+
+    def __init__(self, sentence: str, public: events.Phase) -> None:
+        self.sentence = sentence
+        self.public = public
+        """The name of the phase that events and logs carry."""
+
+
+_ANSWERS = {
+    "websocket.accept": Phase.OPEN,
+    "websocket.close": Phase.CLOSED,
+    "websocket.http.response.start": Phase.DENYING,
+}
+
+UNANSWERED = (Phase.ARRIVED, Phase.CONNECTING)  # tuples: members of an Enum are hashed by a function of Python's
+
+OVER = (Phase.CLOSED, Phase.LEFT)
+
+MOVES: dict[Phase, dict[str, Phase]] = {
+    Phase.ARRIVED: _ANSWERS,
+    Phase.CONNECTING: _ANSWERS,
+    Phase.OPEN: {"websocket.send": Phase.OPEN, "websocket.close": Phase.CLOSED},
+    Phase.DENYING: {"websocket.http.response.body": Phase.DENYING},
+    Phase.CLOSED: {},
+}
+"""What the handler may send in each phase, and where it leads (ASGI specification, WebSocket).
+
+After :attr:`Phase.LEFT` the server decides: ASGI lets ``send`` raise an OSError or do nothing.
+"""
