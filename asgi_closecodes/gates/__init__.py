@@ -1,11 +1,14 @@
 """Load gates: who may come in. Compose them with :class:`AllOf`, or write your own."""
 
-from .base import AllOf, Gate, Shadow
+from .all_of import AllOf
+from .base import Gate
 from .cluster import ClusterSessions, ClusterSessionsPerKey
 from .handshakes import HandshakeRate, HandshakesInProgress
+from .per_key import MaxSessionsPerKey, client_network
 from .pressure import Pressure
 from .sensors import Cpu, LoopLag, Memory, Sensor
-from .sessions import MaxSessions, MaxSessionsPerKey, client_network
+from .sessions import MaxSessions
+from .shadow import Shadow
 
 __all__ = [
     "AllOf",

@@ -1,4 +1,4 @@
-"""What a gate is, and how several of them are one.
+"""What a gate is.
 
 A gate is anything with ``admit(session)`` that returns an async context manager: entering it reserves
 capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. There is no release call.
@@ -6,18 +6,9 @@ capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. T
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractAsyncContextManager, contextmanager
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
-import anyio
-import anyio.lowlevel
-
-from asgi_closecodes.codes import Close
-from asgi_closecodes.concurrency import cancelled_from_outside
-from asgi_closecodes.events import GateFailed, SessionRefused
-from asgi_closecodes.exceptions import TryAgainLater, leaves
 from asgi_closecodes.session import Session
 
 
@@ -65,197 +56,7 @@ FREE = _Free()
 """What a gate that only looks, and holds nothing, returns for those whom it admits."""
 
 
-def _recount(place: AbstractAsyncContextManager[Any]) -> None:
+def recount(place: AbstractAsyncContextManager[Any]) -> None:
+    """Have the gate of ``place`` count its session under the key that it has now, if it counts by key."""
     if (recount := getattr(place, "recount", None)) is not None:
         recount()
-
-
-class Shadow:
-    """Asks ``gate``, and refuses nobody: it only counts and logs what ``gate`` would have refused.
-
-    A limit can be tried this way before it bites. Sessions that would have been refused are not held by ``gate``.
-    """
-
-    __slots__ = ("gate",)
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-        if getattr(gate, "when_full", "refuse") != "refuse":
-            gate.when_full = "refuse"  # type: ignore[attr-defined] # nobody leaves for a limit that only looks
-
-    @property
-    def limit(self) -> object:
-        """The limit of the gate, if it has one."""
-        return getattr(self.gate, "limit", None)
-
-    @property
-    def active(self) -> object:
-        """What the gate holds, if it says so."""
-        return getattr(self.gate, "active", None)
-
-    def sample(self) -> None:
-        """Let the gate take its samples."""
-        if (sample := getattr(self.gate, "sample", None)) is not None:
-            sample()
-
-    def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return a context manager that holds the gate's place, if there is one."""
-        return _Shadowed(self.gate, session)
-
-
-class _Shadowed:
-    """A place in ``gate``, or none without a refusal."""
-
-    __slots__ = ("_gate", "_place", "_session")
-
-    def __init__(self, gate: Gate, session: Session) -> None:
-        self._gate = gate
-        self._session = session
-        self._place: AbstractAsyncContextManager[Any] = FREE
-
-    async def __aenter__(self) -> None:
-        place = self._gate.admit(self._session)
-        with self._refusing_nobody():
-            await place.__aenter__()
-            self._place = place
-
-    def recount(self) -> None:
-        """Have the gate count the session under its new key, if it counts it."""
-        with self._refusing_nobody():
-            _recount(self._place)
-
-    @contextmanager
-    def _refusing_nobody(self) -> Generator[None]:
-        try:
-            yield
-        except TryAgainLater as refusal:
-            self._session.report(
-                SessionRefused(
-                    session=self._session.facts(),
-                    close=Close(refusal.code, refusal.reason),
-                    gate=type(self._gate).__name__,
-                    cause=refusal.cause or "unknown",
-                    retry_after=refusal.retry_after or 0.0,
-                    mode="shadow",
-                    usage=refusal.usage,
-                    limit=refusal.limit,
-                )
-            )
-            refusal.__traceback__ = None  # its frames hold the session, and Python 3.13 keeps the circle
-
-    async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._place.__aexit__(cls, error, trace)
-
-
-class AllOf:
-    """All ``gates`` at once: entered in order; the first refusal gives back what was entered, in reverse.
-
-    A gate that fails is reported and does not keep the others from admitting, refusing or releasing.
-
-    :param failure: what a gate that fails on entry stands for: ``open`` admits past it, ``closed`` refuses.
-    """
-
-    __slots__ = ("failure", "gates")
-
-    def __init__(self, *gates: Gate, failure: Literal["open", "closed"] = "open") -> None:
-        # Flattened, so that a failing gate is contained by itself and not together with its neighbours.
-        self.gates: tuple[Gate, ...] = tuple(
-            inner for gate in gates for inner in (gate.gates if isinstance(gate, AllOf) else (gate,))
-        )
-        self.failure = failure
-
-    def admit(self, session: Session, /) -> Places:
-        """Return a context manager that holds the session's places in all gates."""
-        return Places(self, session)
-
-
-class Places:
-    """The places of one session in the gates of an :class:`AllOf`.
-
-    Not an AsyncExitStack: that lets the error of one gate replace the handler's. And like the places of the gates here
-    no heir of AbstractAsyncContextManager, which before Python 3.13 gives each of them a dictionary.
-    """
-
-    __slots__ = ("_all", "_entered", "_gates", "_session")
-
-    def __init__(self, all_of: AllOf, session: Session) -> None:
-        self._all = all_of
-        self._gates = all_of.gates  # those of others may be others by the time that this one leaves
-        self._session = session
-        self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # one for each gate
-
-    async def __aenter__(self) -> Self:
-        try:
-            for gate in self._gates:
-                try:
-                    place = gate.admit(self._session)
-                    if place is not FREE:
-                        await place.__aenter__()
-                except Exception as error:
-                    self._refuse_or_admit_past(gate, error)
-                    place = FREE
-                self._entered += (place,)  # no list: that takes more for as long as the session lasts
-            return self
-        except BaseException as error:
-            if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
-                raise TryAgainLater(cause="gate") from error
-            raise
-
-    def recount(self) -> None:
-        """Have those gates that count by the session's key count it under its new one.
-
-        :raises TryAgainLater: if one has no room for it there.
-        """
-        for gate, place in zip(self._gates, self._entered, strict=True):
-            try:
-                _recount(place)
-            except Exception as error:
-                self._refuse_or_admit_past(gate, error)
-
-    def _refuse_or_admit_past(self, gate: Gate, error: Exception) -> None:
-        causes = [*leaves(error)]
-        refusals = [cause for cause in causes if isinstance(cause, TryAgainLater)]
-        if len(refusals) == len(causes):
-            refusals[0].gate = refusals[0].gate or type(gate).__name__
-            raise refusals[0] from (error if error is not refusals[0] else None)
-        admitted = self._all.failure == "open"
-        self._report(gate, error, "admit", admitted=admitted)
-        if not admitted:
-            refusal = TryAgainLater(cause="gate")
-            refusal.gate = type(gate).__name__
-            raise refusal from error
-
-    async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        pending = error
-        entered, self._entered = self._entered, ()
-        for place in reversed(entered):
-            if place is FREE:
-                continue
-            try:
-                swallows = await place.__aexit__(None if pending is None else type(pending), pending, trace)
-                # A gate may end its session by a scope of its own. An error is not its to settle: daphne closes for it.
-                if swallows and not isinstance(pending, Exception):
-                    pending = None
-            except Exception as failure:
-                # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
-                if any(leaf is not pending for leaf in leaves(failure)):
-                    gate = next(gate for gate, its in zip(self._gates, entered, strict=False) if its is place)
-                    self._report(gate, failure, "release", admitted=True)
-                if isinstance(pending, anyio.get_cancelled_exc_class()) and not cancelled_from_outside():
-                    pending = None  # the cancellation of a task group or a scope of the gate's own,
-                    try:
-                        await anyio.lowlevel.checkpoint_if_cancelled()  # unless there is more of it
-                    except BaseException as cancellation:
-                        pending = cancellation
-            except BaseException as cancellation:
-                pending = cancellation
-        if pending is not None and pending is not error:
-            raise pending
-        return pending is not error
-
-    def _report(self, gate: Gate, error: Exception, step: Literal["admit", "release"], *, admitted: bool) -> None:
-        self._session.report(GateFailed(self._session.facts(), type(gate).__name__, error, step, admitted))

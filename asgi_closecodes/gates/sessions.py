@@ -1,12 +1,11 @@
-"""Gates that count open sessions: all of this process's, or those of one key."""
+"""The gate that counts open sessions, and what limits have in common."""
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
@@ -33,32 +32,6 @@ class Place:
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._gate.give_back(self._session)
-
-
-class _PlaceOfKey:
-    """The same in a gate that counts by key."""
-
-    __slots__ = ("_gate", "_key", "_session")
-
-    def __init__(self, gate: MaxSessionsPerKey, session: Session) -> None:
-        self._gate = gate
-        self._key = gate.key(session)  # kept: the session may have another one by the time it leaves
-        self._session = session
-
-    async def __aenter__(self) -> None:
-        self._gate.take(self._key, self._session)
-
-    def recount(self) -> None:
-        """Move to the key that the session has now, or refuse it and stay."""
-        if (key := self._gate.key(self._session)) != self._key:
-            self._gate.take(key, self._session)
-            self._gate.give_back(self._key, self._session)
-            self._key = key
-
-    async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gate.give_back(self._key, self._session)
 
 
 class Limited:
@@ -128,149 +101,3 @@ class MaxSessions(Limited):
     def excess(self) -> int:
         """Return how many sessions are too many, after the limit was lowered."""
         return 0 if self._limit is None else max(self.active - self._limit, 0)
-
-
-def client_network(session: Session) -> str | None:
-    """Return the peer's address as the server knows it, IPv6 by its /64; None on a unix socket.
-
-    A forwarded header is never read: anybody can send one. Servers have options for trusted proxies.
-    """
-    client = session.scope.get("client")
-    if not client or client[0] == "":  # granian's on a unix socket is ("", "0")
-        return None
-    host = str(client[0])
-    if ":" not in host:
-        return host
-    try:
-        address = ipaddress.IPv6Address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address), 64), strict=False))  # one subscriber has at least a /64
-
-
-class SessionsByKey(dict[Hashable, "Session | tuple[Session, int] | dict[Session, int | None]"]):
-    """The open sessions of each key, the oldest first, each with a number where a cluster gives numbers.
-
-    Most keys have one session, which stands for itself: a dictionary of one takes 0.2 KiB.
-    """
-
-    __slots__ = ()
-
-    def of(self, key: Hashable) -> dict[Session, int | None]:
-        """Return the sessions of ``key``, to be read."""
-        held = self.get(key)
-        if held is None:
-            return {}
-        if isinstance(held, dict):
-            return held
-        return {held[0]: held[1]} if isinstance(held, tuple) else {held: None}
-
-    def put(self, key: Hashable, session: Session, number: int | None = None) -> None:
-        """Add a session of ``key``, or give it a number."""
-        held = self.get(key)
-        if held is None or held is session:
-            self[key] = session if number is None else (session, number)
-        else:
-            sessions = self.of(key)
-            sessions[session] = number
-            self[key] = sessions
-
-    def drop(self, key: Hashable, session: Session) -> bool:
-        """Take a session of ``key`` away; return whether it was there."""
-        if self.get(key) is not session:
-            sessions = self.of(key)
-            if session not in sessions:
-                return False
-            if len(sessions) > 1:
-                del sessions[session]
-                return True
-        del self[key]
-        return True
-
-
-class MaxSessionsPerKey(Limited):
-    """At most ``limit`` open sessions of one key in this process.
-
-    :param key: the key of a session, any hashable value, by default :func:`client_network`; a session
-        whose key is None is not limited. A key without a session takes no memory. It is asked at admission, and
-        again when the handler sets :attr:`Session.key`.
-    :param when_full: ``refuse`` the new session, or ``replace_oldest``: the oldest of that key is shed and the new
-        one takes its place. Connections that have died without a word otherwise lock their own user out.
-    :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
-    :raises TypeError: if ``key`` cannot be called.
-    """
-
-    __slots__ = ("_lowered", "_sessions", "active", "key", "when_full")
-    cause = "client"
-    usage = None  # of a limit that each key has for itself
-
-    def __init__(
-        self,
-        limit: int | None,
-        key: Callable[[Session], Hashable] = client_network,
-        when_full: Literal["refuse", "replace_oldest"] = "refuse",
-    ) -> None:
-        if when_full not in {"refuse", "replace_oldest"}:
-            raise ValueError(f"when_full={when_full!r}: use 'refuse' or 'replace_oldest'")
-        if not callable(key):
-            raise TypeError(f"key={key!r} cannot be called; use a function of the session")
-        super().__init__(limit)
-        self.key = key
-        """The key of a session."""
-        self.when_full = when_full
-        self._forget()
-
-    def _forget(self) -> None:
-        self._sessions = SessionsByKey()
-        self.active = 0
-        """Open sessions of all keys in this process."""
-
-    def _follow_limit(self) -> None:
-        self._lowered = self._limit is not None
-
-    def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return a context manager that holds one of the places of the session's key."""
-        return _PlaceOfKey(self, session)
-
-    def active_of(self, key: Hashable) -> int:
-        """Return the number of open sessions of ``key``."""
-        return len(self._sessions.of(key))
-
-    def take(self, key: Hashable, session: Session) -> None:
-        """Count one session of ``key`` more, or refuse it."""
-        if self._limit is not None and key is not None and (key in self._sessions or self._limit == 0):
-            self._make_room(key, self._limit)
-        self._sessions.put(key, session)
-        self.active += 1
-
-    def _make_room(self, key: Hashable, limit: int) -> None:
-        sessions = self._sessions.of(key)
-        if len(sessions) >= limit:
-            if self.when_full == "refuse" or not sessions:
-                raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=limit)
-            self._replace(key, next(iter(sessions)))
-
-    def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
-        self._sessions.put(key, session, number)
-        self.active += 1
-
-    def _replace(self, key: Hashable, oldest: Session) -> None:
-        self.give_back(key, oldest)
-        oldest.end_soon(TryAgainLater(cause="replaced"))
-
-    def give_back(self, key: Hashable, session: Session) -> None:
-        """Count one session of ``key`` less, once."""
-        self.active -= self._sessions.drop(key, session)  # or it was replaced
-
-    def unwanted(self) -> Iterator[Session]:
-        """Yield the newest sessions of each key that has more than a limit that was lowered allows."""
-        if not self._lowered or self._limit is None:
-            return
-        self._lowered = False  # until proven otherwise: the pass over all keys is not for every tick
-        for key in [*self._sessions]:
-            sessions = self._sessions.of(key)
-            if key is not None and len(sessions) > self._limit:
-                self._lowered = True
-                yield from [session for session in sessions if not session.is_leaving][self._limit :]

@@ -136,7 +136,7 @@ def _syncing(workers):
     def subject(run):
         with _redis() as server, server.client() as client:
             from asgi_closecodes.gates.cluster.lease import Lease, Reply
-            from asgi_closecodes.gates.cluster.store import SYNC, keys_of
+            from asgi_closecodes.gates.cluster.redis.client import SYNC, keys_of
 
             count = run.size(workers, WORKERS[workers])
             script = client.register_script(SYNC)

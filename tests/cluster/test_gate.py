@@ -551,7 +551,7 @@ def test_what_cannot_be_used_is_refused(options):
 def test_the_keys_of_a_limit_are_in_one_place_of_a_redis_cluster():
     from redis.crc import key_slot
 
-    from asgi_closecodes.gates.cluster.store import keys_of
+    from asgi_closecodes.gates.cluster.redis.client import keys_of
 
     assert len({key_slot(key.encode()) for key in keys_of("chat:eu")}) == 1
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from asgi_closecodes.gates.cluster.lease import SHARE, Lease, Reply
-from asgi_closecodes.gates.cluster.store import SYNC, keys_of
+from asgi_closecodes.gates.cluster.redis.client import SYNC, keys_of
 
 TTL = 30.0
 KEYS = keys_of("test")

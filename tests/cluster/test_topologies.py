@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from asgi_closecodes import events
-from asgi_closecodes.gates.cluster.store import keys_of
+from asgi_closecodes.gates.cluster.redis.client import keys_of
 from tests.ports import free_port
 from tests.programs import program
 

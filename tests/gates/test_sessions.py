@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import GateFailed, SessionFailed, SessionRefused
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey, Shadow, client_network
-from asgi_closecodes.gates.sessions import SessionsByKey
+from asgi_closecodes.gates.per_key import SessionsByKey
 from tests.asgi import Handler, Peer, of
 from tests.gates.stand_in import Visitor, admitted, refused
 from tests.test_background import Stay, until

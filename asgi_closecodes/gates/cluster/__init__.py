@@ -1,18 +1,10 @@
 """One limit over many processes and hosts, on a Redis or Valkey: quota is leased to workers, not one key a session."""
 
 from .per_key import ClusterSessionsPerKey
+from .redis.client import RedisStore
+from .redis.url import checked_url
 from .sessions import ClusterSessions
-from .store import (
-    CountReply,
-    CountRequest,
-    CountStore,
-    KeyCount,
-    LeaseStore,
-    RedisStore,
-    State,
-    checked_name,
-    checked_url,
-)
+from .store import CountReply, CountRequest, CountStore, KeyCount, LeaseStore, State, checked_name
 
 __all__ = [
     "ClusterSessions",

@@ -18,14 +18,15 @@ from typing import Literal, TypeAlias
 
 from asgi_closecodes import events
 from asgi_closecodes.exceptions import TryAgainLater
-from asgi_closecodes.gates.sessions import MaxSessionsPerKey, client_network
+from asgi_closecodes.gates.per_key import MaxSessionsPerKey, client_network
 from asgi_closecodes.session import Session
 
 from .base import ClusterGate
 from .lease import FIRST_TIMEOUT, RETRY, TIMEOUT, Fallback, Terms, worker_id
-from .store import CountReply, CountRequest, CountStore, KeyCount, RedisStore
+from .lease_keeper import Health
+from .redis.client import RedisStore
+from .store import CountReply, CountRequest, CountStore, KeyCount
 from .task import ProcessTask
-from .worker import Health
 
 _MOST_AT_ONCE = 500
 """Keys in one call, so that it does not hold up the server's others."""

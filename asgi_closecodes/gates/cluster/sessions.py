@@ -12,8 +12,9 @@ from asgi_closecodes.session import Session
 
 from .base import ClusterGate
 from .lease import Fallback, Lease
-from .store import LeaseStore, RedisStore
-from .worker import Worker
+from .lease_keeper import Worker
+from .redis.client import RedisStore
+from .store import LeaseStore
 
 PATIENCE = 3.0
 """Seconds that a session waits for a place in a cluster that has some left."""

@@ -1,0 +1,1 @@
+"""A Redis or Valkey as the store of the cluster gates."""

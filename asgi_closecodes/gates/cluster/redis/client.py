@@ -1,0 +1,188 @@
+"""Where leases are kept: a Redis or Valkey behind the store's narrow interface."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from asgi_closecodes.gates.cluster.lease import Reply, Request
+from asgi_closecodes.gates.cluster.store import CountReply, CountRequest, State, Worker, checked_name
+from asgi_closecodes.gates.cluster.task import is_cancelled
+
+from .errors import explained
+from .url import Client, checked_url, connect
+
+PULSE = 5.0
+"""Seconds without a call after which it is asked whether the connection still lives on which one would come."""
+
+SYNC = files(__package__).joinpath("sync.lua").read_text()
+
+COUNT = files(__package__).joinpath("count.lua").read_text()
+
+
+_INHERITED: list[Client] = []
+
+
+def keys_of(name: str) -> tuple[str, str, str]:
+    """Return the keys of the limit ``name``: one hash tag, so that a Redis Cluster has them in one place."""
+    return f"closecodes:{{{name}}}:meta", f"closecodes:{{{name}}}:grants", f"closecodes:{{{name}}}:expiry"
+
+
+class RedisStore:
+    """Leases on a Redis (6.2 or later) or a Valkey.
+
+    :param url: ``redis://``, ``rediss://`` (TLS) or ``unix://`` as redis-py reads them;
+        ``redis+sentinel://[user:password@]host:port,host:port/service/db`` asks Sentinels for the primary, with
+        ``?sentinel_username=`` and ``sentinel_password=`` where they want one themselves, and
+        ``redis+cluster://[user:password@]host:port,host:port`` names nodes of a Redis Cluster. Both speak TLS as
+        ``rediss+…``. Options of redis-py follow as a query: ``?ssl_ca_certs=/path/ca.pem``.
+    :param name: the limit; processes with the same one share it.
+    :param timeout: seconds that a connection or a command may take.
+    :raises ValueError: if ``url`` or ``name`` cannot be used, or redis-py is not installed. The text holds no secret.
+    """
+
+    def __init__(self, url: str, name: str = "default", *, timeout: float = 1.0) -> None:
+        self._url = checked_url(url)
+        self._timeout = timeout
+        self._keys = keys_of(checked_name(name))
+        self._client: Client | None = None
+        self._has_answered = False
+        self._listening: Client | None = None
+        self._counting = f"closecodes:{{{name}}}:keys"
+        self._sync = Script(SYNC)
+        self._count = Script(COUNT)
+
+    async def sync(self, request: Request) -> Reply:
+        """Record what a worker says, and return what it may hold."""
+        reply = Reply(*await self._sync.run(self._connected(), self._keys, request.arguments()))
+        self._has_answered = True
+        return reply
+
+    async def count(self, request: CountRequest) -> CountReply:
+        """Record the sessions of a worker by key, and return who is admitted."""
+        keys = [f"{self._counting}:{part}" for part in ("said", *(count.digest for count in request.counts))]
+        answer = await self._count.run(self._connected(), [self._counting, *keys], request.arguments())
+        self._has_answered = True
+        known, replaced, *pairs = answer
+        admitted = [*zip(pairs[::2], pairs[1::2], strict=True)]
+        return CountReply(bool(known), [name.decode() for name in replaced], admitted)
+
+    async def listen(self, worker: str, call: Callable[[], object]) -> None:
+        """Call ``call`` when this begins, and whenever a session of ``worker`` is replaced; it ends with an error."""
+        client = self._listening = connect(self._url, self._timeout, to_one=True)
+        try:
+            calls = client.pubsub()
+            await calls.subscribe(f"{self._counting}:{worker}")
+            while not is_cancelled():
+                heard = await calls.get_message(timeout=PULSE)
+                if heard is None:
+                    await calls.ping()
+                    heard = await calls.get_message(timeout=self._timeout)
+                if heard is None:
+                    raise TimeoutError("no answer to a PING")
+                if heard["type"] != "pong":
+                    call()
+        finally:
+            await close(client)
+
+    async def risk(self) -> str | None:
+        """Return why this Redis may lose the leases, if it says so."""
+        memory = await self._connected().info("memory")
+        policy = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else ""
+        if isinstance(policy, str) and policy.startswith("allkeys") and memory.get("maxmemory", 0):
+            return (
+                f"this Redis may evict the leases (maxmemory-policy {policy}): nobody gets more for a ttl then; "
+                "use noeviction or a volatile policy"
+            )
+        return None
+
+    async def state(self) -> State:
+        """Return what is known of all workers."""
+        client = self._connected()
+        meta_key, grants_key, expiry_key = self._keys
+        meta: Mapping[bytes, bytes] = await client.hgetall(meta_key)
+        grants: Mapping[bytes, bytes] = await client.hgetall(grants_key)
+        expiry: Sequence[tuple[bytes, float]] = await client.zrange(expiry_key, 0, -1, withscores=True)
+        numbers = {key.decode(): float(value) for key, value in meta.items() if key != b"limit_by"}
+        seconds, microseconds = await client.time()
+        now = seconds * 1000 + microseconds / 1000 - numbers.get("skew", 0)
+        workers = []
+        for worker, ends in expiry:
+            grant, used, _, since, _ = (int(field) for field in grants.get(worker, b"0:0:0:0:0").split(b":"))
+            workers.append(
+                Worker(worker.decode(), grant, used, max(now - since, 0) / 1000, max(float(ends) - now, 0) / 1000)
+            )
+        return State(
+            limit=int(numbers.get("limit", 0)),
+            alloc=int(numbers.get("alloc", 0)),
+            used=int(numbers.get("used", 0)),
+            learning=max(numbers.get("learn", 0) - now, 0) / 1000,
+            workers=tuple(workers),
+        )
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            self._client = connect(self._url, self._timeout)
+        return self._client
+
+    async def close(self) -> None:
+        """Throw the client away.
+
+        After a failure too: a connection on which a command was cancelled or timed out may hold the answer to
+        another one than the next.
+        """
+        if self._client is not None:
+            await close(self._client)
+            self._client = None  # not before: who is cancelled meanwhile closes the rest later
+
+    def explained(self, error: Exception) -> str:
+        """Return what ``error`` means and what to do about it, in one line without secrets."""
+        return explained(error, has_answered=self._has_answered)
+
+    def forget(self) -> None:
+        """Leave the client alone after a fork: to close it here would take it from the parent's event loop."""
+        _INHERITED.extend((self._client, self._listening))
+        self._client = self._listening = None
+
+
+class Script:
+    """A Lua script: called by its digest, loaded where the server does not know it (any more), and only then."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._digest: str | None = None
+
+    async def run(self, client: Client, keys: Sequence[str], arguments: Sequence[str | int]) -> list[Any]:
+        """Run it, and return what it returns."""
+        from redis.exceptions import NoScriptError  # noqa: PLC0415 - an extra
+
+        if self._digest is None:
+            from hashlib import sha1  # noqa: PLC0415
+
+            self._digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        try:
+            answer: Awaitable[list[Any]] = client.evalsha(self._digest, len(keys), *keys, *arguments)
+            return await answer
+        except NoScriptError:
+            answer = client.eval(self.text, len(keys), *keys, *arguments)
+            return await answer
+
+
+async def close(client: Client) -> None:
+    """Close all connections of ``client``, in use or not, and do not wait for long."""
+    try:
+        async with asyncio.timeout(1):
+            await client.aclose()
+            pool = getattr(client, "connection_pool", None)
+            if pool is not None:
+                await pool.disconnect()
+            for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+                await sentinel.aclose()
+            # A RedisCluster that means to look for its nodes anew, as after a failure, closes no connection.
+            nodes = getattr(client, "nodes_manager", None)
+            for node in () if nodes is None else (*nodes.nodes_cache.values(), *nodes.startup_nodes.values()):
+                await node.disconnect()
+    except Exception:  # noqa: S110 - it is thrown away
+        pass

@@ -1,0 +1,137 @@
+"""Addresses of a Redis: what ``redis_url`` may hold, and the client for one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import re
+from typing import Any, TypeAlias
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+"""Options of a URL that name a file."""
+
+
+def checked_url(url: str) -> str:
+    """Return ``url``.
+
+    :raises ValueError: if it cannot be used, without its password, or redis-py is not installed.
+    """
+    if importlib.util.find_spec("redis") is None:
+        raise ValueError("redis_url needs the package redis: pip install 'asgi-closecodes[redis]'")
+    parts = _parts_of(url)
+    if parts.scheme not in SCHEMES:
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ValueError(f"redis_url should be a URL that begins with {schemes}, as redis://localhost:6379/0")
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise ValueError("redis_url should name the socket, as unix:///run/redis/redis.sock")
+    else:
+        _check_address(parts)
+    for option, paths in parse_qs(parts.query).items():
+        if option in _FILES and not os.access(paths[0], os.R_OK):
+            raise ValueError(f"redis_url has {option}={paths[0]}, which cannot be read")
+    try:
+        client = connect(url, timeout=1)
+        if (pool := getattr(client, "connection_pool", None)) is not None:
+            pool.connection_class(**pool.connection_kwargs)
+    except Exception as error:
+        named = re.search(r"'(\w+)'", str(error))
+        option = "" if named is None else named.group(1)
+        hint = ": TLS is rediss://" if option.startswith("ssl_") else ""
+        raise ValueError(
+            f"redis_url has an option {option or 'or a value'} that redis-py cannot use there{hint}"
+        ) from None
+    return url
+
+
+def _parts_of(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        addresses = addresses_of(parts)
+    except ValueError:
+        addresses = []
+    if not addresses:
+        raise ValueError("redis_url should be a URL as redis://localhost:6379/0; its host or port cannot be read")
+    return parts
+
+
+def _check_address(parts: SplitResult) -> None:
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("redis_url cannot be read: write %2F for /, %3F for ?, %23 for # in the user and the password")
+    if not all(host for host, _ in addresses_of(parts)):
+        raise ValueError(f"redis_url should name a host, as {parts.scheme}://localhost:6379")
+    service, db = place_of(parts)
+    if parts.scheme.endswith("+sentinel") and not service:
+        raise ValueError(
+            "redis_url should name hosts and the service, as redis+sentinel://host:26379,other:26379/mymaster/0"
+        )
+    if not re.fullmatch("0?" if parts.scheme.endswith("+cluster") else "[0-9]*", db):
+        raise ValueError(f"redis_url should end in the number of a database (a cluster has only 0), not in {db!r}")
+
+
+def addresses_of(parts: SplitResult) -> list[tuple[str, int]]:
+    """Return hosts and ports; only Sentinels and nodes may be several.
+
+    :raises ValueError: if they cannot be read.
+    """
+    _, _, kind = parts.scheme.partition("+")
+    default = 26379 if kind == "sentinel" else 6379
+    addresses = []
+    for address in parts.netloc.rpartition("@")[2].split(",") if kind else [parts.netloc]:
+        one = urlsplit(f"//{address}")
+        addresses.append((one.hostname or "", default if one.port is None else one.port))
+    return addresses
+
+
+def place_of(parts: SplitResult) -> tuple[str, str]:
+    """Return the service that Sentinels are asked for, and the database."""
+    path = parts.path.strip("/")
+    if not parts.scheme.endswith("+sentinel"):
+        return "", path
+    service, _, db = path.partition("/")
+    return service, db
+
+
+Client: TypeAlias = Any
+"""A Redis or RedisCluster of redis.asyncio: they share no base class."""
+
+
+def connect(url: str, timeout: float, *, to_one: bool = False) -> Client:
+    """Return a client that neither retries nor waits for long; it connects with its first command.
+
+    :param to_one: of a Redis Cluster to one of the nodes of the URL only: there every node has all messages.
+    :raises Exception: of any kind, if redis-py does not like an option of the URL.
+    """
+    from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel  # noqa: PLC0415 - an extra
+    from redis.asyncio.cluster import ClusterNode  # noqa: PLC0415
+    from redis.asyncio.connection import SSLConnection, parse_url  # noqa: PLC0415
+    from redis.asyncio.retry import Retry  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    ours: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "decode_responses": False}
+    ours["retry"] = Retry(NoBackoff(), 0)
+    if not kind:
+        return Redis.from_pool(ConnectionPool(**{**parse_url(url), **ours}))
+    _, db = place_of(parts)
+    user, at, _ = parts.netloc.rpartition("@")  # redis-py knows no URL of several hosts
+    options: dict[str, Any] = {**parse_url(f"{scheme}://{user}{at}/{db}?{parts.query}"), **ours}
+    addresses = addresses_of(parts)
+    if kind == "cluster" and to_one:
+        host, port = random.choice(addresses)  # noqa: S311 - another one next time, should it be down
+        return Redis.from_pool(ConnectionPool(host=host, port=port, **options))
+    options["ssl"] = options.pop("connection_class", None) is SSLConnection
+    if kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in addresses]
+        # The keys of a limit are in one slot: that others are not covered is of no concern here.
+        return RedisCluster(startup_nodes=nodes, require_full_coverage=False, **options)
+    theirs = {name: value for name, value in options.items() if name.startswith("ssl")} | ours
+    for name in ("username", "password"):
+        theirs[name] = options.pop(f"sentinel_{name}", None)
+    sentinel = Sentinel(addresses, sentinel_kwargs=theirs, **options)  # type: ignore[no-untyped-call]
+    return sentinel.master_for(place_of(parts)[0])
