@@ -196,7 +196,7 @@ async def test_nothing_runs_in_the_background_where_nothing_has_to():
 
 @pytest.mark.anyio
 async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.LINGER", 0.3)
+    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.3)
     dial = Dial()
     guard = Guard(Settings(max_loop_lag=1), gate=Pressure(dial, 0.8, 0.6))
     async with Stay(guard) as stay:
@@ -211,7 +211,7 @@ async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeyp
 
 @pytest.mark.anyio
 async def test_a_lifespan_starts_and_stops_it(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.LINGER", 0.3)
+    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.3)
     guard = Guard(Settings(max_loop_lag=1))
     is_up, stop = anyio.Event(), anyio.Event()
 
@@ -265,7 +265,7 @@ def test_a_gate_that_awaits_the_task_that_it_cancels_keeps_no_other_from_stoppin
 @pytest.mark.anyio
 async def test_a_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
     """uvicorn waits for the end of the shutdown, however long it takes."""
-    monkeypatch.setattr("asgi_closecodes.guard.STOP_TIMEOUT", 0.01)
+    monkeypatch.setattr("asgi_closecodes.guard.guard.STOP_TIMEOUT", 0.01)
     seen, sent, stopped = [], [], []
 
     class Stuck(MaxSessions):

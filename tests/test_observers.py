@@ -237,7 +237,7 @@ def test_a_watcher_does_not_keep_the_guard():
 
 @pytest.mark.anyio
 async def test_a_watcher_is_sampled_and_sees_a_stall(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.LINGER", 0.2)
+    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.2)
     watcher = Watcher()
     guard = Guard(Settings(), observers=[watcher])
     async with Stay(guard) as stay:

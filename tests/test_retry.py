@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_closecodes.retry import RetryQueue
+from asgi_closecodes.guard.retry_after import RetryQueue
 
 
 class Clock:

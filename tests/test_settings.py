@@ -11,7 +11,8 @@ from pydantic import SecretStr
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.events import SettingIgnored
-from asgi_closecodes.settings import LIMITS, unknown_settings
+from asgi_closecodes.settings import unknown_settings
+from asgi_closecodes.settings.types import LIMITS
 from tests.asgi import of
 
 README = Path(__file__).parent.parent / "README.md"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_closecodes.shedding import Pace, Victims
+from asgi_closecodes.guard.shedding import Pace, Victims
 from tests.gates.stand_in import Clock, Visitor
 
 # Pace

@@ -5,9 +5,11 @@ import logging
 import anyio
 import pytest
 
-from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, events, tally
+from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, Shadow
-from asgi_closecodes.tally import Saturation, Tally
+from asgi_closecodes.guard import counters
+from asgi_closecodes.guard.counters import Tally
+from asgi_closecodes.guard.saturation import Saturation
 from tests.asgi import Handler, Peer, of
 from tests.logs.every_event import FACTS
 from tests.test_background import until
@@ -25,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(tally, "time", clock)
+    monkeypatch.setattr(counters, "time", clock)
     return clock
 
 
@@ -103,7 +105,7 @@ def test_it_remembers_the_latest_bugs_only():
 @pytest.mark.anyio
 @pytest.mark.parametrize("gate", [MaxSessions(0), MaxSessionsPerKey(0), Shadow(MaxSessions(0))])
 async def test_a_recovery_is_noticed_without_a_lifespan_and_without_sessions(gate, monkeypatch, caplog):
-    monkeypatch.setattr(tally, "RECOVERED_AFTER", 0.2)
+    monkeypatch.setattr(counters, "RECOVERED_AFTER", 0.2)
     caplog.set_level(logging.INFO, "asgi_closecodes")
     seen = []
     guard = Guard(Settings(), gate=gate, observers=[seen.append])

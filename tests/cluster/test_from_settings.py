@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.gates import ClusterSessions, ClusterSessionsPerKey, Shadow
-from asgi_closecodes.guard import TICK
+from asgi_closecodes.guard.guard import TICK
 from tests.asgi import Handler, Peer
 
 from .proxy import Proxy

@@ -14,7 +14,7 @@ from asgi_closecodes import Guard, TryAgainLater, events
 from asgi_closecodes.gates import ClusterSessionsPerKey, MaxSessionsPerKey, Shadow
 from asgi_closecodes.gates.cluster import CountRequest, KeyCount, RedisStore, per_key
 from asgi_closecodes.gates.cluster.per_key import _digest
-from asgi_closecodes.gates.cluster.redis import client
+from asgi_closecodes.gates.cluster.redis import client as redis_client
 from tests.asgi import of
 from tests.gates.stand_in import Visitor
 from tests.gates.test_sessions import Keyed, of_key
@@ -200,7 +200,7 @@ async def test_whose_age_nobody_says_is_not_replaced(processes, server):
 
 @pytest.mark.parametrize("loss", ["killed", "black hole", "no permission", "no message"])
 async def test_who_does_not_hear_leaves_with_the_next_count(processes, server, loss, monkeypatch):
-    monkeypatch.setattr(client, "PULSE", 0.2)
+    monkeypatch.setattr(redis_client, "PULSE", 0.2)
     async with Proxy(server.socket) as proxy:
         url = proxy.url
         if loss == "no permission":
@@ -227,7 +227,7 @@ async def test_who_does_not_hear_leaves_with_the_next_count(processes, server, l
 
 @pytest.mark.parametrize("loss", ["killed", "black hole", "restart"])
 async def test_who_did_not_hear_is_called_again(processes, loss, monkeypatch):
-    monkeypatch.setattr(client, "PULSE", 0.2)
+    monkeypatch.setattr(redis_client, "PULSE", 0.2)
     with running() as server:
         async with Proxy(server.socket) as proxy:
             holder, newcomer = processes.add(proxy.url, 1, ttl=600), processes.add(server.url, 1, ttl=600)
@@ -304,7 +304,7 @@ async def test_who_has_not_heard_yet_is_told_again_and_counts_no_more(server):
 
 
 async def test_a_quiet_connection_is_left_alone(processes, server, monkeypatch):
-    monkeypatch.setattr(client, "PULSE", 0.1)
+    monkeypatch.setattr(redis_client, "PULSE", 0.1)
     gate = processes.add(server.url)
     gate._store._timeout = 0.2
     await processes.until_heard(server)

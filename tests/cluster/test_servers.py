@@ -8,7 +8,7 @@ import pytest
 from asgi_closecodes import TryAgainLater, events
 from asgi_closecodes.gates import ClusterSessionsPerKey
 from asgi_closecodes.gates.cluster import RedisStore
-from asgi_closecodes.gates.cluster.redis import client
+from asgi_closecodes.gates.cluster.redis import client as redis_client
 from asgi_closecodes.gates.cluster.redis.client import keys_of
 from tests.gates.stand_in import Visitor
 from tests.programs import program
@@ -90,7 +90,7 @@ async def test_what_the_readme_lets_a_user_do_is_enough(processes, binary):
 
 
 async def test_what_it_lets_a_user_do_whose_sessions_are_replaced_is_enough(processes, binary, monkeypatch):
-    monkeypatch.setattr(client, "PULSE", 0.05)  # so that there are PINGs
+    monkeypatch.setattr(redis_client, "PULSE", 0.05)  # so that there are PINGs
     with running(binary) as server:
         url = user_with(server, f"{ACL} {ACL_TO_REPLACE}")
         gates = [

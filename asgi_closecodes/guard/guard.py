@@ -16,19 +16,22 @@ import anyio.from_thread
 import anyio.lowlevel
 from starlette.types import Receive, Scope, Send
 
-from . import concurrency, events
-from .concurrency import cancelled_from_outside
-from .exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
-from .gates import AllOf, Gate, LoopLag, Shadow
-from .gates.base import FREE
-from .logs import LogObserver
-from .retry import RetryQueue
-from .session import Rules, Session, session_of
-from .settings import Settings, checked_change, gates_of, unknown_settings
+from asgi_closecodes import concurrency, events
+from asgi_closecodes.concurrency import cancelled_from_outside
+from asgi_closecodes.exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
+from asgi_closecodes.gates import AllOf, Gate, LoopLag, Shadow
+from asgi_closecodes.gates.base import FREE
+from asgi_closecodes.logs import LogObserver
+from asgi_closecodes.session import Rules, Session, session_of
+from asgi_closecodes.settings import Settings, checked_change, unknown_settings
+from asgi_closecodes.settings.gates import gates_of
+from asgi_closecodes.token_bucket import Rate
+
+from .counters import Tally
+from .retry_after import RetryQueue
+from .saturation import Saturation
 from .shedding import Pace, Victims
 from .sigterm import drain_at_sigterm
-from .tally import Saturation, Tally
-from .token_bucket import Rate
 
 TICK = 0.1
 """Seconds between two looks at the gates."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
 
-from . import concurrency, events
-from .concurrency import on_asyncio
+from asgi_closecodes import concurrency, events
+from asgi_closecodes.concurrency import on_asyncio
 
 
 class Drainable(Protocol):

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import anyio.lowlevel
 
-from .session import Session
+from asgi_closecodes.session import Session
 
 Order: TypeAlias = Literal["newest", "oldest", "idle"] | Callable[[Session], Any]
 """Who goes first: by age, the one without a message for longest, or those with the smallest key."""

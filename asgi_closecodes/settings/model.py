@@ -1,9 +1,8 @@
-"""What can be set, where it comes from, and the gates that it describes."""
+"""The settings: what can be set, and where it comes from."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -11,139 +10,32 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ByteSize,
     Field,
-    PlainValidator,
     SecretStr,
-    TypeAdapter,
     ValidationError,
-    ValidationInfo,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from .codes import CloseCode, may_be_sent
-from .gates import (
-    ClusterSessions,
-    ClusterSessionsPerKey,
-    Cpu,
-    Gate,
-    HandshakeRate,
-    HandshakesInProgress,
-    LoopLag,
-    MaxSessions,
-    MaxSessionsPerKey,
-    Memory,
-    Pressure,
+from asgi_closecodes.codes import CloseCode
+from asgi_closecodes.gates.cluster import checked_name
+
+from .types import (
+    LIMITS,
+    ClusterLimit,
+    Code,
+    Memories,
+    Positive,
+    Seconds,
+    Sessions,
+    Share,
+    limits_only,
+    names,
+    none,
+    not_boolean,
+    redis_url_only,
 )
-from .gates.cluster import checked_name, checked_url
 
 PREFIX = "CLOSECODES_"
-
-
-def _none(value: object) -> object:
-    """Read an environment's way to say None."""
-    return None if isinstance(value, str) and value.strip().lower() in {"", "none", "null"} else value
-
-
-def _sendable(code: int) -> int:
-    if not may_be_sent(code):
-        raise ValueError("may not be sent in a close frame; use 1000-1003, 1007-1014 or 3000-4999")
-    return code
-
-
-def _not_boolean(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("should be a number, not a boolean")  # noqa: TRY004 - pydantic collects ValueErrors
-    return value
-
-
-def _percent(value: object) -> object:
-    """Read "80%"."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        return float(value.strip().removesuffix("%")) / 100
-    return value
-
-
-_SIZE = TypeAdapter(ByteSize)
-
-
-def _share_or_size(value: object) -> float | ByteSize | None:
-    """Read "0.8", "80%" or "512MiB"."""
-    remedy = "should be a share of 0.01 to 1, as 0.8 or 80%, or a size of a MiB or more, as 512MiB"
-    value = _percent(_not_boolean(_none(value)))
-    if value is None or isinstance(value, ByteSize):
-        return value
-    try:
-        share = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        share = math.nan
-    if 0.01 <= share <= 1:
-        return share
-    try:
-        size = _SIZE.validate_python(value)
-    except ValueError:
-        raise ValueError(remedy) from None
-    if size < 1 << 20:  # most likely a percentage without its sign
-        raise ValueError(remedy)
-    return size
-
-
-def _names(value: object) -> object:
-    """Read "max_sessions,max_cpu"."""
-    if _none(value) is None:
-        return frozenset()
-    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
-        value = value.strip().lower() == "true"
-    if isinstance(value, bool):
-        return frozenset(LIMITS) if value else frozenset()
-    if isinstance(value, str):
-        return frozenset(name.strip() for name in value.split(",") if name.strip())
-    return value
-
-
-def _limits_only(names: frozenset[str]) -> frozenset[str]:
-    if unknown := names - {*LIMITS, "all"}:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no limit; use {', '.join(LIMITS)}, or all")
-    return frozenset(LIMITS) if "all" in names else names
-
-
-def _redis_url(url: SecretStr) -> SecretStr:
-    checked_url(url.get_secret_value())
-    return url
-
-
-def _needs_redis(limit: object, info: ValidationInfo) -> object:
-    if limit is not None and info.data.get("redis_url", "cannot be used, which is said already") is None:
-        raise ValueError("needs redis_url, where the processes meet, as redis://localhost:6379/0")
-    return limit
-
-
-LIMITS = (
-    # In the order in which the gates are asked.
-    "max_loop_lag",
-    "max_memory",
-    "max_cpu",
-    "max_sessions_per_client",
-    "max_handshakes_in_progress",
-    "max_sessions",
-    "handshakes_per_second",
-    "cluster_max_sessions_per_client",
-    "cluster_max_sessions",
-)
-"""The settings that are limits of a gate."""
-
-Sessions = Annotated[
-    Annotated[int, BeforeValidator(_not_boolean), Field(ge=0)] | None,
-    BeforeValidator(_none),
-]
-ClusterLimit = Annotated[Sessions, AfterValidator(_needs_redis)]
-Code = Annotated[int, BeforeValidator(_not_boolean), AfterValidator(_sendable)]
-Seconds = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
-
-
-Positive = Annotated[Seconds, Field(gt=0)]
-Share = Annotated[float, BeforeValidator(_not_boolean), BeforeValidator(_percent), Field(le=1)]
-Memories = Annotated[float | ByteSize | None, PlainValidator(_share_or_size)]
 
 
 class SettingsError(ValueError):
@@ -177,14 +69,14 @@ class Settings(BaseSettings):
     handshake_timeout: Positive = Field(
         default=10.0, description="Seconds that one of them may take, where that limit is set."
     )
-    handshakes_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(_none)] = Field(
+    handshakes_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=None,
         description="New sessions a second in one process. For 30 s after the start it grows from a third.",
     )
-    handshake_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(_none)] = Field(
+    handshake_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(none)] = Field(
         default=None, description="New sessions at once after a pause. None is as many as come in a second."
     )
-    max_loop_lag: Annotated[Annotated[Seconds, Field(ge=0.001, le=60)] | None, BeforeValidator(_none)] = Field(
+    max_loop_lag: Annotated[Annotated[Seconds, Field(ge=0.001, le=60)] | None, BeforeValidator(none)] = Field(
         default=None,
         description="Seconds that the event loop may be late. Half as late sessions are admitted again.",
     )
@@ -195,14 +87,14 @@ class Settings(BaseSettings):
             "`512MiB`. Below 90 % of that sessions are admitted again."
         ),
     )
-    max_cpu: Annotated[Annotated[Share, Field(ge=0.01)] | None, BeforeValidator(_none)] = Field(
+    max_cpu: Annotated[Annotated[Share, Field(ge=0.01)] | None, BeforeValidator(none)] = Field(
         default=None,
         description=(
             "Share of time in which the process lacks a core (throttled, waiting, or busy on all it may use). "
             "Below 80 % of that sessions are admitted again."
         ),
     )
-    redis_url: Annotated[Annotated[SecretStr, AfterValidator(_redis_url)] | None, BeforeValidator(_none)] = Field(
+    redis_url: Annotated[Annotated[SecretStr, AfterValidator(redis_url_only)] | None, BeforeValidator(none)] = Field(
         default=None,
         repr=False,
         description=(
@@ -234,7 +126,7 @@ class Settings(BaseSettings):
             "80 % of what was free (`share`), all (`open`), or nobody (`closed`)."
         ),
     )
-    shadow: Annotated[frozenset[str], NoDecode, BeforeValidator(_names), AfterValidator(_limits_only)] = Field(
+    shadow: Annotated[frozenset[str], NoDecode, BeforeValidator(names), AfterValidator(limits_only)] = Field(
         default=frozenset(),
         description="Limits that only log what they would refuse: names as `max_sessions,max_cpu`, or `all`.",
     )
@@ -246,7 +138,7 @@ class Settings(BaseSettings):
             "a function of the session: the smallest go first."
         ),
     )
-    shed_rate: Annotated[Annotated[Seconds, Field(gt=0)] | None, BeforeValidator(_none)] = Field(
+    shed_rate: Annotated[Annotated[Seconds, Field(gt=0)] | None, BeforeValidator(none)] = Field(
         default=None, description="Sessions that are shed a second. None is 1 % of the open ones, at least 1."
     )
     shed_grace: Annotated[Seconds, Field(ge=0)] = Field(
@@ -266,7 +158,7 @@ class Settings(BaseSettings):
             "answers 503 or 500; `auto` closes for browsers (an `Origin` header), else answers by HTTP."
         ),
     )
-    max_refusals_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(_none)] = Field(
+    max_refusals_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=200.0,
         description=(
             "Refusals that may be closes; the rest use HTTP, since a peer that answers no close holds its "
@@ -300,7 +192,7 @@ class Settings(BaseSettings):
         default="full",
         description="`client.address` in logs: `full`, `truncated` to its /24 (IPv6: /48), `hashed`, or `off`.",
     )
-    log_burst: Annotated[Annotated[int, BeforeValidator(_not_boolean), Field(ge=1)] | None, BeforeValidator(_none)] = (
+    log_burst: Annotated[Annotated[int, BeforeValidator(not_boolean), Field(ge=1)] | None, BeforeValidator(none)] = (
         Field(
             default=10,
             description=(
@@ -309,7 +201,7 @@ class Settings(BaseSettings):
             ),
         )
     )
-    log_per_minute: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(_none)] = Field(
+    log_per_minute: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=10.0,
         description="Equal errors that are logged a minute after that. 60 times as many of all kinds together.",
     )
@@ -341,93 +233,6 @@ def checked_change(before: Settings, after: Settings) -> Settings:
         if getattr(before, name) != getattr(after, name):
             raise SettingsError(f"{name} cannot be changed while the application runs: restart it")
     return after
-
-
-def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate]:
-    """Return the gates that ``settings`` describe, in order, by the name of the setting that is their limit.
-
-    Those in ``existing`` that count are kept and changed. They count without a limit too: one that is set
-    later finds what is open.
-    """
-    per_client = existing.get("max_sessions_per_client") or MaxSessionsPerKey(None)
-    handshakes = existing.get("max_handshakes_in_progress") or HandshakesInProgress(None)
-    sessions = existing.get("max_sessions") or MaxSessions(None)
-    assert isinstance(per_client, MaxSessionsPerKey)
-    assert isinstance(handshakes, HandshakesInProgress)
-    assert isinstance(sessions, MaxSessions)
-    if per_client.limit != settings.max_sessions_per_client:
-        per_client.limit = settings.max_sessions_per_client
-    per_client.when_full = settings.when_client_full
-    handshakes.limit, handshakes.handshake_timeout = settings.max_handshakes_in_progress, settings.handshake_timeout
-    sessions.limit = settings.max_sessions
-
-    gates: dict[str, Gate | None] = {
-        "max_loop_lag": _lag(settings.max_loop_lag),
-        "max_memory": _memory(settings.max_memory),
-        "max_cpu": _cpu(settings.max_cpu),
-        "max_sessions_per_client": per_client,
-        "max_handshakes_in_progress": handshakes,
-        "max_sessions": sessions,
-        "handshakes_per_second": _rate(settings, existing.get("handshakes_per_second")),
-        "cluster_max_sessions_per_client": _cluster_per_client(
-            settings, existing.get("cluster_max_sessions_per_client")
-        ),
-        "cluster_max_sessions": _cluster(settings, existing.get("cluster_max_sessions")),
-    }
-    for name, gate in gates.items():
-        kept = existing.get(name)
-        if isinstance(gate, Pressure) and isinstance(kept, Pressure) and gate.same_as(kept):
-            gates[name] = kept
-    return {name: gate for name, gate in gates.items() if gate is not None}
-
-
-def _lag(limit: float | None) -> Pressure | None:
-    return None if limit is None else Pressure(LoopLag(), limit, limit / 2, limit * 2)
-
-
-def _memory(limit: float | ByteSize | None) -> Pressure | None:
-    if limit is None:
-        return None
-    if isinstance(limit, ByteSize):
-        return Pressure(Memory(int(limit)), 1.0, 0.9, 1.1)
-    return Pressure(Memory(), limit, limit * 0.9, (limit + 1) / 2 if limit < 1 else None)
-
-
-def _cpu(limit: float | None) -> Pressure | None:
-    return None if limit is None else Pressure(Cpu(), limit, limit * 0.8, (limit + 1) / 2 if limit < 1 else None)
-
-
-def _rate(settings: Settings, existing: Gate | None) -> HandshakeRate | None:
-    if settings.handshakes_per_second is None:
-        return None
-    gate = existing or HandshakeRate(settings.handshakes_per_second)
-    assert isinstance(gate, HandshakeRate)
-    gate.rate, gate.burst = settings.handshakes_per_second, settings.handshake_burst
-    gate.cap = settings.retry_after_cap
-    return gate
-
-
-def _cluster(settings: Settings, existing: Gate | None) -> ClusterSessions | None:
-    if settings.redis_url is None:
-        return None
-    gate = existing or ClusterSessions(None, settings.redis_url.get_secret_value(), settings.cluster_name)
-    assert isinstance(gate, ClusterSessions)
-    gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
-    if gate.limit != settings.cluster_max_sessions:
-        gate.limit = settings.cluster_max_sessions
-    return gate
-
-
-def _cluster_per_client(settings: Settings, existing: Gate | None) -> ClusterSessionsPerKey | None:
-    if settings.redis_url is None:
-        return None
-    gate = existing or ClusterSessionsPerKey(None, settings.redis_url.get_secret_value(), name=settings.cluster_name)
-    assert isinstance(gate, ClusterSessionsPerKey)
-    gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
-    gate.when_full = settings.when_client_full
-    if gate.limit != settings.cluster_max_sessions_per_client:
-        gate.limit = settings.cluster_max_sessions_per_client
-    return gate
 
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:

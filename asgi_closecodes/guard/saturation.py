@@ -1,0 +1,55 @@
+"""Which gates refuse sessions now, and since when."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from asgi_closecodes import events
+
+RECOVERED_AFTER = 10.0
+"""Seconds without a refusal after which a gate is no longer saturated."""
+
+
+class Saturation:
+    """Notices when a gate begins to refuse sessions, and when it has refused nobody for a while.
+
+    For gates that speak for the whole process; one client at its own limit is no news.
+    """
+
+    def __init__(self, report: events.Observer) -> None:
+        self._report = report
+        self._spells: dict[tuple[str, str], _Spell] = {}  # by gate and cause: three gates are called Pressure
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a gate is saturated."""
+        return bool(self._spells)
+
+    def __call__(self, event: events.Event) -> None:
+        """Take note of a refusal."""
+        assert isinstance(event, events.SessionRefused)
+        if not event.is_overload:
+            return
+        now = time.monotonic()
+        key = event.gate, event.cause
+        if (spell := self._spells.get(key)) is None:
+            spell = self._spells[key] = _Spell(now)
+            self._report(events.GateSaturated(*key, event.usage, event.limit))
+        spell.refused += 1
+        spell.last = now
+
+    def look(self) -> None:
+        """Report the gates that have recovered."""
+        now = time.monotonic()
+        for key, spell in [*self._spells.items()]:
+            if now - spell.last >= RECOVERED_AFTER:
+                del self._spells[key]
+                self._report(events.GateRecovered(*key, spell.refused, spell.last - spell.first))
+
+
+@dataclass(slots=True)
+class _Spell:
+    first: float
+    last: float = 0.0
+    refused: int = 0

@@ -1,0 +1,133 @@
+"""How the values of settings are read."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PlainValidator,
+    SecretStr,
+    TypeAdapter,
+    ValidationInfo,
+)
+
+from asgi_closecodes.codes import may_be_sent
+from asgi_closecodes.gates.cluster import checked_url
+
+
+def none(value: object) -> object:
+    """Read an environment's way to say None."""
+    return None if isinstance(value, str) and value.strip().lower() in {"", "none", "null"} else value
+
+
+def _sendable(code: int) -> int:
+    if not may_be_sent(code):
+        raise ValueError("may not be sent in a close frame; use 1000-1003, 1007-1014 or 3000-4999")
+    return code
+
+
+def not_boolean(value: object) -> object:
+    """Refuse True and False, which Python takes for numbers."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not a boolean")  # noqa: TRY004 - pydantic collects ValueErrors
+    return value
+
+
+def _percent(value: object) -> object:
+    """Read "80%"."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip().removesuffix("%")) / 100
+    return value
+
+
+_SIZE = TypeAdapter(ByteSize)
+
+
+def _share_or_size(value: object) -> float | ByteSize | None:
+    """Read "0.8", "80%" or "512MiB"."""
+    remedy = "should be a share of 0.01 to 1, as 0.8 or 80%, or a size of a MiB or more, as 512MiB"
+    value = _percent(not_boolean(none(value)))
+    if value is None or isinstance(value, ByteSize):
+        return value
+    try:
+        share = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        share = math.nan
+    if 0.01 <= share <= 1:
+        return share
+    try:
+        size = _SIZE.validate_python(value)
+    except ValueError:
+        raise ValueError(remedy) from None
+    if size < 1 << 20:  # most likely a percentage without its sign
+        raise ValueError(remedy)
+    return size
+
+
+def names(value: object) -> object:
+    """Read "max_sessions,max_cpu"."""
+    if none(value) is None:
+        return frozenset()
+    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
+        value = value.strip().lower() == "true"
+    if isinstance(value, bool):
+        return frozenset(LIMITS) if value else frozenset()
+    if isinstance(value, str):
+        return frozenset(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+def limits_only(names: frozenset[str]) -> frozenset[str]:
+    """Refuse names that are no limit; ``all`` stands for every limit."""
+    if unknown := names - {*LIMITS, "all"}:
+        raise ValueError(f"{', '.join(sorted(unknown))}: no limit; use {', '.join(LIMITS)}, or all")
+    return frozenset(LIMITS) if "all" in names else names
+
+
+def redis_url_only(url: SecretStr) -> SecretStr:
+    """Refuse what is no URL of a Redis."""
+    checked_url(url.get_secret_value())
+    return url
+
+
+def _needs_redis(limit: object, info: ValidationInfo) -> object:
+    if limit is not None and info.data.get("redis_url", "cannot be used, which is said already") is None:
+        raise ValueError("needs redis_url, where the processes meet, as redis://localhost:6379/0")
+    return limit
+
+
+LIMITS = (
+    # In the order in which the gates are asked.
+    "max_loop_lag",
+    "max_memory",
+    "max_cpu",
+    "max_sessions_per_client",
+    "max_handshakes_in_progress",
+    "max_sessions",
+    "handshakes_per_second",
+    "cluster_max_sessions_per_client",
+    "cluster_max_sessions",
+)
+"""The settings that are limits of a gate."""
+
+Sessions = Annotated[
+    Annotated[int, BeforeValidator(not_boolean), Field(ge=0)] | None,
+    BeforeValidator(none),
+]
+
+ClusterLimit = Annotated[Sessions, AfterValidator(_needs_redis)]
+
+Code = Annotated[int, BeforeValidator(not_boolean), AfterValidator(_sendable)]
+
+Seconds = Annotated[float, BeforeValidator(not_boolean), Field(allow_inf_nan=False)]
+
+Positive = Annotated[Seconds, Field(gt=0)]
+
+Share = Annotated[float, BeforeValidator(not_boolean), BeforeValidator(_percent), Field(le=1)]
+
+Memories = Annotated[float | ByteSize | None, PlainValidator(_share_or_size)]
