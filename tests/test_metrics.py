@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessionsPerKey, Pressure
-from asgi_closecodes.logs import emit
+from asgi_closecodes.logs import messages
 from asgi_closecodes.metrics import CODES, METRICS, OTHER, UNKNOWN
 from asgi_closecodes.opentelemetry import OpenTelemetryObserver
 from asgi_closecodes.prometheus import PrometheusObserver

@@ -1,8 +1,8 @@
 """Events as records of the standard library's ``logging``, and formatters for them."""
 
 from .config import LOGGING, configure_logging
-from .emit import LogObserver
 from .formatters import ConsoleFormatter, JsonFormatter
+from .messages import LogObserver
 from .redaction import RedactPaths
 
 __all__ = ["LOGGING", "ConsoleFormatter", "JsonFormatter", "LogObserver", "RedactPaths", "configure_logging"]
