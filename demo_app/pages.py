@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from asgi_closecodes import client
+
 STATIC = Path(__file__).with_name("static")
+SCRIPT = Path(client.__file__).with_name("reconnecting-websocket.js")
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -24,10 +28,14 @@ _HEADERS = {
 
 
 class Static(StaticFiles):
-    """The demo's own files, and those that come with the library."""
+    """The demo's own files, and the script that comes with the library."""
 
     def __init__(self) -> None:
-        super().__init__(directory=STATIC, packages=[("asgi_closecodes", "static")])
+        super().__init__(directory=STATIC)
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """Return the file at ``path``."""
+        return (str(SCRIPT), SCRIPT.stat()) if path == SCRIPT.name else super().lookup_path(path)
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
         """Return the response for a file that was found."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import asgi_closecodes
-from asgi_closecodes import client, gates, logs, opentelemetry, prometheus, sentry
+from asgi_closecodes import client, gates, logs
+from asgi_closecodes.telemetry import opentelemetry, prometheus, sentry
 
 PACKAGE = Path(asgi_closecodes.__file__).parent
 

@@ -19,10 +19,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessionsPerKey, Pressure
-from asgi_closecodes.logs import messages
-from asgi_closecodes.metrics import CODES, METRICS, OTHER, UNKNOWN
-from asgi_closecodes.opentelemetry import OpenTelemetryObserver
-from asgi_closecodes.prometheus import PrometheusObserver
+from asgi_closecodes.logs import observer
+from asgi_closecodes.telemetry.metrics import CODES, METRICS, OTHER, UNKNOWN
+from asgi_closecodes.telemetry.opentelemetry import OpenTelemetryObserver
+from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 from tests.asgi import Handler, Peer
 from tests.gates.stand_in import Dial
 from tests.logs.every_event import EVENTS, FACTS
@@ -209,7 +209,7 @@ def test_the_histograms_of_prometheus_too():
 
 def test_what_the_logs_may_suppress_is_known():
     [known] = [metric.known for metric in METRICS if metric.name == "closecodes_log_suppressed_total"]
-    assert {name for (name,) in known} == {line.name for line in emit._LINES.values() if line.sampler}
+    assert {name for (name,) in known} == {line.name for line in observer._LINES.values() if line.sampler}
 
 
 # How the gates stand

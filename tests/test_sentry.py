@@ -2,7 +2,7 @@
 
 import pytest
 
-from asgi_closecodes.sentry import before_send
+from asgi_closecodes.telemetry.sentry import before_send
 
 
 def test_local_variables_go_from_all_stacks():

@@ -15,7 +15,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings
-from asgi_closecodes.opentelemetry import OpenTelemetryObserver
+from asgi_closecodes.telemetry.opentelemetry import OpenTelemetryObserver
 from tests.asgi import Handler, Peer
 
 

@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from asgi_closecodes.logs.formatters import console_line, painted
-from asgi_closecodes.logs.record import COLOUR, Record
 from asgi_closecodes.logs.redaction import one_line
+
+from .logs.record import COLOUR, Record
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*%@"

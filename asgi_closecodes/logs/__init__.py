@@ -2,7 +2,7 @@
 
 from .config import LOGGING, configure_logging
 from .formatters import ConsoleFormatter, JsonFormatter
-from .messages import LogObserver
+from .observer import LogObserver
 from .redaction import RedactPaths
 
 __all__ = ["LOGGING", "ConsoleFormatter", "JsonFormatter", "LogObserver", "RedactPaths", "configure_logging"]

@@ -13,8 +13,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.opentelemetry import OpenTelemetryObserver
-from asgi_closecodes.prometheus import PrometheusObserver
+from asgi_closecodes.telemetry.opentelemetry import OpenTelemetryObserver
+from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 
 SESSIONS = 1_000
 TURNS = 21

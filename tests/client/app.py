@@ -2,13 +2,13 @@
 
 import time
 from collections import defaultdict
+from importlib.resources import files
 
 import anyio
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import CloseCodeMiddleware, Settings
@@ -62,6 +62,10 @@ async def page(request):
     return HTMLResponse(html, headers={"content-security-policy": policy})
 
 
+def script(request):
+    return FileResponse(files("asgi_closecodes.client") / "reconnecting-websocket.js")
+
+
 routes = Starlette(
     routes=[
         WebSocketRoute("/close/{key}/{codes}", close),
@@ -70,7 +74,7 @@ routes = Starlette(
         WebSocketRoute("/full", echo, middleware=[Middleware(CloseCodeMiddleware, settings=Settings(max_sessions=0))]),
         Route("/seen", seen),
         Route("/page", page),
-        Mount("/static", StaticFiles(packages=[("asgi_closecodes", "static")])),
+        Route("/static/reconnecting-websocket.js", script),
     ]
 )
 

@@ -14,13 +14,13 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from asgi_closecodes.metrics import METRICS
+from asgi_closecodes.telemetry.metrics import METRICS
 from tests.programs import program
 from tests.servers.clients import Raw, connect, eventually
 from tests.servers.launch import serve, stop
 
 HERE = Path(__file__).parent
-SHIPPED = files("asgi_closecodes") / "dashboards"
+SHIPPED = files("asgi_closecodes.telemetry") / "dashboards"
 DASHBOARD = json.loads((SHIPPED / "grafana.json").read_text())
 ALERTS = yaml.safe_load((SHIPPED / "alerts.yml").read_text())
 PANELS = {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in DASHBOARD["panels"]}

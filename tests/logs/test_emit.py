@@ -161,7 +161,7 @@ async def test_a_forged_path_and_a_client_s_reason_stay_on_their_line(records):
 async def test_a_level_that_is_off_costs_nothing(caplog, monkeypatch):
     caplog.set_level(logging.CRITICAL, "asgi_closecodes")
     observer = LogObserver()
-    monkeypatch.setattr(observer, "keys", lambda session: 1 / 0)
+    monkeypatch.setattr(observer._redactor, "keys", lambda session: 1 / 0)
     for name in ("closecodes.session.exception", "closecodes.session.opened", "closecodes.session.closed"):
         observer(EVENTS[name][0])
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_closecodes.logs import follow
-from asgi_closecodes.logs.follow import Followed
+from asgi_closecodes.cli.logs import follow
+from asgi_closecodes.cli.logs.follow import Followed
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_closecodes.logs import reader
-from asgi_closecodes.logs.reader import Log, picked, whole_lines
-from asgi_closecodes.logs.tallies import Closes, Errors, total
+from asgi_closecodes.cli.logs import reader
+from asgi_closecodes.cli.logs.aggregate import Closes, Errors, total
+from asgi_closecodes.cli.logs.reader import Log, picked, whole_lines
 from tests.benchmarks.reader import generate
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pythonjsonlogger.json import JsonFormatter as PlainJsonFormatter
 
 from asgi_closecodes import Close, events
+from asgi_closecodes.cli.logs.record import Record, dumps
 from asgi_closecodes.logs import JsonFormatter, LogObserver
-from asgi_closecodes.logs.record import Record, dumps
 
 from .every_event import EVENTS, FACTS
 

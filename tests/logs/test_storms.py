@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_closecodes.logs import storms
-from asgi_closecodes.logs.storms import FORGOTTEN_AFTER, SUMMARY_AFTER, Storms
+from asgi_closecodes.logs import sampling
+from asgi_closecodes.logs.sampling import FORGOTTEN_AFTER, SUMMARY_AFTER, Storms
 from asgi_closecodes.token_bucket import Rate, Unlimited, Window
 
 
@@ -60,7 +60,7 @@ def test_what_no_record_has_carried_is_summed_up():
 
 
 def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
-    monkeypatch.setattr(storms, "MOST_KINDS", 5)
+    monkeypatch.setattr(sampling, "MOST_KINDS", 5)
     tested = limited(Clock())
     written = [take(tested, name, number) for number in range(20) for name in ("error", "refusal")]
     assert written.count(0) == 5 + 2 * 10
@@ -69,7 +69,7 @@ def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
 
 
 def test_a_kind_that_has_been_quiet_makes_room(monkeypatch):
-    monkeypatch.setattr(storms, "MOST_KINDS", 5)
+    monkeypatch.setattr(sampling, "MOST_KINDS", 5)
     clock = Clock()
     tested = limited(clock, burst=1)
     for number in range(5):
@@ -104,7 +104,7 @@ def test_lines_and_counts_add_up(most, steps):
     clock = Clock()
     tested = limited(clock, burst=2)
     happened, told = Counter(), Counter()
-    before, storms.MOST_KINDS = storms.MOST_KINDS, most
+    before, sampling.MOST_KINDS = sampling.MOST_KINDS, most
     try:
         for step in [*steps, "now"]:
             match step:
@@ -126,5 +126,5 @@ def test_lines_and_counts_add_up(most, steps):
                     tested.limit(lambda: Window(2, 10.0, clock=clock))
             assert len(tested._kinds) <= most + 2
     finally:
-        storms.MOST_KINDS = before
+        sampling.MOST_KINDS = before
     assert +told == +happened

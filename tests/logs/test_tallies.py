@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes import Close, events
-from asgi_closecodes.logs.record import Record
-from asgi_closecodes.logs.tallies import COLUMNS, MOST_KINDS, Closes, Errors, Timeline, total
+from asgi_closecodes.cli.logs.aggregate import COLUMNS, MOST_KINDS, Closes, Errors, Timeline, total
+from asgi_closecodes.cli.logs.record import Record
 
 from .every_event import CLOSE, EVENTS, FACTS
 from .lines import failure, logged

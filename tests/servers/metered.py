@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 
 from asgi_closecodes import CloseCodeMiddleware, Guard
-from asgi_closecodes.prometheus import PrometheusObserver
+from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 
 
 async def room(websocket):

@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 
 from asgi_closecodes import CloseCodeMiddleware, Guard
-from asgi_closecodes.sentry import before_send
+from asgi_closecodes.telemetry.sentry import before_send
 
 
 class ToStdout(sentry_sdk.transport.Transport):

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from asgi_closecodes.cli.output import write
-from asgi_closecodes.logs import record
 
+from . import record
 from .closes import closes
 from .errors import errors
 from .show import show

@@ -6,10 +6,10 @@ import click
 
 from asgi_closecodes.cli.output import bars, render, styled, table, write
 from asgi_closecodes.codes import CloseCode
-from asgi_closecodes.logs.record import dumps
-from asgi_closecodes.logs.tallies import Closes, Code, total
 
+from .aggregate import Closes, Code, total
 from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
+from .record import dumps
 from .sums import headline, tally
 
 _MEANINGS = {int(code): code.meaning for code in CloseCode}

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import click
 
 from asgi_closecodes.cli.output import bars, between, plural, printable, styled, write
-from asgi_closecodes.logs.record import dumps
-from asgi_closecodes.logs.tallies import ErrorKind, Errors, total
 
+from .aggregate import ErrorKind, Errors, total
 from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
+from .record import dumps
 from .sums import headline, tally
 
 

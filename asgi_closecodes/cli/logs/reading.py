@@ -13,8 +13,9 @@ import click
 
 from asgi_closecodes.cli.commands import NOTHING_FOUND, UNUSABLE
 from asgi_closecodes.cli.output import complain, plural, progress
-from asgi_closecodes.logs.reader import STDIN, Log
-from asgi_closecodes.logs.record import Record
+
+from .reader import STDIN, Log
+from .record import Record
 
 _Body = TypeVar("_Body", bound=Callable[..., Any])
 

@@ -13,11 +13,11 @@ import click
 from asgi_closecodes.cli.output import at, has_colours, plural, printable, record_line, styled, write
 from asgi_closecodes.error_identity import as_error_id, time_of
 from asgi_closecodes.logs.formatters import trace_lines
-from asgi_closecodes.logs.reader import Log
-from asgi_closecodes.logs.record import Record, dumps
-from asgi_closecodes.logs.tallies import said
 
+from .aggregate import said
+from .reader import Log
 from .reading import end, log_of, of_files, reading
+from .record import Record, dumps
 
 _TIES = (("closecodes.session.id",), ("trace_id", "otelTraceID", "trace.id"), ("correlation_id",))
 """Keys that records of one session have in common; each under its several names."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from asgi_closecodes.cli.output import between, iso, plural, stretch
-from asgi_closecodes.logs.tallies import Tally, Timeline
+
+from .aggregate import Tally, Timeline
 
 
 def tally(kind: Tally) -> dict[str, object]:

@@ -14,12 +14,12 @@ from operator import itemgetter
 import click
 
 from asgi_closecodes.cli.output import complain, has_colours, printable, record_line, styled, write
-from asgi_closecodes.logs.follow import Followed
 from asgi_closecodes.logs.formatters import trace_lines
-from asgi_closecodes.logs.reader import Log, UnreadableError
-from asgi_closecodes.logs.record import Record, dumps
 
+from .follow import Followed
+from .reader import Log, UnreadableError
 from .reading import end, log_of, of_files
+from .record import Record, dumps
 
 _POLL = 0.1
 """Seconds between two looks at the files that are followed."""

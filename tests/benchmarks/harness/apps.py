@@ -135,7 +135,7 @@ def _wrapped(app, *, observers=(), **settings):
 def _metrics():
     from prometheus_client import CollectorRegistry
 
-    from asgi_closecodes.prometheus import PrometheusObserver
+    from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 
     return [PrometheusObserver(registry=CollectorRegistry())]
 

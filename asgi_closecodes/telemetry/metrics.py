@@ -1,6 +1,6 @@
 """What events mean in numbers: every metric, its labels, which are few whatever happens, and how events change it.
 
-Where the numbers are kept is the affair of :mod:`asgi_closecodes.prometheus` and :mod:`asgi_closecodes.opentelemetry`.
+Where the numbers are kept is the affair of :mod:`asgi_closecodes.telemetry.prometheus` and :mod:`asgi_closecodes.telemetry.opentelemetry`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from . import events
-from .codes import Close
-from .error_identity import type_name
+from asgi_closecodes import events
+from asgi_closecodes.codes import Close
+from asgi_closecodes.error_identity import type_name
 
 UNKNOWN = "_UNKNOWN"
 """The label of a route that is not known: the handler has not accepted yet, or no route matched."""

@@ -20,7 +20,7 @@ try:
     from prometheus_client.multiprocess import mark_process_dead
 except ImportError as error:
     raise ImportError(
-        "asgi_closecodes.prometheus needs prometheus-client: pip install 'asgi-closecodes[prometheus]'"
+        "asgi_closecodes.telemetry.prometheus needs prometheus-client: pip install 'asgi-closecodes[prometheus]'"
     ) from error
 
 __all__ = ["PrometheusObserver"]

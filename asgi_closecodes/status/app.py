@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from .events import CallbackFailed
-from .guard import Guard
+from asgi_closecodes.events import CallbackFailed
+from asgi_closecodes.guard import Guard
 
 Authorize: TypeAlias = Callable[[Request], bool | Awaitable[bool]]
 """Says whether a request may see the status and drain."""
@@ -143,7 +143,7 @@ class StatusApp:
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    content = resources.files("asgi_closecodes").joinpath("static", name).read_bytes()
+    content = resources.files("asgi_closecodes.status").joinpath("page", name).read_bytes()
     media_type = _TYPES[name.rpartition(".")[2]]
 
     async def answer(_request: Request) -> Response:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from . import events
-from .error_identity import type_name
+from asgi_closecodes import events
+from asgi_closecodes.error_identity import type_name
+
 from .metrics import METRICS, Labels, Metric, MetricsObserver
 
 try:
@@ -16,7 +17,7 @@ try:
     from opentelemetry.trace import StatusCode, get_current_span
 except ImportError as error:
     raise ImportError(
-        "asgi_closecodes.opentelemetry needs opentelemetry-api: pip install 'asgi-closecodes[opentelemetry]'"
+        "asgi_closecodes.telemetry.opentelemetry needs opentelemetry-api: pip install 'asgi-closecodes[opentelemetry]'"
     ) from error
 
 __all__ = ["OpenTelemetryObserver"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 from urllib.parse import unquote
 
-from .logs.redaction import masked_path, raw_path
+from asgi_closecodes.logs.redaction import masked_path, raw_path
 
 __all__ = ["before_send"]
 

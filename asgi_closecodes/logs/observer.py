@@ -1,0 +1,164 @@
+"""Events to log records: the message carries the essentials, flat dotted extras carry the rest.
+
+The exception travels as ``exc_info`` alone, so that each formatter and service renders it its own way. The keys are
+described by ``schema.json`` beside this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from asgi_closecodes import events
+from asgi_closecodes.token_bucket import Rate, Unlimited, Window
+
+from .messages import LINES, SESSION, Line, Message, Redactor, Sampler, describe, kind_of, level_of
+from .redaction import one_line
+from .sampling import Storms
+
+_ALMOST_NONE = 1e-9
+"""Records a minute where none are wanted after the burst: a Rate of 0 lets no burst through either."""
+
+
+_IN_SUMMARIES = (
+    "closecodes.error.fingerprint",
+    "closecodes.gate.name",
+    "closecodes.gate.cause",
+    "closecodes.refusal.mode",
+    "closecodes.callback",
+    "websocket.close.code",
+)
+"""Keys of a record that the summary of its kind has too."""
+
+
+class _Kind(NamedTuple):
+    """What the summary of those that were counted tells of them."""
+
+    line: Line
+    level: int
+    first: str
+    keys: dict[str, Any]
+
+
+class LogObserver:
+    """Writes each event to the standard library's logging, or counts it where there are too many of its kind.
+
+    :param path: how ``url.path`` is logged: with what looks like a token masked, as it came, or not at all.
+    :param client: how ``client.address`` is logged: whole, cut to its network, hashed, or not at all.
+    :param burst: equal errors that are written at once, None for all; of all kinds together five times as many.
+    :param per_minute: equal errors that are written a minute after that, None for all; of all kinds 60 times as many.
+    :param report: told what was counted instead of written.
+    """
+
+    WRITTEN = LINES.keys()
+    """The events that it is for."""
+
+    def __init__(
+        self,
+        *,
+        path: Literal["redacted", "raw", "off"] = "redacted",
+        client: Literal["full", "truncated", "hashed", "off"] = "full",
+        burst: int | None = 10,
+        per_minute: float | None = 10.0,
+        report: Callable[[events.Event], None] | None = None,
+    ) -> None:
+        self._report = report
+        self._limits: object = None
+        self._storms: dict[Sampler, Storms[_Kind]] = {
+            "error": Storms(Unlimited),
+            "refusal": Storms(lambda: Window(5, 10.0)),
+        }
+        self.follow(path=path, client=client, burst=burst, per_minute=per_minute)
+
+    def follow(
+        self,
+        *,
+        path: Literal["redacted", "raw", "off"],
+        client: Literal["full", "truncated", "hashed", "off"],
+        burst: int | None,
+        per_minute: float | None,
+    ) -> None:
+        """Change how events are written; what was counted stays counted."""
+        self._redactor = Redactor(path, client)
+        if self._limits == (burst, per_minute):
+            return  # what is left of them stays
+        self._limits = burst, per_minute
+        if burst is None or per_minute is None:
+            self._storms["error"].limit(Unlimited)
+        else:
+            per_minute = max(per_minute, _ALMOST_NONE)
+            self._storms["error"].limit(lambda: Rate(per_minute / 60, burst), Rate(per_minute, burst * 5))
+
+    def __call__(self, event: events.Event) -> None:
+        """Write ``event``, or count it."""
+        line = LINES.get(type(event))
+        if line is None or not line.logger.isEnabledFor(level := level_of(event, line)):
+            return
+        suppressed: dict[str, Any] = {}
+        if line.sampler is not None:
+            count = self._storms[line.sampler].take(kind_of(event), lambda: self._described(event, line, level))
+            if count is None:
+                if self._report is not None:
+                    self._report(events.LogsSuppressed(line.name, 1))
+                return
+            suppressed = {f"closecodes.{line.sampler}.suppressed": count}
+        message = describe(event, self._redactor)
+        message.keys.update(suppressed)
+        _log(line.logger, level, line.name, message, getattr(event, "exception", None))
+
+    @property
+    def is_detailed(self) -> bool:
+        """Whether it is written how each session goes, and not only what is wrong."""
+        return SESSION.isEnabledFor(logging.DEBUG)
+
+    @property
+    def has_unsaid(self) -> bool:
+        """Whether there are counts for :meth:`sum_up` to write."""
+        return any(storms.has_unsaid for storms in self._storms.values())
+
+    def sum_up(self, *, now: bool = False) -> None:
+        """Write what was counted instead of written.
+
+        :param now: at once; else when it is 30 s old.
+        """
+        for sampler, storms in self._storms.items():
+            for kind, is_rest, count in storms.summary(now=now):
+                keys = {
+                    "closecodes.suppressed.event": kind.line.name,
+                    f"closecodes.{sampler}.suppressed": count,
+                    **({} if is_rest else kind.keys),
+                }
+                what = "other kinds of " + kind.line.name if is_rest else kind.first
+                summary = Message("%d more were counted, not written: %s", (count, what), keys)
+                _log(kind.line.logger, kind.level, f"closecodes.{sampler}s.suppressed", summary)
+
+    def _described(self, event: events.Event, line: Line, level: int) -> _Kind:
+        message, arguments, keys = describe(event, self._redactor)
+        return _Kind(line, level, message % arguments, {key: keys[key] for key in _IN_SUMMARIES if key in keys})
+
+
+def _log(
+    logger: logging.Logger, level: int, name: str, message: Message, exception: BaseException | None = None
+) -> None:
+    extra = {
+        "event.name": name,
+        **_context(),
+        **{key: value for key, value in message.keys.items() if value is not None},
+    }
+    exc_info = None if exception is None else (type(exception), exception, exception.__traceback__)
+    logger.log(level, message.message, *message.arguments, exc_info=exc_info, extra=extra)
+
+
+def _context() -> dict[str, str]:
+    """Return what ties a record to others, where the application uses OpenTelemetry or asgi-correlation-id."""
+    found = {}
+    if (current_span := getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)) is not None:
+        span = current_span().get_span_context()
+        if span.is_valid:
+            found = {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+    correlation = getattr(sys.modules.get("asgi_correlation_id.context"), "correlation_id", None)
+    if correlation is not None and (identifier := correlation.get()) is not None:
+        found["correlation_id"] = one_line(str(identifier))[:128]
+    return found
