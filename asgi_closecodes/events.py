@@ -11,6 +11,41 @@ from typing import Literal, TypeAlias
 
 from .codes import Close
 
+__all__ = [
+    "CallbackFailed",
+    "CloseFailed",
+    "CloseRepaired",
+    "ClusterAway",
+    "ClusterBack",
+    "ClusterFallback",
+    "ClusterLearning",
+    "ClusterMisconfigured",
+    "ClusterSyncFailed",
+    "ClusterSynced",
+    "DrainFinished",
+    "DrainStarted",
+    "Event",
+    "GateFailed",
+    "GateRecovered",
+    "GateSaturated",
+    "GateStanding",
+    "LimitsSet",
+    "LogsSuppressed",
+    "Observer",
+    "Outcome",
+    "Phase",
+    "SessionAdmitted",
+    "SessionClosed",
+    "SessionFacts",
+    "SessionFailed",
+    "SessionOpened",
+    "SessionRefused",
+    "SessionShed",
+    "SettingIgnored",
+    "SignalLeftAlone",
+    "Standing",
+]
+
 Phase: TypeAlias = Literal["connecting", "open", "closed"]
 """Where a session stood: before its handshake was answered, open, or after it was closed or left."""
 

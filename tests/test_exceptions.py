@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 from asgi_closecodes import Close, CloseCode, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import CallbackFailed, SessionFailed
 from asgi_closecodes.exceptions import checked_mapping, close_for_status, deliberate_close, leaves
-from tests.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, of
 
 
 def close_of(error, mapping=None):

@@ -1,4 +1,4 @@
-"""Starlette and FastAPI with the middleware: what behaves is left alone. In process; tests/servers has the wire."""
+"""Starlette and FastAPI with the middleware: what behaves is left alone. In process; tests/live/servers has the wire."""
 
 import anyio
 import httpx
@@ -18,8 +18,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import SessionClosed, SessionFailed, SessionOpened, SessionRefused
-from tests.asgi import Handler, Peer, of
-from tests.test_background import Guest, until
+from tests.support.asgi import Handler, Peer, of
+from tests.support.fakes import Guest, until
 
 cleaned_up = []
 

@@ -1,6 +1,6 @@
 """What events mean in numbers: every metric, its labels, which are few whatever happens, and how events change it.
 
-Where the numbers are kept is the affair of :mod:`asgi_closecodes.telemetry.prometheus` and :mod:`asgi_closecodes.telemetry.opentelemetry`.
+Where the numbers are kept is the affair of the modules ``prometheus`` and ``opentelemetry`` beside this one.
 """
 
 from __future__ import annotations

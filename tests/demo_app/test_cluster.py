@@ -5,9 +5,8 @@ import contextlib
 import pytest
 import websockets
 
-from tests.cluster.redis_server import a_binary
-
-from .launch import outcome, running_demo
+from tests.support.demo import outcome, running_demo
+from tests.support.redis import a_binary
 
 
 @pytest.mark.anyio

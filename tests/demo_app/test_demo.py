@@ -1,4 +1,4 @@
-"""The demo's handlers, controls and feed, on each of its servers; tests/browser clicks on its page."""
+"""The demo's handlers, controls and feed, on each of its servers; tests/live/browser clicks on its page."""
 
 import contextlib
 import json
@@ -12,8 +12,8 @@ import websockets.sync.client
 
 from demo_app.app import PAGE
 from demo_app.handlers import ENDINGS
-from tests.demo_app.launch import outcome, running_demo
-from tests.servers.clients import Raw, connect, eventually
+from tests.support.demo import outcome, running_demo
+from tests.support.peers import Raw, connect, eventually
 
 SERVERS = ["uvicorn", "hypercorn", "granian"]
 SEEN = {

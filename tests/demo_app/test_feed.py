@@ -8,7 +8,7 @@ import pytest
 from starlette.websockets import WebSocket
 
 from demo_app.feed import Counted, Feed, Tail
-from tests.asgi import Handler, Peer
+from tests.support.asgi import Handler, Peer
 
 
 def record(name, level, message):

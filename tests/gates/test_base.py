@@ -10,7 +10,7 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import GateFailed, SessionFailed, SessionRefused
 from asgi_closecodes.gates import AllOf, MaxSessions
-from tests.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, of
 
 
 class Diary:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.gates import HandshakeRate, HandshakesInProgress
-from tests.gates.stand_in import Clock, Visitor, admitted, refused
+from tests.support.fakes import Clock, Visitor, admitted, refused
 
 # HandshakesInProgress
 

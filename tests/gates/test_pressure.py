@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.gates import Pressure
-from tests.gates.stand_in import Clock, Dial, Visitor, admitted, refused
+from tests.support.fakes import Clock, Dial, Visitor, admitted, refused
 
 
 class Trial:

@@ -4,17 +4,10 @@ import time
 import pytest
 
 from asgi_closecodes.gates import Cpu, LoopLag, Memory
-from tests.gates.stand_in import Clock
+from tests.support.cgroups import group, tree, v2
+from tests.support.fakes import Clock
 
 MIB = 1 << 20
-
-
-def tree(root, files):
-    for path, text in files.items():
-        file = root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{text}\n")
-    return root
 
 
 # LoopLag
@@ -76,20 +69,6 @@ def memory(root):
     sensor = Memory(root=root, clock=Clock())
     sensor.sample()
     return sensor.value()
-
-
-def v2(path="/app", **more):
-    return {"proc/self/cgroup": f"0::{path}", **more}
-
-
-def group(path, *, maximum="max", high="max", current=0, anon=0, inactive=0):
-    base = f"sys/fs/cgroup{path}"
-    return {
-        f"{base}/memory.max": maximum,
-        f"{base}/memory.high": high,
-        f"{base}/memory.current": current,
-        f"{base}/memory.stat": f"anon {anon}\nfile 5\ninactive_file {inactive}",
-    }
 
 
 def test_the_page_cache_that_can_be_taken_back_is_no_use(tmp_path):

@@ -17,9 +17,8 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import GateFailed, SessionFailed, SessionRefused
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey, Shadow, client_network
 from asgi_closecodes.gates.per_key import SessionsByKey
-from tests.asgi import Handler, Peer, of
-from tests.gates.stand_in import Visitor, admitted, refused
-from tests.test_background import Stay, until
+from tests.support.asgi import Handler, Peer, of
+from tests.support.fakes import Keyed, Stay, Visitor, admitted, of_key, refused, until
 
 NOBODY = SimpleNamespace(priority=0)
 
@@ -224,27 +223,6 @@ async def test_a_key_that_cannot_be_used_is_a_fault_of_the_gate(key, failure):
 
 
 # Keys that the handler knows
-
-
-def of_key(session):
-    return session.key
-
-
-class Keyed:
-    """A handler that sets the key that the path says, ``before`` or ``after`` it accepts, and waits for its peer."""
-
-    def __init__(self, when="before"):
-        self.when = when
-
-    async def __call__(self, scope, receive, send):
-        await receive()
-        for moment in ("before", "accept", "after"):
-            if moment == "accept":
-                await send({"type": "websocket.accept"})
-            elif moment == self.when:
-                scope["extensions"]["closecodes"].key = scope["path"].strip("/")
-        while (await receive())["type"] != "websocket.disconnect":
-            pass
 
 
 @pytest.mark.anyio

@@ -16,8 +16,7 @@ from pythonjsonlogger.json import JsonFormatter as PlainJsonFormatter
 from sentry_sdk.integrations.logging import EventHandler
 
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter, LogObserver
-
-from .every_event import EVENTS
+from tests.support.every_event import EVENTS
 
 
 def raised():

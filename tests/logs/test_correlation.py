@@ -13,7 +13,7 @@ from opentelemetry.trace import INVALID_SPAN, use_span
 from asgi_closecodes import CloseCodeMiddleware, Guard
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import JsonFormatter
-from tests.asgi import Handler, Peer
+from tests.support.asgi import Handler, Peer
 
 
 def written(records):

@@ -9,9 +9,8 @@ import pytest
 from asgi_closecodes import concurrency
 from asgi_closecodes.gates import Memory
 from asgi_closecodes.logs import JsonFormatter, LogObserver
-from tests.gates.test_sensors import group, tree, v2
-
-from .every_event import EVENTS
+from tests.support.cgroups import group, tree, v2
+from tests.support.every_event import EVENTS
 
 SCHEMA = json.loads(files("asgi_closecodes.logs").joinpath("schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker())

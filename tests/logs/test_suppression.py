@@ -11,9 +11,8 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import JsonFormatter, LogObserver
-from tests.asgi import Handler, Peer
-
-from .every_event import EVENTS
+from tests.support.asgi import Handler, Peer
+from tests.support.every_event import EVENTS
 
 NAME = "closecodes.session.exception"
 

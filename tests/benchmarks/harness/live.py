@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.servers.launch import Running, serve
+from tests.support.servers import Running, serve
 
 from .apps import WRAPPED
 from .suite import Run

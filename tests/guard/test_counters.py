@@ -1,0 +1,120 @@
+"""What a guard counts, and when it says that a gate is saturated."""
+
+import logging
+
+import anyio
+import pytest
+
+from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, events
+from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, Shadow
+from asgi_closecodes.guard import counters
+from asgi_closecodes.guard.counters import Tally
+from asgi_closecodes.guard.saturation import Saturation
+from tests.support.asgi import Handler, Peer, of
+from tests.support.every_event import FACTS
+from tests.support.fakes import until
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    time = monotonic
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(counters, "time", clock)
+    return clock
+
+
+def refused(gate="MaxSessions", cause="full", mode="close"):
+    return events.SessionRefused(FACTS, Close(1013), gate, cause, 1.0, mode, 5, 5)
+
+
+def test_a_spell_of_refusals_begins_once_and_ends_once(clock):
+    seen = []
+    saturation = Saturation(seen.append)
+    for _ in range(3):
+        saturation(refused())
+        clock.now += 2
+    saturation.look()
+    assert seen == [events.GateSaturated("MaxSessions", "full", 5, 5)]
+    assert saturation.is_watched
+    clock.now += 7.9
+    saturation.look()
+    assert len(seen) == 1
+    clock.now += 0.2
+    saturation.look()
+    assert seen[1:] == [events.GateRecovered("MaxSessions", "full", 3, 4.0)]
+    assert not saturation.is_watched
+    saturation(refused())
+    assert seen[2:] == seen[:1]
+
+
+def test_gates_of_one_name_are_told_apart_by_their_cause(clock):
+    seen = []
+    saturation = Saturation(seen.append)
+    for cause in ("lag", "memory", "lag"):
+        saturation(refused("Pressure", cause))
+    assert [(event.gate, event.cause) for event in seen] == [("Pressure", "lag"), ("Pressure", "memory")]
+
+
+@pytest.mark.parametrize("event", [refused(cause="client"), refused(cause="drain"), refused(mode="shadow")])
+def test_one_client_at_its_limit_a_drain_or_a_shadow_is_no_saturation(event):
+    saturation = Saturation(lambda event: 1 / 0)
+    saturation(event)
+    assert not saturation.is_watched
+
+
+def failed(fingerprint, ref):
+    return events.SessionFailed(FACTS, ref, fingerprint, ValueError(), Close(1011), True)
+
+
+def test_a_snapshot_groups_errors_by_bug_the_latest_first(clock):
+    counts = Tally()
+    for number, fingerprint in enumerate("abca"):
+        clock.now += 1
+        counts(failed(fingerprint, f"ref{number}"))
+    assert [(group["fingerprint"], group["count"], group["ref"]) for group in counts.groups()] == [
+        ("a", 2, "ref3"),
+        ("c", 1, "ref2"),
+        ("b", 1, "ref1"),
+    ]
+    assert counts.groups()[0] == {
+        "fingerprint": "a",
+        "type": "ValueError",
+        "count": 2,
+        "route": "/rooms/{id}",
+        "ref": "ref3",
+        "last_seen": 104.0,
+    }
+
+
+def test_it_remembers_the_latest_bugs_only():
+    counts = Tally()
+    for number in range(1000):
+        counts(failed(str(number), "ref"))
+    assert counts.errors == 1000
+    assert [group["fingerprint"] for group in counts.groups()] == [str(number) for number in range(999, 979, -1)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("gate", [MaxSessions(0), MaxSessionsPerKey(0), Shadow(MaxSessions(0))])
+async def test_a_recovery_is_noticed_without_a_lifespan_and_without_sessions(gate, monkeypatch, caplog):
+    monkeypatch.setattr(counters, "RECOVERED_AFTER", 0.2)
+    caplog.set_level(logging.INFO, "asgi_closecodes")
+    seen = []
+    guard = Guard(Settings(), gate=gate, observers=[seen.append])
+    with anyio.CancelScope() as scope:
+        await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+        if isinstance(gate, MaxSessions):
+            await until(lambda: of(events.GateRecovered, seen))
+            assert "the gate MaxSessions refuses sessions (full)" in caplog.messages
+            assert "the gate MaxSessions refuses nobody any more (full); it refused 1 in 0.0 s" in caplog.messages
+        else:
+            assert not of(events.GateSaturated, seen)
+        scope.cancel()

@@ -1,0 +1,262 @@
+"""What observers are told: how a session went, and, where they ask, how things stand."""
+
+import gc
+import threading
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
+from asgi_closecodes.events import (
+    CallbackFailed,
+    GateStanding,
+    SessionAdmitted,
+    SessionClosed,
+    SessionFailed,
+    SessionOpened,
+    SessionRefused,
+)
+from asgi_closecodes.gates import HandshakeRate, MaxSessions, Pressure, Shadow
+from tests.support.asgi import Handler, Peer, of
+from tests.support.fakes import Dial, Stay, until
+
+# How a session went
+
+
+class Slow:
+    """A gate that takes 20 ms."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def admit(self, _session):
+        return self
+
+    async def __aenter__(self):
+        await anyio.sleep(0.02)
+        if self.error is not None:
+            raise self.error
+
+    async def __aexit__(self, *error):
+        pass
+
+
+@pytest.mark.anyio
+async def test_the_time_that_the_gates_took():
+    seen = []
+    await Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=Slow(), observers=[seen.append])))
+    [admitted] = of(SessionAdmitted, seen)
+    assert admitted.session.duration >= 0.019
+    assert admitted.session.phase == "connecting"
+    kinds = [type(event) for event in seen if hasattr(event, "session")]
+    assert kinds == [SessionAdmitted, SessionOpened, SessionClosed]
+
+
+@pytest.mark.anyio
+async def test_a_refused_session_is_not_admitted():
+    seen = []
+    gate = Slow(TryAgainLater(cause="slow"))
+    await Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=gate, observers=[seen.append])))
+    [refused] = of(SessionRefused, seen)
+    assert refused.session.duration >= 0.019
+    assert not of(SessionAdmitted, seen)
+    assert not of(SessionClosed, seen)
+
+
+async def close(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.close", "code": 4000})
+
+
+async def deny(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": b""})
+
+
+async def crash_at_once(scope, receive, send):
+    raise ValueError
+
+
+async def leave_at_once(scope, receive, send):
+    await receive()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("handler", "outcome"),
+    [
+        (Handler(), "completed"),
+        (close, "completed"),
+        (Handler(CloseWith(4000)), "completed"),
+        (Handler(TryAgainLater()), "completed"),
+        (Handler(ValueError()), "failed"),
+        (Handler(ExceptionGroup("several", [ValueError()])), "failed"),
+        (crash_at_once, "failed"),
+        (deny, "not_accepted"),
+        (leave_at_once, "not_accepted"),
+    ],
+)
+async def test_what_became_of_a_session(handler, outcome):
+    seen = []
+    await Peer().visit(CloseCodeMiddleware(handler, Guard(observers=[seen.append])))
+    [closed] = of(SessionClosed, seen)
+    assert closed.outcome == outcome
+    assert len(of(SessionFailed, seen)) == (outcome == "failed")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("then", "outcome"), [(None, "shed"), (ValueError(), "failed")])
+async def test_a_session_that_was_shed(then, outcome):
+    seen = []
+
+    async def handler(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        if then is not None:
+            raise then
+
+    guard = Guard(observers=[seen.append])
+    async with Stay(guard, handler) as stay:
+        await stay.come(1)
+        await next(iter(guard.sessions)).shed()
+    assert [event.outcome for event in of(SessionClosed, seen)] == [outcome]
+
+
+@pytest.mark.anyio
+async def test_nothing_is_opened_after_it_was_closed():
+    """A task of the handler's that it did not wait for may still be accepting when the session is over."""
+    seen, is_accepting, go_on = [], anyio.Event(), anyio.Event()
+
+    class Sluggish(Peer):
+        async def send(self, message):
+            if message["type"] == "websocket.accept":
+                is_accepting.set()
+                await go_on.wait()
+            await super().send(message)
+
+    async def handler(scope, receive, send):
+        await receive()
+        tasks.start_soon(send, {"type": "websocket.accept"})
+        await is_accepting.wait()
+        raise ValueError
+
+    async with anyio.create_task_group() as tasks:
+        await Sluggish().visit(CloseCodeMiddleware(handler, Guard(observers=[seen.append])))
+        assert of(SessionClosed, seen)
+        go_on.set()
+    assert not of(SessionOpened, seen)
+
+
+# How things stand
+
+
+class Watcher:
+    def __init__(self, error=None):
+        self.seen = []
+        self.samples = 0
+        self.error = error
+
+    def __call__(self, event):
+        self.seen.append(event)
+
+    def watch(self, look):
+        self.look = look
+
+    def sample(self):
+        self.samples += 1
+        if self.error is not None:
+            raise self.error
+
+
+class Odd:
+    """A gate whose numbers are none."""
+
+    limit = "much"
+
+    @property
+    def active(self):
+        raise ValueError("a bug")
+
+    def admit(self, _session):
+        raise NotImplementedError
+
+
+@pytest.mark.anyio
+async def test_a_watcher_sees_how_the_gates_stand_now():
+    watcher = Watcher()
+    guard = Guard(Settings(max_sessions=5, shadow="max_sessions", max_sessions_per_client=3), observers=[watcher])
+    async with Stay(guard) as stay:
+        await stay.come(2)
+        assert watcher.look().gates == (
+            GateStanding("MaxSessionsPerKey", "client", None, 3),
+            GateStanding("HandshakesInProgress", "setup", 0, None),
+            GateStanding("MaxSessions", "full", 2, 5),
+        )
+        guard.update(max_sessions=1)
+        assert watcher.look().gates[-1].limit == 1
+        assert not watcher.look().draining
+        await guard.drain(0)
+        assert watcher.look().draining
+    assert watcher.look().gates[-1].usage == 0
+
+
+@pytest.mark.parametrize(
+    ("gate", "standing"),
+    [
+        (Pressure(Dial(0.25), 0.5, 0.2), GateStanding("Pressure", "dial", 0.25, 0.5)),
+        (Shadow(Pressure(Dial(None), 0.5, 0.2)), GateStanding("Pressure", "dial", None, 0.5)),
+        (HandshakeRate(5), GateStanding("HandshakeRate", "rate", None, 5)),
+        (Odd(), GateStanding("Odd", None, None, None)),
+    ],
+)
+def test_how_other_gates_stand(gate, standing):
+    watcher = Watcher()
+    guard = Guard(gate=gate, observers=(one for one in [watcher]))
+    seen = []
+    elsewhere = threading.Thread(target=lambda: seen.append(watcher.look()))
+    elsewhere.start()
+    elsewhere.join()
+    assert seen[0].gates[-1] == standing
+    assert seen[0].loop_lag is None
+    assert guard.gate
+
+
+def test_a_watcher_does_not_keep_the_guard():
+    watcher = Watcher()
+    guard = Guard(gate=MaxSessions(1), observers=[watcher])
+    assert watcher.look().gates[-1].name == "MaxSessions"
+    del guard
+    gc.collect()
+    assert watcher.look() is None
+
+
+@pytest.mark.anyio
+async def test_a_watcher_is_sampled_and_sees_a_stall(monkeypatch):
+    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.2)
+    watcher = Watcher()
+    guard = Guard(Settings(), observers=[watcher])
+    async with Stay(guard) as stay:
+        assert not guard._is_ticking
+        await stay.come(1)
+        await until(lambda: watcher.samples > 1)
+        threading.Event().wait(0.4)  # in the event loop's thread, which is the fault
+        assert watcher.look().loop_lag >= 0.2
+        samples = watcher.samples
+        await until(lambda: watcher.samples > samples + 2)
+        assert watcher.look().loop_lag >= 0.2
+    await until(lambda: not guard._is_ticking)
+    assert watcher.look().loop_lag is None
+
+
+@pytest.mark.anyio
+async def test_a_watcher_that_fails_is_reported_once():
+    watcher = Watcher(ValueError("a bug"))
+    guard = Guard(Settings(), observers=[watcher])
+    async with Stay(guard) as stay:
+        await stay.come(1)
+        await until(lambda: watcher.samples > 2)
+    assert [event.callback for event in of(CallbackFailed, watcher.seen)] == ["Watcher.sample"]

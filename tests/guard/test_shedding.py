@@ -1,0 +1,148 @@
+import random
+import time
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_closecodes.guard.shedding import Pace, Victims
+from tests.support.fakes import Clock, Visitor
+
+# Pace
+
+
+@given(st.floats(0.1, 1000), st.lists(st.floats(0, 3), max_size=50))
+def test_no_second_holds_more_than_its_share(per_second, gaps):
+    clock = Clock()
+    pace = Pace(clock)
+    total, start = 0, clock.now
+    for gap in gaps:
+        clock.now += gap
+        total += pace.due(per_second)
+        assert total <= per_second * (clock.now - start) + max(per_second, 1) + 1e-3
+
+
+def test_what_is_due_in_small_steps_adds_up():
+    clock = Clock()
+    pace = Pace(clock)
+    due = 0
+    for _ in range(100):
+        clock.now += 0.1
+        due += pace.due(0.7)
+    assert due in (6, 7)
+
+
+def test_a_pause_is_not_made_up_for():
+    clock = Clock()
+    pace = Pace(clock)
+    clock.now += 3600
+    assert pace.due(5) == 5
+
+
+# Victims
+
+
+def choose(sessions, count, order="newest", failures=None):
+    victims = Victims(order, (failures if failures is not None else []).append)
+    return anyio.run(victims.choose, sessions, count)
+
+
+def aged(*ages, **rest):
+    now = time.monotonic()
+    return [Visitor(arrived_at=now - age, **rest) for age in ages]
+
+
+def test_the_newest_go_first_or_the_oldest():
+    sessions = aged(50, 40, 30, 20)
+    assert choose(sessions, 2) == [sessions[3], sessions[2]]
+    assert choose(sessions, 2, "oldest") == [sessions[0], sessions[1]]
+
+
+def test_important_sessions_go_last():
+    unimportant, important = aged(90, 80, priority=5), aged(20, priority=0)
+    assert choose([*important, *unimportant], 3) == [unimportant[1], unimportant[0], important[0]]
+
+
+def test_exempt_and_young_sessions_go_after_all_others():
+    young, exempt, others = aged(1), aged(20, shed_exempt=True, priority=9), aged(30, 40)
+    assert choose([*young, *exempt, *others], 2) == others
+    assert set(choose([*young, *exempt, *others], 4)[2:]) == {*young, *exempt}
+
+
+def test_who_leaves_already_is_not_chosen_again():
+    first, second = aged(20, 30)
+    first.is_leaving = True
+    assert choose([first, second], 2) == [second]
+
+
+def test_an_order_of_one_s_own():
+    sessions = aged(50, 40, 30)
+    for number, session in enumerate(sessions):
+        session.number = -number
+    assert choose(sessions, 3, lambda session: session.number) == sessions[::-1]
+
+
+@pytest.mark.parametrize("order", [lambda session: 1 / 0, lambda session: session, lambda: 1])
+def test_an_order_that_fails_is_reported_and_the_newest_go(order):
+    failures = []
+    sessions = aged(50, 40, 30)
+    assert choose(sessions, 1, order, failures) == sessions[2:]
+    assert len(failures) == 1
+
+
+def test_the_idle_go_first():
+    sessions = aged(50, 40, 30)
+
+    async def main():
+        victims = Victims("idle", print)
+        await victims.look(sessions)
+        for session in sessions[1:]:
+            session.message_count += 1
+        await anyio.sleep(0.01)
+        await victims.look(sessions)
+        await anyio.sleep(0.01)
+        sessions[2].message_count += 1
+        await victims.look(sessions)
+        return await victims.choose(sessions, 3)
+
+    assert anyio.run(main) == sessions
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 100), st.booleans()), max_size=40), st.integers(0, 50))
+def test_it_is_the_same_as_sorting_all(sessions, count):
+    sessions = [aged(age, priority=priority, shed_exempt=exempt)[0] for priority, age, exempt in sessions]
+    now = time.monotonic()
+
+    def key(session):
+        last = session.shed_exempt or now - session.arrived_at < 10
+        return last, -session.priority, -session.arrived_at
+
+    assert [key(one) for one in choose(sessions, count)] == [key(one) for one in sorted(sessions, key=key)[:count]]
+
+
+def test_choosing_among_100_000_lets_other_tasks_run():
+    sessions = aged(*(random.random() * 1000 for _ in range(100_000)))
+
+    async def main():
+        gaps = []
+
+        async def watch():
+            last = time.perf_counter()
+            while True:
+                await anyio.lowlevel.checkpoint()
+                gaps.append(time.perf_counter() - last)
+                last = time.perf_counter()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await anyio.sleep(0)
+            start = time.perf_counter()
+            chosen = await Victims("newest", print).choose(sessions, 5)
+            took = time.perf_counter() - start
+            tasks.cancel_scope.cancel()
+        assert len(chosen) == 5
+        assert len(gaps) > 100
+        assert max(gaps) < took / 5, "one turn of the event loop did a great part of the work"
+
+    anyio.run(main)

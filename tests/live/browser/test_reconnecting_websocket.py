@@ -1,0 +1,259 @@
+"""The JavaScript module in Chromium, under a strict policy: the same rule as the Python client, against the same server."""
+
+import itertools
+import threading
+
+import pytest
+import websockets.sync.server
+
+from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, CASES, IDS, plain, seen
+from tests.support.ports import free_port
+from tests.support.servers import serve
+
+HANDSHAKE_FAILED = "WebSocket connection to .* failed"
+"""Chromium says so on the console."""
+
+FOLLOW = """
+async ({ url, options, until, random, speed }) => {
+  const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+  options.backoff = { ...options.backoff, now: () => speed * performance.now() };
+  if (random !== null) options.backoff.random = () => random;
+  const socket = new ReconnectingWebSocket(url, options);
+  const events = [["connecting", socket.state]];
+  const note = (...what) => events.push(what);
+  return await new Promise((resolve) => {
+    socket.addEventListener("connecting", () => note("connecting", socket.state));
+    socket.addEventListener("open", () => note("open", socket.state, socket.protocol));
+    socket.addEventListener("message", ({ data }) => note("message", data));
+    socket.addEventListener("close", ({ code, reason, wasClean, retryIn }) => {
+      note("close", socket.state, code, reason, wasClean, retryIn);
+      if (retryIn === null) resolve(events);
+    });
+    if (until !== null) setTimeout(() => socket.close(), until);
+  });
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serve("uvicorn-sansio", "tests.client.app:app", tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.fixture
+def key(_keys=itertools.count()):
+    return f"browser{next(_keys)}"
+
+
+@pytest.fixture
+def follow(new_page, server):
+    """Follow a socket in a page until it is closed for good; return its events."""
+
+    def follow(path, *, until=None, random=None, speed=1, context=None, **options):
+        page = new_page(**context or {})
+        page.goto(server.url.replace("ws", "http", 1) + "/page")
+        told = {"url": path, "options": options, "until": until, "random": random, "speed": speed}
+        return page.evaluate(FOLLOW, told)
+
+    return follow
+
+
+def closes(events):
+    return [(code, retry_in) for kind, _, *rest in events if kind == "close" for code, _, _, retry_in in [rest]]
+
+
+def test_the_rule_is_the_same(page, server):
+    page.goto(server.url.replace("ws", "http", 1) + "/page")
+    waits = page.evaluate(
+        """
+        async (cases) => {
+          const { Backoff } = await import("/static/reconnecting-websocket.js");
+          return cases.map(([options, story]) => {
+            let now = 1000;
+            const backoff = new Backoff({ ...options, random: () => 1, now: () => now });
+            const waits = [];
+            for (const [what, ...values] of story) {
+              if (what === "close") waits.push(backoff.closed(...values));
+              if (what === "pass") now += 1000 * values[0];
+              if (what === "opened") backoff.opened();
+              if (what === "message") backoff.received();
+            }
+            return waits;
+          });
+        }
+        """,
+        [[milliseconds(options), [plain(step) for step in story]] for _, options, story, _ in CASES],
+    )
+    for name, seen_waits, (_, _, _, wanted) in zip(IDS, waits, CASES, strict=True):
+        assert seen_waits == [None if wait is None else pytest.approx(wait * 1000) for wait in wanted], name
+
+
+def milliseconds(options):
+    names = {"cap": "cap", "max_hint": "maxHint"}
+    options = {names.get(name, name): value * 1000 if name in names else value for name, value in options.items()}
+    return {"maxCrashes" if name == "max_crashes" else name: value for name, value in options.items()}
+
+
+def test_it_gives_up_after_1008(follow, key):
+    assert follow(f"/close/{key}/1008?reason=no") == [
+        ["connecting", "connecting"],
+        ["open", "open", ""],
+        ["close", "closed", 1008, "no", True, None],
+    ]
+
+
+def test_it_is_done_after_1000(follow, key):
+    events = follow(f"/close/{key}/1000?messages=2")
+    assert [event[0] for event in events] == ["connecting", "open", "message", "message", "close"]
+    assert closes(events) == [(1000, None)]
+
+
+def test_it_comes_back_until_then(follow, key):
+    events = follow(f"/close/{key}/1012,1001,1011,4011,1000?messages=1", random=0.01)
+    # A message is a proof for all of them but the crashes.
+    assert closes(events) == [(1012, 10), (1001, 10), (1011, 20), (4011, 40), (1000, None)]
+
+
+def test_five_seconds_of_being_open_are_a_proof(follow, key):
+    events = follow(f"/close/{key}/1012,1012,1012,1000?seconds=0.2", random=0.01, speed=1000)
+    assert closes(events) == [(1012, 10), (1012, 10), (1012, 10), (1000, None)]
+
+
+def test_crashes_in_a_row_are_bounded(follow, key):
+    events = follow(f"/close/{key}/1011?messages=1", backoff={"maxCrashes": 2})
+    assert [code for code, _ in closes(events)] == [1011, 1011]
+
+
+def test_a_refusal_by_http_is_1006_to_a_browser(follow, key):
+    events = follow(f"/refuse/{key}/503", until=300, context={"tolerated": HANDSHAKE_FAILED})
+    assert ["open", "open", ""] not in events
+    assert closes(events)[0][0] == 1006
+    assert 0 <= closes(events)[0][1] <= 1000
+
+
+def test_it_survives_a_restart_of_the_server(follow):
+    def first_life(connection):
+        connection.send("first")
+        threading.Thread(target=restart).start()
+        for _ in connection:  # until the server stops, which it says with 1001
+            pass
+
+    def second_life(connection):
+        connection.send("second")
+        connection.close(1000)
+
+    def live(life):
+        servers.append(server := websockets.sync.server.serve(life, *address))
+        threading.Thread(target=server.serve_forever).start()
+
+    def restart():
+        servers[0].shutdown()
+        pause.wait(1.5)  # so that an attempt or two find nobody there
+        live(second_life)
+
+    servers = []
+    pause = threading.Event()
+    address = "127.0.0.1", free_port()
+    live(first_life)
+    try:
+        context = {"tolerated": HANDSHAKE_FAILED, "bypass_csp": True}
+        events = follow(f"ws://127.0.0.1:{address[1]}/", context=context, backoff={"cap": 300})
+    finally:
+        for server in servers:
+            server.shutdown()
+    assert [event[1] for event in events if event[0] == "message"] == ["first", "second"]
+    codes = [code for code, _ in closes(events)]
+    assert (codes[0], {*codes[1:-1]}, codes[-1]) == (1001, {1006}, 1000)
+
+
+def test_close_is_for_good_whatever_it_is_doing(new_page, server, key):
+    page = new_page(tolerated=HANDSHAKE_FAILED)
+    page.goto(server.url.replace("ws", "http", 1) + "/page")
+    ends = page.evaluate(
+        """
+        async (key) => {
+          const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+          const until = (socket, type) => new Promise((resolve) => socket.addEventListener(type, resolve));
+          const end = async (path, type) => {
+            const socket = new ReconnectingWebSocket(path, { backoff: { cap: 20 } });
+            const events = [];
+            if (type) await until(socket, type);
+            for (const kind of ["connecting", "open", "close"]) socket.addEventListener(kind, () => events.push(kind));
+            const closed = until(socket, "close");
+            socket.close(4000, "enough");
+            socket.close();
+            const { code, reason, retryIn } = await closed;
+            await new Promise((resolve) => setTimeout(resolve, 100));
+            socket.close();
+            return [events, code, reason, retryIn, socket.state];
+          };
+          return {
+            connecting: await end(`/echo/${key}`, null),
+            open: await end(`/echo/${key}`, "open"),
+            waiting: await end(`/close/${key}/1012`, "close"),
+          };
+        }
+        """,
+        key,
+    )
+    assert ends == {
+        "connecting": [["close"], 1006, "", None, "closed"],
+        "open": [["close"], 4000, "enough", None, "closed"],
+        "waiting": [["close"], 4000, "enough", None, "closed"],
+    }
+
+
+def test_it_sends_and_receives_as_a_websocket(page, server, key):
+    page.goto(server.url.replace("ws", "http", 1) + "/page")
+    received = page.evaluate(
+        """
+        async (key) => {
+          const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+          const socket = new ReconnectingWebSocket(`/echo/${key}`, { protocols: ["a", "b"], binaryType: "arraybuffer" });
+          const next = (type) => new Promise((resolve) => socket.addEventListener(type, resolve, { once: true }));
+          const seen = [];
+          try { socket.send("too early") } catch (error) { seen.push(error.name, error.message) }
+          await next("open");
+          seen.push(socket.protocol);
+          for (const data of ["text", new Uint8Array([1, 2])]) {
+            socket.send(data);
+            const answer = (await next("message")).data;
+            seen.push(answer instanceof ArrayBuffer ? [...new Uint8Array(answer)] : answer);
+          }
+          socket.close();
+          return seen;
+        }
+        """,
+        key,
+    )
+    assert received == ["InvalidStateError", "not sent, since the socket is connecting", "b", "text", [1, 2]]
+
+
+def test_a_url_that_is_none_is_an_error_at_once(page, server):
+    page.goto(server.url.replace("ws", "http", 1) + "/page")
+    name = page.evaluate(
+        """
+        async () => {
+          const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+          try { new ReconnectingWebSocket("ftp://nowhere") } catch (error) { return error.name }
+        }
+        """
+    )
+    assert name == "SyntaxError"
+
+
+def test_the_hint_is_honoured_within_a_tenth(follow, key, server):
+    path = f"/close/{key}/1013"
+    events = follow(f"{path}?reason=try again later; retry_after=1.0", until=3600, backoff={"cap": 1})
+    assert {wait for _, wait in closes(events)[:-1]} == {1000}
+    times = seen(server)["attempts"][path]
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert len(waits) >= 2
+    assert 0.99 < min(waits) < 1.1  # Chromium's clock is coarse
+
+
+def test_a_full_server_gets_few_attempts(follow, key, server):
+    path = f"/close/{key}/1013"
+    follow(path, until=10_000)
+    assert 2 <= len(seen(server)["attempts"][path]) <= ATTEMPTS_IN_TEN_SECONDS

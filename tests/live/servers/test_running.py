@@ -1,0 +1,149 @@
+"""What happens to a server over time: it stalls, it is stormed, it is stopped."""
+
+import asyncio
+import random
+import re
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+import websockets
+import websockets.exceptions
+
+from tests.support.peers import Raw, connect, eventually
+from tests.support.servers import SETUPS, serve
+
+APP = "tests.live.servers.frameworks:starlette"
+
+
+@pytest.mark.parametrize(
+    ("setup", "options"),
+    [("uvicorn-sansio", []), ("uvicorn-sansio", ["--lifespan", "off"]), ("hypercorn-trio", []), ("granian", [])],
+)
+def test_the_first_handshake_after_a_stall_is_refused_and_later_ones_are_not(setup, options, tmp_path, holding):
+    with serve(setup, APP, tmp_path, *options, env={"CLOSECODES_MAX_LOOP_LAG": "0.5"}) as running:
+        if options:  # without a lifespan there is background work only while there are sessions
+            assert holding.enter_context(Raw(running, "/echo/a")).answer() == 101
+            time.sleep(0.3)
+        assert connect(running, "/echo/a", say="x", patience=0.2).open
+        url = running.url.replace("ws", "http", 1)
+        stall = threading.Thread(
+            target=httpx.get, args=[f"{url}/stall?seconds=2"], kwargs={"trust_env": False, "timeout": 20}
+        )
+        stall.start()
+        time.sleep(0.3)
+        seen = connect(running, "/echo/a")
+        assert seen.code == 1013
+        assert seen.reason.endswith("cause=lag")
+        stall.join()
+        start = time.monotonic()
+        assert eventually(lambda: connect(running, "/echo/a", say="x", patience=0.2).open, within=20)
+        assert time.monotonic() - start > 1  # it does not flap
+        [*_, record] = running.wait_for_records(1, event__name="closecodes.session.refused")
+        assert record["closecodes.gate.name"] == "Pressure"
+        assert record["closecodes.gate.limit"] == 0.5
+        assert record["closecodes.gate.usage"] > 0.5
+
+
+@pytest.mark.parametrize("setup", ["uvicorn-sansio", "uvicorn-wsproto"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_is_a_drain_in_which_every_client_gets_1012(setup, workers, tmp_path, holding):
+    env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "2"}
+    options = ("--workers", "2") if workers == 2 else ()
+    with serve(setup, APP, tmp_path, *options, env=env) as running:
+        peers = [holding.enter_context(Raw(running, "/echo/a")) for _ in range(10)]
+        assert [peer.answer() for peer in peers] == [101] * 10
+        start = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        seen = {}
+
+        def wait(peer):
+            close = peer.close_frame()
+            peer.send(8, close.code.to_bytes(2))
+            seen[peer] = close, time.monotonic() - start
+
+        threads = [threading.Thread(target=wait, args=[peer]) for peer in peers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [str(close) for close, _ in seen.values()] == ["1012 service restart; retry_after=1.0; cause=drain"] * 10
+        times = sorted(when for _, when in seen.values())
+        assert times[-1] - times[0] > 0.5  # not all at once
+        assert times[-1] < 8
+        running.process.wait(10)
+        drained = running.records(event__name="closecodes.drain.finished")  # a worker may not have been up yet
+        assert sum(record["closecodes.drain.sessions"] for record in drained) == 10
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "60"}
+    with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:
+        with Raw(running, "/echo/a") as first, Raw(running, "/echo/a") as second:
+            assert first.answer() == second.answer() == 101
+            running.process.send_signal(signal.SIGTERM)
+            running.wait_for_records(1, event__name="closecodes.drain.started")
+            running.process.send_signal(signal.SIGTERM)
+            assert {first.close_frame().code, second.close_frame().code} == {1012}
+            running.process.wait(15)
+
+
+@pytest.mark.parametrize("setup", [setup for setup in SETUPS if "uvicorn" not in setup])
+def test_where_the_signal_cannot_be_taken_over_a_warning_says_what_to_do_instead(setup, tmp_path):
+    with serve(setup, APP, tmp_path, env={"CLOSECODES_DRAIN_ON_SIGTERM": "true"}) as running:
+        if setup == "daphne":  # it has no lifespan: the first session says it
+            assert connect(running, "/echo/a", patience=0.1).open
+        [record] = running.wait_for_records(1, event__name="closecodes.drain.unavailable")
+        assert record["level"] == "warning"
+        assert "guard.drain()" in record["message"]
+
+
+CLIENTS = 300
+
+
+def test_a_storm_of_clients_that_follow_their_hints_is_in_soon(tmp_path):
+    """Fifty come in at once, and fifty a second after that."""
+
+    async def client(url, start):
+        for attempt in range(20):
+            try:
+                websocket = await websockets.connect(f"{url}/echo", open_timeout=60, proxy=None)
+                await websocket.send("in?")
+                assert await websocket.recv() == "in?"
+                return attempt + 1, time.monotonic() - start, websocket
+            except websockets.exceptions.ConnectionClosed as closed:
+                assert closed.rcvd.code == 1013
+                reason = closed.rcvd.reason
+            except websockets.exceptions.InvalidStatus as refused:  # beyond 200 refusals a second
+                assert refused.response.status_code == 503
+                reason = refused.response.body.decode()
+            hint = float(re.fullmatch(r"try again later; retry_after=([0-9.]+); cause=rate", reason)[1])
+            await asyncio.sleep(max(hint, random.uniform(0, min(60, 2**attempt))))
+        raise AssertionError("never came in")
+
+    async def storm(url):
+        outcomes = await asyncio.gather(*(client(url, time.monotonic()) for _ in range(CLIENTS)))
+        for _, _, websocket in outcomes:
+            websocket.transport.abort()
+        return outcomes
+
+    with serve("uvicorn-sansio", "tests.live.servers.storm:app", tmp_path) as running:
+        outcomes = asyncio.run(storm(running.url))
+    attempts, times, _ = zip(*outcomes, strict=True)
+    floor = (CLIENTS - 50) / 50
+    assert sum(attempts) / CLIENTS <= 3
+    assert floor <= max(times) + 0.2
+    assert max(times) <= 1.2 * floor + 2, "the last one's turn, and at most one turn missed"
+
+
+def test_tasks_of_granians_own_get_their_codes(tmp_path):
+    """They are not asyncio's: they cannot be cancelled, and know no event loop."""
+    with serve("granian", "tests.live.servers.wrapped:wrapped", tmp_path, "--task-impl", "rust") as running:
+        with Raw(running, "/raise-after-accept") as peer:
+            assert peer.answer() == 101
+            assert peer.close_frame().code == 1011
+        with Raw(running, "/return-after-accept") as peer:
+            assert peer.answer() == 101
+            assert peer.close_frame().code == 1000

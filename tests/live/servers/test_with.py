@@ -1,0 +1,349 @@
+"""The contract: what clients see with the middleware, and what is left behind, on live servers."""
+
+import re
+import time
+
+import pytest
+
+from tests.support.peers import HINT, Raw, connect, connect_with_httpx_ws, eventually, is_empty, snapshot
+from tests.support.servers import serve
+
+from .apps import SECRET
+
+CLOSES = {
+    # path: what a client sees, and what it sees of daphne where that differs
+    "be-cancelled": ["1012", "4012"],
+    "return-after-accept": ["1000"],
+    "return-before-accept": ["HTTP 403"],
+    "close-before-accept": ["HTTP 403"],
+    "deny": ["HTTP 503", "HTTP 403"],
+    "deny-half-and-raise": ["HTTP 403"],
+    "deny-after-accept": ["1008 410 Gone", "4008"],
+    "raise-http-exception": ["1008 403 Forbidden", "4008"],
+    "close-1013": ["1013 full", "4013"],
+    "close-1011": ["1011 broken", "4011"],
+    "close-4013": ["4013 full", "4013"],
+    "close-with-a-long-reason": ["4000 " + "x" * 123, "4000"],
+    "close-with-a-long-reason-in-utf8": ["4000 " + "é" * 61, "4000"],
+    "close-with-a-list": ["4000 [{'loc': 'query'}]", "4000"],
+    "close-1006": ["1011", "4011"],
+    "close-twice": ["4000 first", "4000"],
+    "raise-close-with": ["4001 as asked", "4001"],
+    "raise-close-with-before-accept": ["4001 as asked", "4001"],
+    "raise-try-again-later": ["1013 try again later; retry_after=7.2; cause=database", "4013"],
+    "raise-a-group-that-agrees": ["4001 as asked", "4001"],
+    "raise-what-is-mapped": ["4002 mapped", "4002"],
+    "raise-several-mapped": ["4002 mapped", "4002"],
+}
+FAILURES = {"raise-before-accept": "connecting", "raise-after-accept": "open", "raise-a-group": "open"}
+
+
+@pytest.fixture
+def daphne(setup):
+    return setup == "daphne"
+
+
+@pytest.mark.parametrize("path", CLOSES)
+def test_what_a_client_sees(server, daphne, path):
+    seen = connect(server, f"/{path}")
+    assert str(seen) == CLOSES[path][-1 if daphne else 0]
+    assert SECRET not in repr(seen)
+
+
+# 1011
+
+
+@pytest.mark.parametrize("path", FAILURES)
+def test_a_failure_is_1011_and_one_record_that_the_client_s_ref_finds(server, daphne, path):
+    earlier = len(server.records(url__path=f"/{path}"))
+    seen = connect(server, f"/{path}")
+    assert seen.code == 1011
+    assert SECRET not in repr(seen)
+    *_, record = server.wait_for_records(earlier + 1, url__path=f"/{path}")
+    assert len(server.records(url__path=f"/{path}")) == earlier + 1
+    if daphne:
+        assert seen.reason == ""
+    else:
+        assert record["closecodes.error.id"] == seen.ref
+        assert record["websocket.close.reason"] == seen.reason
+    assert record["event.name"] == "closecodes.session.exception"
+    assert record["level"] == "error"
+    assert record["logger"] == "asgi_closecodes.error"
+    assert record["websocket.close.code"] == 1011
+    assert record["websocket.close.sent"] is not daphne
+    assert record["closecodes.error.phase"] == FAILURES[path]
+    assert record["client.address"] == "127.0.0.1"
+    raiser = "raise_before_accept" if "before" in path else "raise_after_accept"
+    assert f"in {raiser}\n" in record["exception.stacktrace"]
+    assert f"ValueError: {SECRET}" in record["exception.stacktrace"]
+    assert SECRET not in record["message"]
+    assert record["exception.type"] == ("ExceptionGroup" if "group" in path else "ValueError")
+
+
+def test_a_failure_on_a_message(server, daphne):
+    seen = connect(server, "/raise-on-message", say="token=hunter2")
+    assert seen.code == 1011
+    *_, record = server.wait_for_records(1, url__path="/raise-on-message")
+    assert record["closecodes.session.messages.received"] == 1
+    assert "hunter2" not in server.log()
+    assert daphne or record["closecodes.error.id"] == seen.ref
+
+
+def test_the_server_does_not_log_the_failure_again(server, daphne, news):
+    connect(server, "/raise-after-accept")
+    assert eventually(lambda: "closecodes.session.exception" in news())
+    time.sleep(0.2)
+    assert ("Traceback" in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE)) is daphne
+
+
+def test_reraise_lets_the_server_see_the_failure(server, daphne, news):
+    seen = connect(server, "/reraise/raise-after-accept")
+    assert seen.code == 1011
+    assert daphne or seen.ref
+    assert eventually(lambda: "Traceback" in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE))
+    assert news().count("closecodes.session.exception") == 1
+
+
+def test_debug_tells_the_client(server, daphne):
+    seen = connect(server, "/debug/raise-after-accept")
+    if daphne:
+        assert str(seen) == "1011"
+    else:
+        assert re.fullmatch(rf"ValueError: {SECRET}; ref=\w{{12}}", seen.reason)
+
+
+def test_codes_may_be_chosen(server, daphne):
+    seen = connect(server, "/private/raise-after-accept")
+    assert seen.code == 4011
+    assert daphne or seen.ref
+    assert connect(server, "/private/raise-try-again-later").code == 4013
+
+
+def test_by_httpx_ws(server, daphne):
+    assert connect_with_httpx_ws(server, "/raise-after-accept").code == 1011
+    assert connect_with_httpx_ws(server, "/return-after-accept").code == 1000
+    assert str(connect_with_httpx_ws(server, "/close-before-accept")) == "HTTP 403"
+    assert str(connect_with_httpx_ws(server, "/http/echo")) == ("4013" if daphne else "HTTP 503")
+
+
+def test_half_a_denial_is_ended_and_reported(server, daphne):
+    earlier = len(server.records(url__path="/deny-half-and-raise"))
+    assert str(connect(server, "/deny-half-and-raise")) == "HTTP 403"
+    assert len(server.wait_for_records(earlier + 1, url__path="/deny-half-and-raise")) == earlier + 1
+
+
+def test_a_code_that_may_not_be_sent_leaves_a_warning(server):
+    connect(server, "/close-1006")
+    [*_, record] = server.wait_for_records(1, url__path="/close-1006", level="warning")
+    assert record["event.name"] == "closecodes.session.close_repaired"
+
+
+# What is no error
+
+
+@pytest.mark.parametrize("path", ["let-the-disconnect-escape", "send-after-the-peer-left", "send-until-the-disconnect"])
+@pytest.mark.parametrize("leave", ["by a close frame", "without a word"])
+def test_a_peer_that_leaves_is_no_error(server, news, path, leave):
+    with Raw(server, f"/{path}") as peer:
+        assert peer.answer() == 101
+        if leave == "without a word":
+            peer.vanish()
+        else:
+            peer.send(8, b"\x03\xe9")
+            peer.socket.settimeout(0.3)
+    assert eventually(is_empty(server, ""))
+    time.sleep(0.1)
+    assert "Traceback" not in news()
+    assert "ERROR" not in news()
+    assert '"error"' not in news()
+
+
+@pytest.mark.parametrize("path", ["/http/echo", "/deny", "/deny-half-and-raise", "/one/return-before-accept"])
+def test_a_handshake_answered_by_http_leaves_no_error_of_the_server(server, news, path):
+    assert connect(server, path).status or server.records()
+    time.sleep(0.2)
+    assert "without" not in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE)
+    assert "ERROR" not in news()
+
+
+# 1013
+
+
+def test_a_full_server_says_when_to_come_back_and_has_room_again_when_somebody_leaves(server, daphne):
+    assert eventually(is_empty(server, "one"))
+    with Raw(server, "/one/echo") as peer:
+        assert peer.answer() == 101
+        hints = []
+        for _ in range(3):
+            seen = connect(server, "/one/echo")
+            assert seen.code == (4013 if daphne else 1013)
+            hints += [] if daphne else [float(HINT.fullmatch(seen.reason)[1])]
+        assert daphne or (0.9 <= hints[0] <= 3 and hints == sorted(hints))
+        [*_, record] = server.wait_for_records(1, event__name="closecodes.session.refused", url__path="/echo")
+        assert record["closecodes.gate.cause"] in {"full", "client"}
+        assert snapshot(server, "one")["sessions"] == 1
+        peer.send(8, b"\x03\xe8")
+        peer.close_frame()
+    assert eventually(is_empty(server, "one"))
+    assert connect(server, "/one/echo", say="x", patience=0.3).open
+
+
+def test_a_refusal_by_http(server, daphne):
+    seen = connect(server, "/http/echo")
+    if daphne:
+        assert str(seen) == "4013"
+    else:
+        assert seen.status == 503
+        hint = float(HINT.fullmatch(seen.body)[1])
+        assert 0 <= int(seen.header("retry-after")) - hint <= 1.1
+        [*_, record] = server.wait_for_records(1, closecodes__refusal__mode="http")
+        assert record["level"] == "warning"
+        assert record["closecodes.gate.name"] == "MaxSessions"
+
+
+def test_a_refusal_by_http_holds_no_socket(server, daphne):
+    with Raw(server, "/http/echo") as peer:
+        if not daphne:
+            assert peer.answer() == 503
+            while peer.socket.recv(65536):  # granian used to keep it for 30 s, longer than this waits
+                pass
+
+
+def test_auto_tells_browsers_from_other_clients(server, daphne):
+    assert connect(server, "/auto/echo", origin="https://example.org").code == (4013 if daphne else 1013)
+    assert str(connect(server, "/auto/echo")).startswith("4013" if daphne else "HTTP 503")
+
+
+def test_many_refusals_fall_back_to_http(server, daphne):
+    time.sleep(1)
+    seen = [connect(server, "/few/echo") for _ in range(5)]
+    if daphne:
+        assert {str(one) for one in seen} == {"4013"}
+    else:
+        assert seen[0].code == 1013
+        assert 503 in {one.status for one in seen}
+
+
+def test_keys_are_limited_one_by_one(server, daphne):
+    with Raw(server, "/keyed/echo?a") as first, Raw(server, "/keyed/echo?b") as second:
+        assert first.answer() == second.answer() == 101
+        second.send(1, b"still there")
+        assert second.frame() == (1, b"still there")
+        assert connect(server, "/keyed/echo?a").code == (4013 if daphne else 1013)
+
+
+@pytest.mark.parametrize(("path", "echoed"), [("/private/raise-before-accept", "first"), ("/offers/echo", "second")])
+def test_a_subprotocol_is_echoed_so_that_browsers_see_the_code(server, path, echoed):
+    seen = connect(server, path, subprotocols=["first", "second"])
+    assert seen.code in {4011, 1013, 4013}
+    assert seen.subprotocol == echoed
+
+
+def test_a_scope_without_extensions_asgi_and_client(server, daphne):
+    assert eventually(is_empty(server, "bald"))
+    seen = connect(server, "/bald/raise-before-accept")
+    assert seen.code == 1011
+    assert daphne or seen.ref
+    assert str(connect(server, "/bald/deny")) == "HTTP 403"
+    with Raw(server, "/bald/echo") as peer:
+        assert peer.answer() == 101
+        assert connect(server, "/bald/echo").code == (4013 if daphne else 1013)
+
+
+# Peers that do not behave
+
+
+@pytest.mark.parametrize("path", ["/one/raise-after-accept", "/one/return-after-accept", "/one/close-1013"])
+def test_a_peer_that_never_answers_a_close_holds_no_place(server, path):
+    assert eventually(is_empty(server, "one"))
+    with Raw(server, path) as peer:
+        assert peer.answer() == 101
+        assert peer.close_frame().code
+        assert eventually(is_empty(server, "one"), within=5)
+
+
+def test_a_peer_that_does_not_read_is_given_up(server, setup):
+    """It takes nothing, not even the close frame; the handler ends, and so does the session."""
+    assert eventually(is_empty(server, "one"))
+    with Raw(server, "/one/flood-and-raise") as peer:
+        assert peer.answer() == 101
+        if setup == "hypercorn-trio":  # shields its writes from cancellation: nothing can end them but the peer
+            time.sleep(4)
+            assert not is_empty(server, "one")()
+            peer.vanish()
+        assert eventually(is_empty(server, "one"))
+
+
+def test_a_peer_that_vanishes_gives_its_place_back(server, news):
+    assert eventually(is_empty(server, "one"))
+    for _ in range(5):
+        peer = Raw(server, "/one/echo")
+        assert peer.answer() == 101
+        peer.send(1, b"hello")
+        assert peer.frame() == (1, b"hello")
+        peer.vanish()
+        assert eventually(is_empty(server, "one"))
+    assert "Traceback" not in news()
+    assert '"error"' not in news()
+
+
+@pytest.mark.parametrize("path", ["/one/echo", "/http/echo", "/few/echo", "/raise-before-accept", "/deny"])
+def test_a_peer_that_leaves_at_once_leaves_nothing_behind(server, news, path):
+    for wait in (0, 0, 0.001, 0.003, 0.01):
+        peer = Raw(server, path)
+        time.sleep(wait)
+        peer.vanish()
+    for guard in ("", "one", "http", "few"):
+        assert eventually(is_empty(server, guard))
+    if path != "/raise-before-accept":
+        assert '"error"' not in news()
+
+
+def test_half_a_handshake_takes_no_place(server):
+    assert eventually(is_empty(server, "one"))
+    with server.connect() as half, Raw(server, "/one/echo") as peer:
+        half.sendall(b"GET /one/echo HTTP/1.1\r\nHost: localhost\r\nUpgr")
+        assert peer.answer() == 101
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {"extra": b"X-Big: " + b"x" * 100_000 + b"\r\n"},
+        {"extra": b"Sec-WebSocket-Protocol: " + b"p" * 100_000 + b"\r\n"},
+        {"path": b"/\xff\xfe"},
+        {"path": b"/%ff%fe%0d%0a%1b[31mforged%20line"},
+        {"path": b"/one/%ff" + b"x" * 20_000},
+    ],
+    ids=["a header of 100 KB", "a subprotocol of 100 KB", "no UTF-8", "no UTF-8, encoded, forged", "a long path"],
+)
+def test_a_hostile_handshake_harms_nobody(server, news, rest):
+    with Raw(server, **rest) as peer:
+        peer.socket.settimeout(2)
+        try:
+            if peer.answer() == 101:
+                assert peer.close_frame().code == 1011
+        except (OSError, TimeoutError):
+            pass  # the server left, or waits for the rest
+    assert connect(server, "/echo", say="x", patience=0.3).open
+    assert "\x1b" not in news()
+    assert not re.search("^forged", news(), re.MULTILINE)
+
+
+def test_a_unix_socket_has_no_client(setup, tmp_path):
+    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path, unix=True) as running:
+        with Raw(running, "/raise-after-accept") as peer:
+            assert peer.answer() == 101
+            assert peer.close_frame().code == 1011
+        [record] = running.wait_for_records(1, event__name="closecodes.session.exception")
+        assert not {"client.address", "client.port"} & {*record} or setup == "daphne"
+        with Raw(running, "/one/echo") as peer:
+            assert peer.answer() == 101
+            peer.send(1, b"x")
+            assert peer.frame() == (1, b"x")
+
+
+def test_every_place_is_free_in_the_end(server):
+    for guard in ("", "one", "http", "auto", "few", "keyed", "reraise", "private", "debug", "bald", "offers", "shed"):
+        assert eventually(is_empty(server, guard)), guard
+        assert all(gate["active"] == 0 for gate in snapshot(server, guard)["gates"])

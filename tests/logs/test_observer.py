@@ -1,0 +1,181 @@
+"""Each event is one record that people and machines can read, and that tells no secret."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
+from asgi_closecodes.gates import MaxSessions
+from asgi_closecodes.logs import JsonFormatter, LogObserver
+from tests.support.asgi import Handler, Peer
+from tests.support.every_event import CLOSE, EVENTS, FACTS
+
+
+def written(record):
+    return json.loads(JsonFormatter().format(record))
+
+
+def test_every_kind_of_event_is_tried():
+    # The summaries say it; nothing has ended at an admission; ClusterAway says what failed syncs have in common.
+    unlogged = {events.LogsSuppressed, events.SessionAdmitted, events.ClusterSynced, events.ClusterSyncFailed}
+    assert {type(event) for event, _, _ in EVENTS.values()} == set(events.Event.__args__) - unlogged
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_an_event_is_one_record(records, name):
+    event, logger, level = EVENTS[name]
+    LogObserver()(event)
+    [record] = records
+    assert record.name == f"asgi_closecodes.{logger}"
+    assert record.levelname == level
+    keys = written(record)
+    assert keys["event.name"] == name
+    assert all("." in key or key in {"timestamp", "level", "logger", "message"} for key in keys)
+    assert None not in keys.values()
+    if hasattr(event, "session") and event.session:
+        assert keys["closecodes.session.id"] == "0123456789ab"
+        assert keys["http.route"] == "/rooms/{id}"
+        assert keys["url.path"] == "/rooms/5"
+        assert keys["client.address"] == "192.0.2.1"
+        assert keys["client.port"] == 50000
+        assert keys["network.protocol.name"] == "websocket"
+        assert "/rooms/{id}" in record.getMessage() or name == "closecodes.gate.failed"
+
+
+def test_the_keys_of_a_failure(records):
+    LogObserver()(EVENTS["closecodes.session.exception"][0])
+    keys = written(records[0])
+    assert (
+        keys.items()
+        >= {
+            "closecodes.error.id": "ABCDEFGHJKMN",
+            "closecodes.error.phase": "open",
+            "websocket.close.code": 1011,
+            "websocket.close.reason": "internal error; ref=ABCDEFGHJKMN",
+            "websocket.close.sent": True,
+            "closecodes.session.duration": 1.5,
+            "closecodes.session.messages.received": 2,
+            "closecodes.session.messages.sent": 3,
+            "exception.type": "ValueError",
+        }.items()
+    )
+    assert len(keys["closecodes.error.fingerprint"]) == 12
+    assert keys["message"] == "ValueError in the WebSocket handler of /rooms/{id}; close code 1011; ref=ABCDEFGHJKMN"
+
+
+def test_the_keys_of_a_refusal(records):
+    LogObserver()(EVENTS["closecodes.session.refused"][0])
+    assert (
+        written(records[0]).items()
+        >= {
+            "closecodes.gate.name": "MaxSessions",
+            "closecodes.gate.cause": "full",
+            "closecodes.gate.usage": 5,
+            "closecodes.gate.limit": 5,
+            "closecodes.refusal.mode": "close",
+            "closecodes.refusal.retry_after": 2.3,
+        }.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("close", "refused a session of /rooms/{id}: MaxSessions (full); retry after 2.3 s"),
+        ("http", "refused a session of /rooms/{id}: MaxSessions (full); retry after 2.3 s"),
+        ("shadow", "would have refused a session of /rooms/{id}: MaxSessions (full)"),
+    ],
+)
+def test_a_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message):
+    LogObserver()(events.SessionRefused(FACTS, CLOSE, "MaxSessions", "full", 2.3, mode, 5, 5))
+    assert records[0].getMessage() == message
+    assert written(records[0])["closecodes.refusal.mode"] == mode
+
+
+@pytest.mark.parametrize("cause", ["client", "replaced", "drain"])
+def test_what_concerns_one_client_or_was_wanted_is_no_warning(records, cause):
+    LogObserver()(events.SessionRefused(FACTS, CLOSE, "MaxSessionsPerKey", cause, 1.0, "close"))
+    LogObserver()(events.SessionShed(FACTS, CLOSE, cause, 1.0))
+    assert {record.levelname for record in records} == {"INFO"}
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "client", "port"),
+    [
+        ({}, "/rooms/REDACTED", "192.0.2.1", 50000),
+        ({"log_path": "raw"}, "/rooms/0123456789abcdef0123", "192.0.2.1", 50000),
+        ({"log_path": "off"}, None, "192.0.2.1", 50000),
+        ({"log_client": "truncated"}, "/rooms/REDACTED", "192.0.2.0/24", None),
+        ({"log_client": "off"}, "/rooms/REDACTED", None, None),
+    ],
+)
+@pytest.mark.anyio
+async def test_how_much_is_said_of_a_path_and_of_a_client_can_be_set(records, options, path, client, port):
+    app = CloseCodeMiddleware(Handler(ValueError()), Guard(Settings(**options)))
+    await Peer(path="/rooms/0123456789abcdef0123").visit(app)
+    [keys] = [written(record) for record in records if record.levelname == "ERROR"]
+    assert (keys.get("url.path"), keys.get("client.address"), keys.get("client.port")) == (path, client, port)
+    assert "0123456789abcdef" not in keys["message"] or "raw" in options.values()
+
+
+SECRETS = ("hunter2", "correct-horse", "bearer-token", "battery-staple", "the-payload")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [None, ValueError("x"), CloseWith(4000), TryAgainLater(), OSError("x")])
+@pytest.mark.parametrize("limit", [None, 0])
+async def test_no_record_holds_a_secret(records, error, limit):
+    peer = Peer(
+        "the-payload",
+        query_string=b"token=hunter2",
+        headers=[(b"cookie", b"session=correct-horse"), (b"authorization", b"Bearer bearer-token")],
+        subprotocols=["battery-staple"],
+    )
+    await peer.visit(CloseCodeMiddleware(Handler(error), Guard(Settings(), gate=MaxSessions(limit))))
+    assert records
+    for record in records:
+        text = JsonFormatter().format(record) + repr(vars(record))
+        assert not [secret for secret in SECRETS if secret in text]
+
+
+@pytest.mark.anyio
+async def test_a_forged_path_and_a_client_s_reason_stay_on_their_line(records):
+    class Forger(Peer):
+        async def receive(self):
+            message = await super().receive()
+            return {**message, "reason": "bye\nERROR forged\x1b[2J"} if "disconnect" in message["type"] else message
+
+    await Forger(path="/x\r\nERROR forged\x1b[2J").visit(CloseCodeMiddleware(Handler(), Guard(Settings())))
+    assert records
+    for record in records:
+        assert record.getMessage().isprintable()
+        assert JsonFormatter().format(record).isprintable()
+        assert "\n" not in repr(record.getMessage())
+
+
+@pytest.mark.anyio
+async def test_a_level_that_is_off_costs_nothing(caplog, monkeypatch):
+    caplog.set_level(logging.CRITICAL, "asgi_closecodes")
+    observer = LogObserver()
+    monkeypatch.setattr(observer._redactor, "keys", lambda session: 1 / 0)
+    for name in ("closecodes.session.exception", "closecodes.session.opened", "closecodes.session.closed"):
+        observer(EVENTS[name][0])
+
+
+def test_without_any_configuration_an_error_and_its_trace_appear_on_stderr():
+    program = """
+import anyio
+from asgi_closecodes import CloseCodeMiddleware
+from tests.asgi import Handler, Peer
+peer = Peer()
+anyio.run(peer.visit, CloseCodeMiddleware(Handler(ValueError("the text"))))
+print(peer.closed[1])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ref = done.stdout.strip().removeprefix("internal error; ref=")
+    assert f"close code 1011; ref={ref}" in done.stderr
+    assert "ValueError: the text" in done.stderr
+    assert done.stderr.count("Traceback") == 1

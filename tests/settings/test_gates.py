@@ -1,0 +1,80 @@
+"""The gates that settings describe."""
+
+import pytest
+
+from asgi_closecodes import Guard, Settings, SettingsError
+from asgi_closecodes.events import LimitsSet
+from asgi_closecodes.gates import HandshakeRate, Pressure, Shadow
+from tests.support.asgi import of
+from tests.support.fakes import refused
+
+
+def names(guard):
+    return [gate["name"] for gate in guard.snapshot()["gates"]]
+
+
+def test_without_limits_only_the_counting_gates_are_there():
+    assert names(Guard(Settings())) == ["MaxSessionsPerKey", "HandshakesInProgress", "MaxSessions"]
+
+
+def test_all_limits_are_gates_in_the_order_in_which_they_are_asked():
+    limits = {
+        "max_sessions": 100,
+        "max_sessions_per_client": 5,
+        "max_handshakes_in_progress": 10,
+        "handshakes_per_second": 20,
+        "max_loop_lag": 0.5,
+        "max_memory": 0.8,
+        "max_cpu": 0.9,
+    }
+    guard = Guard(Settings(**limits))
+    counting = ["MaxSessionsPerKey", "HandshakesInProgress", "MaxSessions", "HandshakeRate"]
+    assert names(guard) == ["Pressure", "Pressure", "Pressure", *counting]
+    pressures = [gate for gate in guard.gate.gates if isinstance(gate, Pressure)]
+    assert [(gate.cause, gate.refuse_above) for gate in pressures] == [("lag", 0.5), ("memory", 0.8), ("cpu", 0.9)]
+    assert all(gate.resume_below < gate.refuse_above < gate.shed_above for gate in pressures)
+
+
+@pytest.mark.parametrize(("limit", "refuse_above", "sheds"), [(0.8, 0.8, True), (1.0, 1.0, False), ("1GiB", 1.0, True)])
+def test_memory_is_a_share_or_a_size(limit, refuse_above, sheds):
+    [gate] = [gate for gate in Guard(Settings(max_memory=limit)).gate.gates if isinstance(gate, Pressure)]
+    assert gate.refuse_above == refuse_above
+    assert (gate.shed_above is not None) is sheds
+
+
+def test_a_change_keeps_the_gates_that_count_and_what_they_know():
+    seen = []
+    guard = Guard(Settings(max_sessions=5, handshakes_per_second=10, max_loop_lag=1), observers=[seen.append])
+    before = list(guard.gate.gates)
+    guard.update(max_sessions=None, handshakes_per_second=20, handshake_burst=3, max_sessions_per_client=7)
+    assert list(guard.gate.gates)[1:-1] == before[1:-1]
+    [rate] = [gate for gate in guard.gate.gates if isinstance(gate, HandshakeRate)]
+    assert (rate.rate, rate.burst) == (20, 3)
+    guard.update(handshakes_per_second=None, max_loop_lag=2)
+    assert "HandshakeRate" not in names(guard)
+    assert guard.snapshot()["gates"][0]["limit"] == 2
+    assert of(LimitsSet, seen)[-1].changed == {"handshakes_per_second": None, "max_loop_lag": 2}
+
+
+def test_a_change_is_made_as_a_whole_or_not_at_all():
+    guard = Guard(Settings(max_sessions=5))
+    with pytest.raises(SettingsError):
+        guard.update(max_sessions=7, handshake="no")
+    assert guard.settings.max_sessions == 5
+    assert guard.snapshot()["gates"][-1]["limit"] == 5
+
+
+def test_limits_in_the_shadow_only_look():
+    guard = Guard(Settings(max_sessions=5, max_sessions_per_client=1, shadow="max_sessions"))
+    assert [isinstance(gate, Shadow) for gate in guard.gate.gates] == [False, False, False, True, False]
+    assert guard.snapshot()["gates"][-1] == {"name": "MaxSessions", "active": 0, "limit": 5, "shadow": True}
+    guard.update(shadow="")
+    assert not any(isinstance(gate, Shadow) for gate in guard.gate.gates)
+
+
+@pytest.mark.anyio
+async def test_the_longest_hint_is_the_same_for_all():
+    guard = Guard(Settings(handshakes_per_second=0, retry_after_cap=7))
+    [rate] = [gate for gate in guard.gate.gates if isinstance(gate, HandshakeRate)]
+    assert (await refused(rate)).retry_after == 7
+    assert max(guard.retry_after() for _ in range(200)) <= 7 * 1.1

@@ -1,0 +1,457 @@
+"""What can be set, from code and from the environment, and what is said of the rest."""
+
+import logging
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
+from asgi_closecodes.events import SettingIgnored
+from asgi_closecodes.settings import unknown_settings
+from asgi_closecodes.settings.types import LIMITS
+from tests.support.asgi import of
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, request):
+    """Nothing of the environment of the tests themselves; but a limit of a cluster needs a place to meet."""
+    for name in list(os.environ):
+        if name.upper().startswith("CLOSECODES_"):
+            monkeypatch.delenv(name)
+    if "cluster_max_sessions" in request.node.name:
+        monkeypatch.setenv("CLOSECODES_REDIS_URL", "redis://localhost")
+
+
+def variable(name):
+    return f"CLOSECODES_{name.upper()}"
+
+
+def get(name, value):
+    """The setting ``name`` of settings made with the keyword ``name``."""
+    return getattr(Settings(**{name: value}), name)
+
+
+def shortest(_session):
+    return 0
+
+
+NO_LIMIT = [(None, None), ("none", None), ("None", None), (" NONE ", None)]
+SESSIONS = [*NO_LIMIT, (0, 0), ("0", 0), (7, 7), ("7", 7)]
+SECONDS = [(2, 2.0), (0.25, 0.25), ("0.25", 0.25), ("3", 3.0)]
+FROM_ONE = [(1, 1.0), (2.5, 2.5), ("2.5", 2.5), ("3", 3.0)]
+CODES = [(code, code) for code in (1000, 1003, 1007, 1014, 3000, 4999)] + [("4011", 4011)]
+SWITCH = [(True, True), (False, False), ("true", True), ("false", False), ("1", True), ("0", False), ("on", True)]
+
+
+def words(*these):
+    return [(word, word) for word in these]
+
+
+GOOD = {
+    "max_sessions": SESSIONS,
+    "max_sessions_per_client": SESSIONS,
+    "when_client_full": words("refuse", "replace_oldest"),
+    "max_handshakes_in_progress": SESSIONS,
+    "handshake_timeout": SECONDS,
+    "handshakes_per_second": [*NO_LIMIT, (0, 0.0), *SECONDS],
+    "handshake_burst": [*NO_LIMIT, *FROM_ONE],
+    "max_loop_lag": [*NO_LIMIT, *SECONDS],
+    "max_memory": [
+        *NO_LIMIT,
+        (0.8, 0.8),
+        ("0.8", 0.8),
+        ("80%", 0.8),
+        (" 80 % ", 0.8),
+        (1.0, 1.0),
+        ("1.0", 1.0),
+        ("100%", 1.0),
+        ("512MiB", 512 * 1024**2),
+        ("1.5GiB", 1.5 * 1024**3),
+        ("2GB", 2 * 10**9),
+        (10**9, 10**9),
+        ("1000000000", 10**9),
+    ],
+    "max_cpu": [*NO_LIMIT, (0.5, 0.5), ("0.5", 0.5), ("80%", 0.8), (1, 1.0), ("100%", 1.0)],
+    "redis_url": [
+        *NO_LIMIT,
+        *[(url, SecretStr(url)) for url in ("redis://localhost", "rediss://:pw@host:6380/1", "unix:///run/redis.sock")],
+        *[(url, SecretStr(url)) for url in ("redis+sentinel://a,b:26380/mymaster", "redis+cluster://[::1]:7000")],
+    ],
+    "cluster_max_sessions": SESSIONS,
+    "cluster_max_sessions_per_client": SESSIONS,
+    "cluster_name": words("chat", "chat:eu-1.b_2"),
+    "cluster_ttl": [(2, 2.0), ("3", 3.0), (3600, 3600.0)],
+    "cluster_fallback": words("share", "open", "closed"),
+    "shadow": [
+        ("max_sessions", {"max_sessions"}),
+        (" max_cpu , max_sessions,", {"max_sessions", "max_cpu"}),
+        (["max_memory"], {"max_memory"}),
+        ("all", set(LIMITS)),
+        (True, set(LIMITS)),
+        ("false", set()),
+        ({"all", "max_cpu"}, set(LIMITS)),
+        *[(nothing, set()) for nothing in (None, "none", "", [])],
+    ],
+    "shed": [*words("never", "newest", "oldest", "idle"), (shortest, shortest)],
+    "shed_rate": [*NO_LIMIT, *SECONDS],
+    "shed_grace": [(0, 0.0), ("0", 0.0), *SECONDS],
+    "drain_window": [(0, 0.0), ("0", 0.0), *SECONDS],
+    "drain_on_sigterm": SWITCH,
+    "handshake": words("close", "http", "auto"),
+    "max_refusals_per_second": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
+    "retry_after_cap": FROM_ONE,
+    "gate_failure": words("open", "closed"),
+    "error_code": CODES,
+    "try_again_code": CODES,
+    "reraise": SWITCH,
+    "debug": SWITCH,
+    "log_path": words("redacted", "raw", "off"),
+    "log_client": words("full", "truncated", "hashed", "off"),
+    "log_burst": [*NO_LIMIT, (1, 1), ("1", 1), (7, 7), ("7", 7)],
+    "log_per_minute": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
+}
+
+NO_NUMBERS = [True, False, math.nan, math.inf, -math.inf, "nan", "inf", "-inf", "lots", "1,5", [], {}, object()]
+NO_COUNT = [*NO_NUMBERS, -1, "-1", 1.5, "1.5"]
+NEGATIVE = [-1, "-1", -0.001, "-0.001"]
+NO_CODE = [
+    *(True, False, None, "none", "", "x", 0, -1000, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000, 1011.5),
+    *("1005", "1006", "1015", "2999", "5000"),
+]
+NO_SWITCH = [None, "none", "maybe", 2, "2", -1, math.nan, []]
+NO_WORD = [None, "none", "nonsense", 1, True, [], b"close"]
+
+BAD = {
+    "max_sessions": NO_COUNT,
+    "max_sessions_per_client": NO_COUNT,
+    "when_client_full": [*NO_WORD, "Refuse", "replace_newest"],
+    "max_handshakes_in_progress": NO_COUNT,
+    "handshake_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"],
+    "handshakes_per_second": [*NO_NUMBERS, *NEGATIVE],
+    "handshake_burst": [*NO_NUMBERS, *NEGATIVE, 0, "0", 0.5, "0.5"],
+    "max_loop_lag": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
+    "max_memory": [*NO_NUMBERS, *NEGATIVE, 0, "0", 0.0, "0%", "120%", "-5%", "%", "inf%", "nan%", "0MiB", "5 lots"],
+    "max_cpu": [*NO_NUMBERS, *NEGATIVE, 0, "0", 1.1, "1.1", "120%", "0%", "-5%", "%", "inf%", "nan%", 2],
+    "shadow": [1, "nonsense", "max_cpu,nonsense", ["nonsense"], "max_cpu;max_sessions", "handshake_burst"],
+    "shed": [*NO_WORD, "Newest", "shortest"],
+    "shed_rate": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
+    "shed_grace": [*NO_NUMBERS, *NEGATIVE, None, "none"],
+    "drain_window": [*NO_NUMBERS, *NEGATIVE, None, "none"],
+    "drain_on_sigterm": NO_SWITCH,
+    "handshake": [*NO_WORD, "CLOSE", "reject"],
+    "max_refusals_per_second": [*NO_NUMBERS, *NEGATIVE],
+    "redis_url": [
+        *(True, 1, "localhost", "http://localhost", "redis://", "redis://host:port", "unix://"),
+        "redis+sentinel://host",
+    ],
+    "cluster_max_sessions": NO_COUNT,
+    "cluster_max_sessions_per_client": NO_COUNT,
+    "cluster_name": ["", "a b", "{a}", "x" * 65, None],
+    "cluster_ttl": [*NO_NUMBERS, *NEGATIVE, 0, 1.9, 3601, None],
+    "cluster_fallback": ["half", None, "", True],
+    "retry_after_cap": [*NO_NUMBERS, *NEGATIVE, 0, 0.9, "0.9", None, "none"],
+    "gate_failure": [*NO_WORD, "close"],
+    "error_code": NO_CODE,
+    "try_again_code": NO_CODE,
+    "reraise": NO_SWITCH,
+    "debug": NO_SWITCH,
+    "log_path": [*NO_WORD, "full"],
+    "log_client": [*NO_WORD, "redacted"],
+    "log_burst": [*NO_COUNT, 0, "0"],
+    "log_per_minute": [*NO_NUMBERS, *NEGATIVE],
+}
+
+
+def cases(table, *, as_text=False):
+    return [
+        pytest.param(name, *(case if isinstance(case, tuple) else (case,)), id=f"{name}-{number}")
+        for name, listed in table.items()
+        for number, case in enumerate(listed)
+        if not as_text or isinstance(case[0] if isinstance(case, tuple) else case, str)
+    ]
+
+
+def texts(values):
+    """``values`` as far as they have a form in the environment, in that form."""
+    return [str(value) for value in values if isinstance(value, (str, int, float)) and value != ""]
+
+
+def test_every_setting_has_good_and_bad_values_here():
+    assert set(GOOD) == set(BAD) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(("name", "value", "read"), cases(GOOD))
+def test_a_good_value_is_read_from_a_keyword(name, value, read):
+    assert get(name, value) == read
+    assert type(get(name, value)) in {type(read), frozenset} or name == "max_memory"
+
+
+@pytest.mark.parametrize(("name", "value", "read"), cases(GOOD, as_text=True))
+def test_a_good_value_is_read_from_the_environment(monkeypatch, name, value, read):
+    monkeypatch.setenv(variable(name), value)
+    assert getattr(Settings(), name) == read
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_number_in_the_environment_is_the_number_of_the_keyword(monkeypatch, name):
+    for value, read in GOOD[name]:
+        if isinstance(value, (int, float)):
+            monkeypatch.setenv(variable(name), str(value))
+            assert getattr(Settings(), name) == read, value
+
+
+@pytest.mark.parametrize(("name", "value", "read"), cases(GOOD))
+def test_a_good_value_makes_a_guard(name, value, read):
+    guard = Guard(Settings(**{name: value}))
+    assert getattr(guard.settings, name) == read
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD))
+def test_a_bad_value_is_refused_as_a_keyword(name, value):
+    with pytest.raises(SettingsError, match=f"\n  {name} \\(or" if name == "redis_url" else f"\n  {name} = "):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [pytest.param(name, text, id=f"{name}-{text}") for name in BAD for text in texts(BAD[name])]
+)
+def test_a_bad_value_is_refused_from_the_environment(monkeypatch, name, value):
+    if value in {"True", "False"} and isinstance(Settings.model_fields[name].default, bool):
+        pytest.skip("a boolean")
+    monkeypatch.setenv(variable(name), value)
+    shown = "" if name == "redis_url" else f" = {re.escape(repr(value))}"  # there may be a password in it
+    with pytest.raises(SettingsError, match=f"\n  {name}{shown} \\(or"):
+        Settings()
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_is_none(monkeypatch, name):
+    monkeypatch.delenv("CLOSECODES_REDIS_URL", raising=False)
+    monkeypatch.setenv(variable(name), "")
+    assert Settings() == Settings.model_construct()
+
+
+def test_a_keyword_is_stronger_than_the_environment(monkeypatch):
+    monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "7")
+    assert Settings().max_sessions == 7
+    assert Settings(max_sessions=8).max_sessions == 8
+    assert Settings(max_sessions=None).max_sessions is None
+
+
+def test_names_without_the_prefix_are_not_read(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.setenv(name.upper(), "nonsense")
+    assert Settings() == Settings.model_construct()
+
+
+def test_settings_do_not_change_in_place():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().max_sessions = 5
+
+
+# Changes
+
+
+@pytest.mark.parametrize(("name", "value", "read"), cases(GOOD))
+def test_a_change_keeps_all_the_rest(name, value, read):
+    before = Settings(
+        max_sessions=3, max_memory="512MiB", max_cpu="50%", shed=shortest, shadow="max_cpu", error_code=4000
+    )
+    after = before.changed(**{name: value})
+    assert getattr(after, name) == read
+    for other in set(Settings.model_fields) - {name}:
+        assert getattr(after, other) == getattr(before, other)
+        assert type(getattr(after, other)) is type(getattr(before, other))
+
+
+def test_a_change_does_not_read_the_environment_again(monkeypatch):
+    before = Settings()
+    monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "7")
+    monkeypatch.setenv("CLOSECODES_ERROR_CODE", "nonsense")
+    assert before.changed(debug=True) == Settings.model_construct(debug=True)
+
+
+# What is said of what is wrong
+
+
+def test_all_that_is_wrong_is_said_at_once(monkeypatch):
+    monkeypatch.setenv("CLOSECODES_TRY_AGAIN_CODE", "1015")
+    monkeypatch.setenv("CLOSECODES_LOG_PATH", "everything")
+    with pytest.raises(SettingsError) as raised:
+        Settings(
+            max_sessions=-1,
+            max_cpu=3,
+            error_code=1006,
+            handshake="reject",
+            shadow="max_cpu,max_lag",
+            debug="maybe",
+            handshake_timeout=0,
+            max_sesions=3,
+            log_client="full",
+        )
+    header, *problems = str(raised.value).splitlines()
+    assert header == "10 settings cannot be used:"
+    said = {line.split()[0]: line for line in problems}
+    assert len(said) == len(problems) == 10
+    for name, value, *remedies in (
+        ("max_sessions", "-1", "greater than or equal to 0", "CLOSECODES_MAX_SESSIONS"),
+        ("max_cpu", "3", "less than or equal to 1", "CLOSECODES_MAX_CPU"),
+        ("error_code", "1006", "use 1000-1003, 1007-1014 or 3000-4999", "CLOSECODES_ERROR_CODE"),
+        ("try_again_code", "'1015'", "use 1000-1003, 1007-1014 or 3000-4999", "CLOSECODES_TRY_AGAIN_CODE"),
+        ("handshake", "'reject'", "'close', 'http' or 'auto'"),
+        ("log_path", "'everything'", "'redacted', 'raw' or 'off'"),
+        ("shadow", "'max_cpu,max_lag'", "max_lag: no limit; use max_loop_lag, max_memory"),
+        ("debug", "'maybe'", "valid boolean"),
+        ("handshake_timeout", "0", "greater than 0"),
+    ):
+        assert f"  {name} = {value} " in said[name]
+        for remedy in remedies:
+            assert remedy in said[name]
+        assert Settings.model_fields[name].description in said[name]
+    assert "no such setting; did you mean max_sessions?" in said["max_sesions"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_memory", "lots"), ("shed", "shortest"), ("max_sessions", "many")])
+def test_one_wrong_setting_is_one_problem(name, value):
+    with pytest.raises(SettingsError) as raised:
+        Settings(**{name: value})
+    header, *problems = str(raised.value).splitlines()
+    assert header == "1 setting cannot be used:"
+    assert len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("max_session", "max_sessions"),
+        ("handshake_timout", "handshake_timeout"),
+        ("error_codes", "error_code"),
+        ("max_sessions_per_ip", "max_sessions_per_client"),
+    ],
+)
+def test_an_unknown_keyword_is_an_error_with_the_nearest_name(name, nearest):
+    with pytest.raises(SettingsError, match=f"\n  {name}.*no such setting; did you mean {nearest}\\?"):
+        Settings(**{name: 1})
+
+
+def test_an_unknown_keyword_like_nothing_is_an_error_without_a_guess():
+    with pytest.raises(SettingsError, match=r"no such setting$"):
+        Settings(xyzzy=1)
+
+
+@pytest.mark.parametrize("unknown", ["max_sessoins", "redis_password"])
+def test_the_value_of_what_is_no_setting_is_not_shown(unknown):
+    with pytest.raises(SettingsError) as raised:
+        Settings(**{unknown: "hunter2"}, max_sessions=-1)
+    assert unknown in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_the_rest_of_the_environment_is_not_shown(monkeypatch):
+    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2")
+    monkeypatch.setenv("CLOSECODES_REDIS_PASSWORD", "hunter2")
+    monkeypatch.setenv("MAX_SESSIONS", "hunter2")
+    monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "-1")
+    with pytest.raises(SettingsError) as raised:
+        Settings()
+    assert "hunter2" not in str(raised.value)
+    assert "'-1'" in str(raised.value)
+
+
+def test_a_settings_error_is_a_value_error_and_hides_pydantic():
+    with pytest.raises(ValueError) as raised:
+        Settings(max_sessions=-1)
+    assert type(raised.value) is SettingsError
+    assert raised.value.__suppress_context__
+    assert "pydantic" not in str(raised.value)
+
+
+def test_a_middleware_that_cannot_be_configured_is_not_built_outside_of_an_event_loop(monkeypatch):
+    monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "-1")
+    with pytest.raises(SettingsError, match="CLOSECODES_MAX_SESSIONS"):
+        CloseCodeMiddleware(print)
+
+
+# Names in the environment that are no setting
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("CLOSECODES_MAX_SESSION", "CLOSECODES_MAX_SESSIONS"),
+        ("closecodes_max_session", "CLOSECODES_MAX_SESSIONS"),
+        ("CLOSECODES_MAXSESSIONS", "CLOSECODES_MAX_SESSIONS"),
+        ("CLOSECODES_HANDSHAKES_PER_SECONDS", "CLOSECODES_HANDSHAKES_PER_SECOND"),
+        ("CLOSECODES_QQQQQQQQQQQQQQQQQQQQQQQQ", None),
+    ],
+)
+def test_an_unknown_name_is_a_warning_with_the_nearest_match(monkeypatch, caplog, name, nearest):
+    monkeypatch.setenv(name, "hunter2")
+    seen = []
+    with caplog.at_level(logging.INFO, "asgi_closecodes"):
+        guard = Guard(observers=[seen.append])
+    assert guard.settings == Settings.model_construct()
+    assert of(SettingIgnored, seen) == [SettingIgnored(name, nearest)]
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.name == "asgi_closecodes.config"
+    assert name in record.getMessage()
+    if nearest is None:
+        assert "did you mean" not in record.getMessage()
+    else:
+        assert f"did you mean {nearest}?" in record.getMessage()
+    assert "hunter2" not in str(vars(record))
+
+
+def test_known_names_and_names_of_others_are_no_warning():
+    known = {variable(name): "1" for name in Settings.model_fields}
+    others = {"CLOSECODE_MAX_SESSIONS": "1", "MY_CLOSECODES_MAX_SESSION": "1", "MAX_SESSIONS": "1"}
+    assert unknown_settings({**known, **others, "closecodes_max_sessions": "1"}) == {}
+    assert unknown_settings({**known, "CLOSECODES_": "1", "CLOSECODES_DEBUGG": "1"}).keys() == {
+        "CLOSECODES_",
+        "CLOSECODES_DEBUGG",
+    }
+
+
+# The README's table
+
+
+ROW = re.compile(r"^\| `(?P<name>[a-z_]+)` \| `(?P<default>[^`|]*)` \| (?P<meaning>[^|]*) \|$", re.MULTILINE)
+
+
+def rows():
+    return [match.groupdict() for match in ROW.finditer(README.read_text(encoding="utf-8"))]
+
+
+def default_of(name):
+    return Settings.model_fields[name].default
+
+
+def test_the_readme_has_every_setting_in_order_with_its_default_and_its_description():
+    expected = [
+        {
+            "name": name,
+            "default": "none" if default_of(name) == frozenset() else str(default_of(name)),
+            "meaning": field.description,
+        }
+        for name, field in Settings.model_fields.items()
+    ]
+    assert rows() == expected
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row["name"])
+def test_the_default_in_the_readme_can_be_set_by_the_name_in_the_readme(monkeypatch, row):
+    name = row["name"]
+    other = next(value for value, read in GOOD[name] if read not in (default_of(name), None))
+    monkeypatch.setenv(variable(name), row["default"])
+    settings = Settings(**{name: other}).changed(**{name: row["default"]})
+    assert getattr(Settings(), name) == getattr(settings, name) == default_of(name)
+
+
+def test_the_readme_says_what_the_environment_names_are():
+    assert "environment variables with the prefix `CLOSECODES_`" in README.read_text(encoding="utf-8")

@@ -1,0 +1,61 @@
+"""The demo as a newcomer starts it."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import httpx
+
+from .peers import eventually
+from .ports import free_port
+from .servers import ROOT, START, Running, stop
+
+
+def start(*options, command=("-m", "demo_app"), stderr=subprocess.PIPE, **environment):
+    """Run ``python -m demo_app``."""
+    return subprocess.Popen(
+        [sys.executable, *command, *options],
+        cwd=ROOT,
+        env={**{k: v for k, v in os.environ.items() if not k.startswith("CLOSECODES_")}, **environment},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def outcome(*options, **environment):
+    """Return the exit status and the output of a demo that does not start."""
+    with start(*options, **environment) as process:
+        try:
+            output, errors = process.communicate(timeout=20)
+        finally:
+            stop(process)
+    return process.returncode, output, errors
+
+
+def accepts(demo):
+    try:
+        demo.connect().close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def running_demo(tmp_path, *options, port=None, **environment):
+    """Run it until the block ends. ``http`` is a client of it, its log is in a file, as after ``2> demo.log``."""
+    port = port or free_port()
+    log = tmp_path / "demo.log"
+    with contextlib.ExitStack() as stack:
+        process = start("--port", str(port), *options, stderr=stack.enter_context(log.open("a")), **environment)
+        stack.callback(process.stdout.close)
+        stack.callback(stop, process)
+        demo = Running(process, ("127.0.0.1", port), log)
+        demo.greeting = process.stdout.readline()
+        demo.page = f"http://127.0.0.1:{port}"
+        demo.http = stack.enter_context(httpx.Client(base_url=demo.page, timeout=10, trust_env=False))
+        assert eventually(lambda: accepts(demo), within=START), demo.log()
+        assert demo.http.get("/healthz").json() == {"status": "ok"}
+        yield demo

@@ -1,0 +1,185 @@
+"""What a client sees of one connection, in one line; and clients that do not behave."""
+
+import base64
+import os
+import re
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+import httpx
+import httpx_ws
+import websockets.exceptions
+import websockets.sync.client
+
+REF = re.compile(r"internal error; ref=([0-9A-HJKMNP-TV-Z]{12})")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How a connection ended: by HTTP, by a close code (1006 is no close frame), or with neither."""
+
+    code: int | None = None
+    reason: str = ""
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+    subprotocol: str | None = None
+    received: tuple[str, ...] = ()
+    open: bool = False
+
+    def __str__(self):
+        if self.open:
+            return "open"
+        if self.status is not None:
+            return f"HTTP {self.status}"
+        return "no answer" if self.code is None else f"{self.code} {self.reason}".strip()
+
+    @property
+    def ref(self):
+        """The error id in the reason or in the body of a refusal."""
+        found = REF.fullmatch(self.reason) or REF.fullmatch(self.body)
+        assert found, self
+        return found[1]
+
+    def header(self, name):
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+def connect(server, path, *, say=None, origin=None, subprotocols=None, patience=10, **options):
+    """Connect with ``websockets``, say something, and wait for the end, if it comes."""
+    try:
+        with websockets.sync.client.connect(
+            server.url + path, origin=origin, subprotocols=subprotocols, close_timeout=1, proxy=None, **options
+        ) as websocket:
+            received = []
+            try:
+                if say is not None:
+                    websocket.send(say)
+                while True:
+                    received.append(websocket.recv(timeout=patience))
+            except TimeoutError:
+                return Seen(received=tuple(received), open=True)
+            except websockets.exceptions.ConnectionClosed as closed:
+                frame = closed.rcvd
+                code, reason = (1006, "") if frame is None else (frame.code, frame.reason)
+                subprotocol = websocket.subprotocol
+                return Seen(code, reason, subprotocol=subprotocol, received=tuple(received))
+    except websockets.exceptions.InvalidStatus as refused:
+        response = refused.response
+        headers = tuple(response.headers.raw_items())
+        return Seen(status=response.status_code, headers=headers, body=bytes(response.body or b"").decode())
+    except websockets.exceptions.InvalidMessage:
+        return Seen()
+
+
+def connect_with_httpx_ws(server, path):
+    """The same with httpx-ws."""
+    transport = httpx.HTTPTransport()
+    try:
+        with (
+            httpx.Client(transport=transport, trust_env=False, timeout=10) as client,
+            httpx_ws.connect_ws(server.url.replace("ws", "http", 1) + path, client) as websocket,
+        ):
+            try:
+                while True:
+                    websocket.receive(timeout=10)
+            except httpx_ws.WebSocketDisconnect as closed:
+                return Seen(closed.code, closed.reason or "")
+            except httpx_ws.WebSocketNetworkError:
+                return Seen(1006)
+    except httpx_ws.WebSocketUpgradeError as refused:
+        response = refused.response
+        return Seen(status=response.status_code, headers=tuple(response.headers.items()))
+
+
+def handshake(path, *, extra=b""):
+    """Return the bytes of a client's handshake."""
+    key = base64.b64encode(os.urandom(16))
+    path = path if isinstance(path, bytes) else path.encode()
+    return (
+        b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n" + extra + b"\r\n"
+    )
+
+
+class Raw:
+    """A client over a plain socket, which answers nothing unless it is told to."""
+
+    def __init__(self, server, path="/echo", *, extra=b""):
+        self.socket = server.connect()
+        self.socket.sendall(handshake(path, extra=extra))
+        self._data = b""
+
+    def _read(self, enough):
+        while not enough():
+            received = self.socket.recv(65536)
+            if not received:
+                raise ConnectionError(f"the server left after {self._data[:200]!r}")
+            self._data += received
+
+    def answer(self):
+        """Return the status of the HTTP response."""
+        self._read(lambda: b"\r\n\r\n" in self._data)
+        head, _, self._data = self._data.partition(b"\r\n\r\n")
+        return int(head.split()[1])
+
+    def frame(self):
+        """Return the opcode and the payload of the next frame; a server does not mask, tests are short."""
+        self._read(lambda: len(self._data) >= 2)
+        length, start = self._data[1] & 127, 2
+        if length == 126:
+            self._read(lambda: len(self._data) >= 4)
+            length, start = int.from_bytes(self._data[2:4]), 4
+        self._read(lambda: len(self._data) >= start + length)
+        frame = self._data[0] & 15, self._data[start : start + length]
+        self._data = self._data[start + length :]
+        return frame
+
+    def close_frame(self):
+        """Skip to the close frame; return it as seen."""
+        while (frame := self.frame())[0] != 8:
+            pass
+        payload = frame[1]
+        return Seen(int.from_bytes(payload[:2]) if payload else 1005, payload[2:].decode())
+
+    def send(self, opcode, payload):
+        """Send one short frame, masked with zeros."""
+        self.socket.sendall(bytes([0x80 | opcode, 0x80 | len(payload)]) + b"\0\0\0\0" + payload)
+
+    def vanish(self):
+        """Leave without a word: a reset instead of a close frame and FIN."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.socket.close()
+
+
+def tell(server, guard="", **what):
+    """Tell ``guard`` something; return all guards' snapshots."""
+    url = f"{server.url.replace('ws', 'http', 1)}/{guard}"
+    return httpx.get(url, params=what, trust_env=False, timeout=60).json()
+
+
+def snapshot(server, guard=""):
+    return tell(server)[guard]
+
+
+def eventually(condition, within=10):
+    """Return what ``condition`` returns as soon as that is true, or in the end."""
+    deadline = time.monotonic() + within
+    while not (result := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return result
+
+
+def is_empty(server, guard):
+    return lambda: snapshot(server, guard)["sessions"] == 0
+
+
+HINT = re.compile(r"try again later; retry_after=([0-9]+\.[0-9]); cause=(full|client|gate)")

