@@ -15,19 +15,8 @@ from hypothesis.stateful import (
 )
 
 from asgi_closecodes.gates.cluster.lease import SHARE
-from asgi_closecodes.gates.cluster.redis.client import keys_of
 
-from .fake_cluster import Cluster
-
-TTL = 30.0
-KEYS = keys_of("test")
-_TIME = "redis.call('TIME')"
-
-
-def with_our_clock(text):
-    """The shipped script, but for where it asks for the time."""
-    assert text.count(_TIME) == 1
-    return text.replace(_TIME, "{ARGV[13], ARGV[14]}")
+from .fake_cluster import KEYS, TTL, Cluster
 
 
 @pytest.fixture
