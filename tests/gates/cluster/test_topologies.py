@@ -17,10 +17,9 @@ from tests.support.redis import running, system_servers
 from .access import ACL, ACL_OF_A_CLUSTER, user_with
 from .authority import Authority
 from .processes import TTL
-from .topologies import nodes, sentinels
+from .topologies import SLOT, nodes, sentinels
 
 pytestmark = pytest.mark.anyio
-SLOT = redis.crc.key_slot(b"default")
 
 
 @pytest.fixture
@@ -115,10 +114,6 @@ async def test_sentinels_that_know_no_such_service(processes, binary, tmp_path):
         processes.add(10, f"redis+sentinel://127.0.0.1:{port}/other")
         await processes.until(lambda: processes.of(events.ClusterAway))
         assert "know no primary of that service" in processes.of(events.ClusterAway)[-1].problem
-
-
-def _slots(number):
-    return range(number * 16384 // 3, (number + 1) * 16384 // 3)
 
 
 async def test_a_slot_that_moves_while_a_cluster_is_full(processes, binary):

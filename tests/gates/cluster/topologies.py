@@ -6,10 +6,12 @@ import contextlib
 import subprocess
 import time
 
+import redis
+
 from tests.support.ports import free_port
 from tests.support.redis import running
 
-from .test_topologies import SLOT, _slots
+SLOT = redis.crc.key_slot(b"default")
 
 
 @contextlib.contextmanager
@@ -63,3 +65,7 @@ def nodes(binary):
             time.sleep(0.05)
         [owner] = [server for number, server in enumerate(servers) if SLOT in _slots(number)]
         yield owner, [server for server in servers if server is not owner]
+
+
+def _slots(number):
+    return range(number * 16384 // 3, (number + 1) * 16384 // 3)
