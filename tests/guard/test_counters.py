@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, Shadow
-from asgi_closecodes.guard import counters
+from asgi_closecodes.guard import counters, saturation
 from asgi_closecodes.guard.counters import Tally
 from asgi_closecodes.guard.saturation import Saturation
 from tests.support.asgi import Handler, Peer, of
@@ -28,6 +28,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(counters, "time", clock)
+    monkeypatch.setattr(saturation, "time", clock)
     return clock
 
 
@@ -105,7 +106,7 @@ def test_it_remembers_the_latest_bugs_only():
 @pytest.mark.anyio
 @pytest.mark.parametrize("gate", [MaxSessions(0), MaxSessionsPerKey(0), Shadow(MaxSessions(0))])
 async def test_a_recovery_is_noticed_without_a_lifespan_and_without_sessions(gate, monkeypatch, caplog):
-    monkeypatch.setattr(counters, "RECOVERED_AFTER", 0.2)
+    monkeypatch.setattr(saturation, "RECOVERED_AFTER", 0.2)
     caplog.set_level(logging.INFO, "asgi_closecodes")
     seen = []
     guard = Guard(Settings(), gate=gate, observers=[seen.append])

@@ -1,15 +1,3 @@
-import logging
+"""Tests of what is logged see its records."""
 
-import pytest
-
-
-@pytest.fixture
-def records(caplog):
-    """The records of this package's loggers, in order."""
-    caplog.set_level(logging.DEBUG, "asgi_closecodes")
-    records = []
-    handler = logging.Handler()
-    handler.emit = records.append
-    logging.getLogger("asgi_closecodes").addHandler(handler)
-    yield records
-    logging.getLogger("asgi_closecodes").removeHandler(handler)
+from tests.support.records import records as records

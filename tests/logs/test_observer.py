@@ -169,7 +169,7 @@ def test_without_any_configuration_an_error_and_its_trace_appear_on_stderr():
     program = """
 import anyio
 from asgi_closecodes import CloseCodeMiddleware
-from tests.asgi import Handler, Peer
+from tests.support.asgi import Handler, Peer
 peer = Peer()
 anyio.run(peer.visit, CloseCodeMiddleware(Handler(ValueError("the text"))))
 print(peer.closed[1])

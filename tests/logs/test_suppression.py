@@ -106,7 +106,7 @@ PROGRAM = """
 import anyio
 from asgi_closecodes import CloseCodeMiddleware, Guard
 from asgi_closecodes.logs import configure_logging
-from tests.asgi import Handler, Peer
+from tests.support.asgi import Handler, Peer
 configure_logging("json", level="ERROR")
 app = CloseCodeMiddleware(Handler(ValueError("the text")), {guard})
 async def storm():

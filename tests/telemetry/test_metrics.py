@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessionsPerKey, Pressure
-from asgi_closecodes.logs import observer
+from asgi_closecodes.logs import messages
 from asgi_closecodes.telemetry.metrics import CODES, METRICS, OTHER, UNKNOWN
 from asgi_closecodes.telemetry.opentelemetry import OpenTelemetryObserver
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
@@ -208,7 +208,7 @@ def test_the_histograms_of_prometheus_too():
 
 def test_what_the_logs_may_suppress_is_known():
     [known] = [metric.known for metric in METRICS if metric.name == "closecodes_log_suppressed_total"]
-    assert {name for (name,) in known} == {line.name for line in observer._LINES.values() if line.sampler}
+    assert {name for (name,) in known} == {line.name for line in messages.LINES.values() if line.sampler}
 
 
 # How the gates stand
@@ -501,7 +501,7 @@ def test_a_registry_has_room_for_one():
     ],
 )
 def test_without_the_extra_the_import_says_what_to_install(module, needs, command):
-    code = f"import sys; sys.modules[{needs!r}] = None; import asgi_closecodes.{module}"
+    code = f"import sys; sys.modules[{needs!r}] = None; import asgi_closecodes.telemetry.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ImportError: ")

@@ -8,13 +8,12 @@ import click
 
 from asgi_closecodes.cli.output import write
 
-from . import record
 from .closes import closes
 from .errors import errors
 from .show import show
 from .tail import tail
 
-LNAV_FORMAT = Path(record.__file__).with_name("closecodes.lnav.json")
+LNAV_FORMAT = Path(__file__).with_name("closecodes.lnav.json")
 
 
 @click.group(epilog="Exit status: 0 found, 1 nothing found, 2 a wrong option or a file that cannot be read.")

@@ -1,0 +1,3 @@
+"""Tests of what is logged see its records."""
+
+from tests.support.records import records as records
