@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import unicodedata
+from importlib.resources import files
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -609,10 +610,8 @@ def test_progress_is_shown_on_a_terminal_once_it_takes_long(monkeypatch, stream,
 
 def test_the_format_for_lnav_knows_keys_that_are_written():
     values = json.loads(LNAV_FORMAT.read_text())["closecodes_log"]["value"]
-    assert (
-        values.keys()
-        <= json.loads(files("asgi_closecodes.logs").joinpath("schema.json").read_text())["properties"].keys()
-    )
+    schema = json.loads(files("asgi_closecodes.logs").joinpath("schema.json").read_text())
+    assert values.keys() <= schema["properties"].keys()
 
 
 def test_lnav_reads_it_with_the_format_that_is_shipped(tmp_path):
