@@ -24,6 +24,20 @@ _LIBRARIES = tuple(
 # The same of another machine, whose stack trace is read here; and of the system, seen from a virtual environment.
 _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]|[\\/]lib(64)?[\\/]python3\.\d+[\\/]")
 _MOST_CAUSES = 20
+_DEEPEST = 20  # groups in groups; the standard library prints them by recursion
+_MOST_LOOKED_AT = 1000
+
+UNKNOWN = "unknown"
+"""The fingerprint of an exception that cannot be looked at."""
+
+# The interpreter's own accessors: a class may define attributes of these names, which raise or lie.
+_traceback_of = vars(BaseException)["__traceback__"].__get__
+_cause_of = vars(BaseException)["__cause__"].__get__
+_context_of = vars(BaseException)["__context__"].__get__
+_suppresses_context = vars(BaseException)["__suppress_context__"].__get__
+_members_of = vars(BaseExceptionGroup)["exceptions"].__get__
+_qualname_of = vars(type)["__qualname__"].__get__
+_module_of = vars(type)["__module__"].__get__
 _MOST_FRAMES = 50
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -40,29 +54,78 @@ def fingerprint(error: BaseException) -> str:
 
     They are taken over the type names of the chain of causes and the functions of the application that the
     traceback goes through: not those of installed packages, nor of the standard library or this one.
+    ``unknown`` stands for an exception that cannot be looked at.
     """
     digest = hashlib.blake2b(digest_size=6)
-    for line in _marks(error, set()):
-        digest.update(line.encode("utf-8", "replace"))
-        digest.update(b"\n")
+    try:
+        for line in _marks(error, set()):
+            digest.update(line.encode("utf-8", "replace"))
+            digest.update(b"\n")
+    except Exception:  # an exception is what its author made of it
+        return UNKNOWN
     return digest.hexdigest()
 
 
 def type_name(cls: type[BaseException]) -> str:
     """Return ``module.Qualname``; a builtin's name stands bare."""
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    name, module = _qualname_of(cls), _module_of(cls)
+    return name if module == "builtins" else f"{module if type(module) is str else '?'}.{name}"
+
+
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """Return the traceback of ``error``, whatever its class says of it."""
+    return _traceback_of(error)  # type: ignore[no-any-return]
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield ``error`` and what it was raised from or while handling, whatever its class says of it; at most 20."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen and len(seen) < _MOST_CAUSES:
+        seen.add(id(one))
+        yield one
+        one = _cause_of(one) or (None if _suppresses_context(one) else _context_of(one))
+
+
+def is_plain(error: BaseException) -> bool:
+    """Whether what an exception says of itself is true, and it is shallow: the standard library can print it then."""
+    pending, looked_at = [(error, 0)], 0
+    while pending:
+        one, depth = pending.pop()
+        looked_at += 1
+        if depth > _DEEPEST or looked_at > _MOST_LOOKED_AT:
+            return looked_at > _MOST_LOOKED_AT
+        try:
+            lies = (
+                one.__class__ is not type(one)
+                or one.__traceback__ is not _traceback_of(one)
+                or one.__cause__ is not _cause_of(one)
+                or one.__context__ is not _context_of(one)
+                or one.__suppress_context__ is not _suppresses_context(one)
+            )
+            hash(type(one))
+        except Exception:
+            return False
+        if lies or type(type(one)) is not type:
+            return False
+        if issubclass(type(one), BaseExceptionGroup):
+            pending += [(member, depth + 1) for member in _members_of(one)]
+        pending += [
+            (more, depth) for more in (_cause_of(one), _context_of(one)) if more is not None and more is not one
+        ]
+    return True
 
 
 def _marks(error: BaseException, seen: set[int]) -> Iterator[str]:
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen and len(seen) < _MOST_CAUSES:
+    for cause in chain_of(error):
+        if id(cause) in seen or len(seen) >= _MOST_CAUSES:
+            return
         seen.add(id(cause))
         yield type_name(type(cause))
-        yield from _functions(cause.__traceback__)
-        if isinstance(cause, BaseExceptionGroup):
-            members = ("\n".join(_marks(member, seen)) for member in cause.exceptions)
+        yield from _functions(_traceback_of(cause))
+        if issubclass(type(cause), BaseExceptionGroup):
+            members = ("\n".join(_marks(member, seen)) for member in _members_of(cause)[:_MOST_CAUSES])
             yield from sorted({*members} - {""})
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _functions(trace: TracebackType | None) -> Iterable[str]:

@@ -115,9 +115,12 @@ class SessionFailed:
     fingerprint: str
     """The same for every failure of the same bug."""
     exception: BaseException
-    close: Close
+    close: Close | None
+    """The close that the client was sent, or that it sent; None where HTTP answered or nothing is known."""
     close_sent: bool
     """Whether the server took the close (or the HTTP response); not whether the client saw it."""
+    of_another_session: bool = False
+    """Whether it came out of another session's socket, as in a broadcast to a member that has left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,8 @@ class SessionRefused:
     """A gate did not admit a session, or its new key; in mode ``shadow`` it only would not have."""
 
     session: SessionFacts
-    close: Close
+    close: Close | None
+    """None where an HTTP response answered, or nobody was there any more."""
     gate: str
     cause: str
     retry_after: float
@@ -186,7 +190,8 @@ class SessionShed:
     """A session was ended from outside of its handler."""
 
     session: SessionFacts
-    close: Close
+    close: Close | None
+    """The close that ended it; None where an HTTP response did."""
     cause: str
     retry_after: float
     """Seconds after which the client was told to come back."""

@@ -152,11 +152,17 @@ def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """Yield the exceptions that ``error`` consists of: itself, or the leaves of a group."""
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from leaves(part)
-    else:
-        yield error
+    pending = [error]  # no recursion: groups may be nested more deeply than it can go
+    while pending:
+        one = pending.pop()
+        if issubclass(type(one), BaseExceptionGroup):
+            pending += reversed(_members_of(one))
+        else:
+            yield one
+
+
+# The interpreter's own: a class may have another attribute of the name.
+_members_of = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 def deliberate_close(errors: Iterable[BaseException], mapping: ExceptionMapping) -> CloseWith | None:

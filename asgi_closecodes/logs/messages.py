@@ -81,13 +81,13 @@ def kind_of(event: events.Event) -> Key:
         case events.SessionShed():
             return name, event.cause
         case events.GateFailed():
-            return name, (event.gate, event.step, type(event.exception))
+            return name, (event.gate, event.step, type_name(type(event.exception)))
         case events.CloseFailed():
-            return name, (event.session.route, type(event.exception))
+            return name, (event.session.route, event.exception and type_name(type(event.exception)))
         case events.CloseRepaired():
             return name, event.session.route
         case events.CallbackFailed():
-            return name, (event.callback, type(event.exception))
+            return name, (event.callback, type_name(type(event.exception)))
         case _:
             return name, None
 
@@ -150,6 +150,10 @@ def _close_keys(close: Close | None) -> dict[str, Any]:
     return {"websocket.close.code": int(close.code), "websocket.close.reason": one_line(close.reason)}
 
 
+def _close_text(close: Close | None) -> str:
+    return "no close code" if close is None else f"close code {int(close.code)}"
+
+
 def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
     return {
         "closecodes.session.duration": round(session.duration, 6),
@@ -178,8 +182,9 @@ def _(event: events.SessionFailed, redactor: Redactor) -> Message:
         **session,
         **_course_keys(event.session),
     }
-    message = "%s in the WebSocket handler of %s; close code %d; ref=%s"
-    return Message(message, (kind, _place(session), event.close.code, event.error_id), keys)
+    source = " (out of another session's socket)" if event.of_another_session else ""
+    message = "%s%s in the WebSocket handler of %s; %s; ref=%s"
+    return Message(message, (kind, source, _place(session), _close_text(event.close), event.error_id), keys)
 
 
 @describe.register
@@ -200,7 +205,10 @@ def _(event: events.CloseFailed, redactor: Redactor) -> Message:
 @describe.register
 def _(event: events.CloseRepaired, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    asked = one_line(repr(event.asked)[:80])
+    try:
+        asked = one_line(repr(event.asked)[:80])
+    except Exception:  # Python writes no number of more than 4 300 digits
+        asked = f"a {type(event.asked).__name__}"
     return Message(
         "the handler of %s closed with %s, which may not be sent; sent %d instead",
         (_place(session), asked, event.close.code),
@@ -255,8 +263,8 @@ def _(event: events.SessionRefused, redactor: Redactor) -> Message:
 def _(event: events.SessionShed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     return Message(
-        "shed a session of %s: %s; close code %d; retry after %.1f s",
-        (_place(session), event.cause, event.close.code, event.retry_after),
+        "shed a session of %s: %s; %s; retry after %.1f s",
+        (_place(session), event.cause, _close_text(event.close), event.retry_after),
         {
             "closecodes.gate.cause": event.cause,
             "closecodes.refusal.retry_after": round(event.retry_after, 1),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from asgi_closecodes import events
+from asgi_closecodes.error_identity import is_plain, traceback_of, type_name
 from asgi_closecodes.token_bucket import Rate, Unlimited, Window
 
 from .messages import LINES, SESSION, Line, Message, Redactor, Sampler, describe, kind_of, level_of
@@ -139,6 +140,14 @@ class LogObserver:
         return _Kind(line, level, message % arguments, {key: keys[key] for key in _IN_SUMMARIES if key in keys})
 
 
+class Unprintable(Exception):  # noqa: N818 - it stands for an error
+    """Stands in a record for an exception that formatters fail on: attributes that raise or lie, groups too deep."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"{type_name(type(error))}, which cannot be printed")
+        self.__traceback__ = traceback_of(error)
+
+
 def _log(
     logger: logging.Logger, level: int, name: str, message: Message, exception: BaseException | None = None
 ) -> None:
@@ -147,7 +156,11 @@ def _log(
         **_context(),
         **{key: value for key, value in message.keys.items() if value is not None},
     }
-    exc_info = None if exception is None else (type(exception), exception, exception.__traceback__)
+    exc_info: Any = None
+    if exception is not None:
+        if not is_plain(exception):
+            exception = Unprintable(exception)
+        exc_info = type(exception), exception, exception.__traceback__
     logger.log(level, message.message, *message.arguments, exc_info=exc_info, extra=extra)
 
 

@@ -5,13 +5,52 @@ from __future__ import annotations
 import abc
 import asyncio
 import gc
-from collections.abc import Awaitable, Iterator
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, NoReturn
 
 import anyio
 from starlette.types import Message, Receive, Send
 
 from asgi_closecodes.concurrency import cancelled_from_outside, on_asyncio
+
+
+class Interruption:
+    """State of ``receive()`` once its session was ended from outside: it returns ``messages``, each once, then waits.
+
+    :param messages: a disconnect, and what has to come before it.
+    """
+
+    __slots__ = ("_messages", "_parked", "is_told")
+
+    def __init__(self, *messages: Message) -> None:
+        self._messages = [*messages]
+        self._parked: set[asyncio.Future[None]] = set()
+        self.is_told = False
+        """Whether a ``receive()`` has returned the disconnect."""
+
+    def take(self) -> Message:
+        """Return the next message; the disconnect is the last one, which receives that wait get each."""
+        if len(self._messages) > 1:
+            return self._messages.pop(0)
+        self.is_told = True
+        return self._messages[0]
+
+    async def wait(self) -> NoReturn:
+        """Wait until the task is cancelled: a disconnect that is always ready would keep the event loop."""
+        if not on_asyncio():
+            await anyio.sleep_forever()
+        future = asyncio.get_running_loop().create_future()
+        self._parked.add(future)
+        try:
+            await future
+        finally:
+            self._parked.discard(future)
+        raise AssertionError(future)
+
+    def release(self) -> None:
+        """Cancel the tasks that wait, which nobody else would do once the handler has ended."""
+        for future in [*self._parked]:
+            future.cancel()
 
 
 class Channel(abc.ABC):
@@ -20,12 +59,12 @@ class Channel(abc.ABC):
     :param server_receive: the server's.
     """
 
-    __slots__ = ("_deliver", "_farewell", "_others", "_receive", "_waiting", "received", "sent")
+    __slots__ = ("_deliver", "_interruption", "_others", "_receive", "_waiting", "received", "sent")
 
     def __init__(self, server_receive: Receive) -> None:
         self._receive = server_receive
         self._deliver: Send | None = None  # gets the handler's data, where it needs no second look
-        self._farewell: Iterator[Message] | None = None
+        self._interruption: Interruption | None = None
         self._waiting: Any = None  # what can be cancelled where receive() waits,
         self._others: tuple[Any, ...] = ()  # and where it does in more tasks at the same time
         self.received = 0
@@ -33,24 +72,24 @@ class Channel(abc.ABC):
         self.sent = 0
         """Messages with data that the handler sent."""
 
-    def ends(self) -> tuple[Receive, Send]:
+    def receive_and_send(self) -> tuple[Receive, Send]:
         """Return the ``receive`` and the ``send``; the channel does not keep them, which would be a cycle."""
         return self._receive_on_asyncio if on_asyncio() else self._receive_on_trio, self._send_on
 
     @abc.abstractmethod
-    def _heard(self, message: Message) -> None:
+    def _on_control_message(self, message: Message) -> None:
         """Take note of a message to the handler that is not data."""
 
     @abc.abstractmethod
     async def _control(self, message: Message) -> None:
         """Pass on what the handler sends besides data, or data out of season."""
 
-    def cut_off(self, farewell: Iterator[Message]) -> bool:
-        """From now on ``receive()`` returns these messages, which do not end; where it waits, it returns at once.
+    def interrupt_receive(self, interruption: Interruption) -> bool:
+        """Have ``receive()`` do what ``interruption`` says; where it waits, it returns at once.
 
         It returns False where that could not be done now: the caller is to try once more, a little later.
         """
-        self._farewell = farewell
+        self._interruption = interruption
         interrupted = [_interrupted(waiting) for waiting in (self._waiting, *self._others) if waiting is not None]
         return all(interrupted)
 
@@ -74,43 +113,43 @@ class Channel(abc.ABC):
         whole of ``receive``. The future at the bottom of a coroutine that waits is what gets cancelled then; the
         task is not, so that no cancellation of somebody else's is ever mistaken for this one.
         """
-        if self._waiting is not None or self._farewell is not None:
+        if self._waiting is not None or self._interruption is not None:
             return await self._receive_beside()
         receive = self._receive  # Python 3.11 is slow to call what a slot holds
         self._waiting = waiting = receive()
         try:
             message = await waiting
         except asyncio.CancelledError:
-            if self._farewell is None or await _is_cancelled_too():
+            if self._interruption is None or await _is_cancelled_too():
                 raise
-            return next(self._farewell)
+            return self._interruption.take()
         finally:
             self._waiting = None
         if message["type"] == "websocket.receive":
             self.received += 1
         else:
-            self._heard(message)
+            self._on_control_message(message)
         return message
 
     async def _receive_beside(self) -> Message:
         """Receive where another task of the handler's waits for the server, too, or nothing comes of it any more."""
-        if self._farewell is not None:
-            return next(self._farewell)
+        if self._interruption is not None:
+            return await self._receive_interrupted(self._interruption)
         waiting = self._receive()
         self._others += (waiting,)
         try:
             message = await waiting
         except asyncio.CancelledError:
-            if self._farewell is None or await _is_cancelled_too():
+            if self._interruption is None or await _is_cancelled_too():
                 raise
-            return next(self._farewell)
+            return self._interruption.take()
         finally:
             self._others = _without(waiting, self._others)
         return self._noted(message)
 
     async def _receive_on_trio(self) -> Message:
-        if self._farewell is not None:
-            return next(self._farewell)
+        if self._interruption is not None:
+            return await self._receive_interrupted(self._interruption)
         message = None
         with anyio.CancelScope() as scope:
             self._others += (scope,)
@@ -119,15 +158,18 @@ class Channel(abc.ABC):
             finally:
                 self._others = _without(scope, self._others)
         if message is None:
-            assert self._farewell is not None
-            return next(self._farewell)
+            assert self._interruption is not None
+            return self._interruption.take()
         return self._noted(message)
+
+    async def _receive_interrupted(self, interruption: Interruption) -> Message:
+        return await interruption.wait() if interruption.is_told else interruption.take()
 
     def _noted(self, message: Message) -> Message:
         if message["type"] == "websocket.receive":
             self.received += 1
         else:
-            self._heard(message)
+            self._on_control_message(message)
         return message
 
 

@@ -9,30 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import inspect
 import math
 import os
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from itertools import chain, repeat
-from types import CodeType
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close, CloseCode, fit_reason, private_twin
 from asgi_closecodes.concurrency import Timeout, inside_event_loop, move_on_after, on_asyncio
-from asgi_closecodes.error_identity import fingerprint, new_error_id
+from asgi_closecodes.error_identity import fingerprint, new_error_id, type_name
 from asgi_closecodes.exceptions import (
     CloseWith,
     ExceptionMapping,
@@ -43,7 +38,8 @@ from asgi_closecodes.exceptions import (
     leaves,
 )
 
-from .channel import Channel
+from .channel import Channel, Interruption
+from .failures import Origin, is_cancelled, origin_of, session_in
 from .scope import client_of, route_of
 from .state import MOVES, OVER, UNANSWERED, Phase
 
@@ -290,11 +286,11 @@ class Session(Channel):
         self._handler = task = asyncio.current_task()
         assert task is not None
         self._cancelling = task.cancelling()
-        return app(self.scope, *self.ends())
+        return app(self.scope, *self.receive_and_send())
 
     async def _run_in_scope(self, app: ASGIApp) -> None:
         with anyio.CancelScope() as self._handler:
-            await app(self.scope, *self.ends())
+            await app(self.scope, *self.receive_and_send())
 
     async def finish(self, error: BaseException | None = None) -> bool:
         """Say the last word after the handler has ended; return whether nobody else has to know its ``error``."""
@@ -314,6 +310,8 @@ class Session(Channel):
         # No cycles are left: the session is gone with its last reference, not with the next collection.
         self.scope = self._servers_scope
         self._places = None
+        if self._interruption is not None:
+            self._interruption.release()
 
     async def refuse(self, refusal: TryAgainLater) -> None:
         """End this session, of which a gate did not admit the handshake or the key."""
@@ -325,7 +323,7 @@ class Session(Channel):
             self.report(
                 events.SessionRefused(
                     session=facts,
-                    close=self.closed_with or word.close,
+                    close=self.closed_with,
                     gate=refusal.gate or "unknown",
                     cause=refusal.cause or "unknown",
                     retry_after=word.retry_after or 0.0,
@@ -379,23 +377,26 @@ class Session(Channel):
         self._outcome = "shed"
         self._host.leaves(self)
         code, reason = int(word.close.code), word.close.reason
-        farewell: Iterator[Message] = repeat({"type": "websocket.disconnect", "code": code, "reason": reason})
-        if self.phase is Phase.ARRIVED:  # applications take a disconnect that comes first for a bug of the server's
-            farewell = chain([{"type": "websocket.connect"}], farewell)
+        disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
+        # Applications take a disconnect that comes first for a bug of the server's.
+        connect = ({"type": "websocket.connect"},) if self.phase is Phase.ARRIVED else ()
+        interruption = Interruption(*connect, disconnect)
         try:
             self._move(self.phase)  # what the handler sends is for us now
             self._cancel_after(self._host.rules.shed_grace)
-            is_cut_off = self.cut_off(farewell)
+            is_interrupted = self.interrupt_receive(interruption)
             # granian sends nothing as long as a receive() waits
             for _ in range(_TURNS):
                 if not self.is_received_from:
                     break
                 await anyio.lowlevel.checkpoint()
-                is_cut_off = is_cut_off or self.cut_off(farewell)
+                is_interrupted = is_interrupted or self.interrupt_receive(interruption)
             await self._say(word)
         finally:
             ending.is_said.set()
-            self.report(events.SessionShed(facts, word.close, refusal.cause or "unknown", word.retry_after or 0.0))
+            self.report(
+                events.SessionShed(facts, self.closed_with, refusal.cause or "unknown", word.retry_after or 0.0)
+            )
         return True
 
     def _cancel_after(self, seconds: float) -> None:
@@ -418,15 +419,16 @@ class Session(Channel):
         """Close the session for what its handler raised; return whether nobody else has to know."""
         if isinstance(error, GeneratorExit):
             return False  # the coroutine is being thrown away: nothing may be awaited any more
-        causes = [leaf for leaf in leaves(error) if not self._is_departure(leaf)]
-        if not isinstance(error, Exception):
+        origins = [(leaf, self._origin_of(leaf)) for leaf in leaves(error)]
+        causes = [leaf for leaf, origin in origins if origin is not Origin.OWN]
+        if not isinstance(error, Exception) and is_cancelled(error, self._cancelling):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
             await self._say(LastWord(_COMPLETED))
             return not self._host.rules.reraise
-        wish = self._deliberate_close(causes)
+        wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
         if wish is None:
-            return await self._ended_by_failure(error, causes)
+            return await self._ended_by_failure(error, {origin for _, origin in origins} - {Origin.OWN})
         if isinstance(wish, TryAgainLater) and wish.gate is not None:
             await self.refuse(wish)
         else:
@@ -440,12 +442,11 @@ class Session(Channel):
             sent = await self.abandon()
         finally:
             if any(isinstance(cause, Exception) for cause in causes):  # it failed while it was cancelled
-                self._outcome = "failed"
-                self.report(events.SessionFailed(facts, new_error_id(), fingerprint(error), error, _ABANDONED, sent))
+                self._failed(facts, new_error_id(), error, sent=sent)
         await _repeat(error)
         return False
 
-    async def _ended_by_failure(self, error: Exception, causes: Sequence[BaseException]) -> bool:
+    async def _ended_by_failure(self, error: BaseException, origins: set[Origin]) -> bool:
         rules = self._host.rules
         facts = self.facts()
         error_id = new_error_id()
@@ -455,45 +456,49 @@ class Session(Channel):
         try:
             # uvicorn raises RuntimeError, not OSError, between a lost connection and the next turn of
             # the event loop; after that turn the failing close tells it from the handler's own error.
-            if suspicious := all(isinstance(c, RuntimeError) and self._raised_by_server(c) for c in causes):
+            if maybe_departed := origins <= {Origin.UNSURE, Origin.UNKNOWN}:
                 await anyio.lowlevel.checkpoint()
             word = LastWord(close, self._handshake_mode(), HTTPStatus.INTERNAL_SERVER_ERROR)
             # Shielded, or a cancellation would replace the error, where that travels on.
             with anyio.CancelScope(shield=True):
                 sent = await self._say(word, twin=False)
-            if departed := suspicious and not sent:
+            # A server that refuses 1011 refuses it of a session that is there, too.
+            if departed := maybe_departed and not sent and (self.phase in OVER or Origin.UNSURE in origins):
                 self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
+            elif self.phase not in OVER:
+                self.closed_with = Close(CloseCode.INTERNAL_ERROR)  # daphne's own, when it sees the error
         finally:
             if not departed:
-                self._outcome = "failed"
-                self.report(events.SessionFailed(facts, error_id, fingerprint(error), error, close, sent))
+                self._failed(
+                    facts,
+                    error_id,
+                    error,
+                    sent=sent,
+                    of_another_session=origins <= {Origin.UNKNOWN, Origin.OTHER_SESSION},
+                )
         if self.phase in OVER:
             return departed or not rules.reraise
         return False  # the server refuses 1011: daphne sends it by itself when it sees the error
 
-    def _is_departure(self, error: BaseException) -> bool:
-        """Whether ``error`` only says that the peer has left."""
-        return isinstance(error, (WebSocketDisconnect, SessionEnded)) or (
-            isinstance(error, OSError) and self._raised_by_server(error)
-        )
+    def _failed(
+        self,
+        facts: events.SessionFacts,
+        error_id: str,
+        error: BaseException,
+        *,
+        sent: bool,
+        of_another_session: bool = False,
+    ) -> None:
+        self._outcome = "failed"
+        close = self.closed_with
+        self.report(events.SessionFailed(facts, error_id, fingerprint(error), error, close, sent, of_another_session))
 
-    @property
-    def _raiser(self) -> Send:
-        """The server's own ``send``, also where another middleware of this library stands around this one."""
-        around = session_of(self._servers_scope)
-        return self._send if around is None else around._raiser  # noqa: SLF001 - its own
-
-    def _raised_by_server(self, error: BaseException) -> bool:
-        """Whether ``error`` comes out of the server's ``send``, not out of a file or a database."""
-        code = _code_of(self._raiser)
-        trace = error.__traceback__
-        innermost: CodeType | None = None
-        while trace is not None:
-            innermost = trace.tb_frame.f_code
-            if innermost is code:
-                return True
-            trace = trace.tb_next
-        return innermost is Session._pass_on.__code__  # granian's has no frame: it is no Python
+    def _origin_of(self, error: BaseException) -> Origin:
+        has_left = self.phase is Phase.LEFT or self._ending is not None
+        try:
+            return origin_of(error, self._send, self._servers_scope, self, has_left=has_left)
+        except Exception:  # frames hold whatever the application has
+            return Origin.ELSEWHERE
 
     def _deliberate_close(self, causes: Iterable[BaseException]) -> CloseWith | None:
         try:
@@ -674,8 +679,10 @@ class Session(Channel):
         self._move(Phase.LEFT)
         self._host.leaves(self)
 
-    def _heard(self, message: Message) -> None:
+    def _on_control_message(self, message: Message) -> None:
         """Take note of a message to the handler that is not data."""
+        if message["type"] == "websocket.disconnect" and self._interruption is not None:
+            self._interruption.is_told = True
         if message["type"] == "websocket.connect" and self.phase is Phase.ARRIVED:
             self._move(Phase.CONNECTING)
         elif message["type"] == "websocket.disconnect" and self.phase not in OVER:
@@ -692,10 +699,13 @@ class Session(Channel):
         kind = message["type"]
         phase = self.phase
         if self._ending is not None:
+            await anyio.lowlevel.checkpoint()  # a handler that swallows this and goes on keeps nobody from running
             raise SessionEnded(f"this session was closed with {self._ending.word.close.code}")
         if phase is Phase.LEFT:
+            await anyio.lowlevel.checkpoint()
             await self._send(message)  # ASGI leaves it to the server whether this raises
         elif phase is Phase.CLOSED and kind in _GOODBYES:
+            await anyio.lowlevel.checkpoint()
             return  # servers differ in whether a second goodbye raises; it harms nobody
         elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not self._can_deny()):
             await self._deny_by_close(message)
@@ -711,6 +721,7 @@ class Session(Channel):
             if following is Phase.OPEN:
                 self._opened()
         else:
+            await anyio.lowlevel.checkpoint()
             raise RuntimeError(f"the handler sent {kind!r} when {phase.sentence}")
 
     def _opened(self) -> None:
@@ -747,7 +758,7 @@ class Session(Channel):
 
 def session_of(scope: Scope) -> Session | None:
     """Return the session that runs with ``scope``, that of the innermost middleware."""
-    session = (scope.get("extensions") or {}).get("closecodes")
+    session = session_in(scope)
     return session if isinstance(session, Session) else None
 
 
@@ -760,17 +771,9 @@ async def _repeat(error: BaseException) -> None:
         await anyio.lowlevel.checkpoint_if_cancelled()
 
 
-def _code_of(call: Any) -> CodeType | None:
-    """Return the code that runs when ``call`` is called, if it is Python's."""
-    call = inspect.unwrap(call)
-    while isinstance(call, functools.partial):  # daphne's send is one
-        call = call.func
-    code = getattr(call, "__code__", None) or getattr(type(call).__call__, "__code__", None)
-    return code if isinstance(code, CodeType) else None
-
-
 def _described(error: BaseException) -> str:
+    name = type_name(type(error)).rpartition(".")[2]
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{name}: {error}"
     except Exception:
-        return type(error).__name__
+        return name

@@ -49,7 +49,8 @@ class OpenTelemetryObserver(MetricsObserver):
             # Without the exception: its text may hold anything. The log record has it, and the span's id.
             span.set_status(StatusCode.ERROR)
             span.set_attribute("error.type", type_name(type(event.exception)))
-            span.set_attribute("websocket.close.code", int(event.close.code))
+            if event.close is not None:
+                span.set_attribute("websocket.close.code", int(event.close.code))
             span.set_attribute("closecodes.error.id", event.error_id)
         super().__call__(event)
 

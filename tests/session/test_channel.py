@@ -1,14 +1,13 @@
 """How a receive() that waits is cut off: everywhere, and never at the cost of somebody else's cancellation."""
 
 import asyncio
-from itertools import repeat
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.session.channel import Channel
+from asgi_closecodes.session.channel import Channel, Interruption
 from tests.support.asgi import Peer
 
 GONE = {"type": "websocket.disconnect", "code": 1013}
@@ -38,7 +37,7 @@ async def queue(anyio_backend):
 class Data(Channel):
     """A channel on which nothing but data goes."""
 
-    def _heard(self, message):
+    def _on_control_message(self, message):
         raise AssertionError(message)
 
     async def _control(self, message):
@@ -47,25 +46,30 @@ class Data(Channel):
 
 def channel_of(queue):
     channel = Data(queue.receive)
-    receive, _ = channel.ends()
+    receive, _ = channel.receive_and_send()
     return channel, receive
 
 
 @pytest.mark.anyio
-async def test_a_receive_that_waits_returns_the_last_word_and_so_do_all_later_ones(queue):
+async def test_receive_interrupted_returns_once_then_waits(queue):
     channel, receive = channel_of(queue)
     heard = []
 
     async def listen():
-        for _ in range(3):
+        while True:
             heard.append(await receive())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
         await anyio.wait_all_tasks_blocked()
         assert channel.is_received_from
-        channel.cut_off(repeat(GONE))
-    assert heard == [GONE] * 3
+        channel.interrupt_receive(Interruption(GONE))
+        await anyio.wait_all_tasks_blocked()
+        assert heard == [GONE]
+        tasks.start_soon(listen)  # nor is there one for another task
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert heard == [GONE]
     assert queue.waiting == 0
     assert not channel.is_received_from
     assert channel.received == 0
@@ -85,7 +89,7 @@ async def test_receives_in_several_tasks_return(queue):
                 tasks.start_soon(listen)
             await anyio.wait_all_tasks_blocked()
             assert queue.waiting == 3
-            channel.cut_off(repeat(GONE))
+            channel.interrupt_receive(Interruption(GONE))
     assert heard == [GONE] * 3
 
 
@@ -93,7 +97,7 @@ async def test_receives_in_several_tasks_return(queue):
 async def test_a_receive_that_has_not_started_yet_returns_too(queue):
     channel, receive = channel_of(queue)
     receiving = receive()
-    channel.cut_off(repeat(GONE))
+    channel.interrupt_receive(Interruption(GONE))
     with anyio.fail_after(5):
         assert await receiving == GONE
 
@@ -111,7 +115,7 @@ async def test_a_message_that_has_come_already_is_delivered_first(queue):
         tasks.start_soon(listen)
         await anyio.wait_all_tasks_blocked()
         queue.event.set()
-        channel.cut_off(repeat(GONE))
+        channel.interrupt_receive(Interruption(GONE))
     assert heard[-1] == GONE
 
 
@@ -133,7 +137,7 @@ async def test_a_cancellation_at_the_same_moment_is_not_swallowed(queue):
                     if step == "cancel":
                         scope.cancel()
                     else:
-                        channel.cut_off(repeat(GONE))
+                        channel.interrupt_receive(Interruption(GONE))
                 await anyio.sleep_forever()
         assert scope.cancelled_caught
 
@@ -154,7 +158,7 @@ def test_a_task_of_asyncio_that_is_cancelled_at_the_same_moment_stays_cancelled(
             if step == "cancel":
                 task.cancel()
             else:
-                channel.cut_off(repeat(GONE))
+                channel.interrupt_receive(Interruption(GONE))
         with pytest.raises(asyncio.CancelledError):
             await task
         assert queue.waiting == 0
@@ -189,7 +193,7 @@ def in_three_tasks(server_receive, act):
 
     async def main():
         channel = Data(server_receive)
-        receive, _ = channel.ends()
+        receive, _ = channel.receive_and_send()
         tasks = [asyncio.create_task(receive()) for _ in range(3)]
         await asyncio.sleep(0)
         await act(channel, tasks)
@@ -211,7 +215,7 @@ def test_what_the_server_has_for_several_tasks_as_they_are_cut_off_is_not_lost()
     async def act(channel, _tasks):
         for number, rust in enumerate(on_their_way):
             rust.future.set_result({"type": "websocket.receive", "text": number})
-        channel.cut_off(repeat(GONE))
+        channel.interrupt_receive(Interruption(GONE))
 
     messages, received = in_three_tasks(server_receive, act)
     assert [message["text"] for message in messages] == [0, 1, 2]
@@ -232,7 +236,8 @@ def test_what_cannot_be_cancelled_now_is_cancelled_later_in_several_tasks_too():
         await Borrowed()
 
     async def act(channel, _tasks):
-        while not channel.cut_off(repeat(GONE)):
+        interruption = Interruption(GONE)
+        while not channel.interrupt_receive(interruption):
             await asyncio.sleep(0)
 
     assert in_three_tasks(server_receive, act) == ([GONE] * 3, 0)
@@ -241,7 +246,7 @@ def test_what_cannot_be_cancelled_now_is_cancelled_later_in_several_tasks_too():
 @pytest.mark.parametrize("which", range(3))
 def test_one_of_several_tasks_that_is_cancelled_as_it_is_cut_off_stays_cancelled(which):
     async def act(channel, tasks):
-        channel.cut_off(repeat(GONE))
+        channel.interrupt_receive(Interruption(GONE))
         tasks[which].cancel()
 
     messages, _ = in_three_tasks(lambda: asyncio.sleep(60), act)
@@ -261,11 +266,11 @@ def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancell
                 await receive()
 
         channel = Data(server_receive)
-        receive, _ = channel.ends()
+        receive, _ = channel.receive_and_send()
         task = asyncio.create_task(listen())
         while not channel.is_received_from:
             await asyncio.sleep(0)
-        channel.cut_off(repeat(GONE))
+        channel.interrupt_receive(Interruption(GONE))
         scope.cancel()
         await task
         assert scope.cancelled_caught
@@ -288,7 +293,7 @@ def test_the_task_that_is_interrupted_is_not_cancelled():
         task = asyncio.create_task(listen())
         while not channel.is_received_from:
             await asyncio.sleep(0)
-        channel.cut_off(repeat(GONE))
+        channel.interrupt_receive(Interruption(GONE))
         assert await task == (GONE, 0)
 
     asyncio.run(main())

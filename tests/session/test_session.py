@@ -577,7 +577,7 @@ async def test_a_handler_that_is_shed_before_it_looks_finds_a_connect_first(wait
     async def handler(scope, receive, send):
         if not waits:
             await scope["extensions"]["closecodes"].shed()
-        seen.extend([await receive() for _ in range(3)])
+        seen.extend([await receive() for _ in range(2)])
 
     async def stuck():
         if not peer.sent:
@@ -590,7 +590,7 @@ async def test_a_handler_that_is_shed_before_it_looks_finds_a_connect_first(wait
         if waits:
             await anyio.wait_all_tasks_blocked()
             await next(iter(guard.sessions)).shed()
-    assert [message["type"] for message in seen] == ["websocket.connect", *["websocket.disconnect"] * 2]
+    assert [message["type"] for message in seen] == ["websocket.connect", "websocket.disconnect"]
     assert peer.closed[0] == 1013
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 

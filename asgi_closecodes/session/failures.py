@@ -1,0 +1,180 @@
+"""The meaning of an exception that has ended a handler, and whose socket it came out of.
+
+The socket decides, never the class: the departure of one's own peer is no error, that of another session's is one.
+Nothing here trusts an exception: its attributes may lie or raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import functools
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from asgi_closecodes.error_identity import chain_of, traceback_of, type_name
+from asgi_closecodes.exceptions import SessionEnded, leaves
+
+from .channel import Channel
+
+if TYPE_CHECKING:
+    from starlette.types import Scope, Send
+
+
+_SENDERS = frozenset({"_control", "_pass_on"})
+"""Methods of a session whose frame says that its socket raised."""
+
+
+_STARLETTE = WebSocket.send.__code__.co_filename
+
+
+def session_in(scope: Scope) -> Any:
+    """Return the session that runs with ``scope``, that of the innermost middleware, or None."""
+    return (scope.get("extensions") or {}).get("closecodes")
+
+
+class Origin(enum.Enum):
+    """What an exception of a handler says of sockets."""
+
+    OWN = "the session's own peer has left"
+    UNSURE = "it has left, or this is misuse: a close that the server takes tells"
+    UNKNOWN = "the peer of some session has left: a close that the server takes tells that it was another one's"
+    OTHER_SESSION = "the peer of another session has left"
+    ELSEWHERE = "nothing"
+
+
+def origin_of(error: BaseException, send: Send, scope: Scope, session: Channel, *, has_left: bool) -> Origin:
+    """Return what ``error`` says of sockets.
+
+    :param send: the server's.
+    :param scope: the server's.
+    :param has_left: whether the peer is known to have left, or this side has ended the session.
+    """
+    kind = type(error)
+    is_departure = issubclass(kind, (WebSocketDisconnect, SessionEnded))
+    if not (is_departure or issubclass(kind, (OSError, RuntimeError))):
+        return Origin.ELSEWHERE
+    socket = _Socket(send, scope, session)
+    is_own = socket.has_raised(error)
+    if is_own is None:
+        if not is_departure:
+            return Origin.ELSEWHERE  # of a file, a database
+        return Origin.OWN if has_left else Origin.UNKNOWN
+    if issubclass(kind, RuntimeError):
+        # Disconnected is autobahn's, under daphne; uvicorn raises the same for a peer that has left and for misuse.
+        if has_left or type_name(kind).endswith(".Disconnected"):
+            return Origin.OWN if is_own else Origin.OTHER_SESSION
+        return Origin.UNSURE if is_own and socket.has_sent(error) else Origin.ELSEWHERE
+    return Origin.OWN if is_own else Origin.OTHER_SESSION
+
+
+class _Socket:
+    """The ways in which an exception may come out of one session's socket."""
+
+    def __init__(self, send: Send, scope: Scope, session: Channel) -> None:
+        self._session = session
+        self._sessions = [session]
+        while (around := session_in(scope)) is not None:  # another middleware of this library stands around this one
+            self._sessions.append(around)
+            send, scope = around._send, around._servers_scope  # noqa: SLF001 - its own kind
+        self._code, self._bound = _code_of(send)
+
+    def has_raised(self, error: BaseException) -> bool | None:
+        """Whether ``error`` came out of this socket; False if out of another one, None if its frames do not tell."""
+        for one in chain_of(error):  # Starlette raises a WebSocketDisconnect while it handles the OSError
+            verdict = None
+            for frame in _frames(traceback_of(one)):  # the innermost that tells counts
+                told = self._is_own(frame)
+                verdict = verdict if told is None else told
+            if verdict is not None:
+                return verdict
+        return None
+
+    def has_sent(self, error: BaseException) -> bool:
+        """Whether it is the server's ``send`` that has raised ``error``."""
+        return any(frame.f_code is self._code for frame in _frames(traceback_of(error)))
+
+    def _is_of(self, session: Any) -> bool:
+        """Whether ``session`` is of this socket: this one, or one of a middleware around or inside of this one's."""
+        while session is not None:
+            if session in self._sessions:
+                return True
+            session = session_in(session._servers_scope)  # noqa: SLF001 - its own kind
+        return False
+
+    def _is_own(self, frame: FrameType) -> bool | None:
+        code = frame.f_code
+        if code is self._code:
+            return all(frame.f_locals.get(name) is value for name, value in self._bound.items())
+        if code.co_varnames[:1] != ("self",):
+            return None
+        this: Any = frame.f_locals.get("self")
+        if issubclass(type(this), Channel):
+            return self._is_of(this) if code.co_name in _SENDERS else None
+        if code.co_filename == _STARLETTE and issubclass(type(this), WebSocket):
+            session = session_in(this.scope)
+            if session is None:
+                return None
+            return _is_over(this, code.co_name) if self._is_of(session) else False
+        return None
+
+
+def _is_over(websocket: Any, operation: str) -> bool | None:
+    """Whether Starlette's ``websocket`` is over, so that its errors say that; None if they say something else.
+
+    Calling ``send`` before ``accept`` is a bug, whether the peer has left or not.
+    """
+    over = WebSocketState.DISCONNECTED
+    states = websocket.client_state, websocket.application_state
+    state = states[0] if operation == "receive" else states[1]
+    return True if state is over or (over in states and operation == "_raise_on_disconnect") else None
+
+
+def _frames(trace: TracebackType | None) -> Iterator[FrameType]:
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _code_of(call: Any) -> tuple[CodeType | None, dict[str, Any]]:
+    """Return the code that runs when ``call`` is called, and the names in its frame that are this ``call``'s alone."""
+    call = inspect.unwrap(call)
+    bound: list[Any] = []
+    while isinstance(call, functools.partial):  # daphne's send is one
+        bound[:0] = call.args
+        call = call.func
+    if not hasattr(call, "__code__"):
+        call = getattr(call, "__call__", None)  # noqa: B004 - an object with that method
+    if (this := getattr(call, "__self__", None)) is not None:
+        bound.insert(0, this)
+    function = getattr(call, "__func__", call)
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        return None, {}
+    names = dict(zip(code.co_varnames, bound, strict=False))
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            names[name] = cell.cell_contents
+        except ValueError:  # empty so far
+            continue
+    return code, names
+
+
+def is_cancelled(error: BaseException, cancelled_before: int) -> bool:
+    """Whether somebody has cancelled the handler; a future that somebody cancels raises a CancelledError, too.
+
+    :param error: what has ended the handler, no Exception.
+    :param cancelled_before: how often its task was cancelled before it began.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return True  # on trio nothing but a scope raises it
+    if task is None or task.cancelling() > cancelled_before:
+        return True
+    kinds = {type(one) for one in leaves(error)}
+    return any(not issubclass(kind, (Exception, asyncio.CancelledError)) for kind in kinds)  # KeyboardInterrupt
