@@ -118,5 +118,5 @@ class Timeout:
         if self._has_expired:
             assert task is not None
             is_ours_alone = task.uncancel() <= self._cancelling  # nobody else has cancelled it too
-            self.cancelled_caught = is_ours_alone and isinstance(error, asyncio.CancelledError)
+            self.cancelled_caught = is_ours_alone and issubclass(type(error), asyncio.CancelledError)
         return self.cancelled_caught

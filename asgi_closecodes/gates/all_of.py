@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -61,8 +62,10 @@ class Places:
                     place = gate.admit(self._session)
                     if place is not FREE:
                         await place.__aenter__()
-                except Exception as error:
-                    self._refuse_or_admit_past(gate, error)
+                except (Exception, asyncio.CancelledError) as error:
+                    if not issubclass(type(error), Exception) and cancelled_from_outside():
+                        raise
+                    self._refuse_or_admit_past(gate, error)  # nobody has cancelled this: a future that it awaits was
                     place = FREE
                 self._entered += (place,)  # no list: that takes more for as long as the session lasts
             return self
@@ -82,9 +85,9 @@ class Places:
             except Exception as error:
                 self._refuse_or_admit_past(gate, error)
 
-    def _refuse_or_admit_past(self, gate: Gate, error: Exception) -> None:
+    def _refuse_or_admit_past(self, gate: Gate, error: BaseException) -> None:
         causes = [*leaves(error)]
-        refusals = [cause for cause in causes if isinstance(cause, TryAgainLater)]
+        refusals: list[Any] = [cause for cause in causes if issubclass(type(cause), TryAgainLater)]
         if len(refusals) == len(causes):
             refusals[0].gate = refusals[0].gate or type(gate).__name__
             raise refusals[0] from (error if error is not refusals[0] else None)
@@ -106,14 +109,14 @@ class Places:
             try:
                 swallows = await place.__aexit__(None if pending is None else type(pending), pending, trace)
                 # A gate may end its session by a scope of its own. An error is not its to settle: daphne closes for it.
-                if swallows and not isinstance(pending, Exception):
+                if swallows and not issubclass(type(pending), Exception):
                     pending = None
             except Exception as failure:
                 # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
                 if any(leaf is not pending for leaf in leaves(failure)):
                     gate = next(gate for gate, its in zip(self._gates, entered, strict=False) if its is place)
                     self._report(gate, failure, "release", admitted=True)
-                if isinstance(pending, anyio.get_cancelled_exc_class()) and not cancelled_from_outside():
+                if issubclass(type(pending), anyio.get_cancelled_exc_class()) and not cancelled_from_outside():
                     pending = None  # the cancellation of a task group or a scope of the gate's own,
                     try:
                         await anyio.lowlevel.checkpoint_if_cancelled()  # unless there is more of it
@@ -125,5 +128,5 @@ class Places:
             raise pending
         return pending is not error
 
-    def _report(self, gate: Gate, error: Exception, step: Literal["admit", "release"], *, admitted: bool) -> None:
+    def _report(self, gate: Gate, error: BaseException, step: Literal["admit", "release"], *, admitted: bool) -> None:
         self._session.report(GateFailed(self._session.facts(), type(gate).__name__, error, step, admitted))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from asgi_closecodes.error_identity import chain_of, traceback_of, type_name
+from asgi_closecodes.error_identity import traceback_of, type_name
 from asgi_closecodes.exceptions import SessionEnded, leaves
 
 from .channel import Channel
@@ -85,14 +85,11 @@ class _Socket:
 
     def has_raised(self, error: BaseException) -> bool | None:
         """Whether ``error`` came out of this socket; False if out of another one, None if its frames do not tell."""
-        for one in chain_of(error):  # Starlette raises a WebSocketDisconnect while it handles the OSError
-            verdict = None
-            for frame in _frames(traceback_of(one)):  # the innermost that tells counts
-                told = self._is_own(frame)
-                verdict = verdict if told is None else told
-            if verdict is not None:
-                return verdict
-        return None
+        verdict = None
+        for frame in _frames(traceback_of(error)):  # the innermost that tells counts
+            told = self._is_own(frame)
+            verdict = verdict if told is None else told
+        return verdict
 
     def has_sent(self, error: BaseException) -> bool:
         """Whether it is the server's ``send`` that has raised ``error``."""

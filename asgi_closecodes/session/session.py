@@ -417,11 +417,11 @@ class Session(Channel):
 
     async def _ended_by(self, error: BaseException) -> bool:
         """Close the session for what its handler raised; return whether nobody else has to know."""
-        if isinstance(error, GeneratorExit):
+        if issubclass(type(error), GeneratorExit):
             return False  # the coroutine is being thrown away: nothing may be awaited any more
         origins = [(leaf, self._origin_of(leaf)) for leaf in leaves(error)]
         causes = [leaf for leaf, origin in origins if origin is not Origin.OWN]
-        if not isinstance(error, Exception) and is_cancelled(error, self._cancelling):
+        if not issubclass(type(error), Exception) and is_cancelled(error, self._cancelling):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
             await self._say(LastWord(_COMPLETED))
@@ -441,7 +441,7 @@ class Session(Channel):
         try:
             sent = await self.abandon()
         finally:
-            if any(isinstance(cause, Exception) for cause in causes):  # it failed while it was cancelled
+            if any(issubclass(type(cause), Exception) for cause in causes):  # it failed while it was cancelled
                 self._failed(facts, new_error_id(), error, sent=sent)
         await _repeat(error)
         return False
@@ -767,7 +767,7 @@ async def _repeat(error: BaseException) -> None:
 
     It is known by what it says, and a timeout of asyncio's that has expired in the same turn says nothing.
     """
-    if isinstance(error, anyio.get_cancelled_exc_class()):
+    if issubclass(type(error), anyio.get_cancelled_exc_class()):
         await anyio.lowlevel.checkpoint_if_cancelled()
 
 

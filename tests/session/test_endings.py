@@ -1,0 +1,510 @@
+"""Each ending is told truthfully: by whose socket it came, and without keeping the event loop."""
+
+import asyncio
+import contextlib
+import logging
+
+import anyio
+import pytest
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, events
+from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter
+from asgi_closecodes.session import session_of
+from tests.support.asgi import Peer, of
+
+
+class Staying(Peer):
+    """A peer that stays until ``gone`` is set; what is sent to it then raises ``raises``, if it is given."""
+
+    def __init__(self, raises=None, **scope):
+        super().__init__(**scope)
+        self.gone = anyio.Event()
+        self.raises = raises
+
+    async def receive(self):
+        if len(self._says) == 1:
+            await self.gone.wait()
+        return await super().receive()
+
+    async def send(self, message):
+        if self.gone.is_set() and self.raises is not None:
+            raise self.raises
+        await super().send(message)
+
+
+async def receive_for_ever(receive, send):
+    while True:
+        await receive()
+
+
+async def poll_for_ever(receive, send):
+    while True:
+        with anyio.move_on_after(0.001):
+            await receive()
+
+
+async def receive_twice(receive, send):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(receive_for_ever, receive, send)
+        tasks.start_soon(receive_for_ever, receive, send)
+
+
+async def receive_in_tasks(receive, send):
+    while True:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+
+
+async def send_and_swallow(receive, send):
+    while True:
+        with contextlib.suppress(OSError):
+            await send({"type": "websocket.send", "text": "x"})
+
+
+async def close_and_swallow(receive, send):
+    await receive()
+    while True:
+        with contextlib.suppress(OSError, RuntimeError):
+            await send({"type": "websocket.close", "code": 1000})
+
+
+async def misuse_and_swallow(receive, send):
+    await receive()
+    while True:
+        with contextlib.suppress(OSError, RuntimeError):
+            await send({"type": "websocket.nonsense"})
+
+
+HANDLERS = [
+    receive_for_ever,
+    poll_for_ever,
+    receive_twice,
+    receive_in_tasks,
+    send_and_swallow,
+    close_and_swallow,
+    misuse_and_swallow,
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("by", ["shed", "drain"])
+async def test_session_ended_leaves_the_loop_free(handler, by):
+    """Whatever a handler does with its disconnect, others run, and the grace period ends it."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await handler(receive, send)
+
+    guard = Guard(Settings(shed_grace=0.2))
+    peer = Staying()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(peer.visit, CloseCodeMiddleware(app, guard))
+        while not guard.sessions or not peer.sent:
+            await anyio.sleep(0)
+        for _ in range(5):
+            await anyio.sleep(0)
+        [session] = guard.sessions
+        if by == "shed":
+            await session.shed()
+        else:
+            await guard.drain(0)
+        turns = 0
+        while guard.sessions:
+            turns += 1
+            await anyio.sleep(0.001)
+    assert turns > 5
+    closes = [message["code"] for message in peer.sent if message["type"] == "websocket.close"]
+    assert closes == [1013 if by == "shed" else 1012]
+    assert not guard.snapshot()["errors"]
+
+
+@pytest.mark.anyio
+async def test_receive_cancelled_as_it_is_interrupted_is_told_later():
+    """A disconnect counts as told only when receive() returned it."""
+    seen = []
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        with anyio.CancelScope() as scope_:
+            scopes.append(scope_)
+            seen.append(await receive())
+        seen.append(await receive())
+
+    scopes = []
+    guard = Guard()
+    peer = Staying()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(peer.visit, CloseCodeMiddleware(app, guard))
+        while not scopes:
+            await anyio.sleep(0)
+        await anyio.wait_all_tasks_blocked()
+        scopes[0].cancel()
+        await next(iter(guard.sessions)).shed()
+    assert [message["type"] for message in seen] == ["websocket.disconnect"]
+
+
+class Room:
+    """Members whose speaker broadcasts when its ``speaks`` is set."""
+
+    def __init__(self):
+        self.members = []
+        self.speaks = anyio.Event()
+
+    async def __call__(self, scope, receive, send):
+        websocket = WebSocket(scope, receive, send)
+        await websocket.accept()
+        self.members.append(websocket)
+        if scope["path"] == "/speaker":
+            await self.speaks.wait()
+            for member in self.members:
+                if member is not websocket:
+                    await member.send_text("hello")
+        else:
+            await anyio.sleep_forever()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["shed", "left"])
+async def test_broadcast_to_a_member_that_is_gone_is_a_failure(how):
+    """The departure of another session's peer is this handler's failure."""
+    room, seen = Room(), []
+    guard = Guard(Settings(shed_grace=0.05), observers=[seen.append])
+    app = CloseCodeMiddleware(room, guard)
+    member, speaker = Staying(raises=ConnectionResetError(), path="/member"), Staying(path="/speaker")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(member.visit, app)
+        while not room.members:
+            await anyio.sleep(0)
+        tasks.start_soon(speaker.visit, app)
+        while len(room.members) < 2:
+            await anyio.sleep(0)
+        if how == "shed":
+            await session_of(room.members[0].scope).shed()
+        else:
+            member.gone.set()
+        room.speaks.set()
+        while "close" not in speaker.heard:
+            await anyio.sleep(0)
+        tasks.cancel_scope.cancel()
+    assert speaker.closed[0] == 1011
+    [failure] = of(events.SessionFailed, seen)
+    assert failure.of_another_session
+    assert failure.session.path == "/speaker"
+
+
+async def close_in_finally(websocket):
+    try:
+        await websocket.receive_text()
+    finally:
+        await websocket.close()
+
+
+async def receive_without_a_branch(websocket):
+    while True:
+        await websocket.receive()
+
+
+async def send_in_except(websocket):
+    try:
+        await websocket.receive_text()
+    except WebSocketDisconnect:
+        await websocket.send_json({"error": "gone"})
+
+
+async def close_after_own_send_failed(websocket):
+    await websocket.receive()
+    try:
+        await websocket.send_text("x")
+    finally:
+        await websocket.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "clean_up", [close_in_finally, receive_without_a_branch, send_in_except, close_after_own_send_failed]
+)
+@pytest.mark.parametrize("raises", [None, OSError, RuntimeError], ids=["none", "os", "rt"])
+async def test_clean_up_after_the_peer_left_is_no_failure(clean_up, raises):
+    async def app(scope, receive, send):
+        websocket = WebSocket(scope, receive, send)
+        await websocket.accept()
+        await clean_up(websocket)
+
+    seen = []
+    peer = Staying(raises=raises)
+    peer.gone.set()
+    # Accepting succeeds; what comes after it does not.
+    send = peer.send
+
+    async def accepts(message):
+        await (Peer.send(peer, message) if message["type"] == "websocket.accept" else send(message))
+
+    peer.send = accepts
+    await peer.visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
+    assert not of(events.SessionFailed, seen)
+
+
+async def receive_before_accept(websocket):
+    await websocket.receive_text()
+
+
+async def send_before_accept(websocket):
+    await websocket.send_text("x")
+
+
+async def fail_in_clean_up(websocket):
+    await websocket.accept()
+    try:
+        await websocket.receive_text()
+    except WebSocketDisconnect:
+        raise LookupError from None
+
+
+async def file_in_clean_up(websocket):
+    await websocket.accept()
+    try:
+        await websocket.receive_text()
+    finally:
+        raise OSError("a file")
+
+
+async def send_after_own_close(websocket):
+    await websocket.accept()
+    await websocket.close(4000)
+    await websocket.send_text("x")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "misuse", [receive_before_accept, send_before_accept, fail_in_clean_up, file_in_clean_up, send_after_own_close]
+)
+async def test_misuse_stays_a_failure(misuse):
+    async def app(scope, receive, send):
+        await misuse(WebSocket(scope, receive, send))
+
+    seen = []
+    await Peer().visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
+    [failure] = of(events.SessionFailed, seen)
+    assert not failure.of_another_session
+
+
+class Disconnected(RuntimeError):
+    """As autobahn's."""
+
+
+@pytest.mark.anyio
+async def test_disconnected_of_the_own_send_is_a_departure():
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        peer.gone.set()
+        await send({"type": "websocket.send", "text": "x"})
+
+    seen = []
+    peer = Staying(raises=Disconnected("Attempt to send on a closed protocol"))
+    await peer.visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
+    assert not of(events.SessionFailed, seen)
+
+
+@pytest.mark.anyio
+async def test_failure_after_own_close_names_that_close():
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 1003})
+        raise LookupError
+
+    seen = []
+    guard = Guard(observers=[seen.append])
+    await Peer().visit(CloseCodeMiddleware(app, guard))
+    [failure] = of(events.SessionFailed, seen)
+    assert failure.close.code == 1003
+    assert guard.snapshot()["closes"] == {1003: 1}
+
+
+@pytest.mark.anyio
+async def test_failure_answered_by_http_names_no_close():
+    async def app(scope, receive, send):
+        await receive()
+        raise LookupError
+
+    seen = []
+    guard = Guard(Settings(handshake="http"), observers=[seen.append])
+    peer = await Peer().visit(CloseCodeMiddleware(app, guard))
+    [failure] = of(events.SessionFailed, seen)
+    assert peer.status == 500
+    assert failure.close is None
+    assert guard.snapshot()["closes"] == {}
+
+
+@pytest.mark.anyio
+async def test_close_taken_as_its_twin_is_named():
+    """daphne takes 4013 where it refuses 1013."""
+
+    class Daphne(Staying):
+        async def send(self, message):
+            if message["type"] == "websocket.close" and message["code"] < 3000:
+                raise ValueError("must be 1000 or from [3000, 4999]")
+            await super().send(message)
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    seen = []
+    guard = Guard(observers=[seen.append])
+    peer = Daphne()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(peer.visit, CloseCodeMiddleware(app, guard))
+        await anyio.wait_all_tasks_blocked()
+        await next(iter(guard.sessions)).shed()
+    [shed] = of(events.SessionShed, seen)
+    assert shed.close.code == 4013
+    assert guard.snapshot()["closes"] == {4013: 1}
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_cancellation_nobody_asked_for_is_a_failure(group):
+    """A shared future that somebody cancels is a failure like any other."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        try:
+            await future
+        except asyncio.CancelledError as error:
+            if group:
+                raise BaseExceptionGroup("g", [error]) from None
+            raise
+
+    seen = []
+
+    async def main():
+        return await Peer().visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
+
+    assert asyncio.run(main()).closed[0] == 1011
+    assert of(events.SessionFailed, seen)
+
+
+def nested(depth):
+    error = ValueError("deep")
+    for _ in range(depth):
+        error = ExceptionGroup("g", [error])
+    return error
+
+
+class Causes(Exception):
+    __cause__ = "text"
+
+
+class Raises(Exception):
+    @property
+    def __traceback__(self):
+        raise ZeroDivisionError
+
+    @property
+    def __class__(self):
+        raise ZeroDivisionError
+
+
+class Lies(Exception):
+    __traceback__ = 5
+    __context__ = 7
+    __module__ = None
+    __class__ = str
+
+
+class Touchy(Exception):
+    def __getattribute__(self, name):
+        raise ZeroDivisionError(name)
+
+
+class Unhashable(type):
+    def __hash__(cls):
+        raise ZeroDivisionError
+
+    def __getattribute__(cls, name):
+        raise ZeroDivisionError(name)
+
+
+class Odd(Exception, metaclass=Unhashable):
+    pass
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nested(1200), lambda: Causes(), lambda: Raises(), lambda: Lies(), lambda: Touchy(), lambda: Odd()],
+    ids=["deep", "cause", "raises", "lies", "touchy", "odd"],
+)
+async def test_hostile_exception_is_closed_and_reported(make, caplog):
+    """A ref that the client gets is in the log, whatever the exception is."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        raise make()
+
+    guard = Guard()
+    peer = await Peer().visit(CloseCodeMiddleware(app, guard))
+    code, reason = peer.closed
+    assert code == 1011
+    ref = reason.partition("ref=")[2]
+    [record] = [record for record in caplog.records if getattr(record, "closecodes.error.id", None) == ref]
+    for formatter in (logging.Formatter(), JsonFormatter(), ConsoleFormatter()):
+        assert ref in formatter.format(record)
+    assert guard.snapshot()["errors"] == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("code", [10**5000, -1, 1006, True, "x", None, 1e300], ids=lambda code: type(code).__name__)
+async def test_close_with_a_code_nobody_may_send_is_reported(code, caplog):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        raise CloseWith(code)
+
+    peer = await Peer().visit(CloseCodeMiddleware(app, Guard()))
+    assert peer.closed[0] == 1011
+    names = [getattr(record, "event.name", None) for record in caplog.records]
+    assert names.count("closecodes.session.close_repaired") == 1
+    assert "closecodes.callback.failed" not in names
+
+
+def test_cancelled_future_of_a_gate_is_its_failure():
+    """Nobody has cancelled the session: the gate has failed, and the setting decides."""
+
+    class Gate:
+        def admit(self, session):
+            return self
+
+        async def __aenter__(self):
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+
+        async def __aexit__(self, *error):
+            pass
+
+    async def main():
+        seen = []
+        guard = Guard(gate=Gate(), observers=[seen.append])
+
+        async def app(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+
+        peer = await Peer().visit(CloseCodeMiddleware(app, guard))
+        return peer, seen
+
+    peer, seen = asyncio.run(main())
+    assert peer.closed[0] == 1000
+    assert of(events.GateFailed, seen)
