@@ -5,15 +5,83 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
+import sys
+import threading
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 
 _LOGGER = logging.getLogger("asgi_closecodes.error")
 
+COUNTING = threading.RLock()
+"""Held while something is counted: sessions of one guard may run in several event loops, each in its thread."""
+
 _tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks only weakly
+
+
+class EventLoop:
+    """An event loop of asyncio or trio, as seen from other threads, and after it has ended or the process forked."""
+
+    __slots__ = ("_loop", "_pid")
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._pid = os.getpid()
+
+    @classmethod
+    def running(cls) -> Self | None:
+        """Return the one that runs in this thread, None if none does."""
+        if (loop := running_loop()) is None:
+            return None
+        return cls(loop)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this code runs in it."""
+        return running_loop() is self._loop
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs, in whatever thread of this process."""
+        if self._pid != os.getpid():
+            return False
+        if isinstance(self._loop, asyncio.AbstractEventLoop):
+            return self._loop.is_running()
+        return self.is_here or self.call_soon(_nothing)
+
+    def call_soon(self, call: Callable[..., object], *arguments: object) -> bool:
+        """Have ``call`` called in it, from any thread; return False if it has ended."""
+        try:
+            if isinstance(self._loop, asyncio.AbstractEventLoop):
+                self._loop.call_soon_threadsafe(call, *arguments)
+            else:
+                self._loop.run_sync_soon(call, *arguments)
+        except RuntimeError:
+            return False
+        return True
+
+
+def _nothing() -> None:
+    pass
+
+
+def running_loop() -> Any:
+    """Return what stands for the event loop that runs in this thread: asyncio's, trio's token, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    if "trio" not in sys.modules:
+        return None
+    import trio  # noqa: PLC0415 - only where it may run
+
+    try:
+        return trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
 
 
 def spawn(function: Callable[..., Awaitable[object]], *arguments: object) -> None:

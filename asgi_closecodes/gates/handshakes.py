@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
+from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 from asgi_closecodes.token_bucket import Rate
@@ -61,9 +62,10 @@ class HandshakesInProgress(Limited):
 
     def take(self, session: Session) -> None:
         """Count one handshake more, or refuse it."""
-        if self._limit is not None and len(self._started) >= self._limit:
-            raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
-        self._started[session] = self._clock()
+        with COUNTING:
+            if self._limit is not None and len(self._started) >= self._limit:
+                raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
+            self._started[session] = self._clock()
         session.when_answered(self.give_back)
 
     def give_back(self, session: Session) -> None:
@@ -150,13 +152,14 @@ class HandshakeRate:
 
         :raises TryAgainLater: with the exact delay.
         """
-        now = self._clock()
-        limiter = self._limiter
-        limiter.per_second = rate = self._rate_at(now)
-        limiter.burst = rate if self._burst is None else self._burst
-        if limiter.take():
-            return FREE
-        raise TryAgainLater(cause=self.cause, retry_after=self._next_turn(now), limit=self._rate)
+        with COUNTING:
+            now = self._clock()
+            limiter = self._limiter
+            limiter.per_second = rate = self._rate_at(now)
+            limiter.burst = rate if self._burst is None else self._burst
+            if limiter.take():
+                return FREE
+            raise TryAgainLater(cause=self.cause, retry_after=self._next_turn(now), limit=self._rate)
 
     def _rate_at(self, now: float) -> float:
         age = now - self._start

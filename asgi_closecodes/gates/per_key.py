@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Literal
 
+from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 
@@ -150,10 +151,10 @@ class MaxSessionsPerKey(Limited):
 
     def take(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` more, or refuse it."""
-        if self._limit is not None and key is not None and (key in self._sessions or self._limit == 0):
-            self._make_room(key, self._limit)
-        self._sessions.put(key, session)
-        self.active += 1
+        with COUNTING:
+            if self._limit is not None and key is not None and (key in self._sessions or self._limit == 0):
+                self._make_room(key, self._limit)
+            self._hold(key, session)
 
     def _make_room(self, key: Hashable, limit: int) -> None:
         sessions = self._sessions.of(key)
@@ -172,7 +173,8 @@ class MaxSessionsPerKey(Limited):
 
     def give_back(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` less, once."""
-        self.active -= self._sessions.drop(key, session)  # or it was replaced
+        with COUNTING:
+            self.active -= self._sessions.drop(key, session)  # or it was replaced
 
     def unwanted(self) -> Iterator[Session]:
         """Yield the newest sessions of each key that has more than a limit that was lowered allows."""
@@ -180,7 +182,7 @@ class MaxSessionsPerKey(Limited):
             return
         self._lowered = False  # until proven otherwise: the pass over all keys is not for every tick
         for key in [*self._sessions]:
-            sessions = self._sessions.of(key)
+            sessions = dict(self._sessions.of(key))
             if key is not None and len(sessions) > self._limit:
                 self._lowered = True
                 yield from [session for session in sessions if not session.is_leaving][self._limit :]

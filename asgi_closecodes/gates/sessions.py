@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol
 
+from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 
@@ -87,16 +88,18 @@ class MaxSessions(Limited):
 
     def take(self, session: Session | None) -> None:
         """Count one session more, or refuse it."""
-        if self._limit is not None:
-            reserved = 0 if session is None else self.reserve.get(session.priority, 0)
-            limit = self._limit * (1 - reserved) if reserved else self._limit
-            if self.active >= limit:
-                raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
-        self.active += 1
+        with COUNTING:
+            if self._limit is not None:
+                reserved = 0 if session is None else self.reserve.get(session.priority, 0)
+                limit = self._limit * (1 - reserved) if reserved else self._limit
+                if self.active >= limit:
+                    raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
+            self.active += 1
 
     def give_back(self, _session: Session | None) -> None:
         """Count one session less."""
-        self.active -= 1
+        with COUNTING:
+            self.active -= 1
 
     def excess(self) -> int:
         """Return how many sessions are too many, after the limit was lowered."""

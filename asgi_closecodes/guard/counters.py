@@ -8,6 +8,7 @@ from typing import Any
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close
+from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.error_identity import type_name
 
 _MOST_GROUPS = 20
@@ -30,30 +31,32 @@ class Tally:
     def closed(self, close: Close | None) -> None:
         """Count a session that is over; None is an HTTP response."""
         if close is not None:
-            self.closes[int(close.code)] += 1
+            with COUNTING:
+                self.closes[int(close.code)] += 1
 
     def __call__(self, event: events.Event) -> None:
         """Count ``event``."""
-        match event:
-            case events.SessionRefused(cause=cause, mode=mode) if mode != "shadow":
-                self.refusals[cause] += 1
-            case events.SessionShed(cause=cause):
-                self.sheds[cause] += 1
-            case events.SessionFailed():
-                self.errors += 1
-                group = self._groups.pop(event.fingerprint, None) or {
-                    "fingerprint": event.fingerprint,
-                    "type": type_name(type(event.exception)),
-                    "count": 0,
-                }
-                group["count"] += 1
-                group.update(route=event.session.route, ref=event.error_id, last_seen=time.time())
-                self._groups[event.fingerprint] = group
-                if len(self._groups) > _MOST_GROUPS:
-                    del self._groups[next(iter(self._groups))]
-            case _:
-                pass
+        with COUNTING:
+            match event:
+                case events.SessionRefused(cause=cause, mode=mode) if mode != "shadow":
+                    self.refusals[cause] += 1
+                case events.SessionShed(cause=cause):
+                    self.sheds[cause] += 1
+                case events.SessionFailed():
+                    self.errors += 1
+                    group = self._groups.pop(event.fingerprint, None) or {
+                        "fingerprint": event.fingerprint,
+                        "type": type_name(type(event.exception)),
+                        "count": 0,
+                    }
+                    group["count"] += 1
+                    group.update(route=event.session.route, ref=event.error_id, last_seen=time.time())
+                    self._groups[event.fingerprint] = group
+                    if len(self._groups) > _MOST_GROUPS:
+                        del self._groups[next(iter(self._groups))]
+                case _:
+                    pass
 
     def groups(self) -> list[dict[str, Any]]:
         """Return what failed lately, by bug, the latest first."""
-        return [dict(group) for group in reversed(self._groups.values())]
+        return [dict(group) for group in reversed([*self._groups.values()])]  # copied: another thread may count

@@ -8,7 +8,7 @@ import math
 import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar, get_args
 
 import anyio
@@ -17,7 +17,7 @@ import anyio.lowlevel
 from starlette.types import Receive, Scope, Send
 
 from asgi_closecodes import concurrency, events
-from asgi_closecodes.concurrency import cancelled_from_outside
+from asgi_closecodes.concurrency import COUNTING, EventLoop, cancelled_from_outside
 from asgi_closecodes.exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, LoopLag, Shadow
 from asgi_closecodes.gates.base import FREE
@@ -119,10 +119,11 @@ class Guard:
         self._pace = Pace()
         self._victims = Victims("newest", self._order_failed)
         self._lifespans = 0
-        self._is_draining = False
         self._has_warned = False
-        self._is_ticking = False
-        self._is_busy = False
+        # The event loops in which each of these is done, which may end without a word.
+        self._draining_in: EventLoop | None = None
+        self._ticking_in: EventLoop | None = None
+        self._busy_in: EventLoop | None = None
         self._looked_at = -math.inf
         self._follow_settings()
         for name, nearest in unknown_settings().items():
@@ -171,15 +172,17 @@ class Guard:
 
         :raises SettingsError: if the settings cannot be used.
         """
-        self.settings = checked_change(self.settings, self.settings.changed(**changes))
-        self._follow_settings()
+        before = self.settings
+        self.settings = checked_change(before, before.changed(**changes))
+        try:
+            self._follow_settings()
+        except BaseException:
+            self.settings = before
+            self._follow_settings()
+            raise
         changed = {name: getattr(self.settings, name) for name in changes}
         self.report(events.LimitsSet(self.settings.limits(), changed))
-        if concurrency.inside_event_loop():
-            self._tick_if_needed()
-        else:  # a thread of anyio's, as of a plain function in FastAPI; from elsewhere the next session does it
-            with suppress(RuntimeError):
-                anyio.from_thread.run_sync(self._tick_if_needed)
+        self._tick_if_needed()
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of this process as plain data: sessions, gates, and counts since the start."""
@@ -223,15 +226,16 @@ class Guard:
         window = self.settings.drain_window if window is None else window
         if not (math.isfinite(window) and window >= 0):
             raise ValueError(f"window={window!r}: use a number of seconds, 0 or more")
-        while self._is_draining:  # noqa: ASYNC110 - an event would have to survive its event loop
+        while _is_alive(self._draining_in):  # noqa: ASYNC110 - an event would have to survive its event loop
             await anyio.sleep(TICK)
         if self.draining and not self._untold():
             return
-        self.draining = self._is_draining = True
+        self.draining = True
+        self._draining_in = EventLoop.running()
         try:
             await self._drain(window)
         finally:
-            self._is_draining = False
+            self._draining_in = None
 
     async def _drain(self, window: float) -> None:
         start = time.monotonic()
@@ -245,14 +249,18 @@ class Guard:
                     untold = await self._victims.choose(untold, pace.due(per_second))
                 told += len(untold)
                 for number, session in enumerate(untold, 1):
-                    tasks.start_soon(session.end, ServiceRestart("service restart", cause="drain", retry_after=1.0))
+                    refusal = ServiceRestart("service restart", cause="drain", retry_after=1.0)
+                    if session.loop.is_here:
+                        tasks.start_soon(session.end, refusal)
+                    else:
+                        session.end_soon(refusal)
                     if number % _AT_ONCE == 0:
                         await anyio.lowlevel.checkpoint()
                 await anyio.sleep(TICK)
         self.report(events.DrainFinished(told, time.monotonic() - start))
 
     def _untold(self) -> list[Session]:
-        return [session for session in self.sessions if not session.is_leaving]
+        return [session for session in [*self.sessions] if not session.is_leaving]  # copied: other threads have some
 
     # What sessions need
 
@@ -371,18 +379,27 @@ class Guard:
 
     def _keep_watch(self, _event: events.Event) -> None:
         """Have the ticker look after what an event has begun."""
-        if not self._is_ticking and concurrency.inside_event_loop():
-            self._tick_if_needed()
+        self._tick_if_needed()
 
     def _tick_if_needed(self) -> None:
-        if not self._is_ticking and self._is_needed():
-            self._is_ticking = True
-            concurrency.spawn(self._tick_forever)
+        """Have the ticker run: here, or from a plain thread where a session is."""
+        if _is_alive(self._ticking_in) or not self._is_needed():
+            return
+        with COUNTING:
+            if _is_alive(self._ticking_in):
+                return
+            if (loop := EventLoop.running()) is not None:
+                self._ticking_in = loop
+                concurrency.spawn(self._tick_forever, loop)
+                return
+        for session in [*self.sessions]:
+            if session.loop.call_soon(self._tick_if_needed):
+                return
 
-    async def _tick_forever(self) -> None:
+    async def _tick_forever(self, loop: EventLoop) -> None:
         try:
             last_used = time.monotonic()
-            while self._is_needed():
+            while self._is_needed() and self._ticking_in is loop:
                 if self._lifespans or self.sessions:
                     last_used = time.monotonic()
                 elif time.monotonic() - last_used > LINGER:
@@ -390,14 +407,21 @@ class Guard:
                 self._tick()
                 await anyio.sleep(TICK)
         finally:
-            self._is_ticking = False
-            self._logs.sum_up(now=True)
-            self._lag.stop()
-            for gate in self.gate.gates:
-                sensor = getattr(_inside(gate), "sensor", None)
-                if (stop := getattr(sensor, "stop", None)) is not None:
-                    stop()
-            self._sample()
+            if self._ticking_in is loop:  # else another one has taken over
+                self._ticking_in = None
+                self._stop_ticking()
+
+    def _stop_ticking(self) -> None:
+        self._logs.sum_up(now=True)
+        self._lag.stop()
+        for gate in self.gate.gates:
+            sensor = getattr(_inside(gate), "sensor", None)
+            if (stop := getattr(sensor, "stop", None)) is not None:
+                stop()
+        self._sample()
+        for session in [*self.sessions]:  # those in other event loops go on
+            if not session.loop.is_here and session.loop.call_soon(self._tick_if_needed):
+                return
 
     def _tick(self) -> None:
         self._logs.sum_up()
@@ -450,15 +474,15 @@ class Guard:
 
     def _in_background(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function``, which takes many turns of the event loop, unless the last one still runs."""
-        if not self._is_busy:
-            self._is_busy = True
+        if not _is_alive(self._busy_in):
+            self._busy_in = EventLoop.running()
             concurrency.spawn(self._busy_with, function, *arguments)
 
     async def _busy_with(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         try:
             await function(*arguments)
         finally:
-            self._is_busy = False
+            self._busy_in = None
 
     async def _shed(self, unwanted: list[tuple[Session, str]], count: int, cause: str) -> None:
         chosen = await self._victims.choose(self.sessions, count)
@@ -523,6 +547,10 @@ def _limit_of(gate: Gate) -> object:
 
 def _cause(gate: Gate) -> str:
     return getattr(gate, "cause", "shed")
+
+
+def _is_alive(loop: EventLoop | None) -> bool:
+    return loop is not None and loop.is_alive
 
 
 def _reject(returned: object) -> None:

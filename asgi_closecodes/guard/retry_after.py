@@ -7,6 +7,8 @@ import random
 import time
 from collections.abc import Callable
 
+from asgi_closecodes.concurrency import COUNTING
+
 
 class RetryQueue:
     """A virtual queue of refused clients; each refusal takes the next place.
@@ -43,17 +45,19 @@ class RetryQueue:
 
     def freed(self) -> None:
         """Count a session that ended."""
-        now = self._clock()
-        self._freed = 1 + self._freed * math.exp((self._freed_at - now) / self.MEMORY)
-        self._freed_at = now
+        with COUNTING:
+            now = self._clock()
+            self._freed = 1 + self._freed * math.exp((self._freed_at - now) / self.MEMORY)
+            self._freed_at = now
 
     def hint(self) -> float:
         """Take the next place; return the seconds until its turn, at least 0.9."""
-        now = self._clock()
-        rate = self._freed * math.exp((self._freed_at - now) / self.MEMORY) / self.MEMORY
-        rate = min(max(rate, self.SLOWEST), max(self.admits_per_second, 0.1))
-        slot = max(self._slot, now + 1) + 1 / rate
-        if slot > now + self.cap:  # no place: it would be held for somebody who comes back long before it
-            return self._uniform(self.cap / 2, self.cap)
-        self._slot = slot
-        return (slot - now) * self._uniform(0.9, 1.1)
+        with COUNTING:
+            now = self._clock()
+            rate = self._freed * math.exp((self._freed_at - now) / self.MEMORY) / self.MEMORY
+            rate = min(max(rate, self.SLOWEST), max(self.admits_per_second, 0.1))
+            slot = max(self._slot, now + 1) + 1 / rate
+            if slot > now + self.cap:  # no place: it would be held for somebody who comes back long before it
+                return self._uniform(self.cap / 2, self.cap)
+            self._slot = slot
+            return (slot - now) * self._uniform(0.9, 1.1)

@@ -6,6 +6,7 @@ import heapq
 import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import anyio.lowlevel
 
@@ -55,7 +56,7 @@ class Victims:
     def __init__(self, order: Order, order_failed: Callable[[Exception], None]) -> None:
         self.order: Order = order
         self._order_failed = order_failed
-        self._seen: dict[Session, tuple[int, float]] = {}
+        self._seen: WeakKeyDictionary[Session, tuple[int, float]] = WeakKeyDictionary()
 
     async def choose(self, sessions: Collection[Session], count: int) -> list[Session]:
         """Return the ``count`` sessions to go first, of those that are not leaving yet.
@@ -96,7 +97,7 @@ class Victims:
         """
         now = time.monotonic()
         before = self._seen
-        self._seen = {}
+        self._seen = WeakKeyDictionary()
         for number, session in enumerate(list(sessions), 1):
             count = session.message_count
             seen = before.get(session)

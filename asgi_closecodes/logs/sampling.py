@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+from asgi_closecodes.concurrency import COUNTING
+
 MOST_KINDS = 1024
 """Kinds that are told apart. Those beyond are one kind together, for each first part of their keys."""
 
@@ -27,7 +29,7 @@ About = TypeVar("About")
 
 
 class Allowance(Protocol):
-    """How often something may happen; see :class:`asgi_closecodes.rates.Rate`."""
+    """How often something may happen; see :class:`asgi_closecodes.token_bucket.Rate`."""
 
     def take(self) -> bool:
         """Whether one more may happen now; if so, it counts."""
@@ -67,38 +69,40 @@ class Storms(Generic[About]):
 
     def limit(self, allowance: Callable[[], Allowance], overall: Allowance | None = None) -> None:
         """Change what is allowed; what was counted stays counted."""
-        self._allowance = allowance
-        self._overall = overall
-        for kind in self._kinds.values():
-            kind.allowance = allowance()
+        with COUNTING:
+            self._allowance = allowance
+            self._overall = overall
+            for kind in self._kinds.values():
+                kind.allowance = allowance()
 
     def take(self, key: Key, about: Callable[[], About]) -> int | None:
         """Return how many of this kind were left out since the last that was written, or None to leave this out too.
 
         :param about: called for the first of a kind, returns what its summary needs to know.
         """
-        now = self._clock()
-        place: Hashable = key
-        kind = self._kinds.pop(place, None)
-        if kind is None and not self._has_room(now):
-            place = key[0]
+        with COUNTING:
+            now = self._clock()
+            place: Hashable = key
             kind = self._kinds.pop(place, None)
-        if is_first := kind is None:
-            kind = _Kind(about(), self._allowance(), is_rest=place is not key)
-        self._kinds[place] = kind
-        kind.used_at = now
-        # The first of a kind, which is always written, counts too.
-        may = kind.allowance.take()
-        may = may and (self._overall is None or self._overall.take())
-        if not (may or is_first):
-            if not self._unsaid:
-                self._summed_up_at = now
-            kind.suppressed += 1
-            self._unsaid[place] = kind
-            return None
-        self._unsaid.pop(place, None)
-        suppressed, kind.suppressed = kind.suppressed, 0
-        return suppressed
+            if kind is None and not self._has_room(now):
+                place = key[0]
+                kind = self._kinds.pop(place, None)
+            if is_first := kind is None:
+                kind = _Kind(about(), self._allowance(), is_rest=place is not key)
+            self._kinds[place] = kind
+            kind.used_at = now
+            # The first of a kind, which is always written, counts too.
+            may = kind.allowance.take()
+            may = may and (self._overall is None or self._overall.take())
+            if not (may or is_first):
+                if not self._unsaid:
+                    self._summed_up_at = now
+                kind.suppressed += 1
+                self._unsaid[place] = kind
+                return None
+            self._unsaid.pop(place, None)
+            suppressed, kind.suppressed = kind.suppressed, 0
+            return suppressed
 
     def _has_room(self, now: float) -> bool:
         while len(self._kinds) >= MOST_KINDS:
@@ -121,7 +125,9 @@ class Storms(Generic[About]):
         if not self._unsaid or (not now and self._clock() - self._summed_up_at < SUMMARY_AFTER):
             return
         self._summed_up_at = self._clock()
-        unsaid, self._unsaid = self._unsaid, {}
-        for kind in unsaid.values():
-            suppressed, kind.suppressed = kind.suppressed, 0
-            yield kind.about, kind.is_rest, suppressed
+        with COUNTING:
+            unsaid, self._unsaid = self._unsaid, {}
+            summaries = [(kind.about, kind.is_rest, kind.suppressed) for kind in unsaid.values()]
+            for kind in unsaid.values():
+                kind.suppressed = 0
+        yield from summaries

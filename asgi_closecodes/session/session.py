@@ -26,7 +26,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close, CloseCode, fit_reason, private_twin
-from asgi_closecodes.concurrency import Timeout, inside_event_loop, move_on_after, on_asyncio
+from asgi_closecodes.concurrency import (
+    EventLoop,
+    Timeout,
+    inside_event_loop,
+    move_on_after,
+    on_asyncio,
+    running_loop,
+)
 from asgi_closecodes.error_identity import fingerprint, new_error_id, type_name
 from asgi_closecodes.exceptions import (
     CloseWith,
@@ -162,6 +169,7 @@ class Session(Channel):
         "_id",
         "_initiator",
         "_key",
+        "_loop",
         "_outcome",
         "_places",
         "_send",
@@ -184,6 +192,7 @@ class Session(Channel):
         self._doom: TryAgainLater | None = None
         self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # what cancels it while it runs
         self._key: Hashable = None
+        self._loop = running_loop()
         self._ending: _Ending | None = None  # where somebody else than the handler ends the session
         self._outcome: events.Outcome = "not_accepted"
         self._places: Places | None = None  # from when the gates have admitted it until it is over
@@ -357,8 +366,16 @@ class Session(Channel):
         return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))
 
     def end_soon(self, refusal: TryAgainLater) -> None:
-        """End this session in the background."""
-        self._host.spawn(self.end, refusal)
+        """End this session in the background, in its own event loop, from any thread."""
+        if running_loop() is self._loop:
+            self._host.spawn(self.end, refusal)
+        else:
+            self.loop.call_soon(self._host.spawn, self.end, refusal)
+
+    @property
+    def loop(self) -> EventLoop:
+        """The event loop that it runs in."""
+        return EventLoop(self._loop)
 
     def when_answered(self, call: Callable[[Session], None]) -> None:
         """Have ``call`` called once the handshake is answered, by whatever."""

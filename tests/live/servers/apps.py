@@ -191,6 +191,77 @@ async def ignore_the_disconnect(scope, receive, send):
 
 
 @ending()
+async def receive_for_ever(scope, receive, send):
+    while True:
+        await receive()
+
+
+@ending()
+async def receive_in_new_tasks(scope, receive, send):
+    """As Channels does."""
+    while True:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+
+
+@ending()
+async def send_and_swallow(scope, receive, send):
+    while True:
+        try:
+            await text(send, "tick")
+            await anyio.sleep(0.01)
+        except OSError:
+            pass
+
+
+MEMBERS = []
+
+
+@ending()
+async def join(scope, receive, send):
+    """Be a member of a room, until the peer leaves or the session is ended."""
+    websocket = WebSocket(scope, receive, send)
+    websocket.client_state = websocket.application_state = WebSocketState.CONNECTED
+    MEMBERS.append(websocket)
+    try:
+        await anyio.sleep_forever()
+    finally:
+        MEMBERS.remove(websocket)
+
+
+@ending()
+async def speak(scope, receive, send):
+    """Tell every member what the peer says."""
+    while (message := await receive())["type"] == "websocket.receive":
+        for member in MEMBERS:
+            await member.send_text(message["text"])
+
+
+@ending()
+async def close_in_finally(scope, receive, send):
+    websocket = WebSocket(scope, receive, send)
+    websocket.client_state = websocket.application_state = WebSocketState.CONNECTED
+    try:
+        await websocket.receive_text()
+    finally:
+        await websocket.close()
+
+
+@ending()
+async def answer_once(scope, receive, send):
+    await receive()
+    await anyio.sleep(0.05)
+    for _ in range(5):
+        await text(send, "answer")
+
+
+@ending()
+async def close_and_raise(scope, receive, send):
+    await close(send, 1003)
+    raise ValueError(SECRET)
+
+
+@ending()
 async def receive_in_a_child_task(scope, receive, send):
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(echo, scope, receive, send)

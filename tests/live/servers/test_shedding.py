@@ -18,6 +18,9 @@ HANDLERS = {
     "send-only": 0.9,
     "sleep": 5,
     "ignore-the-disconnect": 5,
+    "receive-for-ever": 5,
+    "receive-in-new-tasks": 5,
+    "send-and-swallow": 5,
 }
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.support.peers import HINT, Raw, connect, connect_with_httpx_ws, eventually, is_empty, snapshot
+from tests.support.peers import HINT, Raw, connect, connect_with_httpx_ws, eventually, is_empty, snapshot, tell
 from tests.support.servers import serve
 
 from .apps import SECRET
@@ -347,3 +347,41 @@ def test_every_place_is_free_in_the_end(server):
     for guard in ("", "one", "http", "auto", "few", "keyed", "reraise", "private", "debug", "bald", "offers", "shed"):
         assert eventually(is_empty(server, guard)), guard
         assert all(gate["active"] == 0 for gate in snapshot(server, guard)["gates"])
+
+
+def failures(server, path):
+    return server.records(event__name="closecodes.session.exception", url__path=path)
+
+
+def test_broadcast_to_a_shed_member_is_the_speakers_failure(server, daphne):
+    earlier = len(failures(server, "/speak"))
+    with Raw(server, "/shed/join") as member, Raw(server, "/speak") as speaker:
+        assert member.answer() == speaker.answer() == 101
+        assert eventually(lambda: snapshot(server, "shed")["sessions"] == 1)
+        tell(server, "shed", shed="1")
+        member.close_frame()
+        speaker.send(1, b"hello")
+        seen = speaker.close_frame()
+    assert seen.code == 1011
+    assert eventually(lambda: len(failures(server, "/speak")) == earlier + 1)
+    assert "another session's socket" in failures(server, "/speak")[-1]["message"]
+    assert eventually(is_empty(server, "shed"))
+
+
+@pytest.mark.parametrize("path", ["close-in-finally", "answer-once"])
+def test_clean_up_after_the_client_left_is_no_error(server, path):
+    earlier = len(failures(server, f"/{path}"))
+    for _ in range(10):
+        with Raw(server, f"/{path}") as peer:
+            assert peer.answer() == 101
+            peer.send(1, b"x") if path == "answer-once" else None
+            peer.send(8, (1000).to_bytes(2))
+    assert eventually(is_empty(server, ""))
+    assert len(failures(server, f"/{path}")) == earlier
+
+
+def test_failure_after_an_own_close_names_that_close(server, daphne):
+    seen = connect(server, "/close-and-raise")
+    assert seen.code == (4003 if daphne else 1003)
+    assert eventually(lambda: failures(server, "/close-and-raise"))
+    assert failures(server, "/close-and-raise")[-1]["websocket.close.code"] == seen.code
