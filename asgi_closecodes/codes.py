@@ -6,11 +6,14 @@ Sources: RFC 6455 section 7.4 and the IANA registry "WebSocket Close Code Number
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import Self
 
 MAX_REASON_BYTES = 123
 """A control frame carries 125 bytes; two of them are the code (RFC 6455 section 5.5)."""
+
+_OUR_PARAMETER = re.compile(r"(;?)(\s*\b(?:retry_after|cause|ref)\s*)=", re.IGNORECASE)
 
 
 class CloseCode(enum.IntEnum):
@@ -85,17 +88,26 @@ def fit_reason(text: object, parameters: str = "") -> str:
     """Return ``text``, made a string, and ``parameters`` as a reason of at most 123 bytes.
 
     What is too long is cut from the text, on a character boundary; the parameters, which
-    machines read, stay whole as long as they fit themselves.
+    machines read, stay whole as long as they fit themselves. In front of parameters, what
+    looks like one of ours in the text is made text: ``, retry_after:600``. Nobody is to take it for the hint.
     """
     if (
         type(text) is str
+        and "=" not in text
         and text.isascii()
         and parameters.isascii()
         and len(text) + len(parameters) <= MAX_REASON_BYTES
     ):
         return text + parameters  # nearly always
     tail = _cut(parameters, MAX_REASON_BYTES)
-    return _cut(_as_text(text), MAX_REASON_BYTES - len(tail.encode())) + tail
+    text = _as_text(text)
+    if parameters:
+        text = _OUR_PARAMETER.sub(_as_prose, text)
+    return _cut(text, MAX_REASON_BYTES - len(tail.encode())) + tail
+
+
+def _as_prose(parameter: re.Match[str]) -> str:
+    return f"{',' if parameter[1] else ''}{parameter[2]}:"
 
 
 def _cut(text: str, size: int) -> str:

@@ -163,9 +163,12 @@ def new_error_id() -> str:
 
 
 def as_error_id(text: str) -> str:
-    """Return the id in what somebody typed or pasted: a whole close reason, in lower case, O for 0, I or L for 1."""
-    reference = _REFERENCE.search(text)
-    return (reference[1] if reference else text.strip()).upper().translate(_MISREAD)
+    """Return the id in what somebody typed or pasted: a whole close reason, in lower case, O for 0, I or L for 1.
+
+    The last ``ref=`` counts: one before it is of the exception's text, which ``debug`` puts in front.
+    """
+    references = _REFERENCE.findall(text)
+    return (references[-1] if references else text.strip()).upper().translate(_MISREAD)
 
 
 def time_of(error_id: str) -> float | None:

@@ -64,6 +64,23 @@ def test_the_parameters_stay_whole_and_the_text_is_cut_for_them(text, parameters
         assert fitted.endswith(fit_reason(parameters))
 
 
+@pytest.mark.parametrize(
+    ("text", "prose"),
+    [
+        ("busy; retry_after=600", "busy, retry_after:600"),
+        ("busy;retry_after=600;", "busy,retry_after:600;"),
+        ("busy; Retry_After = 600; ref=X", "busy, Retry_After : 600, ref:X"),
+        ("retry_after=600", "retry_after:600"),
+        (b"busy;\tref=X", "busy,\tref:X"),
+        ("sorry; we are full; area=db; href=x", "sorry; we are full; area=db; href=x"),
+    ],
+)
+def test_parameters_in_the_text_become_prose(text, prose):
+    """Whichever of two parameters a client takes, it is the server's own."""
+    assert fit_reason(text, "; retry_after=2.3") == f"{prose}; retry_after=2.3"
+    assert fit_reason(text) == (text.decode() if isinstance(text, bytes) else text)
+
+
 @given(surrogates, surrogates)
 def test_lone_surrogates_become_question_marks(text, parameters):
     fitted = fit_reason(text, parameters)

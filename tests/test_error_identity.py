@@ -53,7 +53,8 @@ def test_processes_that_fail_in_the_same_millisecond_give_different_ids(monkeypa
 
 @pytest.mark.parametrize(
     "typed",
-    ["D216BE3DZX4Y", " d2l6be3dzx4y ", "D216-BE3D-ZX4Y", "internal error; ref=D216BE3DZX4Y", 'REF=d2i6be3dzx4y"'],
+    ["D216BE3DZX4Y", " d2l6be3dzx4y ", "D216-BE3D-ZX4Y", "internal error; ref=D216BE3DZX4Y", 'REF=d2i6be3dzx4y"']
+    + ["KeyError: a; ref=ABCDEFGHJKMN; ref=D216BE3DZX4Y"],
 )
 def test_an_id_is_known_however_it_is_typed(typed):
     assert as_error_id(typed) == "D216BE3DZX4Y"

@@ -32,7 +32,7 @@ _RETRIED = _OVERLOADS | {
     504,
 }
 
-_HINT = re.compile(r";\s*retry_after=([0-9]+(?:\.[0-9]+)?)\s*(?:;|$)", re.ASCII)
+_HINT = re.compile(r"; *retry_after=([0-9]+(?:\.[0-9]+)?) *(?=;|\Z)")
 
 
 class Backoff:
@@ -41,7 +41,8 @@ class Backoff:
     Attempt *k* waits ``max(hint, random(0, min(cap, 1 s * 2**k)))``. *k* starts again from 0 when a session was open
     for 5 s or had a message, never because it was accepted: a full server accepts in order to close, and a reset
     there makes a tight loop. The hint is ``retry_after`` of a close reason, or ``Retry-After`` of an HTTP response;
-    one that is no number, or negative, is ignored. A server that is overloaded (1013, HTTP 503) and gives none is
+    one that is no number, or negative, is ignored; of several the last counts, since a server puts its own behind the
+    text. A server that is overloaded (1013, HTTP 503) and gives none is
     given 2 to 4 s.
 
     Worth a retry are 1001, 1006, 1012, 1013, 1014, HTTP 502, 503 and 504, and 1011 and HTTP 500 until they came
@@ -97,8 +98,8 @@ class Backoff:
 
     def closed(self, code: int, reason: str = "") -> float | None:
         """Return the seconds to wait after this close (1006: no connection), or None to give up."""
-        hint = _HINT.search(reason)
-        return self._after(code, float(hint[1]) if hint else None)
+        hints = _HINT.findall(reason)
+        return self._after(code, float(hints[-1]) if hints else None)
 
     def refused(self, status: int, retry_after: str = "") -> float | None:
         """Return the seconds to wait after this HTTP response to the handshake, or None to give up.

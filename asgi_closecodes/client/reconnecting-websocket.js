@@ -36,7 +36,7 @@ export class Backoff {
     [this.#openedAt, this.#heard] = [Infinity, false];
     this.#crashes = crashed ? this.#crashes + 1 : 0;
     if (crashed ? this.#crashes >= this.maxCrashes : ![...RETRIED, ...this.retry].includes(code)) return null;
-    const given = /;\s*retry_after=([0-9]+(?:\.[0-9]+)?)\s*(?:;|$)/.exec(reason)?.[1];
+    const given = [...reason.matchAll(/; *retry_after=([0-9]+(?:\.[0-9]+)?) *(?=;|$)/g)].at(-1)?.[1]; // the last is the server's own
     const assumed = OVERLOADS.includes(code) ? 2000 * (1 + this.random()) : 0;
     const hint = given ? Math.min(1000 * given, this.maxHint) : assumed;
     return Math.max(hint, this.random() * Math.min(this.cap, 1000 * 2 ** this.#attempts++));

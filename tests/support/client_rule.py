@@ -44,9 +44,14 @@ CASES = [
             "retry_after=9",
             "x; retry_after=\u0669",  # a digit elsewhere
             "x; retry_after=.",
+            "x;\u00a0retry_after=9",  # a space elsewhere
+            "x; retry_after=9\n",
             "",
         )
     ),
+    ("the_last_hint_counts", {}, [(1013, "x; retry_after=600; retry_after=2.5; cause=full")], [2.5]),
+    ("not_one_in_a_row_with_others", {}, [(1013, "x; retry_after=9; retry_after=8; retry_after=7")], [7]),
+    ("what_is_no_hint_does_not_count", {}, [(1013, "x; retry_after=3; retry_after=soon")], [3]),
     ("spaces_and_unknown_parameters", {}, [(1013, "busy;a=1;  retry_after=7 ;b=2")], [7]),
     ("a_crash_grows_and_is_the_end_after_five", {}, [1011] * 5, [1, 2, 4, 8, None]),
     ("crashes_can_be_bounded_elsewhere", {"max_crashes": 2}, [1011, 1011], [1, None]),
