@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ def connect(
     *,
     backoff: Backoff | None = None,
     on_event: Callable[[ClientEvent], object] | None = None,
+    open_timeout: float | None = 10.0,
+    max_size: int | None = 2**20,
     **options: Any,
 ) -> Sessions:
     """Iterate over sessions, one after another: each is opened when the one before it has ended.
@@ -30,24 +33,34 @@ def connect(
     ::
 
         async for session in connect("ws://127.0.0.1:8000/chat"):
-            async for message in session:
-                print(message)
+            async with session:
+                await session.send_text("hello")
+                async for message in session:
+                    print(message)
 
-    The inner loop ends with the session, however that happened, and the outer one waits as :class:`Backoff` says.
+    The inner block ends with the session, however that happened, and the outer loop waits as :class:`Backoff` says.
     It ends after 1000 (and after a close without a code); what else is not worth a retry raises :class:`GaveUp`.
 
-    A session is httpx-ws's ``AsyncWebSocketSession``: its ``receive_text()`` and so on raise ``WebSocketDisconnect`` or
-    ``WebSocketNetworkError`` at its end, where ``continue`` comes back as well. A turn that leaves its session open
-    closes it with 1001, and comes back too; leaving the loop closes it with 1000, in the background unless the loop
-    stands in ``async with contextlib.aclosing(connect(…)) as sessions``.
+    A session is httpx-ws's ``AsyncWebSocketSession``: its ``receive_text()``, ``send_text()`` and so on raise
+    ``WebSocketDisconnect`` or ``WebSocketNetworkError`` at its end. ``async with session:`` swallows those of its own
+    session, in exception groups of child tasks too. Without it they leave the outer loop, unless you catch them and
+    ``continue``. Iteration ends there, and what is sent to a session that has ended is dropped until the end is
+    received, for 5 s at most.
+
+    A turn that leaves its session open closes it with 1001, and comes back too; leaving the loop closes it with 1000,
+    in the background unless the loop stands in ``async with contextlib.aclosing(connect(…)) as sessions``.
 
     :param url: ``ws:`` or ``wss:``, or the same with ``http``.
     :param client: the httpx client to use, which stays open; by default one of its own.
     :param backoff: by default ``Backoff()``. It belongs to one loop.
     :param on_event: a plain function that is called with each :class:`Connecting`, :class:`Opened` and :class:`Ended`.
+    :param open_timeout: seconds that connecting and the handshake may take in all; None for no limit of their own.
+    :param max_size: bytes of the biggest message that is received; a bigger one closes the session with 1009, which is
+        not worth a retry. None for no limit.
     :param options: ``subprotocols=``, ``headers=`` and the others of ``httpx_ws.aconnect_ws``.
     :raises ImportError: if httpx-ws is not installed.
     :raises TypeError: if ``on_event`` is a coroutine function, which would never run.
+    :raises ValueError: if ``open_timeout`` or ``max_size`` is not above 0.
     """
     try:
         from .session import Sessions  # noqa: PLC0415 - httpx-ws is an extra, which a Backoff does not need
@@ -55,4 +68,15 @@ def connect(
         raise ImportError(f"connect() needs httpx-ws: pip install 'asgi-closecodes[client]' ({error})") from error
     if inspect.iscoroutinefunction(on_event):
         raise TypeError(f"on_event={on_event!r} is async; it is called, not awaited: use a plain function")
-    return Sessions(url, client, backoff or Backoff(), on_event, options)
+    for name, value in (("open_timeout", open_timeout), ("max_size", max_size)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value!r}: use a number above 0, or None for no limit")
+    return Sessions(
+        url,
+        client,
+        backoff or Backoff(),
+        on_event=on_event,
+        open_timeout=open_timeout,
+        max_size=max_size,
+        options=options,
+    )

@@ -41,7 +41,7 @@ class Ended:
         if self.status is not None:
             return f"the handshake was refused with HTTP {self.status}"
         if self.error is not None:
-            return f"there was no connection ({type(_root(self.error)).__name__})"
+            return f"there was no connection ({type(_reason(self.error)).__name__})"
         return f"the session ended with {int(self.close.code)}"
 
 
@@ -67,10 +67,13 @@ class GaveUp(ConnectionError):  # noqa: N818 - it says what happened, as TryAgai
         return self.last.status
 
 
-def _root(error: BaseException) -> BaseException:
-    while True:
-        groups = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-        below = error.__cause__ or error.__context__ or next(iter(groups), None)
-        if below is None:
-            return error
-        error = below
+def _reason(error: Exception) -> Exception:
+    """Return the error that says most: a time-out of httpx's, or what lies deepest, as ConnectionRefusedError does."""
+    seen: set[int] = set()
+    while id(error) not in seen and not type(error).__name__.endswith("Timeout"):  # below it is how it was noticed
+        seen.add(id(error))
+        groups = error.exceptions if isinstance(error, ExceptionGroup) else ()
+        below = error.__cause__ or error.__context__ or next(iter(groups), None)  # httpcore's is a context
+        if isinstance(below, Exception):  # a cancellation is no cause
+            error = below
+    return error

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
+import math
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
+from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import anyio
+import anyio.lowlevel
+import httpcore
 import httpx
 import httpx_ws
 import wsproto
-from wsproto.connection import ConnectionState
+from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.utilities import LocalProtocolError
 
 from asgi_closecodes import concurrency
@@ -25,22 +31,86 @@ from .backoff import Backoff
 from .events import ClientEvent, Connecting, Ended, GaveUp, Opened
 
 PATIENCE = 5.0
-"""Seconds that a peer may take to read a close frame."""
+"""Seconds that a peer may take to read a close frame, and a turn to read of the end of its session."""
 
 _LOGGER = logging.getLogger("asgi_closecodes.client")
 
 _LOST = Close(CloseCode.ABNORMAL_CLOSURE)
+_DONE_WITH = Close(CloseCode.NORMAL_CLOSURE)
 _DONE = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.NO_STATUS_RCVD})
 _MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # transport errors in name only
 
 
+_REMEDY = "with `async with session:` around its turn the loop goes on by the close code, whatever call finds the end"
+
+
+class _Connection(wsproto.connection.Connection):
+    """A connection whose messages are whole, and bounded: httpx-ws would gather fragments without end."""
+
+    def __init__(self, max_size: int | None) -> None:
+        super().__init__(ConnectionType.CLIENT)
+        self._max_size = math.inf if max_size is None else max_size
+        self._size = 0
+        self._parts: Any = None
+
+    def events(self) -> Generator[wsproto.events.Event, None, None]:
+        """Yield what was received; the end of it is a message that is too big."""
+        for event in super().events():
+            if not isinstance(event, wsproto.events.Message):
+                yield event
+                continue
+            data = event.data
+            self._size += len(data.encode() if isinstance(data, str) and not data.isascii() else data)
+            if self._size > self._max_size:
+                reason = f"a message of more than {self._max_size} bytes"
+                yield wsproto.events.CloseConnection(CloseCode.MESSAGE_TOO_BIG, reason)
+                return
+            if self._parts is None and not event.message_finished:
+                self._parts = io.StringIO() if isinstance(data, str) else io.BytesIO()
+            if self._parts is not None:
+                self._parts.write(data)
+            if event.message_finished:
+                whole = event if self._parts is None else type(event)(self._parts.getvalue())
+                self._size, self._parts = 0, None
+                yield whole
+
+
 class ClientSession(httpx_ws.AsyncWebSocketSession):
-    """A session of httpx-ws that knows how it ended, and iterates over its messages until then."""
+    """A session of httpx-ws that knows how it ended, and iterates over its messages until then.
+
+    ``async with session:`` is a block that ends with the session, whatever call found that it has ended.
+    """
 
     ended: Close | None = None
-    """What the server closed with, 1006 for a lost connection; None as long as nobody has received that."""
+    """How it ended: what the server closed with, 1006 for a lost connection, 1009 for a message that is too big.
+
+    None as long as nobody has received that.
+    """
     heard = False
     """Whether there was a message."""
+
+    def __init__(self, *arguments: Any, max_size: int | None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.connection = _Connection(max_size)
+        self._blocks = 0
+        self._send_until = math.inf
+        self._ends: WeakSet[BaseException] = WeakSet()
+
+    async def __aenter__(self) -> Self:  # type: ignore[misc]  # httpx-ws enters it by _Host
+        self._blocks += 1
+        return self
+
+    async def __aexit__(  # type: ignore[misc]
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Swallow what this session raised at its end, in exception groups too, and nothing else."""
+        self._blocks -= 1
+        if isinstance(error, BaseExceptionGroup):
+            own, rest = error.split(lambda part: part in self._ends)
+            if own is not None and rest is not None:
+                raise rest
+            return rest is None
+        return error is not None and error in self._ends
 
     def __aiter__(self) -> Self:
         return self
@@ -63,24 +133,58 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
                 event = await super().receive(timeout)
             except httpx_ws.WebSocketDisconnect as end:
                 self.ended = Close(end.code, end.reason or "")
-                raise
             except (httpx_ws.WebSocketNetworkError, anyio.EndOfStream, anyio.ClosedResourceError):
-                self.ended = _LOST
+                self.ended = self.ended or _LOST
             else:
                 self.heard = True
                 return event
+            self._send_event.close()  # other tasks that receive are told too
         if self.ended is _LOST:
-            raise httpx_ws.WebSocketNetworkError
-        raise httpx_ws.WebSocketDisconnect(self.ended.code, self.ended.reason)
+            raise self._end(httpx_ws.WebSocketNetworkError())
+        raise self._end(httpx_ws.WebSocketDisconnect(self.ended.code, self.ended.reason))
 
     async def send(self, event: wsproto.events.Event) -> None:
         """Send an event, as httpx-ws does; after the end that raises ``WebSocketNetworkError`` too."""
         try:
-            await super().send(event)
+            data = self.connection.send(event)
+            async with self._write_lock:
+                await self.stream.write(data)
         except LocalProtocolError as error:
             if self.connection.state is ConnectionState.OPEN:
                 raise
-            raise httpx_ws.WebSocketNetworkError from error
+            raise self._end(httpx_ws.WebSocketNetworkError()) from error
+        except httpcore.WriteError as error:  # what the server said before is still to be received
+            raise self._end(httpx_ws.WebSocketNetworkError()) from error
+
+    def _end(self, error: httpx_ws.HTTPXWSException) -> httpx_ws.HTTPXWSException:
+        self._ends.add(error)
+        if not self._blocks:
+            error.add_note(_REMEDY)
+        return error
+
+    async def send_text(self, data: str) -> None:
+        """Send a text, as httpx-ws does; one that the end overtook is dropped outside of ``async with session:``."""
+        await self._send_message(wsproto.events.TextMessage(data))
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send bytes, as :meth:`send_text` does text."""
+        await self._send_message(wsproto.events.BytesMessage(data))
+
+    async def _send_message(self, event: wsproto.events.Event) -> None:
+        # No exception may end the turn of a loop for the loop to go on. A turn that greets the server, and then
+        # reads of the end, is left alone; one that goes on sending is told, or it would never end.
+        try:
+            await self.send(event)
+        except httpx_ws.WebSocketNetworkError:
+            now = anyio.current_time()
+            self._send_until = min(self._send_until, now + PATIENCE)
+            if self._blocks or self.ended is not None or now >= self._send_until:
+                raise
+            await anyio.lowlevel.checkpoint()
+
+    async def _background_keepalive_ping(self, *arguments: Any) -> None:
+        with suppress(httpx_ws.WebSocketNetworkError, anyio.ClosedResourceError):  # it has ended
+            await super()._background_keepalive_ping(*arguments)
 
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str | None = None) -> None:
         """Close it, as httpx-ws does: without waiting for what the server says to that."""
@@ -93,24 +197,45 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
 
         A server that closed at the same time has its say: that is how one that is full looks to a hurried loop.
         """
-        with anyio.move_on_after(PATIENCE), suppress(httpx_ws.HTTPXWSException):
+        with anyio.move_on_after(PATIENCE):
             if self.ended is None and self.connection.state is ConnectionState.OPEN:
-                await self.send(wsproto.events.CloseConnection(CloseCode.GOING_AWAY))
-            while self.ended is None:
-                await self.receive()
+                with suppress(httpx_ws.HTTPXWSException):
+                    await self.send(wsproto.events.CloseConnection(CloseCode.GOING_AWAY))
+            with suppress(httpx_ws.HTTPXWSException):
+                while self.ended is None:
+                    await self.receive()
         return self.ended or Close(CloseCode.GOING_AWAY)
+
+
+class _Host:
+    """What httpx-ws enters as long as the session is open: ``async with`` on the session itself is the user's."""
+
+    def __init__(self, *arguments: Any, max_size: int | None, **options: Any) -> None:
+        self.session = ClientSession(*arguments, max_size=max_size, **options)
+
+    async def __aenter__(self) -> Self:
+        await super(ClientSession, self.session).__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> bool | None:
+        return await super(ClientSession, self.session).__aexit__(*error)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
 async def _session(
-    url: str, client: httpx.AsyncClient | None, tls: ssl.SSLContext | None, options: Mapping[str, Any]
+    url: str,
+    client: httpx.AsyncClient | None,
+    tls: ssl.SSLContext | None,
+    max_size: int | None,
+    options: Mapping[str, Any],
 ) -> AsyncGenerator[ClientSession]:
+    host: Any = partial(_Host, max_size=max_size)
     own = {**options, "headers": dict(options.get("headers") or {})}  # httpx-ws adds its own to what it is given
     async with (
         nullcontext(client) if client is not None else httpx.AsyncClient(verify=tls or True) as open_client,
-        httpx_ws.aconnect_ws(url, open_client, session_class=ClientSession, **own) as session,
+        httpx_ws.aconnect_ws(url, open_client, session_class=host, **own) as hosted,
     ):
-        yield session
+        yield hosted.session
 
 
 class _Attempt:
@@ -120,13 +245,14 @@ class _Attempt:
     left by ``break`` (PEP 789).
     """
 
-    def __init__(self, context: AbstractAsyncContextManager[ClientSession]) -> None:
+    def __init__(self, context: AbstractAsyncContextManager[ClientSession], open_timeout: float | None) -> None:
         self.session: ClientSession | None = None
         self.error: Exception | None = None
         self.decided = anyio.Event()
         self.over = anyio.Event()
         self._left = anyio.Event()
-        self._scope = anyio.CancelScope()
+        self._open_timeout = math.inf if open_timeout is None else open_timeout
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
         self._soon = _soon()
         concurrency.spawn(self._run, context)
 
@@ -134,6 +260,7 @@ class _Attempt:
         try:
             with self._scope:
                 async with context as session:
+                    self._scope.deadline = math.inf
                     self.session = session
                     self.decided.set()
                     try:
@@ -142,8 +269,11 @@ class _Attempt:
                         # httpx-ws would do the same at its exit, and wait for a mute peer for ever.
                         with anyio.CancelScope(shield=True):
                             with anyio.move_on_after(PATIENCE):
-                                await session.close()
+                                # Open still: it is its stream that was wrong, 1002 or 1009, and the server is told.
+                                await session.close((session.ended or _DONE_WITH).code)
                             await session.stream.aclose()
+            if self._scope.cancelled_caught and self.session is None:
+                raise httpx.ConnectTimeout(f"the handshake took more than {self._open_timeout} s")
         except Exception as error:
             self.error = error
         finally:
@@ -185,11 +315,15 @@ class Sessions:
         url: str,
         client: httpx.AsyncClient | None,
         backoff: Backoff,
+        *,
         on_event: Callable[[ClientEvent], object] | None,
+        open_timeout: float | None,
+        max_size: int | None,
         options: Mapping[str, Any],
     ) -> None:
         tls = httpx.create_ssl_context() if client is None else None  # once, since it reads all certificates
-        self._open = partial(_session, url, client, tls, options)
+        self._open = partial(_session, url, client, tls, max_size, options)
+        self._open_timeout = open_timeout
         self._backoff = backoff
         self._on_event = on_event
         self._number = 0
@@ -215,7 +349,7 @@ class Sessions:
                 await anyio.sleep(await self._end(self._attempt))
             self._number += 1
             self._tell(Connecting(self._number))
-            self._attempt = attempt = _Attempt(self._open())
+            self._attempt = attempt = _Attempt(self._open(), self._open_timeout)
             await attempt.decided.wait()
             if attempt.session is not None:
                 self._backoff.opened()
@@ -227,26 +361,27 @@ class Sessions:
         """End an attempt, or its session; return the seconds to wait until the next one."""
         close, status, error = _LOST, None, attempt.error
         if attempt.session is not None:
+            error = None  # there was a connection; its close says the rest
             close = await attempt.session.finish()
             if attempt.session.heard:
                 self._backoff.received()
         if isinstance(error, httpx_ws.WebSocketUpgradeError):
             status = error.response.status_code
             wait = self._backoff.refused(status, error.response.headers.get("retry-after", ""))
-        elif attempt.session is None and error is not None and not _is_lost(error):
+        elif error is not None and not _is_lost(error):
             raise error
         else:
             wait = self._backoff.closed(close.code, close.reason)
         attempt.leave()
         await attempt.over.wait()
-        ended = Ended(self._number, close, status, attempt.error, wait)
+        ended = Ended(self._number, close, status, error, wait)
         self._tell(ended)
         if wait is not None:
             _LOGGER.warning("%s; the next attempt is in %.1f s", ended, wait)
             return wait
         if close.code in _DONE:
             raise StopAsyncIteration
-        raise GaveUp(ended) from attempt.error
+        raise GaveUp(ended) from error
 
     def _tell(self, event: ClientEvent) -> None:
         if self._on_event is not None:

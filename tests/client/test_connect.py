@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import socket
+import struct
 import threading
 import time
 from contextlib import ExitStack, aclosing
@@ -13,6 +15,8 @@ import anyio.to_thread
 import httpx
 import httpx_ws
 import pytest
+import wsproto.events
+from wsproto.connection import ConnectionState
 
 from asgi_closecodes import Close
 from asgi_closecodes.client import Backoff, Connecting, Ended, GaveUp, Opened, connect, session
@@ -217,6 +221,115 @@ async def test_a_peer_may_do_as_it_likes(answer):
             assert set(codes) == {1006}
 
 
+async def two_attempts(url, *arguments, **options):
+    """What is told of the first two that come to nothing."""
+    events = []
+    sessions = connect(url, *arguments, backoff=eager(), on_event=events.append, **options)
+    with anyio.fail_after(20):
+        async with aclosing(sessions), anyio.create_task_group() as tasks:
+            tasks.start_soon(anext, sessions)
+            while len(events) < 4:
+                await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+    assert [type(event) for event in events[:4]] == [Connecting, Ended] * 2
+    return events[1], events[3]
+
+
+async def test_a_timeout_is_called_a_timeout(silent_port):
+    async with httpx.AsyncClient(timeout=0.1) as client:
+        for end in await two_attempts(f"ws://127.0.0.1:{silent_port}", client):
+            assert str(end) == "there was no connection (ReadTimeout)"
+            assert end.close.code == 1006
+
+
+@pytest.mark.parametrize("after", [b"", b"HTTP/1.1 101 Switching Protocols\r\nX: "])
+async def test_a_handshake_that_drips_is_given_up(after):
+    """httpx bounds each read, not all of them."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def drip():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.sendall(after)
+                    while not over.wait(0.02):
+                        connection.sendall(b"H")
+
+    threading.Thread(target=drip, daemon=True).start()
+    try:
+        for end in await two_attempts(f"ws://127.0.0.1:{listening.getsockname()[1]}", open_timeout=0.3):
+            assert str(end) == "there was no connection (ConnectTimeout)"
+            assert str(end.error) == "the handshake took more than 0.3 s"
+    finally:
+        over.set()
+        listening.close()
+
+
+async def test_an_open_session_outlives_the_open_timeout(server, key):
+    async with aclosing(connect(f"{server.url}/echo/{key}", open_timeout=0.5)) as sessions:
+        websocket = await anext(sessions)
+        await anyio.sleep(0.6)
+        await websocket.send_text("hello")
+        assert await anext(websocket) == "hello"
+
+
+def frame(opcode, payload, *, final=False):
+    length = bytes([len(payload)]) if len(payload) < 126 else b"\x7e" + struct.pack("!H", len(payload))
+    return bytes([0x80 * final | opcode]) + length + payload
+
+
+@pytest.mark.parametrize("piece", [b"x", b"x" * 60_000, "é".encode() * 20_000])
+@pytest.mark.parametrize("opcode", [1, 2])
+async def test_fragments_without_end_are_closed_with_1009(opcode, piece):
+    """A message is bounded, not only each of its frames."""
+    seen = b""
+
+    def behaviour(plain):
+        nonlocal seen
+        plain.settimeout(10)
+        with contextlib.suppress(OSError):
+            plain.sendall(frame(opcode, piece))
+            while True:
+                plain.sendall(frame(0, piece) * 100)
+        with contextlib.suppress(OSError):
+            while received := plain.recv(65536):
+                seen += received
+
+    with peer(behaviour) as url, anyio.fail_after(20):
+        events, messages = await follow(url, max_size=100_000)
+    assert messages == []
+    assert [type(event) for event in events] == [Connecting, Opened, Ended, GaveUp]
+    assert events[-1].close == Close(1009, "a message of more than 100000 bytes")
+    mask, payload = seen[2:6], seen[6:]
+    assert seen[0] == 0x88
+    assert bytes(a ^ b for a, b in zip(payload[:2], mask, strict=False)) == struct.pack("!H", 1009)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_message_up_to_the_limit_is_received(whole):
+    def behaviour(plain):
+        for message in ("é" * 500, "x" * 1000, "x" * 501 + "é" * 250):
+            data = message.encode()
+            pieces = [data] if whole else [data[:333], data[333:666], data[666:], b""]
+            for number, piece in enumerate(pieces):
+                plain.sendall(frame(1 if number == 0 else 0, piece, final=number == len(pieces) - 1))
+        plain.recv(65536)
+
+    with peer(behaviour) as url, anyio.fail_after(20):
+        events, messages = await follow(url, max_size=1000)
+    assert messages == ["é" * 500, "x" * 1000]
+    assert events[-1].close.code == 1009
+
+
+@pytest.mark.parametrize("bad", [{"open_timeout": 0}, {"open_timeout": float("nan")}, {"max_size": -1}])
+async def test_a_limit_that_is_none_is_named(bad):
+    (name, value) = *bad, *bad.values()
+    with pytest.raises(ValueError, match=rf"{name}={value!r}: use a number above 0, or None"):
+        connect("ws://127.0.0.1", **bad)
+
+
 # What it gives to the loop
 
 
@@ -248,13 +361,159 @@ async def test_the_end_stays_the_end(server, key):
         assert [message async for message in websocket] == []
 
 
-async def test_a_turn_that_only_sends_is_told_of_the_end(server, key):
+async def test_a_turn_that_only_sends_is_told_of_the_end(server, key, monkeypatch):
+    monkeypatch.setattr(session, "PATIENCE", 0.1)
     with anyio.fail_after(10), pytest.raises(GaveUp, match="1008"):
         async for websocket in connect(f"{server.url}/close/{key}/1008"):
-            with pytest.raises(httpx_ws.WebSocketNetworkError):
+            with pytest.raises(httpx_ws.WebSocketNetworkError) as end:
                 while True:
                     await websocket.send_text("hello?")
                     await anyio.sleep(0.01)
+            assert "async with session" in end.value.__notes__[0]
+
+
+async def until_closed(websocket):
+    """Wait until a close frame was read, which nobody has received."""
+    while websocket.connection.state is ConnectionState.OPEN:
+        await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("sends", [1, 3])
+async def test_greeting_server_that_closed_ends_the_turn(server, key, sends):
+    """A new user's first line does not crash the program where the server is full."""
+    ends = []
+    codes = "1013,1011,4001?reason=full; retry_after=0.0"
+    with anyio.fail_after(10), pytest.raises(GaveUp, match="4001"):
+        async for websocket in connect(f"{server.url}/close/{key}/{codes}", backoff=eager(), on_event=ends.append):
+            await until_closed(websocket)
+            for _ in range(sends):
+                await websocket.send_text("hi")
+                await websocket.send_json({})
+            async for _ in websocket:
+                pass
+    assert [event.close.code for event in ends if isinstance(event, Ended)] == [1013, 1011, 4001]
+
+
+async def again(websocket, call):
+    while True:
+        await call(websocket)
+        await anyio.sleep(0.01)
+
+
+async def iterate(websocket):
+    async for _ in websocket:
+        pass
+    await websocket.receive()
+
+
+async def in_a_child(websocket, call):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(again, websocket, call)
+        await anyio.sleep_forever()
+
+
+async def in_children_of_children(websocket, call):
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(in_a_child, websocket, call)
+        await again(websocket, call)
+
+
+CALLS = {
+    "send_text": lambda websocket: websocket.send_text("hi"),
+    "send_bytes": lambda websocket: websocket.send_bytes(b"hi"),
+    "send_json": lambda websocket: websocket.send_json({}, mode="binary"),
+    "send": lambda websocket: websocket.send(wsproto.events.TextMessage("hi")),
+    "ping": lambda websocket: websocket.ping(),
+    "receive": lambda websocket: websocket.receive(),
+    "receive_text": lambda websocket: websocket.receive_text(timeout=5),
+    "receive_bytes": lambda websocket: websocket.receive_bytes(),
+    "receive_json": lambda websocket: websocket.receive_json(),
+    "iterate": iterate,
+}
+
+
+@pytest.mark.parametrize("where", [again, in_a_child, in_children_of_children])
+@pytest.mark.parametrize("call", CALLS)
+async def test_the_block_ends_whatever_found_the_end(server, key, call, where):
+    ends = []
+    codes = "1013,1011,1012,4001?reason=full; retry_after=0.0"
+    with anyio.fail_after(20), pytest.raises(GaveUp, match="4001"):
+        async for websocket in connect(f"{server.url}/close/{key}/{codes}", backoff=eager(), on_event=ends.append):
+            async with websocket:
+                await where(websocket, CALLS[call])
+    assert [event.close.code for event in ends if isinstance(event, Ended)] == [1013, 1011, 1012, 4001]
+
+
+def reset(plain):
+    """Leave as a host does that has crashed and come back."""
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    plain.close()
+
+
+@pytest.mark.parametrize("where", [again, in_children_of_children])
+@pytest.mark.parametrize("call", CALLS)
+async def test_the_block_ends_with_a_lost_connection(call, where):
+    ends = []
+    with anyio.fail_after(20), peer(reset) as url:
+        async with aclosing(connect(url, backoff=eager(), on_event=ends.append)) as sessions:
+            async for websocket in sessions:
+                async with websocket:
+                    await where(websocket, CALLS[call])
+                if len(ends) > 8:
+                    break
+    ends = [event for event in ends if isinstance(event, Ended)]
+    assert {(event.close.code, event.error) for event in ends} == {(1006, None)}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_all_tasks_that_receive_are_told_of_the_end(server, key):
+    async for websocket in connect(f"{server.url}/close/{key}/1000?seconds=0.1"):
+        with anyio.fail_after(10):
+            calls = [websocket.receive(), websocket.receive_text(), websocket.receive()]
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert [end.code for end in ends] == [1000] * 3
+
+
+def failing(websocket, other):
+    return {
+        "a bug": LookupError("a bug"),
+        "another session's end": other,
+        "one that was made": httpx_ws.WebSocketNetworkError(),
+        "a disconnect": httpx_ws.WebSocketDisconnect(1013),
+        "no text": httpx_ws.WebSocketInvalidTypeReceived(wsproto.events.Ping()),
+    }
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("what", failing(None, None))
+async def test_the_block_swallows_only_its_own_end(server, key, what, grouped):
+    """A failure of another connection is the program's to handle, though its class is the same."""
+    async for other in connect(f"{server.url}/close/{key}other/1000"):
+        with pytest.raises(httpx_ws.WebSocketDisconnect) as other_end:
+            await other.receive()
+    async for websocket in connect(f"{server.url}/close/{key}/1000"):
+        error = failing(websocket, other_end.value)[what]
+        with pytest.raises(ExceptionGroup if grouped else type(error)) as left:
+            async with websocket as same:
+                assert same is websocket
+                with pytest.raises(httpx_ws.WebSocketDisconnect) as own:
+                    await websocket.receive()
+                raise ExceptionGroup("tasks", [own.value, ExceptionGroup("more", [error])]) if grouped else error
+        if grouped:
+            [[left]] = [group.exceptions for group in left.value.exceptions]
+            assert left is error
+        else:
+            assert left.value is error
+
+
+async def test_the_block_lets_a_cancellation_pass(server, key):
+    async with aclosing(connect(f"{server.url}/echo/{key}")) as sessions:
+        websocket = await anext(sessions)
+        with anyio.move_on_after(0.1) as scope:
+            async with websocket:
+                await websocket.receive()
+        assert scope.cancelled_caught
 
 
 @pytest.mark.parametrize("messages", [0, 3])
