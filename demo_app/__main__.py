@@ -20,6 +20,7 @@ INSTALL = f"{sys.executable} -m pip install --editable '.[demo]'"
 try:
     from asgi_closecodes import SettingsError
 
+    from . import hosts
     from .app import DemoSettings, create_app
     from .cluster import one_limit
     from .sockets import Sockets
@@ -130,7 +131,11 @@ def main() -> int:
             return _stopped(f"{problem}: stop the program that uses it, or choose another with --port")
         if options.cluster:
             print(f"One limit over all workers: asgi-closecodes cluster status --redis-url {url}", flush=True)
-        print(f"The demo is on http://{options.host}:{options.port}/ (served by {options.server})", flush=True)
+        hosts.allow(options.host)
+        print(
+            f"The demo is on http://{hosts.netloc(options.host)}:{options.port}/ (served by {options.server})",
+            flush=True,
+        )
         with contextlib.suppress(KeyboardInterrupt):
             serve(options.host, options.port)
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router, WebSocketRoute
@@ -15,7 +16,7 @@ from starlette.routing import Mount, Route, Router, WebSocketRoute
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.logs import configure_logging
 
-from . import controls
+from . import controls, hosts
 from .feed import Counted, Feed, Tail
 from .handlers import ENDINGS
 from .pages import STATIC, Static, page
@@ -73,5 +74,6 @@ def create_app() -> Starlette:
             Mount("/bare", bare),
             Mount("/", CloseCodeMiddleware(handlers, guard)),
         ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts.allowed(), www_redirect=False)],
         lifespan=lambda _app: guard.lifespan(),
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 import anyio
 from starlette.background import BackgroundTask
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,12 +19,18 @@ from asgi_closecodes import Guard, SettingsError
 STALL = 1.0
 """Seconds for which the event loop is stalled."""
 
+BEFORE_STALL = 0.3
+"""Seconds before that: the sensor has to have seen better days."""
+
 MAX_LOOP_LAG = 0.6
 """The limit that makes a stall felt, in seconds. None from the start: a busy machine is late by itself."""
 
 
 class SameOrigin:
-    """Refuses what the page of another site asks for. Browsers say whose page it is; who is no browser may."""
+    """Refuses what the page of another site asks for. Browsers say whose page it is; who is no browser may.
+
+    ``Host`` is one of :func:`hosts.allowed`: a page that has its own name point here has been refused before.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,7 +40,7 @@ class SameOrigin:
         app = self._app
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != headers.get("host"):
             app = PlainTextResponse("only for pages of this server\n", 403)
         await app(scope, receive, send)
 
@@ -46,14 +51,14 @@ def routes(guard: Guard) -> list[Route]:
     async def limit(request: Request) -> Response:
         try:
             guard.update(max_sessions=(await request.json())["max_sessions"])
-        except (SettingsError, ValueError, TypeError, LookupError) as error:
+        except (SettingsError, ValueError, TypeError, LookupError, RecursionError, ClientDisconnect) as error:
             raise HTTPException(400, f'send {{"max_sessions": NUMBER}}: {error}') from error
         return _done()
 
     async def stall(_request: Request) -> Response:
         if guard.settings.max_loop_lag is None:
             guard.update(max_loop_lag=MAX_LOOP_LAG)
-        await anyio.sleep(0.3)  # the sensor has to have seen better days
+        await anyio.sleep(BEFORE_STALL)
         time.sleep(STALL)  # noqa: ASYNC251 - the mistake that is shown
         return _done()
 

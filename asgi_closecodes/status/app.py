@@ -6,7 +6,8 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, TypeAlias
 
@@ -38,6 +39,8 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
 }
 
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]*)?")
+
 _FILES = {"/view": "status.html", "/status.css": "status.css", "/status.js": "status.js"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
@@ -52,14 +55,23 @@ class StatusApp:
 
     Whoever is not authorised gets the same 403 for everything. So does a drain that another site's page asks for.
 
+    Let ``authorize`` look at a credential: an ``Authorization`` header, a cookie, a session. An address is none, since
+    a page that has its own name point to this server (DNS rebinding) asks from its visitor's address, with an
+    ``Origin`` that is its ``Host``. Only ``allowed_hosts`` tells its requests from those of your own pages.
+
     :param guard: what it shows and drains.
     :param authorize: a plain or async function of the request that returns whether it may pass. A plain one runs in a
         thread. One that raises, or returns something else, is logged, and nobody passes. ``None`` lets everybody pass,
         which is logged as a warning.
-    :raises TypeError: without ``authorize``, or if it cannot be called.
+    :param allowed_hosts: the names by which it may be asked for, without a port, as ``["localhost", "ops.example"]``;
+        all others get the 403. ``None`` takes any name, which is safe where ``authorize`` looks at a credential.
+    :raises TypeError: without ``authorize``, or if it cannot be called; or if ``allowed_hosts`` is a single string.
+    :raises ValueError: if one of ``allowed_hosts`` is no name.
     """
 
-    def __init__(self, guard: Guard, *, authorize: Authorize | None = _NOT_GIVEN) -> None:
+    def __init__(
+        self, guard: Guard, *, authorize: Authorize | None = _NOT_GIVEN, allowed_hosts: Sequence[str] | None = None
+    ) -> None:
         if authorize is _NOT_GIVEN or not (authorize is None or callable(authorize)):
             given = "without authorize" if authorize is _NOT_GIVEN else f"with authorize={authorize!r}"
             raise TypeError(
@@ -67,9 +79,11 @@ class StatusApp:
                 "as authorize=lambda request: request.headers.get('authorization') == 'Bearer …'; "
                 "authorize=None lets everybody do so"
             )
+        self._allowed_hosts = None if allowed_hosts is None else _names(allowed_hosts)
         if authorize is None:
+            pages = "" if allowed_hosts is not None else "; so can web pages by DNS rebinding: give it allowed_hosts"
             _LOGGER.warning(
-                "StatusApp(authorize=None): whoever can reach it sees the status, and can drain the process"
+                "StatusApp(authorize=None): whoever can reach it sees the status, and can drain the process%s", pages
             )
         self._guard = guard
         self._authorize = authorize
@@ -98,6 +112,8 @@ class StatusApp:
         await self._router(own, receive, send_with_headers)
 
     async def _is_authorized(self, request: Request) -> bool:
+        if self._allowed_hosts is not None and _name(request.headers.get("host", "")) not in self._allowed_hosts:
+            return False
         if self._authorize is None:
             return True
         try:
@@ -156,8 +172,29 @@ def _forbidden() -> Response:
     return PlainTextResponse("Forbidden", 403)
 
 
+def _names(allowed_hosts: Sequence[str]) -> frozenset[str]:
+    if isinstance(allowed_hosts, str):
+        raise TypeError(f"allowed_hosts={allowed_hosts!r} is one string: use a list, as [{allowed_hosts!r}]")
+    names = {f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host for host in allowed_hosts}
+    for host in names:
+        if not _HOST.fullmatch(host) or _name(host) != host.lower():
+            raise ValueError(
+                f"allowed_hosts has {host!r}: use the name or the address alone, without a scheme, a port or a '*', "
+                "as 'ops.example' or '[::1]'"
+            )
+    return frozenset(map(str.lower, names))
+
+
+def _name(host: str) -> str:
+    """Return what a ``Host`` header names, without the port, or nothing if it is none."""
+    found = _HOST.fullmatch(host)
+    return found[1].lower() if found else ""
+
+
 def _is_cross_site(headers: Headers) -> bool:
     """Whether a page of another site had a browser send this; what is no browser sends neither header.
+
+    A page that had its own name point here looks like one of ours: ``allowed_hosts`` is for that.
 
     Source: the resource isolation policy of Fetch Metadata, https://www.w3.org/TR/fetch-metadata/; browsers send no
     ``Sec-Fetch-Site`` to plain http, but ``Origin`` with every POST.

@@ -10,6 +10,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 
+from demo_app import hosts
 from demo_app.app import PAGE
 from demo_app.handlers import ENDINGS
 from tests.support.demo import outcome, running_demo
@@ -153,6 +154,85 @@ def test_other_sites_pages_do_not_read_its_log(demo):
     assert connect(demo, "/feed", origin="http://evil.example").status == 403
     with feed(demo, origin=demo.page) as told:
         assert told()
+
+
+def ask(demo, method, path, *lines):
+    """The status of the answer to these bytes: clients have opinions on Host."""
+    with demo.connect() as plain:
+        plain.sendall("\r\n".join([f"{method} {path} HTTP/1.1", *lines, "Content-Length: 0", "", ""]).encode("latin-1"))
+        answer = b""
+        while b"\r\n\r\n" not in answer and (received := plain.recv(65536)):
+            answer += received
+    return int(answer.split()[1])
+
+
+HANDSHAKE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    f"Sec-WebSocket-Key: {'A' * 22}==",
+)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "localhost.evil.example:{port}", "[::2]:{port}"]
+)
+def test_demo_rebound_name_is_refused(demo, host):
+    """A page whose name was made to point here has an Origin that is its Host."""
+    host = host.format(port=demo.address[1])
+    before = demo.http.get("/state").json()
+    lines = f"Host: {host}", f"Origin: http://{host}"
+    for action in ("limit", "stall", "drain", "resume"):
+        assert ask(demo, "POST", f"/control/{action}", *lines) == 400
+    assert ask(demo, "GET", "/state", *lines) == 400
+    for path in ("/feed", "/echo", "/bare/echo"):
+        assert ask(demo, "GET", path, *lines, *HANDSHAKE) == 400
+    assert demo.http.get("/state").json() == before
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:{port}", "127.0.0.1:{port}", "[::1]:{port}"])
+def test_demo_own_name_is_taken(demo, host):
+    host = host.format(port=demo.address[1])
+    lines = f"Host: {host}", f"Origin: http://{host}"
+    assert ask(demo, "POST", "/control/resume", *lines) == 204
+    assert ask(demo, "GET", "/feed", *lines, *HANDSHAKE) == 101
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("demo.example", ["demo.example"]),
+        ("::1", ["[::1]"]),
+        ("0:0:0:0:0:0:0:1", ["[::1]"]),
+        ("192.0.2.7", ["192.0.2.7"]),
+        ("0.0.0.0", ["0.0.0.0", socket.gethostname()]),
+    ],
+)
+def test_demo_host_option_names_itself(monkeypatch, host, names):
+    monkeypatch.setenv(hosts.VARIABLE, "given.example, other.example")
+    hosts.allow(host)
+    assert {"localhost", "given.example", "other.example", *names} <= {*hosts.allowed()}
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//", "\xff"])
+def test_demo_origin_that_is_none_is_refused(demo, origin):
+    lines = f"Host: 127.0.0.1:{demo.address[1]}", f"Origin: {origin}"
+    assert ask(demo, "POST", "/control/limit", *lines) == 403
+    assert ask(demo, "GET", "/feed", *lines, *HANDSHAKE) == 403
+    assert not [record for record in demo.records(level="error") if "Invalid IPv6 URL" in str(record)]
+
+
+def test_demo_deep_json_is_refused(demo):
+    assert demo.http.post("/control/limit", content=b"[" * 100_000).status_code == 400
+    assert not [record for record in demo.records(level="error") if "RecursionError" in str(record)]
+
+
+def test_feed_takes_whatever_a_page_says(demo):
+    with websockets.sync.client.connect(f"{demo.url}/feed", proxy=None) as websocket:
+        websocket.send(b"\xff")
+        websocket.send("x" * 1000)
+        for _ in range(3):
+            assert json.loads(websocket.recv(timeout=10))["limit"] == 20
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -299,6 +299,45 @@ async def test_another_site_s_page_cannot_drain(guard, headers, drains):
     assert guard.draining is drains
 
 
+def from_here(request):
+    return request.client.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "evil@localhost", ""])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/drain"), ("GET", "/"), ("GET", "/view"), ("GET", "/nothing")])
+@pytest.mark.parametrize("authorize", [None, from_here])
+async def test_status_rebound_name_is_forbidden(guard, authorize, method, path, host):
+    """A page whose name was made to point here sends the visitor's address, and an Origin that is its Host."""
+    app = StatusApp(guard, authorize=authorize, allowed_hosts=["localhost", "127.0.0.1"])
+    async with client_of(app, host=host, origin=f"http://{host}", sec_fetch_site="same-origin") as client:
+        response = await client.request(method, path)
+    assert (response.status_code, response.text) == (403, NOTHING)
+    assert not guard.draining
+
+
+@pytest.mark.parametrize("host", ["Ops.Example", "ops.example:8000", "[::1]", "[::1]:8000", "[::2]:80", "127.0.0.1:1"])
+async def test_status_allowed_host_passes(guard, host):
+    app = StatusApp(guard, authorize=from_here, allowed_hosts=("ops.EXAMPLE", "::1", "[::2]", "127.0.0.1"))
+    async with client_of(app, host=host, origin=f"http://{host}") as client:
+        assert (await client.get("/")).status_code == 200
+        assert (await client.post("/drain")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("hosts", "error", "said"),
+    [
+        ("localhost", TypeError, r"is one string: use a list, as \['localhost'\]"),
+        (["http://localhost"], ValueError, "without a scheme"),
+        (["localhost:8000"], ValueError, "has 'localhost:8000': use the name"),
+        (["*"], ValueError, r"or a '\*'"),
+        ([""], ValueError, "has ''"),
+    ],
+)
+async def test_status_what_is_no_host_is_named(guard, hosts, error, said):
+    with pytest.raises(error, match=said):
+        StatusApp(guard, authorize=from_here, allowed_hosts=hosts)
+
+
 # As an application of its own
 
 
