@@ -19,7 +19,9 @@ from typing import Annotated
 import anyio
 import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from fastapi import Cookie, Depends, FastAPI, Response, WebSocket
+from fastapi import Cookie, Depends, FastAPI, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, StringConstraints
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Session, TryAgainLater
@@ -160,6 +162,12 @@ class Person(BaseModel):
     """Who signs in."""
 
     name: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_]{1,20}$")]
+
+
+@app.exception_handler(RequestValidationError)
+async def unusable(_request: Request, _error: RequestValidationError) -> Response:
+    """Say what is right; FastAPI repeats what was sent, and fails itself where that is NaN or no Unicode."""
+    return PlainTextResponse('send {"name": NAME}, 1 to 20 letters, digits and _\n', 422)
 
 
 _KEY = secrets.token_bytes()

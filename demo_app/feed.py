@@ -79,9 +79,9 @@ class Feed:
         await websocket.accept()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._tell, websocket)
-            with suppress(WebSocketDisconnect):
-                while True:
-                    await websocket.receive_text()  # a page has nothing to say; granian tells only here that it left
+            # A page has nothing to say; granian tells only here that it left.
+            while (await websocket.receive())["type"] != "websocket.disconnect":
+                pass
             tasks.cancel_scope.cancel()
 
     async def _tell(self, websocket: WebSocket) -> None:

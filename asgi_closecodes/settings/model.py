@@ -192,14 +192,14 @@ class Settings(BaseSettings):
         default="full",
         description="`client.address` in logs: `full`, `truncated` to its /24 (IPv6: /48), `hashed`, or `off`.",
     )
-    log_burst: Annotated[Annotated[int, BeforeValidator(not_boolean), Field(ge=1)] | None, BeforeValidator(none)] = (
-        Field(
-            default=10,
-            description=(
-                "Equal errors that are logged one by one after a quiet time, the first always; the others are counted. "
-                "Five times as many of all kinds together. None logs every error."
-            ),
-        )
+    log_burst: Annotated[
+        Annotated[int, BeforeValidator(not_boolean), Field(ge=1, le=2**53)] | None, BeforeValidator(none)
+    ] = Field(
+        default=10,
+        description=(
+            "Equal errors that are logged one by one after a quiet time, the first always; the others are counted. "
+            "Five times as many of all kinds together. None logs every error."
+        ),
     )
     log_per_minute: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=10.0,

@@ -116,7 +116,7 @@ LIMITS = (
 """The settings that are limits of a gate."""
 
 Sessions = Annotated[
-    Annotated[int, BeforeValidator(not_boolean), Field(ge=0)] | None,
+    Annotated[int, BeforeValidator(not_boolean), Field(ge=0, le=2**53)] | None,  # what JSON, Lua and a float hold
     BeforeValidator(none),
 ]
 

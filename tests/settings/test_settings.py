@@ -42,7 +42,7 @@ def shortest(_session):
 
 
 NO_LIMIT = [(None, None), ("none", None), ("None", None), (" NONE ", None)]
-SESSIONS = [*NO_LIMIT, (0, 0), ("0", 0), (7, 7), ("7", 7)]
+SESSIONS = [*NO_LIMIT, (0, 0), ("0", 0), (7, 7), ("7", 7), (2**53, 2**53)]
 SECONDS = [(2, 2.0), (0.25, 0.25), ("0.25", 0.25), ("3", 3.0)]
 FROM_ONE = [(1, 1.0), (2.5, 2.5), ("2.5", 2.5), ("3", 3.0)]
 CODES = [(code, code) for code in (1000, 1003, 1007, 1014, 3000, 4999)] + [("4011", 4011)]
@@ -118,7 +118,7 @@ GOOD = {
 }
 
 NO_NUMBERS = [True, False, math.nan, math.inf, -math.inf, "nan", "inf", "-inf", "lots", "1,5", [], {}, object()]
-NO_COUNT = [*NO_NUMBERS, -1, "-1", 1.5, "1.5"]
+NO_COUNT = [*NO_NUMBERS, -1, "-1", 1.5, "1.5", 2**53 + 1, "9" * 400]
 NEGATIVE = [-1, "-1", -0.001, "-0.001"]
 NO_CODE = [
     *(True, False, None, "none", "", "x", 0, -1000, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000, 1011.5),
