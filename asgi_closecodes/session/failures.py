@@ -92,8 +92,9 @@ class _Socket:
         return verdict
 
     def has_sent(self, error: BaseException) -> bool:
-        """Whether it is the server's ``send`` that has raised ``error``."""
-        return any(frame.f_code is self._code for frame in _frames(traceback_of(error)))
+        """Whether it is the server's ``send`` that has raised ``error``; granian's has no frame."""
+        codes = [frame.f_code for frame in _frames(traceback_of(error))]
+        return self._code in codes or codes[-1].co_name == "_pass_on"
 
     def _is_of(self, session: Any) -> bool:
         """Whether ``session`` is of this socket: this one, or one of a middleware around or inside of this one's."""
