@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -102,22 +103,28 @@ class RedisStore:
         """Return what is known of all workers."""
         client = self._connected()
         meta_key, grants_key, expiry_key = self._keys
-        meta: Mapping[bytes, bytes] = await client.hgetall(meta_key)
-        grants: Mapping[bytes, bytes] = await client.hgetall(grants_key)
-        expiry: Sequence[tuple[bytes, float]] = await client.zrange(expiry_key, 0, -1, withscores=True)
-        numbers = {key.decode(): float(value) for key, value in meta.items() if key != b"limit_by"}
+        with _naming(meta_key):
+            meta: Mapping[bytes, bytes] = await client.hgetall(meta_key)
+            numbers = {key.decode(): float(value) for key, value in meta.items() if key != b"limit_by"}
+            limit, alloc, total = (int(numbers.get(name, 0)) for name in ("limit", "alloc", "used"))
+        with _naming(grants_key):
+            grants: Mapping[bytes, bytes] = await client.hgetall(grants_key)
+            records = {worker: [int(field) for field in record.split(b":")] for worker, record in grants.items()}
+        with _naming(expiry_key):
+            expiry: Sequence[tuple[bytes, float]] = await client.zrange(expiry_key, 0, -1, withscores=True)
         seconds, microseconds = await client.time()
         now = seconds * 1000 + microseconds / 1000 - numbers.get("skew", 0)
         workers = []
         for worker, ends in expiry:
-            grant, used, _, since, _ = (int(field) for field in grants.get(worker, b"0:0:0:0:0").split(b":"))
+            with _naming(grants_key):
+                grant, used, _, since, _ = records.get(worker, (0, 0, 0, 0, 0))
             workers.append(
                 Worker(worker.decode(), grant, used, max(now - since, 0) / 1000, max(float(ends) - now, 0) / 1000)
             )
         return State(
-            limit=int(numbers.get("limit", 0)),
-            alloc=int(numbers.get("alloc", 0)),
-            used=int(numbers.get("used", 0)),
+            limit=limit,
+            alloc=alloc,
+            used=total,
             learning=max(numbers.get("learn", 0) - now, 0) / 1000,
             workers=tuple(workers),
         )
@@ -168,6 +175,19 @@ class Script:
         except NoScriptError:
             answer = client.eval(self.text, len(keys), *keys, *arguments)
             return await answer
+
+
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Have an error say, as those of the scripts, that what is wrong is what is under ``key``."""
+    try:
+        yield
+    except (ValueError, OverflowError):
+        raise ValueError(f"GARBAGE {key}") from None
+    except Exception as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        raise ValueError(f"WRONGTYPE {key}") from None
 
 
 async def close(client: Client) -> None:

@@ -22,14 +22,27 @@ local function words(text)
   return found
 end
 
+-- What is under a key may be somebody else's: the error names the key, which Redis' own does not.
+local function first(command, key, ...)
+  local answer = redis.pcall(command, key, ...)
+  if type(answer) ~= 'table' or not answer.err then return answer end
+  if string.find(answer.err, '^WRONGTYPE') then error('WRONGTYPE ' .. key, 0) end
+  return redis.call(command, key, ...)  -- for its own error
+end
+local function checked(key, text)
+  local value = tonumber(text)
+  if not value or value ~= value or value < 0 or value > 2 ^ 53 then error('GARBAGE ' .. key, 0) end
+  return value
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local said = words(redis.call('HGET', SAID, worker))
+local said = words(first('HGET', SAID, worker))
 local last_seq = table.remove(said, 1)
-if last_seq and tonumber(last_seq) >= seq then return redis.error_reply('STALE a later call was here first') end
+if last_seq and checked(SAID, last_seq) >= seq then return redis.error_reply('STALE a later call was here first') end
 local known = last_seq and redis.call('ZSCORE', WORKERS, worker) and 1 or 0
-redis.call('ZADD', WORKERS, string.format('%.0f', now + ttl), worker)
+first('ZADD', WORKERS, string.format('%.0f', now + ttl), worker)
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do
   redis.call('ZREM', WORKERS, dead)
   redis.call('HDEL', SAID, dead)
@@ -80,18 +93,18 @@ for index = 3, #KEYS do
       table.insert(own.numbers, number)
     end
   end
-  local records = redis.call('HGETALL', key)
+  local records = first('HGETALL', key)
   for field = 1, #records, 2 do
     if records[field] == worker then  -- said anew
     elseif redis.call('ZSCORE', WORKERS, records[field]) then
       local its_count, its_numbers = string.match(records[field + 1], '(%d+):(.*)')
-      table.insert(all, {worker = records[field], count = tonumber(its_count), numbers = words(its_numbers)})
+      table.insert(all, {worker = records[field], count = checked(key, its_count), numbers = words(its_numbers)})
     else
       redis.call('HDEL', key, records[field])
     end
   end
   for _, count in ipairs(all) do
-    for _, number in ipairs(count.numbers) do highest = math.max(highest, tonumber(number)) end
+    for _, number in ipairs(count.numbers) do highest = math.max(highest, checked(key, number)) end
   end
   local first = highest + 1
   local function number_all()

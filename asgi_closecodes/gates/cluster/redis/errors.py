@@ -31,6 +31,7 @@ _MEANINGS = {
     **dict.fromkeys(("ACL failure in script", "user executing the script"), _NO_PERMISSION),
     "DB index": "it has no database of the number in the URL",
     "Cluster mode is not enabled": "it is no Redis Cluster: use redis://",
+    "STALE": "it has heard a later call of this process before this one",
     "TTL exhausted": "its cluster is moving the limit to another node",
     "No master found": "the Sentinels know no primary of that service, cannot be reached, or want a sentinel_password",
 }
@@ -60,6 +61,9 @@ def explained(error: BaseException, *, has_answered: bool = True) -> str:
 def _of_an_answer(error: BaseException) -> str | None:
     from redis import exceptions  # noqa: PLC0415
 
+    if wrong := re.search(r"(WRONGTYPE|GARBAGE) (closecodes:\{\S+)", str(error)):
+        kind = "something of another type (WRONGTYPE)" if wrong[1] == "WRONGTYPE" else "what this library cannot read"
+        return f"its key {wrong[2]} holds {kind}: delete it (redis-cli DEL '{wrong[2]}'), and find out who wrote it"
     if "access a channel" in str(error) or "access one of the channels" in str(error):
         return "the user of the URL may not use the channels closecodes:* (ACL SETUSER … &closecodes:*)"
     if denied := re.search(r"permissions to run the '([a-z|]+)' command", str(error)):

@@ -22,24 +22,38 @@ local limit = tonumber(ARGV[10])
 local ttl = tonumber(ARGV[11])      -- ms
 local leaves = ARGV[12] == '1'
 
+-- What is under a key may be somebody else's: the error names the key, which Redis' own does not.
+local function first(command, key, ...)
+  local answer = redis.pcall(command, key, ...)
+  if type(answer) ~= 'table' or not answer.err then return answer end
+  if string.find(answer.err, '^WRONGTYPE') then error('WRONGTYPE ' .. key, 0) end
+  return redis.call(command, key, ...)  -- for its own error
+end
+local function checked(key, text, least)
+  local value = tonumber(text)
+  if not value or value ~= value or value < least or value > 2 ^ 53 then error('GARBAGE ' .. key, 0) end
+  return value
+end
+
 local time = redis.call('TIME')
 local wall = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local meta = redis.call('HMGET', META, 'alloc', 'used', 'beat', 'skew', 'doubt', 'learn', 'limit', 'limit_until', 'limit_by')
-local workers = redis.call('ZCARD', EXPIRY)
-local lost = not meta[1] or workers ~= redis.call('HLEN', GRANTS) or (workers == 0 and tonumber(meta[1]) > 0)
+local meta = first('HMGET', META, 'alloc', 'used', 'beat', 'skew', 'doubt', 'learn', 'limit', 'limit_until', 'limit_by')
+local workers, grants = first('ZCARD', EXPIRY), first('HLEN', GRANTS)
+local lost = not meta[1] or workers ~= grants or (workers == 0 and meta[1] ~= '0')
 if lost then  -- new, flushed, or evicted in parts
   redis.call('DEL', META, GRANTS, EXPIRY)
   meta, workers = {}, 0
 end
-local function number(index, default) return tonumber(meta[index] or default) end
-local alloc, total, beat, skew = number(1, 0), number(2, 0), number(3, wall), number(4, 0)
+local function number(index, default, least) return checked(META, meta[index] or default, least or 0) end
+local alloc, total, beat, skew = number(1, 0), number(2, 0), number(3, wall), number(4, 0, -2 ^ 53)
 local doubt, learn = number(5, wall + 0.4 * ttl), number(6, 0)  -- whoever lives syncs within 0.4 ttl
 local lowest, lowest_until, lowest_by = number(7, limit), number(8, 0), meta[9]
 
 local function parsed(record)
   local fields = {}
-  for field in string.gmatch(record, '%d+') do fields[#fields + 1] = tonumber(field) end
+  for field in string.gmatch(record or '', '%d+') do fields[#fields + 1] = checked(GRANTS, field, 0) end
+  if #fields ~= 5 then error('GARBAGE ' .. GRANTS, 0) end
   return unpack(fields)
 end
 local record = redis.call('HGET', GRANTS, worker)
