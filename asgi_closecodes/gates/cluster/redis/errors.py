@@ -62,8 +62,8 @@ def _of_an_answer(error: BaseException) -> str | None:
     from redis import exceptions  # noqa: PLC0415
 
     if wrong := re.search(r"(WRONGTYPE|GARBAGE) (closecodes:\{\S+)", str(error)):
-        kind = "something of another type (WRONGTYPE)" if wrong[1] == "WRONGTYPE" else "what this library cannot read"
-        return f"its key {wrong[2]} holds {kind}: delete it (redis-cli DEL '{wrong[2]}'), and find out who wrote it"
+        what = "something of another type (WRONGTYPE)" if wrong[1] == "WRONGTYPE" else "what this library cannot read"
+        return f"its key {wrong[2]} holds {what}: delete it (redis-cli DEL '{wrong[2]}'), and find out who wrote it"
     if "access a channel" in str(error) or "access one of the channels" in str(error):
         return "the user of the URL may not use the channels closecodes:* (ACL SETUSER … &closecodes:*)"
     if denied := re.search(r"permissions to run the '([a-z|]+)' command", str(error)):
