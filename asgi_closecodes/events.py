@@ -124,6 +124,13 @@ class SessionFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteNotFound:
+    """The application has no route for a handshake, and its framework says so by an exception."""
+
+    session: SessionFacts
+
+
+@dataclass(frozen=True, slots=True)
 class CloseFailed:
     """The server did not take a close."""
 
@@ -352,6 +359,7 @@ Event: TypeAlias = (
     | SessionOpened
     | SessionClosed
     | SessionFailed
+    | RouteNotFound
     | SessionRefused
     | SessionShed
     | GateSaturated

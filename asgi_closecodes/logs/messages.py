@@ -55,6 +55,7 @@ LINES: dict[type, Line] = {
     events.ClusterMisconfigured: Line("closecodes.cluster.misconfigured", _GATE, logging.WARNING),
     events.SessionOpened: Line("closecodes.session.opened", SESSION, logging.DEBUG),
     events.SessionClosed: Line("closecodes.session.closed", SESSION, logging.DEBUG),
+    events.RouteNotFound: Line("closecodes.session.not_found", SESSION, logging.INFO, "refusal"),
     events.LimitsSet: Line("closecodes.config.limits", _CONFIG, logging.INFO),
     events.SettingIgnored: Line("closecodes.config.ignored", _CONFIG, logging.WARNING),
     events.SignalLeftAlone: Line("closecodes.drain.unavailable", _CONFIG, logging.WARNING),
@@ -185,6 +186,12 @@ def _(event: events.SessionFailed, redactor: Redactor) -> Message:
     source = " (out of another session's socket)" if event.of_another_session else ""
     message = "%s%s in the WebSocket handler of %s; %s; ref=%s"
     return Message(message, (kind, source, _place(session), _close_text(event.close), event.error_id), keys)
+
+
+@describe.register
+def _(event: events.RouteNotFound, redactor: Redactor) -> Message:
+    session = redactor.keys(event.session)
+    return Message("no route for %s", (_place(session),), session)
 
 
 @describe.register

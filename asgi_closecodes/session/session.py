@@ -47,6 +47,7 @@ from asgi_closecodes.exceptions import (
 
 from .channel import Channel, Interruption
 from .failures import Origin, is_cancelled, origin_of, session_in
+from .not_found import says_not_found
 from .scope import client_of, route_of
 from .state import MOVES, OVER, UNANSWERED, Phase
 
@@ -55,6 +56,9 @@ CLOSE_TIMEOUT = 10.0
 
 CANCELLED_CLOSE_TIMEOUT = 1.0
 """Seconds that a cancelled session may take for it."""
+
+MOST_HELD = 1 << 20
+"""Bytes of a handler's HTTP response that are gathered for a server that takes it in one message only."""
 
 _ABANDONED = Close(CloseCode.SERVICE_RESTART)
 """What the peer of a cancelled session is told."""
@@ -165,6 +169,7 @@ class Session(Channel):
         "_doom",
         "_ending",
         "_handler",
+        "_held",
         "_host",
         "_id",
         "_initiator",
@@ -191,6 +196,7 @@ class Session(Channel):
         self._cancelling = 0  # how often the handler's task was cancelled before it began
         self._doom: TryAgainLater | None = None
         self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # what cancels it while it runs
+        self._held: bytearray | None = None  # of the handler's HTTP response, what the server does not take in parts
         self._key: Hashable = None
         self._loop = running_loop()
         self._ending: _Ending | None = None  # where somebody else than the handler ends the session
@@ -444,6 +450,8 @@ class Session(Channel):
             await self._say(LastWord(_COMPLETED))
             return not self._host.rules.reraise
         wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
+        if wish is None and self.phase in UNANSWERED and all(map(says_not_found, causes)):
+            return await self._ended_by_router()
         if wish is None:
             return await self._ended_by_failure(error, {origin for _, origin in origins} - {Origin.OWN})
         if isinstance(wish, TryAgainLater) and wish.gate is not None:
@@ -462,6 +470,17 @@ class Session(Channel):
                 self._failed(facts, new_error_id(), error, sent=sent)
         await _repeat(error)
         return False
+
+    async def _ended_by_router(self) -> bool:
+        """Answer a handshake for which the application has no route as one over HTTP; else as ASGI refuses."""
+        facts = self.facts()
+        mode: HandshakeMode = "http" if self._can_deny() else "reject"
+        not_found = Close(CloseCode.POLICY_VIOLATION, "404 Not Found")
+        try:
+            await self._say(LastWord(not_found, mode, HTTPStatus.NOT_FOUND))
+        finally:
+            self.report(events.RouteNotFound(facts))
+        return True
 
     async def _ended_by_failure(self, error: BaseException, origins: set[Origin]) -> bool:
         rules = self._host.rules
@@ -602,7 +621,8 @@ class Session(Channel):
             message = {"type": "websocket.close", "code": int(word.close.code), "reason": word.close.reason}
             await self._send_close(message, twin=twin)
         elif self.phase is Phase.DENYING:
-            await self._pass_on({"type": "websocket.http.response.body", "body": b""}, Phase.CLOSED)
+            body = bytes(self._held or b"")
+            await self._pass_on({"type": "websocket.http.response.body", "body": body}, Phase.CLOSED)
 
     async def _deny(self, word: LastWord) -> None:
         body = word.close.reason.encode()
@@ -641,7 +661,11 @@ class Session(Channel):
         except OSError:
             self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
             raise
-        except Exception:
+        except Exception as error:
+            # So uvicorn's "--ws websockets" says that the peer left before its handshake was answered.
+            if isinstance(error, AttributeError) and error.name == "transfer_data_task":
+                self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
+                raise ConnectionError("the peer left before its handshake was answered") from error
             if self.phase is following:  # and nobody else has moved on meanwhile
                 self._move(phase)  # not taken
             raise
@@ -713,6 +737,8 @@ class Session(Channel):
         :raises RuntimeError: if the phase does not allow it, as uvicorn and Starlette do.
         :raises SessionEnded: if the session was ended from outside.
         """
+        if message["type"].startswith("http.response."):
+            message = self._as_denial(message)
         kind = message["type"]
         phase = self.phase
         if self._ending is not None:
@@ -732,14 +758,37 @@ class Session(Channel):
         elif (following := MOVES[phase].get(kind)) is not None:
             if following is not Phase.OPEN:
                 self._initiator = "handler"
-            if kind == "websocket.http.response.body" and not message.get("more_body", False):
-                following = Phase.CLOSED
-            await self._pass_on(message, following)
+            await (self._pass_on_body(message) if phase is Phase.DENYING else self._pass_on(message, following))
             if following is Phase.OPEN:
                 self._opened()
         else:
             await anyio.lowlevel.checkpoint()
             raise RuntimeError(f"the handler sent {kind!r} when {phase.sentence}")
+
+    def _as_denial(self, message: Message) -> Message:
+        """Return a message of a plain HTTP response, as Sanic answers a handshake, as ASGI wants it here."""
+        if self.phase in UNANSWERED and message.get("status") == HTTPStatus.NOT_FOUND:
+            self.report(events.RouteNotFound(self.facts()))
+        return {**message, "type": f"websocket.{message['type']}"}
+
+    async def _pass_on_body(self, message: Message) -> None:
+        """Pass on a part of the handler's HTTP response; all in one to a server that takes no parts, as granian."""
+        is_last = not message.get("more_body", False)
+        if self._held is not None:
+            self._held += message.get("body", b"")
+            if not is_last and len(self._held) <= MOST_HELD:
+                await anyio.lowlevel.checkpoint()
+                return
+            message = {**message, "body": bytes(self._held)}
+        try:
+            await self._pass_on(message, Phase.CLOSED if is_last else Phase.DENYING)
+        except OSError:
+            raise
+        except Exception:
+            if is_last or self._held is not None:
+                raise
+            self._held = bytearray(message.get("body", b""))
+            await anyio.lowlevel.checkpoint()
 
     def _opened(self) -> None:
         if self._places is None:

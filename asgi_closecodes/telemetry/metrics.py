@@ -45,6 +45,7 @@ _SUPPRESSIBLE = tuple(
         "session.close_repaired",
         "gate.failed",
         "callback.failed",
+        "session.not_found",
         "session.refused",
         "session.shed",
     )

@@ -44,6 +44,7 @@ EVENTS = {
     "closecodes.drain.unavailable": (events.SignalLeftAlone("reasons"), "config", "WARNING"),
     "closecodes.session.opened": (events.SessionOpened(FACTS), "session", "DEBUG"),
     "closecodes.session.closed": (events.SessionClosed(FACTS, CLOSE, "handler"), "session", "DEBUG"),
+    "closecodes.session.not_found": (events.RouteNotFound(FACTS), "session", "INFO"),
     "closecodes.config.limits": (events.LimitsSet({"max_sessions": 5}), "config", "INFO"),
     "closecodes.config.ignored": (events.SettingIgnored("CLOSECODES_X", None), "config", "WARNING"),
     "closecodes.cluster.away": (events.ClusterAway("chat", "ConnectionError", 12.34, "share"), "gate", "WARNING"),
