@@ -100,7 +100,8 @@ class SessionClosed:
 
     session: SessionFacts
     close: Close | None
-    """The close as far as it is known; None where an HTTP response answered the handshake."""
+    """The close as far as it is known; None where an HTTP response answered the handshake, or the server did not say
+    how its peer left, as hypercorn never does."""
     initiator: Literal["client", "handler", "middleware"]
     """Who ended it: the peer, the handler by a close of its own, or this library."""
     outcome: Outcome = "completed"

@@ -29,7 +29,7 @@ class Tally:
         self.closes: Counter[int] = Counter()
 
     def closed(self, close: Close | None) -> None:
-        """Count a session that is over; None is an HTTP response."""
+        """Count a session that is over; None is an HTTP response, or a code that nobody knows."""
         if close is not None:
             with COUNTING:
                 self.closes[int(close.code)] += 1

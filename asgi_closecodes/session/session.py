@@ -714,7 +714,7 @@ class Session(Channel):
             self._answered = ()
         self._deliver = self._send if phase is Phase.OPEN and self._ending is None else None
 
-    def _leave(self, close: Close) -> None:
+    def _leave(self, close: Close | None) -> None:
         self.closed_with = close
         self._initiator = "client"
         self._move(Phase.LEFT)
@@ -729,7 +729,16 @@ class Session(Channel):
         elif message["type"] == "websocket.disconnect" and self.phase not in OVER:
             code = message.get("code")  # None where there was none; and whatever a server or middleware makes up
             reason = message.get("reason") or ""
-            self._leave(Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason))
+            close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason)
+            self._leave(None if code == CloseCode.ABNORMAL_CLOSURE and self._never_tells_codes() else close)
+
+    def _never_tells_codes(self) -> bool:
+        """Whether 1006 may stand for anything: hypercorn says it of every peer that leaves.
+
+        It is known by the version of ASGI that its scope names, which no middleware around this one changes. granian,
+        which names the same one, never says 1006.
+        """
+        return (self._servers_scope.get("asgi") or {}).get("spec_version") == "2.3"
 
     async def _control(self, message: Message) -> None:
         """Pass on what the handler sends besides data, or data out of season.

@@ -287,4 +287,5 @@ def _code_of(record: Record) -> Code:
         return "http"
     if record.code is not None:
         return record.code
-    return "http" if record.event == "closecodes.session.closed" else "unknown"
+    is_known = record.event == "closecodes.session.closed" and record.text("closecodes.session.initiator") != "client"
+    return "http" if is_known else "unknown"
