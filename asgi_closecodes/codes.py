@@ -69,11 +69,10 @@ _REGISTERED = frozenset(map(int, CloseCode)) - _NEVER_SENT
 
 def may_be_sent(code: object) -> bool:
     """Whether a close frame may carry ``code``: registered ones, and the free ones from 3000 to 4999."""
-    return (
-        isinstance(code, int)
-        and not isinstance(code, bool)
-        and (code in _REGISTERED or 3000 <= code <= 4999)  # RFC 6455 section 7.4.2
-    )
+    if not issubclass(type(code), int) or isinstance(code, bool):
+        return False
+    number = int.__int__(code)  # type: ignore[arg-type] # a subclass may compare as it likes
+    return number in _REGISTERED or 3000 <= number <= 4999  # RFC 6455 section 7.4.2
 
 
 def private_twin(code: int) -> int:
@@ -100,7 +99,7 @@ def fit_reason(text: object, parameters: str = "") -> str:
     ):
         return text + parameters  # nearly always
     tail = _cut(parameters, MAX_REASON_BYTES)
-    text = _as_text(text)
+    text = as_text(text)
     if parameters:
         text = _OUR_PARAMETER.sub(_as_prose, text)
     return _cut(text, MAX_REASON_BYTES - len(tail.encode())) + tail
@@ -132,17 +131,19 @@ class Close:
         is turned into one, and a reason of more than 123 bytes is cut on a character boundary.
         uvicorn, hypercorn and granian end such closes in 1006, 1000 or 1005 instead.
         """
-        code = int(self.code) if may_be_sent(self.code) else int(CloseCode.INTERNAL_ERROR)
+        code = int.__int__(self.code) if may_be_sent(self.code) else int(CloseCode.INTERNAL_ERROR)
         reason = fit_reason(self.reason)
         return self if code is self.code and reason is self.reason else Close(code, reason)
 
 
-def _as_text(reason: object) -> str:
-    if reason is None:
+def as_text(value: object) -> str:
+    """Return ``value`` as a plain string, whatever it is; "" for None and for what raises."""
+    if value is None:
         return ""
-    if isinstance(reason, bytes):
-        return reason.decode("utf-8", "replace")
+    # The type's own methods: a subclass may override them, and raise.
+    if issubclass(type(value), str):
+        return str.__str__(value)
     try:
-        return str(reason)
+        return bytes.decode(value, "utf-8", "replace") if isinstance(value, bytes) else str.__str__(str(value))
     except Exception:
         return ""

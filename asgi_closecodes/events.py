@@ -143,11 +143,17 @@ class CloseFailed:
 
 @dataclass(frozen=True, slots=True)
 class CloseRepaired:
-    """A close code that may not be sent was replaced."""
+    """A close that may not be sent was repaired: its code, or the cause and the hint of a refusal.
+
+    Repairs of refusals are reported once for each gate.
+    """
 
     session: SessionFacts
     asked: object
+    """The code, or what of a refusal could not be sent, as text."""
     close: Close
+    gate: str | None = None
+    """The gate whose refusal it was; None is the handler's close."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,15 @@ from typing import Any, TypeAlias
 
 from starlette.exceptions import HTTPException, WebSocketException
 
-from .codes import Close, CloseCode, fit_reason, may_be_sent
+from .bounds import finite, shown
+from .codes import Close, CloseCode, as_text, fit_reason, may_be_sent
+
+MAX_RETRY_AFTER = 86400.0
+"""Seconds of the longest hint: browsers' timers hold 24 days, and who waits longer waits for another reason."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_NO_TOKEN = re.compile(r"[^A-Za-z0-9_.-]")
+_NUMBERS = (int, float)
 
 
 class CloseWith(Exception):  # noqa: N818 - it is an instruction, not an error
@@ -36,19 +42,30 @@ class CloseWith(Exception):  # noqa: N818 - it is an instruction, not an error
 class TryAgainLater(CloseWith):
     """The server is overloaded for now: 1013, or HTTP 503 with ``Retry-After``.
 
-    Gates raise it to refuse a session, handlers to end one.
+    Gates raise it to refuse a session, handlers to end one. It never raises itself, since that would let the session
+    in: a cause or a hint that cannot be sent is repaired, which is logged once.
 
     :param reason: the text in front of the parameters of the close reason.
-    :param cause: a token of letters, digits, ``_``, ``.`` and ``-`` that names what is full.
-    :param retry_after: seconds after which the client should come back; by default the next
+    :param cause: a token of at most 32 letters, digits, ``_``, ``.`` and ``-`` that names what is full. ``_`` takes
+        the place of other characters.
+    :param retry_after: seconds, 0 to 86 400, after which the client should come back; by default the next
         place in the process's retry queue.
     :param usage: how much of the limit was in use, for the log.
     :param limit: the limit that was reached, for the log.
-    :raises ValueError: if ``cause`` is no token, or ``retry_after`` is negative or not finite.
     """
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    _code = CloseCode.TRY_AGAIN_LATER
+    code: int = CloseCode.TRY_AGAIN_LATER
+    # What a subclass has that does not call __init__.
+    reason: str = "try again later"
+    cause: str | None = None
+    retry_after: float | None = None
+    usage: float | None = None
+    limit: float | None = None
+    gate: str | None = None
+    """The gate that refused; None where a handler raised it."""
+    repairs: tuple[str, ...] = ()
+    """What was repaired, for the log."""
 
     def __init__(
         self,
@@ -59,19 +76,28 @@ class TryAgainLater(CloseWith):
         usage: float | None = None,
         limit: float | None = None,
     ) -> None:
-        if cause is not None and not _TOKEN.fullmatch(cause):
-            raise ValueError(
-                f"cause={cause!r} is no token: use at most 32 letters, digits, '_', '.' or '-', as in 'full'"
-            )
-        if retry_after is not None and not (math.isfinite(retry_after) and retry_after >= 0):
-            raise ValueError(f"retry_after={retry_after!r} is not a number of seconds, 0 or more")
-        super().__init__(self._code, reason)
-        self.args = (reason,)  # what it is built of again where it was pickled
+        super().__init__(type(self).code, reason)
         self.cause = cause
         self.retry_after = retry_after
         self.usage = usage
         self.limit = limit
-        self.gate: str | None = None
+        self.repair()
+        self.args = (self.reason,)  # what it is built of again where it was pickled
+
+    def repair(self) -> None:
+        """Repair what cannot be sent, also where it was set after the exception was made."""
+        if type(self.reason) is not str:
+            self.reason = as_text(self.reason)
+        cause, retry_after = self.cause, self.retry_after
+        if cause is not None and not (type(cause) is str and _TOKEN.fullmatch(cause)):
+            self.cause, is_repaired = _token(cause)
+            if is_repaired:
+                self.repairs += (f"cause={_given(cause)}",)
+        if retry_after is not None and not (type(retry_after) in _NUMBERS and 0 <= retry_after <= MAX_RETRY_AFTER):
+            self.retry_after, is_repaired = _seconds(retry_after)
+            if is_repaired:
+                self.repairs += (f"retry_after={_given(retry_after)}",)
+        self.usage, self.limit = finite(self.usage), finite(self.limit)
 
     def reason_with(self, retry_after: float) -> str:
         """Return the close reason: ``try again later; retry_after=2.3; cause=full``."""
@@ -81,10 +107,40 @@ class TryAgainLater(CloseWith):
         return fit_reason(self.reason, parameters)
 
 
+def _token(cause: object) -> tuple[str, bool]:
+    """Return the nearest token, "unknown" for what is no text, and whether it is another one."""
+    if not issubclass(type(cause), str):
+        return "unknown", True
+    text = as_text(cause)
+    token = _NO_TOKEN.sub("_", text[:32]) or "unknown"
+    return token, token != text
+
+
+def _seconds(retry_after: object) -> tuple[float | None, bool]:
+    """Return the nearest hint, None for what is no number, and whether it is another one."""
+    try:
+        seconds = math.nan if isinstance(retry_after, bool) else float(retry_after)  # type: ignore[arg-type]
+    except OverflowError:  # a whole number or a fraction of more than 308 digits
+        seconds = math.copysign(math.inf, 1 if retry_after > 0 else -1)  # type: ignore[operator]
+    except Exception:
+        return None, True
+    if math.isnan(seconds):
+        return None, True
+    nearest = min(max(seconds, 0.0), MAX_RETRY_AFTER)
+    return nearest, nearest != seconds
+
+
+def _given(value: object) -> str:
+    """Return ``value`` for a log: of what is neither text nor a number only the type, it may hold a secret."""
+    if issubclass(type(value), str):
+        return shown(as_text(value))
+    return shown(value) if type(value) in _NUMBERS else f"<{type(value).__name__}>"
+
+
 class ServiceRestart(TryAgainLater):
     """The server is about to stop, and another one takes over: 1012, or HTTP 503 with ``Retry-After``."""
 
-    _code = CloseCode.SERVICE_RESTART
+    code: int = CloseCode.SERVICE_RESTART
 
 
 class SessionEnded(ConnectionError):  # noqa: N818 - it says what has happened to the peer
@@ -163,6 +219,13 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 # The interpreter's own: a class may have another attribute of the name.
 _members_of = vars(BaseExceptionGroup)["exceptions"].__get__
+
+
+def refusal_in(error: BaseException) -> TryAgainLater | None:
+    """Return the refusal that ``error`` is: itself, or the first of a group that consists of refusals alone."""
+    parts = [*leaves(error)]
+    refuses = all(issubclass(type(part), TryAgainLater) for part in parts)
+    return parts[0] if refuses else None  # type: ignore[return-value]
 
 
 def deliberate_close(errors: Iterable[BaseException], mapping: ExceptionMapping) -> CloseWith | None:

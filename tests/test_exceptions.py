@@ -1,8 +1,15 @@
 import copy
+import enum
 import inspect
+import logging
 import math
 import pickle
 import re
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,9 +18,12 @@ from starlette.exceptions import HTTPException, WebSocketException
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import Close, CloseCode, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
-from asgi_closecodes.events import CallbackFailed, SessionFailed
+from asgi_closecodes.events import CallbackFailed, CloseRepaired, GateFailed, SessionFailed, SessionRefused, SessionShed
 from asgi_closecodes.exceptions import checked_mapping, close_for_status, deliberate_close, leaves
+from asgi_closecodes.gates import AllOf, HandshakeRate, Shadow
+from asgi_closecodes.gates.base import FREE
 from tests.support.asgi import Handler, Peer, of
+from tests.support.fakes import Stay, until
 
 
 def close_of(error, mapping=None):
@@ -25,16 +35,134 @@ def close_of(error, mapping=None):
 # TryAgainLater
 
 
-@pytest.mark.parametrize("cause", ["", "two words", "a;b", "a=b", "é", "full\n", "\x00", "x" * 33])
-def test_a_cause_is_a_token(cause):
-    with pytest.raises(ValueError, match=re.escape(repr(cause))):
-        TryAgainLater(cause=cause)
+class Hostile(str):  # noqa: SLOT000
+    """Text that answers nothing."""
+
+    def _fail(self, *_arguments):
+        raise RuntimeError("never ask")
+
+    __str__ = __repr__ = __eq__ = __ne__ = __len__ = __format__ = encode = isascii = _fail
+    __hash__ = str.__hash__
 
 
-@pytest.mark.parametrize("retry_after", [math.nan, math.inf, -math.inf, -1, -0.001])
-def test_retry_after_is_a_number_of_seconds(retry_after):
-    with pytest.raises(ValueError, match=f"retry_after={retry_after!r}"):
-        TryAgainLater(retry_after=retry_after)
+class Faulty:
+    def __float__(self):
+        raise RuntimeError("no number")
+
+    __str__ = __repr__ = __bool__ = __float__
+
+
+CAUSES = [
+    ("", "unknown"),
+    ("two words", "two_words"),
+    ("a;b", "a_b"),
+    ("a=b", "a_b"),
+    ("é", "_"),
+    ("full\n", "full_"),
+    ("\x00", "_"),
+    ("\ud800", "_"),
+    ("x" * 33, "x" * 32),
+    ("x" * 1_000_000, "x" * 32),
+    (Hostile("a b"), "a_b"),
+    (5, "unknown"),
+    (10**5000, "unknown"),
+    (b"full", "unknown"),
+    (["full"], "unknown"),
+    (False, "unknown"),
+    (Faulty(), "unknown"),
+]
+DELAYS = [
+    (math.nan, None),
+    (math.inf, 86400),
+    (-math.inf, 0),
+    (-1, 0),
+    (-0.0001, 0),
+    (1e308, 86400),
+    (10**400, 86400),
+    (-(10**400), 0),
+    (10**5000, 86400),
+    (Fraction(10**400), 86400),
+    (Decimal(-5), 0),
+    (Decimal("nan"), None),
+    (Decimal("sNaN"), None),
+    ("soon", None),
+    ("nan", None),
+    ("9" * 5000, 86400),
+    (True, None),
+    (False, None),
+    (1j, None),
+    ([], None),
+    (timedelta(seconds=5), None),
+    (Faulty(), None),
+]
+HOSTILE = [({"cause": given}, {"cause": sent}) for given, sent in CAUSES] + [
+    ({"retry_after": given}, {"retry_after": sent}) for given, sent in DELAYS
+]
+
+
+IDS = list(map(str, range(len(HOSTILE))))  # pytest would ask the values for theirs
+
+
+@pytest.mark.parametrize(("given", "sent"), HOSTILE, ids=IDS)
+def test_a_refusal_that_cannot_be_sent_is_repaired(given, sent):
+    """Nothing raises: a gate that fails would let the session in."""
+    refusal = TryAgainLater(**given)
+    assert {name: getattr(refusal, name) for name in given} == sent
+    assert len(refusal.repairs) == 1
+    assert len(refusal.repairs[0]) < 120
+
+
+@pytest.mark.parametrize(("given", "sent"), HOSTILE, ids=IDS)
+def test_a_refusal_changed_later_is_repaired(given, sent):
+    refusal = TryAgainLater()
+    vars(refusal).update(given)
+    refusal.repair()
+    assert {name: getattr(refusal, name) for name in given} == sent
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"), [(Decimal("2.5"), 2.5), (Fraction(5, 2), 2.5), ("120", 120), (0, 0), (86400, 86400)]
+)
+def test_a_hint_may_be_any_number(retry_after, seconds):
+    refusal = TryAgainLater(retry_after=retry_after)
+    assert refusal.retry_after == seconds
+    assert type(refusal.retry_after) in {int, float}
+    assert not refusal.repairs
+
+
+class Kind(enum.StrEnum):
+    FULL = "full"
+
+
+def test_a_cause_may_be_of_an_enum():
+    refusal = TryAgainLater(cause=Kind.FULL)
+    assert type(refusal.cause) is str
+    assert not refusal.repairs
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        pytest.param(Hostile("full"), id="hostile"),
+        Faulty(),
+        ["full"],
+        b"full",
+        None,
+        5,
+        pytest.param(10**5000, id="huge"),
+        "\ud800" * 200,
+    ],
+)
+def test_a_refusal_may_have_any_reason(reason):
+    refusal = TryAgainLater(reason)
+    assert type(refusal.reason) is str
+    assert len(refusal.reason_with(2.0).encode()) <= 123
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 10**400, "5", True, Faulty(), [], Decimal(5)])
+def test_usage_and_limit_are_numbers_or_unknown(number):
+    refusal = TryAgainLater(usage=number, limit=number)
+    assert (refusal.usage, refusal.limit) == (None, None)
 
 
 tokens = st.text("abcXYZ019_.-", min_size=1, max_size=32)
@@ -252,6 +380,166 @@ async def test_a_try_again_later_raised_by_a_handler_carries_its_hint():
 async def test_a_try_again_later_without_a_delay_takes_a_place_in_the_queue():
     peer, _ = await visit(TryAgainLater())
     assert re.fullmatch(r"try again later; retry_after=[0-9]+\.[0-9]", peer.closed[1])
+
+
+class Rooms:
+    """A gate that refuses whom it is to, with what comes from outside."""
+
+    def __init__(self, *refusals):
+        self.refusals = [*refusals]
+
+    @asynccontextmanager
+    async def admit(self, _session):
+        if self.refusals:
+            refusal = self.refusals.pop(0)
+            raise refusal()
+        yield
+
+
+def refuse_with(given):
+    return lambda: TryAgainLater(**given)
+
+
+class Silent(TryAgainLater):
+    def __init__(self, room):
+        self.room = room
+
+
+class Late(TryAgainLater):
+    def __init__(self, room):
+        super().__init__()
+        self.cause, self.retry_after = f"room {room}", -1
+        self.status = "much too full"
+        self.code = "full"
+
+
+IMPERFECT = [refuse_with(given) for given, _ in HOSTILE] + [
+    lambda: Silent("a b"),
+    lambda: Late("a b"),
+    lambda: TryAgainLater(Hostile("x"), usage=Faulty(), limit=10**400),
+    lambda: group(TryAgainLater(cause="a b"), group(TryAgainLater(retry_after=-1))),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("handshake", ["close", "http"])
+@pytest.mark.parametrize("refusal", IMPERFECT)
+async def test_an_imperfect_refusal_refuses(refusal, handshake, caplog):
+    seen = []
+    guard = Guard(Settings(handshake=handshake), gate=Rooms(refusal), observers=[seen.append])
+    handler = Handler()
+    peer = await Peer().visit(CloseCodeMiddleware(handler, guard))
+    assert not handler.scopes
+    if handshake == "close":
+        code, reason = peer.closed
+        assert code in {1011, 1013}
+        assert re.fullmatch(r"[^;]*; retry_after=\d+\.\d(; cause=[A-Za-z0-9_.-]+)?", reason)
+    else:
+        assert peer.status == 503
+        assert re.fullmatch(rb"\d+", dict(peer.sent[0]["headers"])[b"retry-after"])
+    [refused] = of(SessionRefused, seen)
+    assert re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", refused.cause)
+    assert 0 <= refused.retry_after <= 86400
+    assert not of(GateFailed, seen)
+    assert not of(CallbackFailed, seen)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("refusal", IMPERFECT)
+async def test_an_imperfect_refusal_in_a_handler_is_no_error(refusal):
+    peer, seen = await visit(refusal())
+    assert peer.closed[0] in {1011, 1013}
+    assert not of(SessionFailed, seen)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("refusal", IMPERFECT)
+async def test_an_imperfect_refusal_of_a_shadow_admits(refusal):
+    seen = []
+    guard = Guard(Settings(), gate=Shadow(Rooms(refusal)), observers=[seen.append])
+    peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+    assert peer.closed == (1000, "") if "close" in peer.heard else peer.heard == ["accept"]
+    assert [refused.mode for refused in of(SessionRefused, seen)] == ["shadow"]
+    assert not of(GateFailed, seen)
+
+
+@pytest.mark.anyio
+async def test_a_shadow_refuses_nobody_in_admit_itself():
+    """The gates that hold nothing refuse before their place is entered."""
+    seen = []
+    guard = Guard(Settings(), gate=Shadow(HandshakeRate(0)), observers=[seen.append])
+    assert (await Peer().visit(CloseCodeMiddleware(Handler(), guard))).heard == ["accept"]
+    assert [refused.mode for refused in of(SessionRefused, seen)] == ["shadow"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("given", "sent"), HOSTILE[:8], ids=IDS[:8])
+async def test_a_shed_with_an_imperfect_cause_sheds(given, sent):
+    seen = []
+    guard = Guard(Settings(), observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(1)
+        [session] = guard.sessions
+        assert await session.shed(**given)
+        await until(lambda: of(SessionShed, seen))
+        assert stay.codes() == [1013]
+    assert of(SessionShed, seen)[0].cause == sent["cause"]
+
+
+@pytest.mark.anyio
+async def test_a_repair_is_reported_once_for_each_gate(caplog):
+    class Halls(Rooms):
+        pass
+
+    seen = []
+    gates = [kind(*[refuse_with({"cause": f"room {number}"}) for number in range(50)]) for kind in (Rooms, Halls)]
+    guard = Guard(Settings(log_burst=None), gate=AllOf(*gates), observers=[seen.append])
+    for _ in range(100):
+        await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+    assert [refused.gate for refused in of(SessionRefused, seen)] == ["Rooms"] * 50 + ["Halls"] * 50
+    repaired = of(CloseRepaired, seen)
+    assert [(event.gate, event.asked) for event in repaired] == [
+        ("Rooms", "cause='room 0'"),
+        ("Halls", "cause='room 0'"),
+    ]
+    records = [record for record in caplog.records if "repaired" in vars(record)["event.name"]]
+    assert [record.levelname for record in records] == ["WARNING"] * 2
+    assert "the gate Rooms closed with cause='room 0', which may not be sent; sent 1013 " in records[0].message
+
+
+@pytest.mark.anyio
+async def test_repairs_of_many_routes_are_reported_so_often():
+    seen = []
+    guard = Guard(Settings(), observers=[seen.append])
+    for number in range(1000):
+        handler = Handler(TryAgainLater(cause="a b"))
+        await Peer(route=SimpleNamespace(path_format=f"/{number}")).visit(CloseCodeMiddleware(handler, guard))
+    assert 1 < len(of(CloseRepaired, seen)) <= 257
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cause", ["a b", 5, "raises"])
+async def test_a_gate_with_an_imperfect_cause_sheds(cause):
+    """The ticker, which makes the refusal, goes on."""
+
+    class Crowded:
+        limit = 1
+
+        def admit(self, _session):
+            return FREE
+
+        def excess(self):
+            return 1
+
+        @property
+        def cause(self):
+            return 1 / 0 if cause == "raises" else cause
+
+    guard = Guard(Settings(), gate=Crowded())
+    async with Stay(guard) as stay:
+        await stay.come(1)
+        await until(lambda: stay.codes() == [1013])
 
 
 def fails(_error):

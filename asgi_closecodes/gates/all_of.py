@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from asgi_closecodes.concurrency import cancelled_from_outside
 from asgi_closecodes.events import GateFailed
-from asgi_closecodes.exceptions import TryAgainLater, leaves
+from asgi_closecodes.exceptions import TryAgainLater, leaves, refusal_in
 from asgi_closecodes.session import Session
 
 from .base import FREE, Gate, recount
@@ -86,11 +86,9 @@ class Places:
                 self._refuse_or_admit_past(gate, error)
 
     def _refuse_or_admit_past(self, gate: Gate, error: BaseException) -> None:
-        causes = [*leaves(error)]
-        refusals: list[Any] = [cause for cause in causes if issubclass(type(cause), TryAgainLater)]
-        if len(refusals) == len(causes):
-            refusals[0].gate = refusals[0].gate or type(gate).__name__
-            raise refusals[0] from (error if error is not refusals[0] else None)
+        if (refusal := refusal_in(error)) is not None:
+            refusal.gate = refusal.gate or type(gate).__name__
+            raise refusal from (error if error is not refusal else None)
         admitted = self._all.failure == "open"
         self._report(gate, error, "admit", admitted=admitted)
         if not admitted:

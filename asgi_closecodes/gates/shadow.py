@@ -9,7 +9,7 @@ from typing import Any
 
 from asgi_closecodes.codes import Close
 from asgi_closecodes.events import SessionRefused
-from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.exceptions import refusal_in
 from asgi_closecodes.session import Session
 
 from .base import FREE, Gate, recount
@@ -59,8 +59,8 @@ class _Shadowed:
         self._place: AbstractAsyncContextManager[Any] = FREE
 
     async def __aenter__(self) -> None:
-        place = self._gate.admit(self._session)
         with self._refusing_nobody():
+            place = self._gate.admit(self._session)
             await place.__aenter__()
             self._place = place
 
@@ -73,11 +73,17 @@ class _Shadowed:
     def _refusing_nobody(self) -> Generator[None]:
         try:
             yield
-        except TryAgainLater as refusal:
+        except Exception as error:
+            if (refusal := refusal_in(error)) is None:
+                raise
+            refusal.repair()
+            refusal.gate = refusal.gate or type(self._gate).__name__
+            close = Close(refusal.code, refusal.reason)
+            self._session.report_repairs(refusal, close)
             self._session.report(
                 SessionRefused(
                     session=self._session.facts(),
-                    close=Close(refusal.code, refusal.reason),
+                    close=close,
                     gate=type(self._gate).__name__,
                     cause=refusal.cause or "unknown",
                     retry_after=refusal.retry_after or 0.0,
@@ -86,7 +92,8 @@ class _Shadowed:
                     limit=refusal.limit,
                 )
             )
-            refusal.__traceback__ = None  # its frames hold the session, and Python 3.13 keeps the circle
+            # Their frames hold the session, and Python 3.13 keeps the circle.
+            error.__traceback__ = refusal.__traceback__ = None
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,7 +7,7 @@ import inspect
 import math
 import time
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar, get_args
 
@@ -44,6 +44,9 @@ STOP_TIMEOUT = 10.0
 
 _AT_ONCE = 25
 """Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
+
+_MOST_ONCE = 256
+"""Kinds of faults that are reported once each."""
 
 _LOOK = 5.0
 """Seconds between two looks at who has been idle."""
@@ -110,7 +113,7 @@ class Guard:
         }
         self._watchers: list[Any] = [observer for observer in observers if hasattr(observer, "watch")]
         self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
-        self._failed: set[object] = set()
+        self._reported: set[Hashable] = set()
         self._gates: dict[str, Gate] = {}
         self._own_gate = gate
         self.gate = AllOf()
@@ -325,10 +328,15 @@ class Guard:
         """Return whom a class of events is for that is none of ours: a gate of the user's may report its own."""
         return next((self._observers[base] for base in kind.__mro__ if base in self._observers), self._followers)
 
-    def _failed_once(self, name: str, key: object, error: BaseException) -> None:
-        if key not in self._failed:
-            self._failed.add(key)
-            self.report(events.CallbackFailed(name, error))
+    def report_once(self, key: Hashable, event: events.Event) -> None:
+        """Report the first of all events of one ``key``; those of too many keys are one together."""
+        key = key if key in self._reported or len(self._reported) < _MOST_ONCE else None
+        if key not in self._reported:
+            self._reported.add(key)
+            self.report(event)
+
+    def _failed_once(self, name: str, key: Hashable, error: BaseException) -> None:
+        self.report_once(key, events.CallbackFailed(name, error))
 
     def _order_failed(self, error: Exception) -> None:
         self._failed_once("shed", "shed", error)
@@ -546,7 +554,8 @@ def _limit_of(gate: Gate) -> object:
 
 
 def _cause(gate: Gate) -> str:
-    return getattr(gate, "cause", "shed")
+    cause = _read(gate, "cause")
+    return cause if isinstance(cause, str) else "shed"
 
 
 def _is_alive(loop: EventLoop | None) -> bool:

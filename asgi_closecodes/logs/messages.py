@@ -7,6 +7,7 @@ import logging
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from asgi_closecodes import events
+from asgi_closecodes.bounds import shown
 from asgi_closecodes.codes import Close
 from asgi_closecodes.error_identity import type_name
 
@@ -86,7 +87,7 @@ def kind_of(event: events.Event) -> Key:
         case events.CloseFailed():
             return name, (event.session.route, event.exception and type_name(type(event.exception)))
         case events.CloseRepaired():
-            return name, event.session.route
+            return name, event.gate or event.session.route
         case events.CallbackFailed():
             return name, (event.callback, type_name(type(event.exception)))
         case _:
@@ -212,14 +213,12 @@ def _(event: events.CloseFailed, redactor: Redactor) -> Message:
 @describe.register
 def _(event: events.CloseRepaired, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    try:
-        asked = one_line(repr(event.asked)[:80])
-    except Exception:  # Python writes no number of more than 4 300 digits
-        asked = f"a {type(event.asked).__name__}"
+    who = f"the handler of {_place(session)}" if event.gate is None else f"the gate {event.gate}"
+    asked = event.asked if isinstance(event.asked, str) else shown(event.asked)
     return Message(
-        "the handler of %s closed with %s, which may not be sent; sent %d instead",
-        (_place(session), asked, event.close.code),
-        {**session, **_close_keys(event.close)},
+        "%s closed with %s, which may not be sent; sent %d %s instead",
+        (who, one_line(asked), event.close.code, one_line(event.close.reason)),
+        {**session, "closecodes.gate.name": event.gate, **_close_keys(event.close)},
     )
 
 

@@ -25,7 +25,7 @@ import anyio.lowlevel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_closecodes import events
-from asgi_closecodes.codes import Close, CloseCode, fit_reason, private_twin
+from asgi_closecodes.codes import Close, CloseCode, fit_reason, may_be_sent, private_twin
 from asgi_closecodes.concurrency import (
     EventLoop,
     Timeout,
@@ -138,6 +138,9 @@ class Host(Protocol):
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer."""
+
+    def report_once(self, key: Hashable, event: events.Event) -> None:
+        """Report the first of all events of one ``key``."""
 
     def retry_after(self) -> float:
         """Return the seconds after which the next refused client should come back."""
@@ -367,7 +370,6 @@ class Session(Channel):
         :param cause: a token for the close reason and the log.
         :param retry_after: seconds after which the client should come back; by default the next place
             in the process's retry queue.
-        :raises ValueError: as :class:`TryAgainLater`.
         """
         return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))
 
@@ -547,14 +549,24 @@ class Session(Channel):
         """Return what ``wish`` means."""
         mode = self._handshake_mode()
         if not isinstance(wish, TryAgainLater):
-            return LastWord(self._repaired(Close(wish.code, wish.reason)), mode, wish.status)
+            return LastWord(self._repaired(Close(wish.code, wish.reason)), mode, _status(wish))
+        wish.repair()
         retry_after = self._host.retry_after() if wish.retry_after is None else wish.retry_after
         code = self._host.rules.try_again_code if wish.code == CloseCode.TRY_AGAIN_LATER else wish.code
-        return LastWord(Close(code, wish.reason_with(retry_after)), mode, wish.status, retry_after)
+        close = self._repaired(Close(code, wish.reason_with(retry_after)))
+        self.report_repairs(wish, close)
+        return LastWord(close, mode, _status(wish), retry_after)
+
+    def report_repairs(self, refusal: TryAgainLater, close: Close) -> None:
+        """Report what of ``refusal`` could not be sent, once for its gate or its handler."""
+        if refusal.repairs:
+            facts = self.facts()
+            event = events.CloseRepaired(facts, ", ".join(refusal.repairs), close, refusal.gate)
+            self._host.report_once(("repairs", refusal.gate or facts.route), event)
 
     def _repaired(self, asked: Close) -> Close:
         close = asked.sendable()
-        if close.code != asked.code:
+        if not may_be_sent(asked.code):
             self.report(events.CloseRepaired(self.facts(), asked.code, close))
         return close
 
@@ -835,6 +847,14 @@ def session_of(scope: Scope) -> Session | None:
     """Return the session that runs with ``scope``, that of the innermost middleware."""
     session = session_in(scope)
     return session if isinstance(session, Session) else None
+
+
+def _status(wish: CloseWith) -> int:
+    """Return the HTTP status of ``wish``, which a class of the user's may have set to anything."""
+    status = wish.status
+    if isinstance(status, int) and 200 <= status <= 599:
+        return status
+    return (TryAgainLater if isinstance(wish, TryAgainLater) else CloseWith).status
 
 
 async def _repeat(error: BaseException) -> None:

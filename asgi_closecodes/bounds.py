@@ -1,0 +1,67 @@
+"""Bounds for what comes from outside: numbers that are shown or limit something, and strings that are keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from .codes import as_text
+
+MAX_NUMBER = 2**53
+"""The largest limit: JSON's readers and Redis' scripts keep whole numbers exact up to here."""
+
+OTHER: Final = "_OTHER"
+"""The label of all values that came after the first so many."""
+
+MAX_LABELS = 32
+MAX_LABEL = 128
+"""Characters of a label."""
+
+
+def finite(value: object) -> int | float | None:
+    """Return ``value`` if it is a number that a float can hold, else None."""
+    if (
+        type(value) is not int
+        and type(value) is not float
+        and (isinstance(value, bool) or not isinstance(value, (int, float)))
+    ):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def shown(value: object) -> str:
+    """Return ``repr(value)`` for an error text, at most 80 characters, whatever ``value`` is."""
+    try:
+        text = repr(value)
+    except Exception:  # a whole number of more than 4300 digits, too
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+class FirstOnes:
+    """Labels for values of any number: the first ``most`` stand for themselves, ``_OTHER`` for all others.
+
+    :param known: values that stand for themselves from the start.
+    """
+
+    __slots__ = ("_labels", "_most")
+
+    def __init__(self, most: int = MAX_LABELS, known: Iterable[str] = ()) -> None:
+        self._most = most
+        self._labels = {value: value for value in known}
+
+    def __call__(self, value: object) -> str:
+        """Return the label of ``value``."""
+        if type(value) is not str or len(value) > MAX_LABEL:
+            value = as_text(value)[:MAX_LABEL]
+        label = self._labels.get(value)
+        if label is None:
+            if len(self._labels) >= self._most:
+                return OTHER
+            # A lone surrogate would make the whole page of metrics unwritable.
+            label = self._labels[value] = value.encode("utf-8", "replace").decode()
+        return label
