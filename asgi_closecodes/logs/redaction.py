@@ -6,25 +6,17 @@ import hashlib
 import ipaddress
 import logging
 import os
-import re
 import unicodedata
 from typing import Literal
 from urllib.parse import quote, unquote
 
+from .tokens import MASK, masked_path
+
 MAX_PATH = 256
 """Characters of a path in a log."""
+_LONGEST = 2048
+"""Characters of a path that are looked at."""
 
-_TOKEN = re.compile(
-    r"""
-    (?=.{16,})(
-        [A-Fa-f0-9-]{16,}                       # hexadecimal, UUIDs
-      | eyJ[\w-]+\..*                           # JSON Web Tokens
-      | (?=.*\d)(?=.*[A-Za-z])[\w~+/=.-]{20,}   # base64 and its kind: long, and digits among letters
-    )
-    """,
-    re.VERBOSE,
-)
-_SLUG = re.compile(r"[a-z]+([-_.][a-z0-9]{1,12})*")  # words with hyphens: a title, not a token
 _KEY = os.urandom(16)
 
 # Category Cc: control; Cf: format, bidirectional controls among them; Cs: lone surrogates; Zl, Zp: line separators.
@@ -33,21 +25,14 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 def safe_path(path: str) -> str:
     """Return ``path`` percent-encoded, at most 256 characters, with what looks like a token ``REDACTED``."""
+    if len(path) > _LONGEST:  # what is cut may be a token, of which too little is left to tell
+        path = path[:_LONGEST].rpartition("/")[0] + f"/{MASK}"
     return raw_path(masked_path(path))
-
-
-def masked_path(path: str) -> str:
-    """Return ``path`` with what looks like a token ``REDACTED``."""
-    return "/".join("REDACTED" if _is_token(segment) else segment for segment in path.split("/"))
 
 
 def raw_path(path: str) -> str:
     """Return ``path`` percent-encoded, at most 256 characters."""
     return quote(path, safe="/:@!$&'()*+,;=~-._", errors="replace")[:MAX_PATH]
-
-
-def _is_token(segment: str) -> bool:
-    return _TOKEN.fullmatch(segment) is not None and _SLUG.fullmatch(segment) is None
 
 
 def safe_client(address: str, mode: Literal["full", "truncated", "hashed", "off"]) -> str | None:
@@ -80,7 +65,7 @@ def _escaped(char: str) -> str:
 
 
 class RedactPaths(logging.Filter):
-    """Makes the paths in uvicorn's own records like ours: no query string, and no token among the segments.
+    """Makes the request targets in uvicorn's own records like our paths: no query string, and no token.
 
     For the loggers ``uvicorn.error`` (where uvicorn writes each WebSocket) and ``uvicorn.access``.
     """
@@ -93,4 +78,8 @@ class RedactPaths(logging.Filter):
 
 
 def _redacted(text: str) -> str:
-    return safe_path(unquote(text.partition("?")[0])) if text.startswith("/") else one_line(text)
+    """Return a target, which may also be a whole URL, ``*`` or an authority, without query, fragment and tokens."""
+    target = text.partition("?")[0].partition("#")[0]
+    if target.startswith("/"):
+        return safe_path(unquote(masked_path(target)))
+    return one_line(masked_path(target) if "/" in target or "@" in target else target)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
-from urllib.parse import unquote
 
-from asgi_closecodes.logs.redaction import masked_path, raw_path
+from asgi_closecodes.logs.tokens import masked_path
 
 __all__ = ["before_send"]
 
@@ -19,7 +18,7 @@ _TEXTS = ("breadcrumbs", "contexts", "logentry", "spans", "transaction")
 _DROPPED = frozenset(
     {"cookies", "headers", "http.fragment", "http.query", "query_string", "url.fragment", "url.query", "vars"}
 )
-_ADDRESS = re.compile(r"(?P<path>/[^\s\"'<>?#]*)(?:[?#][^\s\"'<>]*)?")
+_ADDRESS = re.compile(r"(?P<path>/[^\s\"'<>?#]*)(?:[?#][^\s\"'<>]*)?|(?<=\S)\?[^\s\"'<>]+|[?#][\w.-]+=[^\s\"'<>]*")
 
 
 def before_send(event: _Event, hint: object) -> _Event:
@@ -67,6 +66,4 @@ def _cleaned(value: object) -> object:
 
 
 def _without_secrets(address: re.Match[str]) -> str:
-    plain = unquote(address["path"])
-    masked = masked_path(plain)
-    return address["path"] if masked == plain else raw_path(masked)
+    return masked_path(address["path"] or "")

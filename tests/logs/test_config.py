@@ -39,7 +39,15 @@ def test_it_knows_no_other_form():
         (("unix", "/"), 'unix - "WebSocket /" [accepted]'),
         (("a\x1b[2Jb", "/x\ny?z"), 'a\\x1b[2Jb - "WebSocket /x%0Ay" [accepted]'),
         (("a", "/a%20b/eyJhbGciOi.e30.abcdef0123?x"), 'a - "WebSocket /a%20b/REDACTED" [accepted]'),
-        (("what?", "no path?"), 'what? - "WebSocket no path?" [accepted]'),
+        (("a", "http%3A//host/ws?token=hunter2"), 'a - "WebSocket http%3A//host/ws" [accepted]'),
+        (("a", "http://user:hunter2@host/ws?x"), 'a - "WebSocket http://user:REDACTED@host/ws" [accepted]'),
+        (("a", "*?token=hunter2"), 'a - "WebSocket *" [accepted]'),
+        (("a", "user:hunter2@host:443"), 'a - "WebSocket user:REDACTED@host:443" [accepted]'),
+        (("a", "host:443?hunter2"), 'a - "WebSocket host:443" [accepted]'),
+        (("a", "?token=hunter2"), 'a - "WebSocket " [accepted]'),
+        (("a", "/ws#token=hunter2?x"), 'a - "WebSocket /ws" [accepted]'),
+        (("a", "/ws%23token=hunter2"), 'a - "WebSocket /ws%23token=REDACTED" [accepted]'),
+        (("fe80::a1b2:c3d4:e5f6:a7b8:1", "/ws"), 'fe80::a1b2:c3d4:e5f6:a7b8:1 - "WebSocket /ws" [accepted]'),
     ],
 )
 def test_uvicorn_s_records_lose_query_strings_and_tokens(arguments, line):

@@ -1,0 +1,295 @@
+"""What looks like a token in a path: letters and digits that read like neither words nor numbers.
+
+Names, titles, dates and versions consist of words, and of digits that stand together. What was drawn at random, or
+encoded, does not. So a path is taken to pieces at whatever is no letter or digit, and each piece is weighed: how many
+of its characters belong to no word and no number. That takes linear time, whatever the path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+MASK = "REDACTED"
+
+_SHORTEST = 14
+_SHORTEST_WITH_SPECIALS = 12  # words are not joined by those
+"""Characters of what is taken for a token wherever it stands."""
+_SHORT = 6
+"""Characters without sense that are enough where a token is expected: below "token", behind "Bearer" or "sk-"."""
+_LEAST = 8
+_SENSELESS = 0.5
+"""The share of a token's characters that belong to no word and no number."""
+_LONGEST_NUMBER = 24
+_DECODED = 5
+"""How often a path is percent-decoded to look into it."""
+
+_PAIRS = (
+    # For each first letter, how frequent each second one is in words: 9 the most. From the 20 000 most frequent words
+    # of each of 13 European languages.
+    "77883676757989572989765356",
+    "74118010720602600642600040",
+    "80508008836503801636600045",
+    "82249132822434820653633044",
+    "76787675756889563998665655",
+    "60016520700500600635500020",
+    "71038055703525600754600020",
+    "81038000722434700536513040",
+    "86878674556879864798472336",
+    "60036100404113500031500000",
+    "71217002614514700556622040",
+    "93369343934854730156741061",
+    "86228111801364770143600040",
+    "83788584836437722389652065",
+    "56665564646889672987766345",
+    "80218225701612860855600030",
+    "00000000000000000000600000",
+    "95679464936666842677754065",
+    "83728336826654772389744054",
+    "93419236934534820877734064",
+    "65667454645768460877443334",
+    "80018000700302600421420041",
+    "60116003601104500330200040",
+    "30303000400000140004100000",
+    "53535122324444430354323022",
+    "62236011613224520112413053",
+)
+_FREQUENCY = {f"{chr(97 + a)}{chr(97 + b)}": int(digit) for a, row in enumerate(_PAIRS) for b, digit in enumerate(row)}
+_OF_NAMES = 4.5
+_OF_WORDS = 5.3
+_OF_SHORT_WORDS = 6.2
+"""The least means of words; that of random letters is 3."""
+
+_PIECE = re.compile(r"[A-Za-z0-9]+")
+_PART = re.compile(r"[0-9]+|[A-Za-z]+")
+_ORDINARY = re.compile(r"([a-z]{1,3}|[A-Z]{1,3})[0-9]{1,3}|[0-9]{1,4}([a-z]{1,2}|[A-Z]{1,2})")  # v2, mp4, 2nd, 1080p
+_CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_HEXADECIMAL = re.compile(r"(?=[0-9]*[A-Fa-f])[A-Fa-f0-9]{16}")
+_SPECIAL = re.compile(r"[^\w.~:+=-]")
+_JOINT = re.compile(r"[!-.:-@\[-`{-~]{1,2}")  # punctuation but for the slash
+
+_ALWAYS = re.compile(
+    r"""
+    (?<![A-Za-z0-9])eyJ[\w-]{5,}[\w.~+=-]*                                          # JSON Web Tokens
+  | (?<![A-Fa-f0-9])[A-Fa-f0-9]{8}(?:-[A-Fa-f0-9]{4}){3}-[A-Fa-f0-9]{12}            # UUIDs
+  | (?<![A-Za-z0-9])(?:A3T[A-Z0-9]|A[BCGIKNPRS][A-Z]A|AIza|EAA)(?=[A-Za-z]*[0-9])[\w-]{12,}   # AWS, Google, Meta
+  | (?<![\w+-])[\w+-]+==(?![\w=])                                                   # base64 says so itself
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_CREDENTIALS = re.compile(
+    r"(?<![A-Za-z0-9])(?:basic|bearer|digest|negotiate|token|apikey)[ +]+(?P<token>[^\s,;]+)", re.IGNORECASE
+)
+_PREFIXED = re.compile(
+    r"""
+    (?<![A-Za-z0-9])(?:
+        [psr]k|whsec|gh[a-z]|github_pat|gl[a-z]{2,6}|xox[a-z]|xapp|shp[a-z]{2}|npm|pypi|hf|do[opr]_v1|key|tok|sess|api
+      | sq0[a-z]{3}|lin_api|pat|nvapi|hv[sbr]|atlasv1|rubygems|pul|glsa|r8|sntrys|dapi|SG|ya29
+    )[-_.][\w.~+=-]+
+    """,
+    re.VERBOSE | re.ASCII | re.IGNORECASE,
+)
+"""Keys say by their first letters what they are for."""
+_PARAMETER = re.compile(r"(?:^|[;&?,#])(?P<name>[^=;&?,#]*)=(?P<value>[^;&?#]*)")
+_SECRET_NAME = re.compile(
+    r"sess|token|secret|passw|pwd|passphrase|credential|signature|api[-_]?key|jwt|csrf|xsrf|bearer"
+    r"|(?<![a-z])(?:sid|key|auth|authorization|sig|otp|pin|pass|ticket|hmac)$",
+    re.IGNORECASE,
+)
+_ABOVE_A_TOKEN = re.compile(
+    r"(?:.*[-_.])?(?:tokens?|secrets?|password|keys?|apikeys?|jwt|sessions?|sid|auth|bearer|invites?|reset|verify|confirm)",
+    re.IGNORECASE,
+)
+_ADDRESSES = frozenset({"acct", "mailto", "sip", "sips", "xmpp"})
+"""What is no user with a password: ``mailto:alice@example.org``."""
+_BASE64 = re.compile(r"[A-Za-z0-9+_=-]{3,}")
+
+
+def masked_path(path: str) -> str:
+    """Return ``path``, percent-encoded or not, with what looks like a token ``REDACTED``; the rest is as it was."""
+    segments = path.split("/")
+    masked = []
+    above = ""
+    for segment in segments:
+        masked.append(_masked(segment, is_expected=_ABOVE_A_TOKEN.fullmatch(above) is not None))
+        above = segment
+    start = 0
+    while start < len(segments):  # base64 has slashes too, which are decoded before anybody sees the path
+        end, weight = start, 0
+        while end < len(segments) and (more := _base64_weight(segments[end])):
+            end += 1
+            weight += more
+        parts = segments[start:end]
+        if len(parts) > 1:
+            size = len("/".join(parts))
+            is_token = size >= _SHORTEST and weight >= _SENSELESS * size
+            if is_token or parts[-1].endswith("=") or masked[start:end] != parts:
+                masked[start:end] = [MASK] * len(parts)
+        start = max(end, start + 1)
+    return "/".join(masked)
+
+
+def _masked(segment: str, *, is_expected: bool) -> str:
+    if len(segment) < _SHORT and "=" not in segment and "@" not in segment:
+        return segment
+    plain = segment
+    for _ in range(_DECODED):
+        if "%" not in plain or (decoded := unquote(plain)) == plain:
+            break
+        plain = decoded
+    else:
+        return MASK  # nobody encodes this often, but to hide something
+    if plain is not segment and "/" in plain:
+        shown = masked_path(plain)
+    else:
+        shown = _without(plain, [*_tokens(plain, is_expected=is_expected)])
+    if shown == plain:
+        return segment
+    return shown if plain is segment else quote(shown, safe=":@!$&'()*+,;=~-._", errors="replace")
+
+
+def _without(text: str, spans: list[tuple[int, int]]) -> str:
+    shown = []
+    at = 0
+    for start, end in sorted(spans):
+        if start > at or (start == at and not shown):
+            shown += text[at:start], MASK
+        at = max(at, end)
+    return "".join((*shown, text[at:]))
+
+
+def _tokens(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
+    """Yield from where to where there are tokens in ``text``."""
+    if is_expected and _is_odd(text):
+        yield 0, len(text)
+        return
+    for found in _ALWAYS.finditer(text):
+        yield found.span()
+    for found in _CREDENTIALS.finditer(text):
+        if any(map(str.isdigit, found["token"])) or _is_odd(found["token"]):
+            yield found.span("token")
+    for found in _PREFIXED.finditer(text):
+        if _is_odd(found.group()):
+            yield found.span()
+    for found in _PARAMETER.finditer(text):
+        if found["value"] and _SECRET_NAME.search(found["name"]):
+            yield found.span("value")
+    user, has_password, password = text.rpartition("@")[0].partition(":")
+    if has_password and password and user not in _ADDRESSES:
+        yield len(user) + 1, len(user) + 1 + len(password)
+    yield from _senseless(text, [*_pieces(text)])
+
+
+def _is_odd(text: str) -> bool:
+    """Whether a few characters make no sense, which is enough where a token is expected."""
+    return sum(_oddity(found.group()) for found in _PIECE.finditer(text)) >= _SHORT
+
+
+def _oddity(piece: str) -> int:
+    return len(piece) if len(piece) > 4 and _ORDINARY.fullmatch(piece) else _weighed(piece)[1]
+
+
+def _senseless(text: str, pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
+    """Yield where pieces that read like nothing are long enough, one or many with punctuation between."""
+    run: list[_Piece] = []
+    for piece in [*pieces, None]:
+        if run and (piece is None or piece.reads or not _JOINT.fullmatch(text[run[-1].end : piece.start])):
+            while not run[-1].weight:
+                run.pop()
+            span = text[run[0].start : run[-1].end]
+            specials = len(_SPECIAL.findall(span))
+            weight = specials + sum(one.weight for one in run)
+            size = specials + sum(one.size for one in run)
+            is_long = len(span) >= (_SHORTEST_WITH_SPECIALS if specials else _SHORTEST)
+            if is_long and weight >= max(_LEAST, _SENSELESS * size):
+                yield run[0].start, _padded(text, run[-1].end)
+            run = []
+        if piece is not None and (run or piece.weight):
+            run.append(piece)
+
+
+def _padded(text: str, end: int) -> int:
+    while text[end : end + 1] == "=":
+        end += 1
+    return end
+
+
+class _Piece(NamedTuple):
+    """Letters and digits without anything between.
+
+    :ivar size: how many they are, but for long numbers among letters, which say nothing.
+    :ivar weight: how many of them belong to no word and no number.
+    """
+
+    start: int
+    end: int
+    size: int
+    weight: int
+
+    @property
+    def reads(self) -> bool:
+        """Whether it is a word or a number, and too long to be one by chance."""
+        return not self.weight and self.end - self.start > 3
+
+
+def _pieces(text: str) -> Iterator[_Piece]:
+    for found in _PIECE.finditer(text):
+        yield _Piece(*found.span(), *_weighed(found.group()))
+
+
+def _weighed(piece: str) -> tuple[int, int]:
+    """Return the size and the weight of a piece."""
+    size = len(piece)
+    if piece.isdigit():
+        return size, size if size > _LONGEST_NUMBER else 0
+    if size >= _SHORTEST and _HEXADECIMAL.search(piece):
+        return size, size
+    if piece.isalpha():
+        return size, _weight_of_letters(piece)
+    if _ORDINARY.fullmatch(piece):
+        return size, 0
+    weight = 0
+    for part in _PART.findall(piece):
+        if part.isdigit() and len(part) >= 4:
+            size -= len(part)
+        elif part.isdigit() or not _is_word(part, _OF_SHORT_WORDS if len(part) < 8 or part.isupper() else _OF_WORDS):
+            weight += len(part)
+    return size, weight
+
+
+def _weight_of_letters(letters: str) -> int:
+    size = len(letters)
+    if size <= 4 and (letters.islower() or letters.isupper() or letters.istitle()):
+        return 0
+    is_short = size < _SHORTEST and len(_CAMEL.findall(letters)) == 1
+    if _is_word(letters, _OF_NAMES if is_short else _OF_WORDS):
+        return 0
+    parts = _CAMEL.findall(letters)
+    if size >= _SHORTEST and len(parts) * 3 > size:
+        return size
+    return sum(len(part) for part in parts if not _is_word(part, _OF_WORDS))
+
+
+def _is_word(letters: str, least: float) -> bool:
+    """Whether the pairs of these letters are as frequent as those of words, and words would be written so."""
+    if len(letters) < 2 or len(_CAMEL.findall(letters)) * 3 > len(letters):
+        return False
+    return _mean(letters) >= least
+
+
+def _mean(letters: str) -> float:
+    """Return how frequent the pairs of these letters are in words, 0 to 9."""
+    low = letters.lower()
+    return sum(_FREQUENCY[low[at : at + 2]] for at in range(len(low) - 1)) / (len(low) - 1)
+
+
+def _base64_weight(segment: str) -> int:
+    """Return the weight of what may be a part of base64 between two slashes, else 0."""
+    if _BASE64.fullmatch(segment) is None or segment.islower() or segment.isdigit():
+        return 0
+    weight = sum(piece.weight for piece in _pieces(segment))
+    if "+" in segment or segment.endswith("="):
+        return max(weight, 1)
+    return weight if weight >= 0.4 * len(segment) else 0
