@@ -110,7 +110,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+_=-]{3,}")
 def masked_path(path: str) -> str:
     """Return ``path``, percent-encoded or not, with what looks like a token ``REDACTED``; the rest is as it was."""
     segments = path.split("/")
-    masked = []
+    masked: list[str] = []
     above = ""
     for segment in segments:
         masked.append(_masked(segment, is_expected=_ABOVE_A_TOKEN.fullmatch(above) is not None))
@@ -151,7 +151,7 @@ def _masked(segment: str, *, is_expected: bool) -> str:
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:
-    shown = []
+    shown: list[str] = []
     at = 0
     for start, end in sorted(spans):
         if start > at or (start == at and not shown):
