@@ -6,12 +6,17 @@ import asyncio
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
 
 from asgi_closecodes import concurrency, events
 from asgi_closecodes.concurrency import on_asyncio
+
+SAME_SIGNAL = 2.0
+"""Seconds in which another SIGTERM is the same one: systemd signals every process of a unit, and then uvicorn's parent
+its workers once more."""
 
 
 class Drainable(Protocol):
@@ -26,7 +31,7 @@ class Drainable(Protocol):
 
 @contextlib.contextmanager
 def drain_at_sigterm(guard: Drainable) -> Iterator[None]:
-    """At the first SIGTERM, drain ``guard`` and let the server's handler run then; a second one goes straight there.
+    """At the first SIGTERM, drain ``guard`` and let the server's handler run then; a later one goes straight there.
 
     uvicorn closes every socket within 60 ms of the signal, before ``lifespan.shutdown``: a drain has to come
     first. It sets its handler by :func:`signal.signal` before the lifespan starts, and so it can be chained. hypercorn
@@ -60,7 +65,7 @@ def _why_not(before: Any) -> str | None:
 def _chained(
     guard: Drainable, before: Callable[[int, FrameType | None], Any], loop: asyncio.AbstractEventLoop
 ) -> Callable[[int, FrameType | None], None]:
-    was_told = False
+    told_at: float | None = None
 
     async def drain_and_stop() -> None:
         try:
@@ -69,11 +74,12 @@ def _chained(
             before(signal.SIGTERM, None)
 
     def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal was_told
-        if was_told:
-            before(number, frame)
-        else:
-            was_told = True
+        nonlocal told_at
+        now = time.monotonic()
+        if told_at is None:
+            told_at = now
             loop.call_soon_threadsafe(concurrency.spawn, drain_and_stop)
+        elif now - told_at >= SAME_SIGNAL:
+            before(number, frame)
 
     return handler

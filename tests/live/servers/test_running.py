@@ -1,6 +1,7 @@
 """What happens to a server over time: it stalls, it is stormed, it is stopped."""
 
 import asyncio
+import os
 import random
 import re
 import signal
@@ -8,10 +9,12 @@ import threading
 import time
 
 import httpx
+import psutil
 import pytest
 import websockets
 import websockets.exceptions
 
+from asgi_closecodes.guard.sigterm import SAME_SIGNAL
 from tests.support.peers import Raw, connect, eventually
 from tests.support.servers import SETUPS, serve
 
@@ -78,14 +81,38 @@ def test_a_stop_is_a_drain_in_which_every_client_gets_1012(setup, workers, tmp_p
         assert sum(record["closecodes.drain.sessions"] for record in drained) == 10
 
 
-def test_a_second_signal_stops_at_once(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unit_whose_every_process_is_signalled_drains(workers, tmp_path, holding):
+    """systemd signals all processes of a unit, uvicorn's parent then its workers, and somebody all of them again."""
+    env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "4"}
+    options = ("--workers", "2") if workers == 2 else ()
+    with serve("uvicorn-sansio", APP, tmp_path, *options, env=env) as running:
+        peers = [holding.enter_context(Raw(running, "/echo/a")) for _ in range(20)]
+        assert [peer.answer() for peer in peers] == [101] * 20
+        os.killpg(running.process.pid, signal.SIGTERM)
+        assert running.wait_for_records(1, event__name="closecodes.drain.started")
+        for process in psutil.Process(running.process.pid).children() or [running.process]:
+            process.send_signal(signal.SIGTERM)
+        closes = []
+        for peer in peers:
+            closes.append(str(peer.close_frame()))
+            peer.send(8, (1012).to_bytes(2))
+        assert closes == ["1012 service restart; retry_after=1.0; cause=drain"] * 20
+        running.process.wait(20)
+        drained = running.records(event__name="closecodes.drain.finished")
+        assert sum(record["closecodes.drain.sessions"] for record in drained) == 20
+
+
+@pytest.mark.parametrize(("number", "later"), [(signal.SIGTERM, SAME_SIGNAL), (signal.SIGINT, 0)])
+def test_a_second_signal_stops_at_once(tmp_path, number, later):
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "60"}
     with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:
         with Raw(running, "/echo/a") as first, Raw(running, "/echo/a") as second:
             assert first.answer() == second.answer() == 101
             running.process.send_signal(signal.SIGTERM)
             running.wait_for_records(1, event__name="closecodes.drain.started")
-            running.process.send_signal(signal.SIGTERM)
+            time.sleep(later)
+            running.process.send_signal(number)
             assert {first.close_frame().code, second.close_frame().code} == {1012}
             running.process.wait(15)
 
