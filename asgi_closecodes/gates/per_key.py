@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Literal
 
+from asgi_closecodes.addresses import canonical_address
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
@@ -44,20 +45,19 @@ class _PlaceOfKey:
 def client_network(session: Session) -> str | None:
     """Return the peer's address as the server knows it, IPv6 by its /64; None on a unix socket.
 
+    A port, brackets or quotes that a proxy's header brought along are taken off, and IPv4 in IPv6 is IPv4.
     A forwarded header is never read: anybody can send one. Servers have options for trusted proxies.
     """
     client = session.scope.get("client")
     if not client or client[0] == "":  # granian's on a unix socket is ("", "0")
         return None
-    host = str(client[0])
+    host = canonical_address(str(client[0]))
     if ":" not in host:
         return host
     try:
-        address = ipaddress.IPv6Address(host.partition("%")[0])
+        address = ipaddress.IPv6Address(host)
     except ValueError:
         return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(address), 64), strict=False))  # one subscriber has at least a /64
 
 

@@ -10,6 +10,8 @@ import unicodedata
 from typing import Literal
 from urllib.parse import quote, unquote
 
+from asgi_closecodes.addresses import canonical_address, parsed_address
+
 from .tokens import MASK, masked_path
 
 MAX_PATH = 256
@@ -43,12 +45,12 @@ def safe_client(address: str, mode: Literal["full", "truncated", "hashed", "off"
     if mode == "off":
         return None
     if mode == "full":
-        return one_line(address)
+        return one_line(canonical_address(address))
     if mode == "hashed":
-        return hashlib.blake2b(address.encode("utf-8", "replace"), digest_size=6, key=_KEY).hexdigest()
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
+        known_as = canonical_address(address).encode("utf-8", "replace")
+        return hashlib.blake2b(known_as, digest_size=6, key=_KEY).hexdigest()
+    ip = parsed_address(address)
+    if ip is None:
         return None  # a name cannot be truncated
     return str(ipaddress.ip_network((ip, 24 if ip.version == 4 else 48), strict=False))
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from starlette.types import Scope
 
+from asgi_closecodes.addresses import canonical_address
+
 
 def client_of(scope: Scope) -> tuple[str, int] | None:
-    """Return the peer's address and port, None on a unix socket; granian has ports as strings, and ("", "0") there."""
+    """Return the peer's address and port, None on a unix socket; granian has ports as strings, and ("", "0") there.
+
+    A port, brackets or quotes that a proxy's header brought along with the address are taken off.
+    """
     client = scope.get("client")
-    if not client or not client[0]:
+    if not isinstance(client, (tuple, list)) or not client or not client[0]:
         return None
-    port = str(client[1])
-    return str(client[0]), int(port) if port.isdecimal() else 0
+    port = str(client[1]) if len(client) > 1 else ""
+    return canonical_address(str(client[0])), int(port) if port.isdecimal() and len(port) <= 5 else 0
 
 
 def route_of(scope: Scope, servers_scope: Scope) -> str | None:

@@ -47,8 +47,11 @@ def by_name(session):
         ("unix:", "unix:"),
         ("testclient", "testclient"),
         ("not:an:address", "not:an:address"),
-        ("[::1]", "[::1]"),
         ("%eth0:", "%eth0:"),
+        ("203.0.113.5:4001", "203.0.113.5"),
+        ('"[2001:db8::5]:4001"', "2001:db8::/64"),
+        ("[::1]", "::/64"),
+        ("64:ff9b::203.0.113.5", "203.0.113.5"),
     ],
 )
 def test_a_client_is_known_by_its_address_or_its_ipv6_network(host, network):
