@@ -389,12 +389,16 @@ class Guard:
         """Have the ticker look after what an event has begun."""
         self._tick_if_needed()
 
+    @property
+    def _is_ticking(self) -> bool:
+        return _is_alive(self._ticking_in)
+
     def _tick_if_needed(self) -> None:
         """Have the ticker run: here, or from a plain thread where a session is."""
-        if _is_alive(self._ticking_in) or not self._is_needed():
+        if self._is_ticking or not self._is_needed():
             return
         with COUNTING:
-            if _is_alive(self._ticking_in):
+            if self._is_ticking:
                 return
             if (loop := EventLoop.running()) is not None:
                 self._ticking_in = loop
