@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import logging
 import os
@@ -62,6 +63,28 @@ class EventLoop:
         except RuntimeError:
             return False
         return True
+
+    def call(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call ``call`` in it, from a thread without an event loop, and wait until it has returned.
+
+        :raises RuntimeError: if it has ended.
+        """
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                call(*arguments)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        if not self.call_soon(run):
+            raise RuntimeError("the event loop of this session has ended")
+        while not concurrent.futures.wait([done], timeout=1).done:
+            if not self.is_alive:
+                raise RuntimeError("the event loop of this session has ended")
+        done.result()
 
 
 def _nothing() -> None:

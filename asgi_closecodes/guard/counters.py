@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from asgi_closecodes import events
+from asgi_closecodes.bounds import MAX_LABELS, OTHER, FirstOnes
 from asgi_closecodes.codes import Close
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.error_identity import type_name
@@ -26,22 +27,27 @@ class Tally:
         self.errors = 0
         self.refusals: Counter[str] = Counter()
         self.sheds: Counter[str] = Counter()
-        self.closes: Counter[int] = Counter()
+        self.closes: Counter[int | str] = Counter()
+        # Causes and codes may come from outside; one table of labels each, so that what is counted adds up.
+        self._refusal_causes = FirstOnes()
+        self._shed_causes = FirstOnes()
 
     def closed(self, close: Close | None) -> None:
         """Count a session that is over; None is an HTTP response, or a code that nobody knows."""
         if close is not None:
             with COUNTING:
-                self.closes[int(close.code)] += 1
+                code = int(close.code)
+                is_known = code in self.closes or len(self.closes) < MAX_LABELS
+                self.closes[code if is_known else OTHER] += 1
 
     def __call__(self, event: events.Event) -> None:
         """Count ``event``."""
         with COUNTING:
             match event:
                 case events.SessionRefused(cause=cause, mode=mode) if mode != "shadow":
-                    self.refusals[cause] += 1
+                    self.refusals[self._refusal_causes(cause)] += 1
                 case events.SessionShed(cause=cause):
-                    self.sheds[cause] += 1
+                    self.sheds[self._shed_causes(cause)] += 1
                 case events.SessionFailed():
                     self.errors += 1
                     group = self._groups.pop(event.fingerprint, None) or {

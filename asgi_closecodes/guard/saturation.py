@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 
 from asgi_closecodes import events
+from asgi_closecodes.bounds import FirstOnes
+from asgi_closecodes.concurrency import COUNTING
 
 RECOVERED_AFTER = 10.0
 """Seconds without a refusal after which a gate is no longer saturated."""
@@ -19,6 +21,8 @@ class Saturation:
 
     def __init__(self, report: events.Observer) -> None:
         self._report = report
+        self._gates = FirstOnes()
+        self._causes = FirstOnes()
         self._spells: dict[tuple[str, str], _Spell] = {}  # by gate and cause: three gates are called Pressure
 
     @property
@@ -32,12 +36,14 @@ class Saturation:
         if not event.is_overload:
             return
         now = time.monotonic()
-        key = event.gate, event.cause
-        if (spell := self._spells.get(key)) is None:
-            spell = self._spells[key] = _Spell(now)
+        with COUNTING:
+            key = self._gates(event.gate), self._causes(event.cause)
+            if begins := (spell := self._spells.get(key)) is None:
+                spell = self._spells[key] = _Spell(now)
+            spell.refused += 1
+            spell.last = now
+        if begins:
             self._report(events.GateSaturated(*key, event.usage, event.limit))
-        spell.refused += 1
-        spell.last = now
 
     def look(self) -> None:
         """Report the gates that have recovered."""

@@ -20,7 +20,6 @@ from http import HTTPStatus
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,7 +28,6 @@ from asgi_closecodes.codes import Close, CloseCode, fit_reason, may_be_sent, pri
 from asgi_closecodes.concurrency import (
     EventLoop,
     Timeout,
-    inside_event_loop,
     move_on_after,
     on_asyncio,
     running_loop,
@@ -259,10 +257,12 @@ class Session(Channel):
 
     @key.setter
     def key(self, key: Hashable) -> None:
-        if self._places is None or inside_event_loop():
+        if self._places is None or running_loop() is self._loop:
             self._set_key(key)
-        else:  # a thread of anyio's, as of a plain function in FastAPI
-            anyio.from_thread.run_sync(self._set_key, key)
+        elif running_loop() is None:  # a thread, as of a plain function in FastAPI
+            self.loop.call(self._set_key, key)
+        else:
+            raise RuntimeError("session.key is set in another event loop: set it in the session's own, or in a thread")
 
     def _set_key(self, key: Hashable) -> None:
         before, self._key = self._key, key

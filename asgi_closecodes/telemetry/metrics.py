@@ -14,20 +14,17 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from asgi_closecodes import events
+from asgi_closecodes.bounds import FirstOnes
 from asgi_closecodes.codes import Close
 from asgi_closecodes.error_identity import type_name
 
 UNKNOWN = "_UNKNOWN"
 """The label of a route that is not known: the handler has not accepted yet, or no route matched."""
 
-OTHER = "_OTHER"
-"""The label of all values that came after the first so many."""
-
 MOST_ROUTES = 64
 MOST_ERROR_TYPES = 32
 MOST_GATES = 32
 MOST_CAUSES = 32
-_LONGEST = 128
 
 Labels: TypeAlias = tuple[str, ...]
 
@@ -184,24 +181,6 @@ METRICS = (
     CLUSTER_FALLBACK,
     CLUSTER_SYNC_FAILURES,
 )
-
-
-class FirstOnes:
-    """Labels for values of any number: the first ``most`` stand for themselves, ``_OTHER`` for all others."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._labels: dict[str, str] = {}
-
-    def __call__(self, value: str) -> str:
-        """Return the label of ``value``."""
-        label = self._labels.get(value)
-        if label is None:
-            if len(self._labels) >= self._most:
-                return OTHER
-            # A lone surrogate would make the whole page of metrics unwritable.
-            label = self._labels[value] = value.encode("utf-8", "replace").decode()[:_LONGEST]
-        return label
 
 
 def code_label(close: Close | None) -> str:

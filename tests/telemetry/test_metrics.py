@@ -18,9 +18,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, events
+from asgi_closecodes.bounds import OTHER
 from asgi_closecodes.gates import MaxSessionsPerKey, Pressure
 from asgi_closecodes.logs import messages
-from asgi_closecodes.telemetry.metrics import CODES, METRICS, OTHER, UNKNOWN
+from asgi_closecodes.telemetry.metrics import CODES, METRICS, UNKNOWN
 from asgi_closecodes.telemetry.opentelemetry import OpenTelemetryObserver
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 from tests.support.asgi import Handler, Peer
