@@ -33,6 +33,11 @@ def finite(value: object) -> int | float | None:
         return None
 
 
+def is_between(value: object, least: float, most: float = MAX_NUMBER) -> bool:
+    """Whether ``value`` is a number, and no boolean, from ``least`` to ``most``."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
 def shown(value: object) -> str:
     """Return ``repr(value)`` for an error text, at most 80 characters, whatever ``value`` is."""
     try:

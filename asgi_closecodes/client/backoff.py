@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 
+from asgi_closecodes.bounds import is_between, shown
 from asgi_closecodes.codes import CloseCode, private_twin
 
 BASE = 1.0
@@ -75,8 +76,8 @@ class Backoff:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value in (("cap", cap), ("max_hint", max_hint), ("max_crashes", max_crashes)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value!r}: use a number above 0")
+            if not (is_between(value, 0) and value > 0):
+                raise ValueError(f"{name}={shown(value)}: use a number above 0")
         self.cap = cap
         self.max_hint = max_hint
         self.max_crashes = max_crashes

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
+from asgi_closecodes.bounds import is_between, shown
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
@@ -47,8 +48,8 @@ class HandshakesInProgress(Limited):
 
     @handshake_timeout.setter
     def handshake_timeout(self, handshake_timeout: float) -> None:
-        if not (isinstance(handshake_timeout, (int, float)) and handshake_timeout > 0):
-            raise ValueError(f"handshake_timeout={handshake_timeout!r}: use a number of seconds above 0")
+        if not (is_between(handshake_timeout, 0) and handshake_timeout > 0):
+            raise ValueError(f"handshake_timeout={shown(handshake_timeout)}: use a number of seconds above 0")
         self._handshake_timeout = handshake_timeout
 
     @property
@@ -109,8 +110,8 @@ class HandshakeRate:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, seconds in (("ramp", ramp), ("cap", cap)):
-            if not 0 <= seconds < math.inf:
-                raise ValueError(f"{name}={seconds!r}: use a number of seconds, 0 or more")
+            if not is_between(seconds, 0):
+                raise ValueError(f"{name}={shown(seconds)}: use a number of seconds, 0 or more")
         self._clock = clock
         self._limiter = Rate(0, 0, clock=clock)
         self._start = clock()
@@ -127,8 +128,8 @@ class HandshakeRate:
 
     @rate.setter
     def rate(self, rate: float) -> None:
-        if not (isinstance(rate, (int, float)) and 0 <= rate < math.inf):
-            raise ValueError(f"rate={rate!r}: use a number of sessions a second, 0 or more")
+        if not is_between(rate, 0):
+            raise ValueError(f"rate={shown(rate)}: use a number of sessions a second, 0 or more")
         self._rate = rate
 
     @property
@@ -143,8 +144,8 @@ class HandshakeRate:
 
     @burst.setter
     def burst(self, burst: float | None) -> None:
-        if burst is not None and not (isinstance(burst, (int, float)) and 1 <= burst < math.inf):
-            raise ValueError(f"burst={burst!r}: use a number of sessions, 1 or more, or None")
+        if burst is not None and not is_between(burst, 1):
+            raise ValueError(f"burst={shown(burst)}: use a number of sessions, 1 or more, or None")
         self._burst = burst
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:

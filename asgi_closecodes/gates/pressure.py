@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+from asgi_closecodes.bounds import finite, shown
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 
@@ -73,9 +74,11 @@ class Pressure:
 
         :raises ValueError: for thresholds in another order, or that are no numbers.
         """
-        given = f"refuse_above={refuse_above!r}, resume_below={resume_below!r}, shed_above={shed_above!r}"
+        given = (
+            f"refuse_above={shown(refuse_above)}, resume_below={shown(resume_below)}, shed_above={shown(shed_above)}"
+        )
         numbers = [refuse_above, resume_below, *(() if shed_above is None else (shed_above,))]
-        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+        if not all(finite(number) is not None for number in numbers):
             raise ValueError(f"{given}: use finite numbers")
         if not 0 <= resume_below < refuse_above:
             raise ValueError(f"{given}: resume_below has to be lower than refuse_above, and not negative")
@@ -138,7 +141,7 @@ class Pressure:
         return True
 
     def _share(self, value: float) -> float:
-        above = (value - self.refuse_above) / ((FULL - 1) * self.refuse_above)
+        above = (min(value, FULL * self.refuse_above) - self.refuse_above) / ((FULL - 1) * self.refuse_above)
         return min(LEAST + (1 - LEAST) * above, 1.0)
 
     def _is_refusing(self, value: float, now: float) -> bool:

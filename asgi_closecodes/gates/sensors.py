@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
+from asgi_closecodes.bounds import is_between, shown
+
 _LOGGER = logging.getLogger("asgi_closecodes.gate")
 
 
@@ -50,8 +52,8 @@ class LoopLag:
         self, interval: float = 0.1, *, half_life: float = 1.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         for name, seconds in (("interval", interval), ("half_life", half_life)):
-            if not 0 < seconds < math.inf:
-                raise ValueError(f"{name}={seconds!r}: use a number of seconds above 0")
+            if not (is_between(seconds, 0) and seconds > 0):
+                raise ValueError(f"{name}={shown(seconds)}: use a number of seconds above 0")
         self._interval = interval
         self._half_life = half_life
         self._clock = clock
@@ -143,8 +145,8 @@ class Memory(_Slow):
         self, limit: int | None = None, *, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(clock)
-        if limit is not None and not limit > 0:
-            raise ValueError(f"limit={limit!r}: use a number of bytes above 0, or None for the cgroup's limit")
+        if limit is not None and not is_between(limit, 1):
+            raise ValueError(f"limit={shown(limit)}: use a number of bytes above 0, or None for the cgroup's limit")
         self.limit = limit
         self._root = root
 

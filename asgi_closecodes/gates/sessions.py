@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol
 
+from asgi_closecodes.bounds import MAX_NUMBER, is_between, shown
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
@@ -50,8 +51,10 @@ class Limited:
 
     @limit.setter
     def limit(self, limit: int | None) -> None:
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise ValueError(f"limit={limit!r}: use a whole number, 0 or more, or None for no limit")
+        if limit is not None and not (isinstance(limit, int) and is_between(limit, 0)):
+            raise ValueError(
+                f"limit={shown(limit)}: use a whole number, 0 or more, or None for no limit; at most {MAX_NUMBER}"
+            )
         self._limit = limit
         self._follow_limit()
 
@@ -77,7 +80,7 @@ class MaxSessions(Limited):
         self.reserve = dict(reserve or {})
         for priority, share in self.reserve.items():
             if not (isinstance(share, (int, float)) and 0 <= share <= 1):
-                raise ValueError(f"reserve={{{priority!r}: {share!r}}}: use a share of the limit between 0 and 1")
+                raise ValueError(f"reserve={shown({priority: share})}: use a share of the limit between 0 and 1")
         self.active = 0
         """Open sessions. They are counted without a limit too: one that is set later finds them."""
         self._place = Place(self, None)

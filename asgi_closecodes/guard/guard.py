@@ -17,6 +17,7 @@ import anyio.lowlevel
 from starlette.types import Receive, Scope, Send
 
 from asgi_closecodes import concurrency, events
+from asgi_closecodes.bounds import finite, is_between, shown
 from asgi_closecodes.concurrency import COUNTING, EventLoop, cancelled_from_outside
 from asgi_closecodes.exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, LoopLag, Shadow
@@ -227,8 +228,8 @@ class Guard:
         :raises ValueError: if ``window`` is negative or not finite.
         """
         window = self.settings.drain_window if window is None else window
-        if not (math.isfinite(window) and window >= 0):
-            raise ValueError(f"window={window!r}: use a number of seconds, 0 or more")
+        if not is_between(window, 0):
+            raise ValueError(f"window={shown(window)}: use a number of seconds, 0 or more")
         while _is_alive(self._draining_in):  # noqa: ASYNC110 - an event would have to survive its event loop
             await anyio.sleep(TICK)
         if self.draining and not self._untold():
@@ -534,8 +535,7 @@ def _standing(gate: Gate) -> events.GateStanding:
 
 
 def _number(gate: Gate, *names: str) -> float | None:
-    value = _read(gate, *names)
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return finite(_read(gate, *names))
 
 
 def _read(gate: Gate, *names: str) -> object:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import anyio.lowlevel
 
+from asgi_closecodes.bounds import MAX_NUMBER
 from asgi_closecodes.session import Session
 
 Order: TypeAlias = Literal["newest", "oldest", "idle"] | Callable[[Session], Any]
@@ -38,6 +39,7 @@ class Pace:
     def due(self, per_second: float) -> int:
         """Return how many are due since the last call; what is not used is lost, up to the fraction."""
         now = self._clock()
+        per_second = min(per_second, MAX_NUMBER)  # a window may be too short for its number to be one
         self._saved = min(self._saved + (now - self._at) * per_second, max(per_second, 1.0))
         self._at = now
         due = int(self._saved)

@@ -16,13 +16,16 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from asgi_closecodes.bounds import shown
 from asgi_closecodes.codes import CloseCode
+from asgi_closecodes.exceptions import MAX_RETRY_AFTER
 from asgi_closecodes.gates.cluster import checked_name
 
 from .types import (
     LIMITS,
     ClusterLimit,
     Code,
+    Count,
     Memories,
     Positive,
     Seconds,
@@ -31,7 +34,6 @@ from .types import (
     limits_only,
     names,
     none,
-    not_boolean,
     redis_url_only,
 )
 
@@ -165,7 +167,7 @@ class Settings(BaseSettings):
             "socket for 10 s. None is no limit."
         ),
     )
-    retry_after_cap: Annotated[Seconds, Field(ge=1)] = Field(
+    retry_after_cap: Annotated[Seconds, Field(ge=1, le=MAX_RETRY_AFTER)] = Field(
         default=60.0, description="The longest retry hint of the queue, in seconds."
     )
     gate_failure: Literal["open", "closed"] = Field(
@@ -192,9 +194,7 @@ class Settings(BaseSettings):
         default="full",
         description="`client.address` in logs: `full`, `truncated` to its /24 (IPv6: /48), `hashed`, or `off`.",
     )
-    log_burst: Annotated[
-        Annotated[int, BeforeValidator(not_boolean), Field(ge=1, le=2**53)] | None, BeforeValidator(none)
-    ] = Field(
+    log_burst: Annotated[Annotated[Count, Field(ge=1)] | None, BeforeValidator(none)] = Field(
         default=10,
         description=(
             "Equal errors that are logged one by one after a quiet time, the first always; the others are counted. "
@@ -259,7 +259,7 @@ def _explained(error: ValidationError) -> str:
         text = problem["msg"].removeprefix("Value error, ")
         remedy = f"{text[0].lower()}{text[1:]} ({Settings.model_fields[name].description})"
         # The first of several says enough: a union has one for each of its members.
-        value = "" if name == "redis_url" else f" = {problem['input']!r}"  # there may be a password in it
+        value = "" if name == "redis_url" else f" = {shown(problem['input'])}"  # there may be a password in it
         problems.setdefault(name, f"{name}{value} (or {PREFIX}{name.upper()}): {remedy}")
     lines = "".join(f"\n  {text}" for text in problems.values())
     return f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used:{lines}"

@@ -16,6 +16,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from asgi_closecodes.bounds import MAX_NUMBER
 from asgi_closecodes.codes import may_be_sent
 from asgi_closecodes.gates.cluster import checked_url
 
@@ -50,21 +51,21 @@ _SIZE = TypeAdapter(ByteSize)
 
 def _share_or_size(value: object) -> float | ByteSize | None:
     """Read "0.8", "80%" or "512MiB"."""
-    remedy = "should be a share of 0.01 to 1, as 0.8 or 80%, or a size of a MiB or more, as 512MiB"
+    remedy = "should be a share of 0.01 to 1, as 0.8 or 80%, or a size from a MiB to 8 PiB, as 512MiB"
     value = _percent(not_boolean(none(value)))
     if value is None or isinstance(value, ByteSize):
         return value
     try:
         share = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         share = math.nan
     if 0.01 <= share <= 1:
         return share
     try:
         size = _SIZE.validate_python(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(remedy) from None
-    if size < 1 << 20:  # most likely a percentage without its sign
+    if not 1 << 20 <= size <= MAX_NUMBER:  # less is most likely a percentage without its sign
         raise ValueError(remedy)
     return size
 
@@ -115,16 +116,15 @@ LIMITS = (
 )
 """The settings that are limits of a gate."""
 
-Sessions = Annotated[
-    Annotated[int, BeforeValidator(not_boolean), Field(ge=0, le=2**53)] | None,  # what JSON, Lua and a float hold
-    BeforeValidator(none),
-]
+Count = Annotated[int, BeforeValidator(not_boolean), Field(le=MAX_NUMBER)]
+
+Sessions = Annotated[Annotated[Count, Field(ge=0)] | None, BeforeValidator(none)]
 
 ClusterLimit = Annotated[Sessions, AfterValidator(_needs_redis)]
 
 Code = Annotated[int, BeforeValidator(not_boolean), AfterValidator(_sendable)]
 
-Seconds = Annotated[float, BeforeValidator(not_boolean), Field(allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(not_boolean), Field(allow_inf_nan=False, le=MAX_NUMBER)]
 
 Positive = Annotated[Seconds, Field(gt=0)]
 

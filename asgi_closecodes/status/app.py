@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
+from asgi_closecodes.bounds import is_between
 from asgi_closecodes.events import CallbackFailed
 from asgi_closecodes.guard import Guard
 
@@ -143,7 +144,7 @@ class StatusApp:
             window = float(given)
         except ValueError:
             window = math.nan
-        if not (math.isfinite(window) and window >= 0):
+        if not is_between(window, 0):
             return PlainTextResponse(f"window={given!r}: use a number of seconds, 0 or more", 400)
         done = anyio.Event()
 

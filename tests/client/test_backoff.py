@@ -115,7 +115,9 @@ def test_clients_do_not_come_back_together():
         assert 0.4 < (waits[500] - least) / (most - least) < 0.6
 
 
-@pytest.mark.parametrize("bad", [{"cap": 0}, {"cap": float("nan")}, {"max_hint": -1}, {"max_crashes": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"cap": 0}, {"cap": float("nan")}, {"max_hint": -1}, {"max_crashes": 0}, {"cap": 10**40}]
+)
 def test_what_cannot_be_used_is_named(bad):
     (name, value) = *bad, *bad.values()
     with pytest.raises(ValueError, match=rf"{name}={value!r}: use a number above 0"):

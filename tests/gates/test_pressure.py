@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,11 +123,20 @@ async def test_a_refusal_names_the_sensor_and_its_value():
     assert (refusal.cause, refusal.usage, refusal.limit, refusal.retry_after) == ("dial", 1.0, 0.8, None)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("shown", [10**400, 1e308, math.inf])
+async def test_a_value_beyond_all_bounds_refuses(shown):
+    gate = Pressure(Dial(shown), 0.8, 0.6)
+    for _ in range(3):
+        assert (await refused(gate)).cause == "dial"
+
+
 @pytest.mark.parametrize(
     "thresholds",
     [
         (0.8, 0.8), (0.8, 0.9), (0.8, -0.1), (0.8, 0.6, 0.8), (0.8, 0.6, 0.7), (float("nan"), 0.5), (0.8, float("nan")),
         (0.8, 0.6, float("inf")), ("0.8", 0.6), (0, 0),
+        (10**400, 0.5), (0.8, -(10**400)), (0.8, 0.6, 10**400), (True, 0),
     ],
 )  # fmt: skip
 def test_thresholds_that_contradict_each_other_are_refused(thresholds):

@@ -50,7 +50,7 @@ def test_who_is_not_sampled_any_more_knows_nothing():
 
 
 @pytest.mark.parametrize("name", ["interval", "half_life"])
-@pytest.mark.parametrize("seconds", [0, -0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [0, -0.1, float("nan"), float("inf"), 10**40, "1"])
 def test_an_interval_and_a_half_life_are_numbers_of_seconds(name, seconds):
     with pytest.raises(ValueError, match=f"{name}={seconds!r}"):
         LoopLag(**{name: seconds})
@@ -59,7 +59,7 @@ def test_an_interval_and_a_half_life_are_numbers_of_seconds(name, seconds):
 # Memory
 
 
-@pytest.mark.parametrize("limit", [0, -1, float("nan")])
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), 10**40, "1"])
 def test_a_limit_is_a_number_of_bytes(limit):
     with pytest.raises(ValueError, match=f"limit={limit!r}"):
         Memory(limit)

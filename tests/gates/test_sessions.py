@@ -79,7 +79,7 @@ def test_a_forwarded_header_is_not_read():
 
 
 @pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])
-@pytest.mark.parametrize("limit", [-1, 1.5, "10", True, float("nan"), float("inf")])
+@pytest.mark.parametrize("limit", [-1, 1.5, "10", True, float("nan"), float("inf"), 2**53 + 1, 10**40])
 def test_a_limit_is_a_number_of_sessions(kind, limit):
     with pytest.raises(ValueError, match="use a whole number, 0 or more, or None"):
         kind(limit)
@@ -381,7 +381,14 @@ async def test_a_reserve_is_kept_from_a_priority():
     assert gate.active == 10
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "0.1"])
+@pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_limit_of_many_digits_is_refused(kind, digits):
+    with pytest.raises(ValueError, match="None for no limit; at most 9007199254740992"):
+        kind(10**digits)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "0.1", 10**400])
 def test_a_reserve_is_a_share(share):
     with pytest.raises(ValueError, match="use a share of the limit between 0 and 1"):
         MaxSessions(10, reserve={1: share})

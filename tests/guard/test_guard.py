@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import anyio
 import anyio.lowlevel
+import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 
-from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, SettingsError, TryAgainLater
+from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, SettingsError, StatusApp, TryAgainLater
 from asgi_closecodes.events import (
     CallbackFailed,
     LimitsSet,
@@ -27,7 +29,8 @@ from asgi_closecodes.events import (
 )
 from asgi_closecodes.gates import LoopLag, MaxSessions, MaxSessionsPerKey, Pressure
 from asgi_closecodes.gates.base import FREE
-from asgi_closecodes.logs import LogObserver
+from asgi_closecodes.logs import JsonFormatter, LogObserver
+from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import Clock, Dial, Guest, Stay, until
 
@@ -288,6 +291,41 @@ def test_a_snapshot_has_no_number_for_what_a_gate_cannot_say():
     assert Guard(gate=Odd()).snapshot()["gates"][-1:] == [
         {"name": "Odd", "active": None, "limit": None, "shadow": False}
     ]
+
+
+NO_SIZE = [10**400, 10**5000, -(10**400), math.nan, -math.inf, True, "5", 1j, []]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("number", NO_SIZE, ids=range(len(NO_SIZE)))
+async def test_a_gate_of_ones_own_may_have_any_numbers(number, caplog):
+    """The snapshot, the status page, the metrics and the log survive them."""
+    registry = CollectorRegistry()
+    seen = []
+
+    class Odd:
+        limit = usage = active = number
+
+        def admit(self, _session):
+            raise TryAgainLater(cause="odd", usage=number, limit=number)
+
+        def excess(self):
+            return number
+
+    caplog.set_level(logging.INFO)
+    caplog.handler.setFormatter(JsonFormatter())
+    guard = Guard(gate=Odd(), observers=[PrometheusObserver(registry), seen.append])
+    async with guard.lifespan():
+        peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+    assert peer.closed[0] == 1013
+    assert json.loads(json.dumps(guard.snapshot(), allow_nan=False))["gates"][-1]["limit"] is None
+    transport = httpx2.ASGITransport(StatusApp(guard, authorize=None))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://host") as client:
+        assert (await client.get("/")).status_code == 200
+    assert b"closecodes_gate_usage" in generate_latest(registry)
+    for line in caplog.text.splitlines():
+        json.loads(line)
+    assert [refused.limit for refused in of(SessionRefused, seen)] == [None]
 
 
 @pytest.mark.anyio

@@ -1,5 +1,6 @@
 """What can be set, from code and from the environment, and what is said of the rest."""
 
+import json
 import logging
 import math
 import os
@@ -10,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
+from asgi_closecodes.bounds import shown
 from asgi_closecodes.events import SettingIgnored
 from asgi_closecodes.settings import unknown_settings
 from asgi_closecodes.settings.types import LIMITS
@@ -117,8 +119,11 @@ GOOD = {
     "log_per_minute": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
 }
 
-NO_NUMBERS = [True, False, math.nan, math.inf, -math.inf, "nan", "inf", "-inf", "lots", "1,5", [], {}, object()]
-NO_COUNT = [*NO_NUMBERS, -1, "-1", 1.5, "1.5", 2**53 + 1, "9" * 400]
+NO_NUMBERS = [
+    *(True, False, math.nan, math.inf, -math.inf, "nan", "inf", "-inf", "lots", "1,5", [], {}, object()),
+    *(10**17, 10**400, -(10**400), "1" + "0" * 30, 1e300, "1e300", "1e400"),
+]
+NO_COUNT = [*NO_NUMBERS, -1, "-1", 1.5, "1.5"]
 NEGATIVE = [-1, "-1", -0.001, "-0.001"]
 NO_CODE = [
     *(True, False, None, "none", "", "x", 0, -1000, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000, 1011.5),
@@ -126,6 +131,12 @@ NO_CODE = [
 ]
 NO_SWITCH = [None, "none", "maybe", 2, "2", -1, math.nan, []]
 NO_WORD = [None, "none", "nonsense", 1, True, [], b"close"]
+
+NUMERIC = [
+    *("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress", "handshakes_per_second"),
+    *("handshake_burst", "handshake_timeout", "max_memory", "shed_rate", "shed_grace", "drain_window"),
+    *("max_refusals_per_second", "log_burst", "log_per_minute"),
+]
 
 BAD = {
     "max_sessions": NO_COUNT,
@@ -155,7 +166,7 @@ BAD = {
     "cluster_name": ["", "a b", "{a}", "x" * 65, None],
     "cluster_ttl": [*NO_NUMBERS, *NEGATIVE, 0, 1.9, 3601, None],
     "cluster_fallback": ["half", None, "", True],
-    "retry_after_cap": [*NO_NUMBERS, *NEGATIVE, 0, 0.9, "0.9", None, "none"],
+    "retry_after_cap": [*NO_NUMBERS, *NEGATIVE, 0, 86401, 0.9, "0.9", None, "none"],
     "gate_failure": [*NO_WORD, "close"],
     "error_code": NO_CODE,
     "try_again_code": NO_CODE,
@@ -180,6 +191,28 @@ def cases(table, *, as_text=False):
 def texts(values):
     """``values`` as far as they have a form in the environment, in that form."""
     return [str(value) for value in values if isinstance(value, (str, int, float)) and value != ""]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_number_without_a_text_is_refused(name):
+    """Python writes no number of more than 4300 digits."""
+    with pytest.raises(SettingsError, match=rf"\n  {name}( = <int>)? \(or"):
+        Settings(**{name: 10**5000})
+
+
+@pytest.mark.parametrize("name", ["max_sessions", "log_burst", "shed_rate", "max_memory"])
+def test_a_huge_number_changes_nothing(name):
+    guard = Guard(Settings())
+    with pytest.raises(SettingsError, match=f"{name} = 1000"):
+        guard.update(**{"max_sessions": 5, name: 10**400})
+    assert guard.settings == Settings()
+    json.dumps(guard.snapshot())
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_the_largest_number_works(name):
+    guard = Guard(Settings(**{name: 2**53}))
+    json.dumps([guard.snapshot(), guard.settings.limits()])
 
 
 def test_every_setting_has_good_and_bad_values_here():
@@ -219,14 +252,14 @@ def test_a_bad_value_is_refused_as_a_keyword(name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [pytest.param(name, text, id=f"{name}-{text}") for name in BAD for text in texts(BAD[name])]
+    ("name", "value"), [pytest.param(name, text, id=f"{name}-{text[:20]}") for name in BAD for text in texts(BAD[name])]
 )
 def test_a_bad_value_is_refused_from_the_environment(monkeypatch, name, value):
     if value in {"True", "False"} and isinstance(Settings.model_fields[name].default, bool):
         pytest.skip("a boolean")
     monkeypatch.setenv(variable(name), value)
-    shown = "" if name == "redis_url" else f" = {re.escape(repr(value))}"  # there may be a password in it
-    with pytest.raises(SettingsError, match=f"\n  {name}{shown} \\(or"):
+    given = "" if name == "redis_url" else f" = {re.escape(shown(value))}"  # there may be a password in it
+    with pytest.raises(SettingsError, match=f"\n  {name}{given} \\(or"):
         Settings()
 
 

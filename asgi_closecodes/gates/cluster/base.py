@@ -8,6 +8,7 @@ import weakref
 from typing import get_args
 
 from asgi_closecodes import events
+from asgi_closecodes.bounds import is_between, shown
 from asgi_closecodes.gates.sessions import Limited
 
 from .lease import Fallback, Terms
@@ -42,9 +43,9 @@ class ClusterGate(Limited, abc.ABC):
 
     @ttl.setter
     def ttl(self, ttl: float) -> None:
-        if isinstance(ttl, bool) or not (isinstance(ttl, (int, float)) and SHORTEST_TTL <= ttl <= 3600):
+        if not is_between(ttl, SHORTEST_TTL, 3600):
             raise ValueError(
-                f"ttl={ttl!r}: use {SHORTEST_TTL:g} to 3600 seconds; a shorter lease would end between two syncs"
+                f"ttl={shown(ttl)}: use {SHORTEST_TTL:g} to 3600 seconds; a shorter lease would end between two syncs"
             )
         self._terms.ttl = ttl
 
