@@ -107,9 +107,9 @@ def handshake(path, *, extra=b""):
 class Raw:
     """A client over a plain socket, which answers nothing unless it is told to."""
 
-    def __init__(self, server, path="/echo", *, extra=b""):
+    def __init__(self, server, path="/echo", *, extra=b"", behind=b""):
         self.socket = server.connect()
-        self.socket.sendall(handshake(path, extra=extra))
+        self.socket.sendall(handshake(path, extra=extra) + behind)
         self._data = b""
 
     def _read(self, enough):
@@ -126,12 +126,13 @@ class Raw:
         return int(head.split()[1])
 
     def frame(self):
-        """Return the opcode and the payload of the next frame; a server does not mask, tests are short."""
+        """Return the opcode and the payload of the next frame; a server does not mask."""
         self._read(lambda: len(self._data) >= 2)
         length, start = self._data[1] & 127, 2
-        if length == 126:
-            self._read(lambda: len(self._data) >= 4)
-            length, start = int.from_bytes(self._data[2:4]), 4
+        if length > 125:
+            start = 4 if length == 126 else 10
+            self._read(lambda: len(self._data) >= start)
+            length = int.from_bytes(self._data[2:start])
         self._read(lambda: len(self._data) >= start + length)
         frame = self._data[0] & 15, self._data[start : start + length]
         self._data = self._data[start + length :]
