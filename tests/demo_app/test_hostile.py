@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from demo_app import controls
 from demo_app.app import create_app
-from demo_app.chat import app as chat
 
 DEEP = b"[" * 100_000
 HUGE = b"9" * 4000
@@ -43,13 +42,18 @@ paths = st.sampled_from([*PATHS, "/static/demo.js", "/sign-in", "/feed", "/bare/
 
 @pytest.fixture(scope="module")
 def apps():
-    kept = logging.root.handlers[:], logging.root.level
+    ours = logging.getLogger("asgi_closecodes")
+    kept = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in (logging.root, ours)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(controls, "STALL", 0)
         patch.setattr(controls, "BEFORE_STALL", 0)
         patch.setenv("CLOSECODES_DRAIN_WINDOW", "0")
+        from demo_app.chat import app as chat  # it configures logging
+
         yield create_app(), chat
-    logging.root.handlers[:], logging.root.level = kept
+    for logger, handlers, level, propagate in kept:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.mark.parametrize("which", ["demo", "chat"])
