@@ -1,10 +1,12 @@
-"""How often something may happen: a token bucket, or so many in a stretch of time; two numbers of state."""
+"""Limits of a rate: a token bucket, and a fixed window; two numbers of state each."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+
+from .concurrency import COUNTING
 
 
 class Rate:
@@ -28,13 +30,14 @@ class Rate:
         """Whether one more event may happen now; if so, it counts."""
         if self.per_second <= 0:
             return False
-        now = self._clock()
-        self._tokens = min(self._tokens + (now - self._at) * self.per_second, max(self.burst, 1))
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+        with COUNTING:
+            now = self._clock()
+            self._tokens = min(self._tokens + (now - self._at) * self.per_second, max(self.burst, 1))
+            self._at = now
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
 
     def wait(self) -> float:
         """Return the seconds until the next event may happen, if nothing happens until then."""

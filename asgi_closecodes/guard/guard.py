@@ -176,14 +176,15 @@ class Guard:
 
         :raises SettingsError: if the settings cannot be used.
         """
-        before = self.settings
-        self.settings = checked_change(before, before.changed(**changes))
-        try:
-            self._follow_settings()
-        except BaseException:
-            self.settings = before
-            self._follow_settings()
-            raise
+        with COUNTING:  # two threads that change settings lose neither's
+            before = self.settings
+            self.settings = checked_change(before, before.changed(**changes))
+            try:
+                self._follow_settings()
+            except BaseException:
+                self.settings = before
+                self._follow_settings()
+                raise
         changed = {name: getattr(self.settings, name) for name in changes}
         self.report(events.LimitsSet(self.settings.limits(), changed))
         self._tick_if_needed()

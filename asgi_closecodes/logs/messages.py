@@ -1,4 +1,4 @@
-"""How each event is logged: its name, its logger, its level, its words and its keys."""
+"""The log line of each event: its name, its logger, its level, its words and its keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Sampler: TypeAlias = Literal["error", "refusal"]
 
 
 class Line(NamedTuple):
-    """How an event is logged."""
+    """The log line of one kind of event."""
 
     name: str
     logger: logging.Logger
@@ -95,7 +95,7 @@ def kind_of(event: events.Event) -> Key:
 
 
 class Message(NamedTuple):
-    """What a record says: a message, its arguments, and the keys; a key whose value is None is left out."""
+    """Content of a record: a message, its arguments, and the keys; a key whose value is None is left out."""
 
     message: str
     arguments: tuple[object, ...]
@@ -103,7 +103,7 @@ class Message(NamedTuple):
 
 
 class Redactor:
-    """What may be logged of a session.
+    """Keys of a session that may be logged.
 
     :param path: ``url.path`` with what looks like a token masked, as it came, or not at all.
     :param client: ``client.address`` whole, cut to its network, hashed, or not at all.

@@ -35,7 +35,7 @@ _IN_SUMMARIES = (
 
 
 class _Kind(NamedTuple):
-    """What the summary of those that were counted tells of them."""
+    """Content of the summary of records that were counted."""
 
     line: Line
     level: int

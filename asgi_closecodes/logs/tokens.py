@@ -1,4 +1,4 @@
-"""What looks like a token in a path: letters and digits that read like neither words nor numbers.
+"""Tokens in a path: letters and digits that read like neither words nor numbers.
 
 Names, titles, dates and versions consist of words, and of digits that stand together. What was drawn at random, or
 encoded, does not. So a path is taken to pieces at whatever is no letter or digit, and each piece is weighed: how many

@@ -38,7 +38,7 @@ def session_in(scope: Scope) -> Any:
 
 
 class Origin(enum.Enum):
-    """What an exception of a handler says of sockets."""
+    """The socket that an exception of a handler is about."""
 
     OWN = "the session's own peer has left"
     UNSURE = "it has left, or this is misuse: a close that the server takes tells"

@@ -1,4 +1,4 @@
-"""What an ASGI scope says of a connection."""
+"""The client and the route that an ASGI scope names."""
 
 from __future__ import annotations
 

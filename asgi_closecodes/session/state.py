@@ -1,4 +1,4 @@
-"""Where a session stands, and which of the handler's messages lead where."""
+"""The phases of a session, and the messages of its handler that lead from one to another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from asgi_closecodes import events
 
 
 class Phase(enum.Enum):
-    """Where a session stands."""
+    """The phase of a session."""
 
     ARRIVED = "the handshake has come, its connect event was not received yet", "connecting"
     CONNECTING = "the handshake waits for an answer", "connecting"

@@ -1,4 +1,4 @@
-"""What can be set, where it comes from, and the gates that it describes."""
+"""Settings: their values, their sources, and the gates that they describe."""
 
 from .gates import gates_of
 from .model import PREFIX, Settings, SettingsError, checked_change, unknown_settings

@@ -1,4 +1,4 @@
-"""How the values of settings are read."""
+"""Types of settings: the values that each accepts, and how they are read."""
 
 from __future__ import annotations
 

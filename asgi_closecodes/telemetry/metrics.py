@@ -1,4 +1,4 @@
-"""What events mean in numbers: every metric, its labels, which are few whatever happens, and how events change it.
+"""Events as numbers: every metric, its labels, which are few whatever happens, and how events change it.
 
 Where the numbers are kept is the affair of the modules ``prometheus`` and ``opentelemetry`` beside this one.
 """
@@ -319,7 +319,7 @@ class MetricsObserver(abc.ABC):
 
 @dataclass(slots=True)
 class _Cluster:
-    """What is known of a cluster limit since the last sync."""
+    """State of a cluster limit since the last sync."""
 
     synced: events.ClusterSynced
     at: float

@@ -5,6 +5,7 @@ import gc
 import os
 import sys
 import threading
+import time
 import weakref
 
 import anyio
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey
+from asgi_closecodes.token_bucket import Rate
 from tests.support.asgi import Handler, Peer
 from tests.support.fakes import Guest, until
 
@@ -240,3 +242,33 @@ def test_idle_order_keeps_no_session():
         return reference()
 
     assert asyncio.run(main()) is None
+
+
+class Yielding(int):
+    """A number that lets another thread run while it is compared."""
+
+    def __lt__(self, other):
+        time.sleep(0)
+        return int(self) < other
+
+
+def test_rate_in_threads_lets_no_more_through(switching):
+    rate, taken = Rate(1e-9, Yielding(500)), []
+    in_threads(8, lambda _number: taken.extend(rate.take() for _ in range(500)))
+    assert sum(taken) == 500
+
+
+def test_updates_in_threads_lose_none(switching):
+    """Two threads that change different settings both find theirs."""
+    guard = Guard(Settings())
+
+    def work(number):
+        for value in range(1, 40):
+            if number:
+                guard.update(max_sessions=value)
+                assert guard.settings.max_sessions == value
+            else:
+                guard.update(max_sessions_per_client=value)
+                assert guard.settings.max_sessions_per_client == value
+
+    in_threads(2, work)

@@ -1,4 +1,4 @@
-"""Where leases are kept: a Redis or Valkey behind the store's narrow interface."""
+"""The store of leases: a Redis or Valkey behind the store's narrow interface."""
 
 from __future__ import annotations
 

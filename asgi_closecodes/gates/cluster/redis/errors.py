@@ -1,4 +1,4 @@
-"""What an error of a Redis means, and what to do about it."""
+"""Meanings of a Redis's errors, and remedies."""
 
 from __future__ import annotations
 
