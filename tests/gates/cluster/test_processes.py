@@ -77,7 +77,10 @@ def serve_workers(server, tmp_path, setup="uvicorn-sansio", count=4, **settings)
         "CLOSECODES_CLUSTER_TTL": str(TTL),
         **settings,
     }
-    return serve(setup, "tests.gates.cluster.app:app", tmp_path, "--workers", str(count), env=environment)
+    options = ["--workers", str(count)]
+    if setup.startswith("uvicorn"):  # after 5 s it kills a worker that is stopped
+        options += ["--timeout-worker-healthcheck", "60"]
+    return serve(setup, "tests.gates.cluster.app:app", tmp_path, *options, env=environment)
 
 
 @pytest.mark.anyio
