@@ -165,8 +165,8 @@ def test_a_storm_of_clients_that_follow_their_hints_is_in_soon(tmp_path):
     floor = (CLIENTS - 50) / 50
     assert sum(attempts) / CLIENTS <= 3
     assert floor <= max(times) + 0.2
-    # Of what it was told to wait: what a busy machine adds is not the hints'.
-    assert max(waits) <= 1.2 * floor + 2, "the last one's turn, and at most one turn missed"
+    # Of what they were told to wait, and of all: a busy machine makes single clients miss their turns.
+    assert sum(waits) / CLIENTS <= floor, "half of the last one's turn, where nobody misses any"
 
 
 def test_tasks_of_granians_own_get_their_codes(tmp_path):
