@@ -267,10 +267,11 @@ class LimitsSet:
 
 @dataclass(frozen=True, slots=True)
 class SettingIgnored:
-    """The environment holds a name with this library's prefix that is no setting."""
+    """A setting has no effect: the environment holds a name that is none, or what ``problem`` says."""
 
     name: str
     nearest: str | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ class TryAgainLater(CloseWith):
     Gates raise it to refuse a session, handlers to end one. It never raises itself, since that would let the session
     in: a cause or a hint that cannot be sent is repaired, which is logged once.
 
-    :param reason: the text in front of the parameters of the close reason.
+    :param reason: the text in front of the parameters of the close reason. A single token, as in
+        ``TryAgainLater("database")``, is the ``cause`` for the log too, where none is given.
     :param cause: a token of at most 32 letters, digits, ``_``, ``.`` and ``-`` that names what is full. ``_`` takes
         the place of other characters.
     :param retry_after: seconds, 0 to 86 400, after which the client should come back; by default the next
@@ -66,6 +67,7 @@ class TryAgainLater(CloseWith):
     """The gate that refused; None where a handler raised it."""
     repairs: tuple[str, ...] = ()
     """What was repaired, for the log."""
+    _says_cause = False  # whether the reason is the cause
 
     def __init__(
         self,
@@ -82,6 +84,9 @@ class TryAgainLater(CloseWith):
         self.usage = usage
         self.limit = limit
         self.repair()
+        self._says_cause = self.cause is None and _TOKEN.fullmatch(self.reason) is not None
+        if self._says_cause:
+            self.cause = self.reason
         self.args = (self.reason,)  # what it is built of again where it was pickled
 
     def repair(self) -> None:
@@ -102,7 +107,7 @@ class TryAgainLater(CloseWith):
     def reason_with(self, retry_after: float) -> str:
         """Return the close reason: ``try again later; retry_after=2.3; cause=full``."""
         parameters = f"; retry_after={retry_after:.1f}"
-        if self.cause is not None:
+        if self.cause is not None and not self._says_cause:
             parameters += f"; cause={self.cause}"
         return fit_reason(self.reason, parameters)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, ParamSpec
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,7 +14,30 @@ from .events import Observer
 from .exceptions import ExceptionMapping, TryAgainLater
 from .gates import Gate
 from .guard import Guard
-from .settings import Settings
+from .guard.unused import used
+from .settings import Settings, no_settings_of_its_own
+
+_Parameters = ParamSpec("_Parameters")
+
+
+def _or_unusable(init: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """Have an application whose middleware cannot be built refuse to start, where it is built by its event loop.
+
+    Starlette does so when the server starts the application's lifespan. An exception there means "no lifespan" to
+    servers, and they would go on to serve.
+    """
+
+    @functools.wraps(init)
+    def build(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> None:
+        try:
+            init(*arguments, **named)
+        except (TypeError, ValueError) as error:
+            if not inside_event_loop():
+                raise
+            middleware: Any = arguments[0]
+            middleware.app, middleware.guard = _Unusable(error), Guard(Settings.model_construct())
+
+    return build
 
 
 class CloseCodeMiddleware:
@@ -30,6 +54,8 @@ class CloseCodeMiddleware:
     :raises SettingsError: if the settings cannot be used.
     """
 
+    @_or_unusable
+    @no_settings_of_its_own
     def __init__(
         self,
         app: ASGIApp,
@@ -41,25 +67,10 @@ class CloseCodeMiddleware:
         observers: Iterable[Observer] = (),
         subprotocol: Callable[[Sequence[str]], str | None] | None = None,
     ) -> None:
-        if guard is None:
-            try:
-                guard = Guard(settings, gate=gate, exceptions=exceptions, observers=observers, subprotocol=subprotocol)
-            except ValueError as error:
-                # Starlette builds its middleware when the server starts the application's lifespan. An
-                # exception there means "no lifespan" to servers, and they would go on to serve.
-                if not inside_event_loop():
-                    raise
-                app = _Unusable(error)
-                guard = Guard(Settings.model_construct())
-        elif not isinstance(guard, Guard):
-            raise TypeError(f"guard={guard!r} is no Guard; settings go into settings=")
-        elif [*observers] or any(part is not None for part in (settings, gate, exceptions, subprotocol)):
-            raise TypeError(
-                "CloseCodeMiddleware takes guard= or what a guard is made of, not both: "
-                "give settings=, gate=, exceptions=, observers= and subprotocol= to Guard(...)"
-            )
+        parts = {"settings": settings, "gate": gate, "exceptions": exceptions, "subprotocol": subprotocol}
         self.app = app
-        self.guard = guard
+        self.guard = _guard_of(guard, observers, **parts)
+        used(self.guard)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection; what the application returns for other scopes than WebSocket's is handed on."""
@@ -103,6 +114,21 @@ class CloseCodeMiddleware:
                 await send(message)
 
             return await self.app(scope, receive, tell)
+
+
+def _guard_of(guard: Guard | None, observers: Iterable[Observer], **parts: Any) -> Guard:
+    """Return ``guard``, or one that is made of the rest."""
+    if guard is None:
+        return Guard(observers=observers, **parts)
+    if not isinstance(guard, Guard):
+        given = f"the class {guard.__qualname__}" if isinstance(guard, type) else f"a {type(guard).__name__}"
+        raise TypeError(f"guard= is {given}, which is no Guard; settings go into settings=")
+    if observers != () or any(part is not None for part in parts.values()):
+        raise TypeError(
+            "CloseCodeMiddleware takes guard= or what a guard is made of, not both: "
+            "give settings=, gate=, exceptions=, observers= and subprotocol= to Guard(...)"
+        )
+    return guard
 
 
 class _Unusable:

@@ -15,7 +15,7 @@ from asgi_closecodes.events import GateFailed
 from asgi_closecodes.exceptions import TryAgainLater, leaves, refusal_in
 from asgi_closecodes.session import Session
 
-from .base import FREE, Gate, recount
+from .base import FREE, Gate, checked_gate, recount
 
 
 class AllOf:
@@ -31,7 +31,7 @@ class AllOf:
     def __init__(self, *gates: Gate, failure: Literal["open", "closed"] = "open") -> None:
         # Flattened, so that a failing gate is contained by itself and not together with its neighbours.
         self.gates: tuple[Gate, ...] = tuple(
-            inner for gate in gates for inner in (gate.gates if isinstance(gate, AllOf) else (gate,))
+            inner for gate in gates for inner in (gate.gates if isinstance(gate, AllOf) else (checked_gate(gate),))
         )
         self.failure = failure
 

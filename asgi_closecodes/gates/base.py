@@ -56,6 +56,20 @@ FREE = _Free()
 """What a gate that only looks, and holds nothing, returns for those whom it admits."""
 
 
+def checked_gate(gate: Gate, name: str = "a gate") -> Gate:
+    """Return ``gate``.
+
+    :raises TypeError: if it is none, such as the class of one, which has all of its methods.
+    """
+    kind = gate.__qualname__ if isinstance(gate, type) else type(gate).__qualname__
+    if not callable(getattr(gate, "admit", None)):
+        remedy = "AllOf(...) makes one gate of several" if isinstance(gate, (list, tuple, set)) else "see gates.Gate"
+        raise TypeError(f"{name}: {kind} has no method admit(session); {remedy}")
+    if isinstance(gate, type):
+        raise TypeError(f"{name}: {kind} is a class; give a gate of it, as {kind}(...)")
+    return gate
+
+
 def recount(place: AbstractAsyncContextManager[Any]) -> None:
     """Have the gate of ``place`` count its session under the key that it has now, if it counts by key."""
     if (recount := getattr(place, "recount", None)) is not None:

@@ -57,6 +57,8 @@ class Pressure:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if isinstance(sensor, type):
+            raise TypeError(f"sensor is the class {sensor.__qualname__}; give a sensor, as {sensor.__qualname__}()")
         self.sensor = sensor
         self._clock = clock
         self._refusing_since: float | None = None

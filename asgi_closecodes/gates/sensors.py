@@ -7,6 +7,7 @@ which is None and refuses nobody; it says so once.
 from __future__ import annotations
 
 import abc
+import importlib.util
 import logging
 import math
 import os
@@ -150,10 +151,18 @@ class Memory(_Slow):
         self.limit = limit
         self._root = root
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether it can be read here at all: without psutil it takes a cgroup's limit, and no other."""
+        return importlib.util.find_spec("psutil") is not None or (self.limit is None and bool(self._shares()))
+
+    def _shares(self) -> list[float]:
+        return [*self._shares_v2(), *self._shares_v1()]
+
     def _read(self) -> float:
         if self.limit is not None:
             return _resident() / self.limit
-        shares = [*self._shares_v2(), *self._shares_v1()]
+        shares = self._shares()
         return max(shares) if shares else _resident() / _physical()
 
     def _shares_v2(self) -> Iterator[float]:

@@ -12,7 +12,7 @@ from asgi_closecodes.events import SessionRefused
 from asgi_closecodes.exceptions import refusal_in
 from asgi_closecodes.session import Session
 
-from .base import FREE, Gate, recount
+from .base import FREE, Gate, checked_gate, recount
 
 
 class Shadow:
@@ -24,7 +24,7 @@ class Shadow:
     __slots__ = ("gate",)
 
     def __init__(self, gate: Gate) -> None:
-        self.gate = gate
+        self.gate = checked_gate(gate)
         if getattr(gate, "when_full", "refuse") != "refuse":
             gate.when_full = "refuse"  # type: ignore[attr-defined] # nobody leaves for a limit that only looks
 

@@ -7,6 +7,7 @@ import inspect
 import math
 import time
 import weakref
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar, get_args
@@ -20,14 +21,15 @@ from asgi_closecodes import concurrency, events
 from asgi_closecodes.bounds import finite, is_between, shown
 from asgi_closecodes.concurrency import COUNTING, EventLoop, cancelled_from_outside
 from asgi_closecodes.exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
-from asgi_closecodes.gates import AllOf, Gate, LoopLag, Shadow
-from asgi_closecodes.gates.base import FREE
+from asgi_closecodes.gates import AllOf, Gate, LoopLag, Pressure, Shadow
+from asgi_closecodes.gates.base import FREE, checked_gate
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.session import Rules, Session, session_of
-from asgi_closecodes.settings import Settings, checked_change, unknown_settings
+from asgi_closecodes.settings import LIMITS, Settings, checked_change, no_settings_of_its_own, unknown_settings
 from asgi_closecodes.settings.gates import gates_of
 from asgi_closecodes.token_bucket import Rate
 
+from . import unused
 from .counters import Tally
 from .retry_after import RetryQueue
 from .saturation import Saturation
@@ -65,9 +67,10 @@ class Guard:
         to be closed; by default the first.
     :raises SettingsError: if the settings cannot be used.
     :raises ValueError: if ``exceptions`` cannot be used.
-    :raises TypeError: if ``settings`` or ``gate`` are none, or an observer cannot be called.
+    :raises TypeError: if ``settings`` or ``gate`` are none, an observer cannot be called, or settings are given here.
     """
 
+    @no_settings_of_its_own
     def __init__(
         self,
         settings: Settings | None = None,
@@ -78,13 +81,13 @@ class Guard:
         subprotocol: Callable[[Sequence[str]], str | None] | None = None,
     ) -> None:
         if not isinstance(settings, Settings | None):
-            raise TypeError(f"settings={settings!r} are no Settings; use Settings(max_sessions=...)")
-        if gate is not None and not callable(getattr(gate, "admit", None)):
-            raise TypeError(f"gate={gate!r} has no method admit(session); see asgi_closecodes.gates.Gate")
-        observers = [*observers]
-        for observer in observers:
-            if not callable(observer):
-                raise TypeError(f"observers: {observer!r} cannot be called; an observer is a function of an event")
+            given = (
+                f"the class {settings.__qualname__}" if isinstance(settings, type) else f"a {type(settings).__name__}"
+            )
+            raise TypeError(f"settings= is {given}, and they are no Settings; use Settings(max_sessions=...)")
+        if gate is not None:
+            checked_gate(gate, "gate")
+        observers = _checked_observers(observers)
         self.settings = Settings() if settings is None else settings
         self.exceptions = checked_mapping(exceptions)
         self.subprotocol = subprotocol
@@ -123,6 +126,7 @@ class Guard:
         self._pace = Pace()
         self._victims = Victims("newest", self._order_failed)
         self._lifespans = 0
+        self._has_begun = False
         self._has_warned = False
         # The event loops in which each of these is done, which may end without a word.
         self._draining_in: EventLoop | None = None
@@ -133,8 +137,12 @@ class Guard:
         for name, nearest in unknown_settings().items():
             self.report(events.SettingIgnored(name, nearest))
         self.report(events.LimitsSet(self.settings.limits()))
+        for name in self.settings.overridden():
+            problem = "it is given in code too, which comes first: take one of the two away"
+            self.report(events.SettingIgnored(name, None, problem))
         for watcher in self._watchers:
             watcher.watch(_weak(self.look))
+        unused.made(self)
 
     def _follow_settings(self) -> None:
         settings = self.settings
@@ -197,13 +205,12 @@ class Guard:
             "draining": self.draining,
             "gates": [
                 {
-                    "name": type(_inside(gate)).__name__,
-                    "active": _number(gate, "active"),
+                    "name": name,
+                    "active": _number(_inside(gate), "busiest", "active"),
                     "limit": _number(gate, "limit"),
                     "shadow": isinstance(gate, Shadow),
                 }
-                for gate in self.gate.gates
-                if not isinstance(gate, Draining)
+                for name, gate in _named([gate for gate in self.gate.gates if not isinstance(gate, Draining)])
             ],
             "errors": self._tally.errors,
             "refusals": dict(self._tally.refusals),
@@ -280,6 +287,11 @@ class Guard:
     def began(self, session: Session) -> None:
         """Take note of an admitted session."""
         self.sessions[session] = None
+        if not self._has_begun:
+            self._has_begun = True
+            if not self._lifespans:
+                unused.used(self)
+                unused.tell()
         if self.settings.drain_on_sigterm and not self._lifespans and not self._has_warned:
             self._has_warned = True
             self.report(events.SignalLeftAlone("no lifespan has reached the middleware, to say that the server starts"))
@@ -355,6 +367,8 @@ class Guard:
             if (start := getattr(gate, "start", None)) is not None:
                 start()
         self._lifespans += 1
+        unused.tell()
+        self._logs.tell_limits()
         self._tick_if_needed()
         try:
             with drain_at_sigterm(self) if self.settings.drain_on_sigterm and self._lifespans == 1 else nullcontext():
@@ -364,6 +378,25 @@ class Guard:
             if not self._lifespans:
                 self._logs.sum_up(now=True)
                 await self._stop_gates()
+
+    def may_be_unused(self) -> None:
+        """Say so, once, if no middleware has this guard."""
+        if unused.used(self):
+            self._is_unused("Guard()")
+
+    def is_unused(self) -> None:
+        """Say, once, that no middleware has this guard, if it is to limit somebody."""
+        limits = [
+            f"{name}={getattr(self.settings, name)}" for name in LIMITS if getattr(self.settings, name) is not None
+        ]
+        if self._own_gate is not None:
+            limits.append(f"gate={type(self._own_gate).__name__}")
+        if limits and unused.used(self):
+            self._is_unused(f"Guard({', '.join(limits)})")
+
+    def _is_unused(self, described: str) -> None:
+        problem = "no CloseCodeMiddleware has this guard: give it to one, as CloseCodeMiddleware(app, guard=guard)"
+        self.report(events.SettingIgnored(described, None, problem))
 
     def _working_gates(self) -> list[Gate]:
         return [_inside(gate) for gate in self.gate.gates]
@@ -524,6 +557,18 @@ def _inside(gate: Gate) -> Gate:
     return gate.gate if isinstance(gate, Shadow) else gate
 
 
+def _named(gates: Iterable[Gate]) -> Iterator[tuple[str, Gate]]:
+    """Yield the gates with names of their own: three are called Pressure, and one's own may be as one of ours."""
+    kinds = Counter(type(_inside(gate)).__name__ for gate in gates)
+    told: Counter[str] = Counter()
+    for gate in gates:
+        name = type(_inside(gate)).__name__
+        if kinds[name] > 1 and isinstance(_inside(gate), Pressure):
+            name = f"{name}({_cause(_inside(gate))})"
+        told[name] += 1
+        yield name if told[name] == 1 else f"{name} {told[name]}", gate
+
+
 def _standing(gate: Gate) -> events.GateStanding:
     gate = _inside(gate)
     cause = _read(gate, "cause")
@@ -565,6 +610,23 @@ def _cause(gate: Gate) -> str:
 
 def _is_alive(loop: EventLoop | None) -> bool:
     return loop is not None and loop.is_alive
+
+
+def _checked_observers(observers: Iterable[events.Observer]) -> list[events.Observer]:
+    try:
+        observers = [*observers]
+    except TypeError:
+        raise TypeError(
+            f"observers= is a {type(observers).__name__}; give a list of functions, as observers=[print]"
+        ) from None
+    for observer in observers:
+        if isinstance(observer, type):
+            raise TypeError(
+                f"observers: {observer.__qualname__} is a class; give an observer, as {observer.__qualname__}()"
+            )
+        if not callable(observer):
+            raise TypeError(f"observers: {observer!r} cannot be called; an observer is a function of an event")
+    return observers
 
 
 def _reject(returned: object) -> None:

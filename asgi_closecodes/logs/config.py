@@ -8,6 +8,7 @@ import sys
 from typing import Any, Literal, TextIO
 
 from .formatters import ConsoleFormatter, JsonFormatter
+from .observer import tell_limits
 from .redaction import RedactPaths
 
 UVICORN = ("uvicorn.error", "uvicorn.access")
@@ -48,7 +49,8 @@ def configure_logging(
 ) -> None:
     """Write the records of ``logger`` to ``stream``. Calling it again replaces what it set before.
 
-    The paths in uvicorn's own records lose their query strings, see :class:`RedactPaths`.
+    Limits that were set before are written now. The paths in uvicorn's own records lose their query strings, see
+    :class:`RedactPaths`.
 
     :param format: ``json``, ``console``, or ``auto``: the console form on a terminal, else JSON.
     :param level: the least severe level to write, by name or number.
@@ -78,3 +80,4 @@ def configure_logging(
         theirs = logging.getLogger(name)
         if not any(isinstance(kept, RedactPaths) for kept in theirs.filters):
             theirs.addFilter(RedactPaths())
+    tell_limits()

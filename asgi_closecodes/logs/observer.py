@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -67,6 +68,8 @@ class LogObserver:
     ) -> None:
         self._report = report
         self._limits: object = None
+        self._untold: events.LimitsSet | None = None
+        _living.add(self)
         self._storms: dict[Sampler, Storms[_Kind]] = {
             "error": Storms(Unlimited),
             "refusal": Storms(lambda: Window(5, 10.0)),
@@ -95,6 +98,9 @@ class LogObserver:
     def __call__(self, event: events.Event) -> None:
         """Write ``event``, or count it."""
         line = LINES.get(type(event))
+        if type(event) is events.LimitsSet and line is not None:
+            is_told = line.logger.isEnabledFor(line.level) and line.logger.hasHandlers()
+            self._untold = None if is_told else event
         if line is None or not line.logger.isEnabledFor(level := level_of(event, line)):
             return
         suppressed: dict[str, Any] = {}
@@ -108,6 +114,11 @@ class LogObserver:
         message = describe(event, self._redactor)
         message.keys.update(suppressed)
         _log(line.logger, level, line.name, message, getattr(event, "exception", None))
+
+    def tell_limits(self) -> None:
+        """Write the limits that were set before logging was configured to write them."""
+        if self._untold is not None:
+            self(self._untold)
 
     @property
     def is_detailed(self) -> bool:
@@ -146,6 +157,15 @@ class Unprintable(Exception):  # noqa: N818 - it stands for an error
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type_name(type(error))}, which cannot be printed")
         self.__traceback__ = traceback_of(error)
+
+
+_living: weakref.WeakSet[LogObserver] = weakref.WeakSet()
+
+
+def tell_limits() -> None:
+    """Have all observers write the limits that they could not write before."""
+    for observer in [*_living]:
+        observer.tell_limits()
 
 
 def _log(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, ParamSpec, Self
 
 from pydantic import (
     AfterValidator,
@@ -211,6 +212,23 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explained(error)) from None
+        self.__dict__["_given"] = frozenset(values)  # no field: settings are equal wherever they come from
+
+    def overridden(self) -> list[str]:
+        """Return the names of environment variables that say something else than these settings, given in code."""
+        names = {name.upper(): name for name in os.environ if os.environ[name]}
+        variables = {name: names.get(f"{PREFIX}{name}".upper()) for name in self.__dict__.get("_given", ())}
+        overridden = {name: variable for name, variable in variables.items() if variable is not None}
+        if not overridden:
+            return []
+        others = {name: getattr(self, name) for name in variables if name not in overridden}
+        try:
+            without = type(self)(**others)
+        except SettingsError:
+            return sorted(overridden.values())
+        return sorted(
+            variable for name, variable in overridden.items() if getattr(without, name) != getattr(self, name)
+        )
 
     def changed(self, **changes: Any) -> Self:
         """Return these settings with ``changes``; the environment is not read again.
@@ -233,6 +251,43 @@ def checked_change(before: Settings, after: Settings) -> Settings:
         if getattr(before, name) != getattr(after, name):
             raise SettingsError(f"{name} cannot be changed while the application runs: restart it")
     return after
+
+
+_Parameters = ParamSpec("_Parameters")
+
+
+def no_settings_of_its_own(init: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """Have ``init`` say where settings go that it is given itself; what it takes stays as it is, for type checkers."""
+    code = init.__code__
+    known = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
+
+    @functools.wraps(init)
+    def checked(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> None:
+        if unknown := {name: value for name, value in named.items() if name not in known}:
+            raise _misplaced(init.__qualname__.partition(".")[0], unknown)
+        init(*arguments, **named)
+
+    return checked
+
+
+def _misplaced(where: str, given: Mapping[str, object]) -> TypeError:
+    settings = [name for name in given if name in Settings.model_fields]
+    if settings:
+        shown = ", ".join(f"{name}={_shown(name, given[name])}" for name in settings)
+        return TypeError(f"{where} takes no {', '.join(settings)}: settings go into settings=Settings({shown})")
+    name = next(iter(given))
+    parts = ("settings", "gate", "exceptions", "observers", "subprotocol")
+    nearest = difflib.get_close_matches(name, parts, n=1)
+    if not nearest:
+        nearest = [
+            f"settings=Settings({one}=...)" for one in difflib.get_close_matches(name, Settings.model_fields, n=1)
+        ]
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return TypeError(f"{where} takes no {name}, but {', '.join(parts[:-1])} and {parts[-1]}{hint}")
+
+
+def _shown(name: str, value: object) -> str:
+    return repr(value) if type(value) in {int, float, str, bool} and name != "redis_url" else "..."
 
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:

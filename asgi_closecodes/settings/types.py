@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
 
 from asgi_closecodes.bounds import MAX_NUMBER
 from asgi_closecodes.codes import may_be_sent
+from asgi_closecodes.gates import Memory
 from asgi_closecodes.gates.cluster import checked_url
 
 
@@ -60,14 +61,24 @@ def _share_or_size(value: object) -> float | ByteSize | None:
     except (TypeError, ValueError, OverflowError):
         share = math.nan
     if 0.01 <= share <= 1:
-        return share
+        return _readable(share, None)
     try:
         size = _SIZE.validate_python(value)
     except (ValueError, OverflowError):
         raise ValueError(remedy) from None
     if not 1 << 20 <= size <= MAX_NUMBER:  # less is most likely a percentage without its sign
         raise ValueError(remedy)
-    return size
+    return _readable(size, int(size))
+
+
+_Memory = TypeVar("_Memory", float, ByteSize)
+
+
+def _readable(limit: _Memory, size: int | None) -> _Memory:
+    if not Memory(size).is_readable:
+        other = "" if size else ", or a memory limit of the cgroup"
+        raise ValueError(f"needs the package psutil{other}: pip install 'asgi-closecodes[pressure]'")
+    return limit
 
 
 def names(value: object) -> object:

@@ -1,0 +1,45 @@
+"""Guards that no middleware has: they limit nobody, whatever their settings say."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Collection
+from typing import Protocol
+
+from starlette.middleware import Middleware
+
+
+class _Guard(Protocol):
+    def is_unused(self) -> None:
+        """Say that no middleware has this guard."""
+
+
+_unused: weakref.WeakSet[_Guard] = weakref.WeakSet()
+
+
+def made(guard: _Guard) -> None:
+    """Take note of a guard that no middleware has yet."""
+    _unused.add(guard)
+
+
+def used(guard: _Guard) -> bool:
+    """Take note that a middleware has ``guard``, or that it was told of; return whether that is new."""
+    is_new = guard in _unused
+    _unused.discard(guard)
+    return is_new
+
+
+def tell() -> None:
+    """Have the guards say so that no middleware has now, when an application has started."""
+    if _unused:
+        waiting = _waiting()
+        for guard in [*_unused]:
+            if not any(guard is one for one in waiting):
+                guard.is_unused()
+
+
+def _waiting() -> Collection[object]:
+    """Return what is given to middleware that Starlette has not built: it does so at an application's first call."""
+    specs = [one for one in gc.get_objects() if type(one) is Middleware]  # no isinstance(): a proxy may raise
+    return [given for spec in specs for given in (*spec.args, *spec.kwargs.values())]
