@@ -145,6 +145,11 @@ class MaxSessionsPerKey(Limited):
         """Return a context manager that holds one of the places of the session's key."""
         return _PlaceOfKey(self, session)
 
+    @property
+    def busiest(self) -> int:
+        """Open sessions of the key that has most of them: what there is of the limit."""
+        return max((len(held) if isinstance(held, dict) else 1 for held in self._sessions.values()), default=0)
+
     def active_of(self, key: Hashable) -> int:
         """Return the number of open sessions of ``key``."""
         return len(self._sessions.of(key))

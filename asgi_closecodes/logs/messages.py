@@ -268,9 +268,11 @@ def _(event: events.SessionRefused, redactor: Redactor) -> Message:
 @describe.register
 def _(event: events.SessionShed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
+    place = _place(session)
+    what = f"drained a session of {place}" if event.cause == "drain" else f"shed a session of {place}: {event.cause}"
     return Message(
-        "shed a session of %s: %s; %s; retry after %.1f s",
-        (_place(session), event.cause, _close_text(event.close), event.retry_after),
+        "%s; %s; retry after %.1f s",
+        (what, _close_text(event.close), event.retry_after),
         {
             "closecodes.gate.cause": event.cause,
             "closecodes.refusal.retry_after": round(event.retry_after, 1),
@@ -369,6 +371,8 @@ def _(event: events.LimitsSet, _redactor: Redactor) -> Message:
 @describe.register
 def _(event: events.SettingIgnored, _redactor: Redactor) -> Message:
     name = one_line(event.name)
+    if event.problem is not None:
+        return Message("%s has no effect: %s", (name, event.problem), {"closecodes.config.name": name})
     return Message(
         "%s is no setting and was ignored%s",
         (name, f"; did you mean {event.nearest}?" if event.nearest else ""),

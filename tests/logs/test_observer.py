@@ -1,5 +1,6 @@
 """Each event is one record that people and machines can read, and that tells no secret."""
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
+from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import JsonFormatter, LogObserver
 from tests.support.asgi import Handler, Peer
@@ -179,3 +180,20 @@ print(peer.closed[1])
     assert f"close code 1011; ref={ref}" in done.stderr
     assert "ValueError: the text" in done.stderr
     assert done.stderr.count("Traceback") == 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"), [("drain", "drained a session of /rooms/{id}; "), ("full", "shed a session")]
+)
+def test_a_drained_session_is_told_as_drained(records, cause, told):
+    LogObserver()(events.SessionShed(FACTS, Close(1012), cause, 1.0))
+    assert records[0].getMessage().startswith(told)
+    assert "1012" in records[0].getMessage()
+
+
+@pytest.mark.parametrize("route", ["/100%/{id}", "/%s"])
+def test_a_route_with_a_percent_sign_is_told_as_it_is(records, route):
+    facts = dataclasses.replace(FACTS, route=route)
+    for cause in ("drain", "full"):
+        LogObserver()(events.SessionShed(facts, Close(1012), cause, 1.0))
+    assert all(route in record.getMessage() for record in records)

@@ -29,7 +29,7 @@ def test_all_limits_are_gates_in_the_order_in_which_they_are_asked():
     }
     guard = Guard(Settings(**limits))
     counting = ["MaxSessionsPerKey", "HandshakesInProgress", "MaxSessions", "HandshakeRate"]
-    assert names(guard) == ["Pressure", "Pressure", "Pressure", *counting]
+    assert names(guard) == ["Pressure(lag)", "Pressure(memory)", "Pressure(cpu)", *counting]
     pressures = [gate for gate in guard.gate.gates if isinstance(gate, Pressure)]
     assert [(gate.cause, gate.refuse_above) for gate in pressures] == [("lag", 0.5), ("memory", 0.8), ("cpu", 0.9)]
     assert all(gate.resume_below < gate.refuse_above < gate.shed_above for gate in pressures)

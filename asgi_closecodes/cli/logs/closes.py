@@ -16,7 +16,7 @@ _MEANINGS = {int(code): code.meaning for code in CloseCode}
 _OUTCOMES = {
     "refused": "refused",
     "shadow": "would have been refused (shadow)",
-    "shed": "shed: ended from outside of its handler",
+    "shed": "shed or drained: ended from outside of its handler",
 }
 
 
@@ -94,5 +94,5 @@ def _meaning(code: Code, unsent: int) -> str:
         of_the_application = f"of the application, or: {twin}" if twin else "of the application"
         meaning = _MEANINGS.get(code, of_the_application)
     else:
-        meaning = {"http": "answered by an HTTP response", "unknown": "counted, not written"}[code]
+        meaning = {"http": "answered by an HTTP response", "unknown": "not told by the server, or counted"}[code]
     return f"{meaning}; {unsent} could not be sent" if unsent else meaning

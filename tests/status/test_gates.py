@@ -1,0 +1,49 @@
+"""The gates as the status shows them: each by a name of its own, with what is in use beside its own limit."""
+
+import json
+
+import pytest
+
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, StatusApp
+from asgi_closecodes.gates import AllOf, LoopLag, MaxSessions, MaxSessionsPerKey, Pressure, Shadow
+from tests.guard.test_mistakes import get
+from tests.support.fakes import Stay
+
+pytestmark = pytest.mark.anyio
+
+
+async def gates(guard):
+    _, body = await get(StatusApp(guard, authorize=lambda request: True))
+    return {gate["name"]: gate for gate in json.loads(body["body"])["gates"]}
+
+
+@pytest.mark.parametrize("shadow", ["none", "max_sessions_per_client"])
+async def test_status_shows_the_busiest_key_beside_its_limit(shadow):
+    guard = Guard(Settings(max_sessions_per_client=3, shadow=shadow))
+    async with Stay(guard) as stay:
+        for address, count in (("192.0.2.1", 3), ("192.0.2.2", 2), ("192.0.2.3", 1)):
+            await stay.come(count, client=(address, 1))
+        assert len(guard.sessions) == 6
+        gate = (await gates(guard))["MaxSessionsPerKey"]
+        assert (gate["active"], gate["limit"]) == (3, 3)
+    assert (await gates(guard))["MaxSessionsPerKey"]["active"] == 0
+
+
+async def test_status_gives_each_gate_a_name_of_its_own():
+    own = AllOf(MaxSessions(1), MaxSessionsPerKey(2), Shadow(MaxSessions(3)), Pressure(LoopLag(), 1, 0.5))
+    guard = Guard(Settings(max_loop_lag=1, max_cpu=0.5, max_sessions=9), gate=own)
+    CloseCodeMiddleware(None, guard)
+    shown = await gates(guard)
+    assert len(shown) == len(guard.snapshot()["gates"]) == 9
+    assert {name: gate["limit"] for name, gate in shown.items() if name.startswith("MaxSessions")} == {
+        "MaxSessionsPerKey": None,
+        "MaxSessions": 9,
+        "MaxSessions 2": 1,
+        "MaxSessionsPerKey 2": 2,
+        "MaxSessions 3": 3,
+    }
+    assert [name for name in shown if "Pressure" in name] == ["Pressure(lag)", "Pressure(cpu)", "Pressure(lag) 2"]
+
+
+async def test_a_gate_that_is_alone_has_the_name_of_its_class():
+    assert "Pressure" in await gates(Guard(Settings(max_loop_lag=1)))
