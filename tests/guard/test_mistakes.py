@@ -17,7 +17,7 @@ from asgi_closecodes.gates import AllOf, LoopLag, MaxSessions, Memory, Pressure,
 from asgi_closecodes.guard import unused
 from asgi_closecodes.logs import configure_logging, observer
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
-from tests.support.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, get, of
 
 BUILD = [Guard, lambda **parts: CloseCodeMiddleware(Handler(), **parts)]
 SECRET = "correct-horse"
@@ -249,20 +249,6 @@ async def test_a_status_of_a_guard_without_middleware_says_so(is_used):
         sent = await get(status)
         assert sent[0]["status"] == 200
     assert len(of(SettingIgnored, seen)) == (not is_used)
-
-
-async def get(app, path="/"):
-    sent = []
-
-    async def receive():
-        return {"type": "http.request"}
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""}
-    await app(scope, receive, send)
-    return sent
 
 
 # Limits that were set before anybody could read them

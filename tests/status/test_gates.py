@@ -6,7 +6,7 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, StatusApp
 from asgi_closecodes.gates import AllOf, LoopLag, MaxSessions, MaxSessionsPerKey, Pressure, Shadow
-from tests.guard.test_mistakes import get
+from tests.support.asgi import get
 from tests.support.fakes import Stay
 
 pytestmark = pytest.mark.anyio

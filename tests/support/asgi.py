@@ -84,3 +84,18 @@ class Handler:
 def of(kind, events):
     """Return those of ``events`` that are of ``kind``."""
     return [event for event in events if isinstance(event, kind)]
+
+
+async def get(app, path="/"):
+    """Return the messages with which ``app`` answers a GET."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""}
+    await app(scope, receive, send)
+    return sent
