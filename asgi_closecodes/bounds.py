@@ -38,15 +38,6 @@ def is_between(value: object, least: float, most: float = MAX_NUMBER) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
-def shown(value: object) -> str:
-    """Return ``repr(value)`` for an error text, at most 80 characters, whatever ``value`` is."""
-    try:
-        text = repr(value)
-    except Exception:  # a whole number of more than 4300 digits, too
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
 class FirstOnes:
     """Labels for values of any number: the first ``most`` stand for themselves, ``_OTHER`` for all others.
 

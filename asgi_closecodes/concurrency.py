@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import anyio
 
+from asgi_closecodes.naming import name_of
+
 _LOGGER = logging.getLogger("asgi_closecodes.error")
 
 COUNTING = threading.RLock()
@@ -136,7 +138,7 @@ async def logged(function: Callable[..., Awaitable[object]], *arguments: object)
     try:
         await function(*arguments)
     except Exception:
-        name = getattr(function, "__qualname__", repr(function))
+        name = name_of(function)
         _LOGGER.exception("background work failed: %s", name, extra={"event.name": "closecodes.background.failed"})
 
 

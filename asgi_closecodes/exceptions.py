@@ -12,7 +12,9 @@ from typing import Any, TypeAlias
 
 from starlette.exceptions import HTTPException, WebSocketException
 
-from .bounds import finite, shown
+from asgi_closecodes.naming import shown
+
+from .bounds import finite
 from .codes import Close, CloseCode, as_text, fit_reason, may_be_sent
 
 MAX_RETRY_AFTER = 86400.0
@@ -197,14 +199,16 @@ def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
     problems = []
     for key, value in (mapping or {}).items():
         if not (isinstance(key, type) and issubclass(key, Exception)):
-            problems.append(f"{key!r} is not a subclass of Exception")
+            problems.append(f"{shown(key)} is not a subclass of Exception")
         elif isinstance(value, (int, Close)):
             code = value.code if isinstance(value, Close) else value
             if not may_be_sent(code):
-                problems.append(f"{key.__name__}: code {code!r} may not be sent; use 1000-1003, 1007-1014 or 3000-4999")
+                problems.append(
+                    f"{key.__name__}: code {shown(code)} may not be sent; use 1000-1003, 1007-1014 or 3000-4999"
+                )
         elif not callable(value):
             problems.append(
-                f"{key.__name__}: {value!r} is neither a close code, a Close nor a function of the exception"
+                f"{key.__name__}: {shown(value)} is neither a close code, a Close nor a function of the exception"
             )
     if problems:
         raise ValueError("exceptions= cannot be used: " + "; ".join(problems))
@@ -265,7 +269,7 @@ def _close_for(error: BaseException, mapping: ExceptionMapping) -> CloseWith | N
         if inspect.iscoroutine(answer):
             answer.close()  # or Python warns that nobody awaited it
         raise TypeError(
-            f"exceptions= gave {answer!r} for {cls.__name__}: give a close code that may be sent, a Close of one, "
+            f"exceptions= gave {shown(answer)} for {cls.__name__}: give a close code that may be sent, a Close of one, "
             "a CloseWith or None"
         )
     return None

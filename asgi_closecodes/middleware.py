@@ -15,6 +15,7 @@ from .exceptions import ExceptionMapping, TryAgainLater
 from .gates import Gate
 from .guard import Guard
 from .guard.unused import used
+from .naming import shown
 from .settings import Settings, no_settings_of_its_own
 
 _Parameters = ParamSpec("_Parameters")
@@ -121,8 +122,7 @@ def _guard_of(guard: Guard | None, observers: Iterable[Observer], **parts: Any) 
     if guard is None:
         return Guard(observers=observers, **parts)
     if not isinstance(guard, Guard):
-        given = f"the class {guard.__qualname__}" if isinstance(guard, type) else f"a {type(guard).__name__}"
-        raise TypeError(f"guard= is {given}, which is no Guard; settings go into settings=")
+        raise TypeError(f"guard={shown(guard)} is no Guard; settings go into settings=")
     if observers != () or any(part is not None for part in parts.values()):
         raise TypeError(
             "CloseCodeMiddleware takes guard= or what a guard is made of, not both: "

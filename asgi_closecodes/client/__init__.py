@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from asgi_closecodes.naming import shown
+
 from .backoff import Backoff
 from .events import ClientEvent, Connecting, Ended, GaveUp, Opened
 
@@ -67,10 +69,10 @@ def connect(
     except ImportError as error:
         raise ImportError(f"connect() needs httpx-ws: pip install 'asgi-closecodes[client]' ({error})") from error
     if inspect.iscoroutinefunction(on_event):
-        raise TypeError(f"on_event={on_event!r} is async; it is called, not awaited: use a plain function")
+        raise TypeError(f"on_event={shown(on_event)} is async; it is called, not awaited: use a plain function")
     for name, value in (("open_timeout", open_timeout), ("max_size", max_size)):
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value!r}: use a number above 0, or None for no limit")
+            raise ValueError(f"{name}={shown(value)}: use a number above 0, or None for no limit")
     return Sessions(
         url,
         client,

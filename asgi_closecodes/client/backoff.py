@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 
-from asgi_closecodes.bounds import is_between, shown
+from asgi_closecodes.bounds import is_between
 from asgi_closecodes.codes import CloseCode, private_twin
+from asgi_closecodes.naming import shown
 
 BASE = 1.0
 """Seconds within which the first retry falls; twice as many for each one after it."""

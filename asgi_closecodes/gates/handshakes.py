@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
-from asgi_closecodes.bounds import is_between, shown
+from asgi_closecodes.bounds import is_between
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 from asgi_closecodes.token_bucket import Rate
 

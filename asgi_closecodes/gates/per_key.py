@@ -11,6 +11,7 @@ from typing import Literal
 from asgi_closecodes.addresses import canonical_address
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
 from .sessions import Limited
@@ -124,9 +125,9 @@ class MaxSessionsPerKey(Limited):
         when_full: Literal["refuse", "replace_oldest"] = "refuse",
     ) -> None:
         if when_full not in {"refuse", "replace_oldest"}:
-            raise ValueError(f"when_full={when_full!r}: use 'refuse' or 'replace_oldest'")
+            raise ValueError(f"when_full={shown(when_full)}: use 'refuse' or 'replace_oldest'")
         if not callable(key):
-            raise TypeError(f"key={key!r} cannot be called; use a function of the session")
+            raise TypeError(f"key={shown(key)} cannot be called; use a function of the session")
         super().__init__(limit)
         self.key = key
         """The key of a session."""

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
-from asgi_closecodes.bounds import finite, shown
+from asgi_closecodes.bounds import finite
 from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
 from .base import FREE

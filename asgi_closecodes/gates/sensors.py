@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from asgi_closecodes.bounds import is_between, shown
+from asgi_closecodes.bounds import is_between
+from asgi_closecodes.naming import shown
 
 _LOGGER = logging.getLogger("asgi_closecodes.gate")
 

@@ -7,9 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol
 
-from asgi_closecodes.bounds import MAX_NUMBER, is_between, shown
+from asgi_closecodes.bounds import MAX_NUMBER, is_between
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
+from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
 

@@ -18,12 +18,13 @@ import anyio.lowlevel
 from starlette.types import Receive, Scope, Send
 
 from asgi_closecodes import concurrency, events
-from asgi_closecodes.bounds import finite, is_between, shown
+from asgi_closecodes.bounds import finite, is_between
 from asgi_closecodes.concurrency import COUNTING, EventLoop, cancelled_from_outside
 from asgi_closecodes.exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, LoopLag, Pressure, Shadow
 from asgi_closecodes.gates.base import FREE, checked_gate
 from asgi_closecodes.logs import LogObserver
+from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Rules, Session, session_of
 from asgi_closecodes.settings import LIMITS, Settings, checked_change, no_settings_of_its_own, unknown_settings
 from asgi_closecodes.settings.gates import gates_of
@@ -81,10 +82,7 @@ class Guard:
         subprotocol: Callable[[Sequence[str]], str | None] | None = None,
     ) -> None:
         if not isinstance(settings, Settings | None):
-            given = (
-                f"the class {settings.__qualname__}" if isinstance(settings, type) else f"a {type(settings).__name__}"
-            )
-            raise TypeError(f"settings= is {given}, and they are no Settings; use Settings(max_sessions=...)")
+            raise TypeError(f"settings={shown(settings)} are no Settings; use Settings(max_sessions=...)")
         if gate is not None:
             checked_gate(gate, "gate")
         observers = _checked_observers(observers)
@@ -186,7 +184,11 @@ class Guard:
         """
         with COUNTING:  # two threads that change settings lose neither's
             before = self.settings
-            self.settings = checked_change(before, before.changed(**changes))
+            try:
+                self.settings = checked_change(before, before.changed(**changes))
+            except ValueError:
+                changes.clear()  # a traceback keeps it, and there may be a password in it
+                raise
             try:
                 self._follow_settings()
             except BaseException:
@@ -336,7 +338,7 @@ class Guard:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # a CancelledError too: of a future that it asked, nobody cancels a call
-                self._failed_once(f"observer {observer!r}", id(observer), error)
+                self._failed_once(f"observer {name_of(observer)}", id(observer), error)
 
     def _observers_of(self, kind: type) -> tuple[events.Observer, ...]:
         """Return whom a class of events is for that is none of ours: a gate of the user's may report its own."""
@@ -617,15 +619,13 @@ def _checked_observers(observers: Iterable[events.Observer]) -> list[events.Obse
         observers = [*observers]
     except TypeError:
         raise TypeError(
-            f"observers= is a {type(observers).__name__}; give a list of functions, as observers=[print]"
+            f"observers={shown(observers)} is no list; give one of functions, as observers=[print]"
         ) from None
     for observer in observers:
         if isinstance(observer, type):
-            raise TypeError(
-                f"observers: {observer.__qualname__} is a class; give an observer, as {observer.__qualname__}()"
-            )
+            raise TypeError(f"observers: {shown(observer)} is a class; give an observer, as {observer.__name__}()")
         if not callable(observer):
-            raise TypeError(f"observers: {observer!r} cannot be called; an observer is a function of an event")
+            raise TypeError(f"observers: {shown(observer)} cannot be called; an observer is a function of an event")
     return observers
 
 

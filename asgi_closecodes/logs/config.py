@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, Literal, TextIO
 
+from asgi_closecodes.naming import shown
+
 from .formatters import ConsoleFormatter, JsonFormatter
 from .observer import tell_limits
 from .redaction import RedactPaths
@@ -60,9 +62,9 @@ def configure_logging(
     """
     stream = sys.stderr if stream is None else stream
     if format not in {"auto", "json", "console"}:
-        raise ValueError(f"format={format!r} is not known; use 'auto', 'json' or 'console'")
+        raise ValueError(f"format={shown(format)} is not known; use 'auto', 'json' or 'console'")
     if isinstance(level, str) and level.upper() not in logging.getLevelNamesMapping():
-        raise ValueError(f"level={level!r} is not known; use one of {', '.join(logging.getLevelNamesMapping())}")
+        raise ValueError(f"level={shown(level)} is not known; use one of {', '.join(logging.getLevelNamesMapping())}")
     terminal = stream.isatty()
     handler = _Handler(stream)
     if format == "json" or (format == "auto" and not terminal):

@@ -7,9 +7,9 @@ import logging
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from asgi_closecodes import events
-from asgi_closecodes.bounds import shown
 from asgi_closecodes.codes import Close
 from asgi_closecodes.error_identity import type_name
+from asgi_closecodes.naming import shown
 
 from .redaction import one_line, raw_path, safe_client, safe_path
 from .sampling import Key

@@ -42,6 +42,7 @@ from asgi_closecodes.exceptions import (
     deliberate_close,
     leaves,
 )
+from asgi_closecodes.naming import shown
 
 from .channel import Channel, Interruption
 from .failures import Origin, is_cancelled, origin_of, session_in
@@ -708,7 +709,7 @@ class Session(Channel):
             try:
                 if (chosen := choose(offered)) is None or chosen in offered:
                     return chosen
-                raise ValueError(f"subprotocol= chose {chosen!r}, which the client did not offer")
+                raise ValueError("subprotocol= chose what the client did not offer")
             except Exception as error:
                 self.report(events.CallbackFailed("subprotocol", error, self.facts()))
         return offered[0]
@@ -784,7 +785,7 @@ class Session(Channel):
                 self._opened()
         else:
             await anyio.lowlevel.checkpoint()
-            raise RuntimeError(f"the handler sent {kind!r} when {phase.sentence}")
+            raise RuntimeError(f"the handler sent {shown(kind)} when {phase.sentence}")
 
     def _as_denial(self, message: Message) -> Message:
         """Return a message of a plain HTTP response, as Sanic answers a handshake, as ASGI wants it here."""

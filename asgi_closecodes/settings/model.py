@@ -17,10 +17,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from asgi_closecodes.bounds import shown
 from asgi_closecodes.codes import CloseCode
 from asgi_closecodes.exceptions import MAX_RETRY_AFTER
 from asgi_closecodes.gates.cluster import checked_name
+from asgi_closecodes.naming import shown
 
 from .types import (
     LIMITS,
@@ -208,11 +208,16 @@ class Settings(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
+        given, problem = frozenset(values), None
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(_explained(error)) from None
-        self.__dict__["_given"] = frozenset(values)  # no field: settings are equal wherever they come from
+            problem = SettingsError(_explained(error))
+        finally:
+            values.clear()
+        if problem is not None:  # here neither its context nor a local variable holds the values: a URL has a password
+            raise problem from None
+        self.__dict__["_given"] = given  # no field: settings are equal wherever they come from
 
     def overridden(self) -> list[str]:
         """Return the names of environment variables that say something else than these settings, given in code."""
@@ -235,7 +240,12 @@ class Settings(BaseSettings):
 
         :raises SettingsError: naming all that is wrong, at once.
         """
-        return type(self)(**{**self.model_dump(), **changes})
+        values = {**self.model_dump(), **changes}
+        try:
+            return type(self)(**values)
+        finally:
+            values.clear()
+            changes.clear()
 
     def limits(self) -> dict[str, object]:
         """Return the settings that limit something, by name."""

@@ -20,6 +20,7 @@ from asgi_closecodes.bounds import MAX_NUMBER
 from asgi_closecodes.codes import may_be_sent
 from asgi_closecodes.gates import Memory
 from asgi_closecodes.gates.cluster import checked_url
+from asgi_closecodes.naming import shown
 
 
 def none(value: object) -> object:
@@ -97,7 +98,8 @@ def names(value: object) -> object:
 def limits_only(names: frozenset[str]) -> frozenset[str]:
     """Refuse names that are no limit; ``all`` stands for every limit."""
     if unknown := names - {*LIMITS, "all"}:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no limit; use {', '.join(LIMITS)}, or all")
+        told = ", ".join(sorted(shown(name).strip("'") for name in unknown))
+        raise ValueError(f"{told}: no limit; use {', '.join(LIMITS)}, or all")
     return frozenset(LIMITS) if "all" in names else names
 
 

@@ -22,6 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 from asgi_closecodes.bounds import is_between
 from asgi_closecodes.events import CallbackFailed
 from asgi_closecodes.guard import Guard
+from asgi_closecodes.naming import shown
 
 Authorize: TypeAlias = Callable[[Request], bool | Awaitable[bool]]
 """Says whether a request may see the status and drain."""
@@ -74,7 +75,7 @@ class StatusApp:
         self, guard: Guard, *, authorize: Authorize | None = _NOT_GIVEN, allowed_hosts: Sequence[str] | None = None
     ) -> None:
         if authorize is _NOT_GIVEN or not (authorize is None or callable(authorize)):
-            given = "without authorize" if authorize is _NOT_GIVEN else f"with authorize={authorize!r}"
+            given = "without authorize" if authorize is _NOT_GIVEN else f"with authorize={shown(authorize)}"
             raise TypeError(
                 f"StatusApp {given}: give it a function of the request that says who may see the status and drain, "
                 "as authorize=lambda request: request.headers.get('authorization') == 'Bearer …'; "
@@ -146,7 +147,7 @@ class StatusApp:
         except ValueError:
             window = math.nan
         if not is_between(window, 0):
-            return PlainTextResponse(f"window={given!r}: use a number of seconds, 0 or more", 400)
+            return PlainTextResponse(f"window={shown(given)}: use a number of seconds, 0 or more", 400)
         done = anyio.Event()
 
         async def drain() -> None:

@@ -11,8 +11,8 @@ import pytest
 from pydantic import SecretStr
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
-from asgi_closecodes.bounds import shown
 from asgi_closecodes.events import SettingIgnored
+from asgi_closecodes.naming import shown
 from asgi_closecodes.settings import unknown_settings
 from asgi_closecodes.settings.types import LIMITS
 from tests.support.asgi import of

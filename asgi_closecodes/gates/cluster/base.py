@@ -8,8 +8,9 @@ import weakref
 from typing import get_args
 
 from asgi_closecodes import events
-from asgi_closecodes.bounds import is_between, shown
+from asgi_closecodes.bounds import is_between
 from asgi_closecodes.gates.sessions import Limited
+from asgi_closecodes.naming import shown
 
 from .lease import Fallback, Terms
 from .task import ProcessTask
@@ -57,7 +58,7 @@ class ClusterGate(Limited, abc.ABC):
     @fallback.setter
     def fallback(self, fallback: Fallback) -> None:
         if fallback not in get_args(Fallback):
-            raise ValueError(f"fallback={fallback!r}: use 'share', 'open' or 'closed'")
+            raise ValueError(f"fallback={shown(fallback)}: use 'share', 'open' or 'closed'")
         self._terms.fallback = fallback
 
     def report_to(self, report: events.Observer) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from asgi_closecodes.naming import shown
+
 from .lease import Reply, Request
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
@@ -131,5 +133,5 @@ def checked_name(name: str) -> str:
     :raises ValueError: if it cannot be a part of a key.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"the name {name!r} cannot be used: use 1 to 64 letters, digits, '_', '.', ':' or '-'")
+        raise ValueError(f"the name {shown(name)} cannot be used: use 1 to 64 letters, digits, '_', '.', ':' or '-'")
     return name

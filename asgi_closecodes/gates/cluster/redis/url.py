@@ -6,6 +6,7 @@ import importlib.util
 import os
 import random
 import re
+from collections.abc import Container
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -34,18 +35,22 @@ def checked_url(url: str) -> str:
     for option, paths in parse_qs(parts.query).items():
         if option in _FILES and not os.access(paths[0], os.R_OK):
             raise ValueError(f"redis_url has {option}={paths[0]}, which cannot be read")
+    unusable = _unusable_option(url, parse_qs(parts.query))
+    if unusable is not None:  # raised where redis-py's error, which may quote the URL, is no context of it
+        hint = ": TLS is rediss://" if unusable.startswith("ssl_") else ""
+        raise ValueError(f"redis_url has an option {unusable or 'or a value'} that redis-py cannot use there{hint}")
+    return url
+
+
+def _unusable_option(url: str, options: Container[str]) -> str | None:
+    """Return the name of what redis-py cannot use, empty if it is not known, and None if it can use all."""
     try:
         client = connect(url, timeout=1)
         if (pool := getattr(client, "connection_pool", None)) is not None:
             pool.connection_class(**pool.connection_kwargs)
     except Exception as error:
-        named = re.search(r"'(\w+)'", str(error))
-        option = "" if named is None else named.group(1)
-        hint = ": TLS is rediss://" if option.startswith("ssl_") else ""
-        raise ValueError(
-            f"redis_url has an option {option or 'or a value'} that redis-py cannot use there{hint}"
-        ) from None
-    return url
+        return next((name for name in re.findall(r"'(\w+)'", str(error)) if name in options), "")
+    return None
 
 
 def _parts_of(url: str) -> SplitResult:
@@ -70,7 +75,7 @@ def _check_address(parts: SplitResult) -> None:
             "redis_url should name hosts and the service, as redis+sentinel://host:26379,other:26379/mymaster/0"
         )
     if not re.fullmatch("0?" if parts.scheme.endswith("+cluster") else "[0-9]*", db):
-        raise ValueError(f"redis_url should end in the number of a database (a cluster has only 0), not in {db!r}")
+        raise ValueError("redis_url should end in the number of a database (a cluster has only 0)")
 
 
 def addresses_of(parts: SplitResult) -> list[tuple[str, int]]:
