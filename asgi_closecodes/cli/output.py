@@ -39,6 +39,14 @@ def write(*lines: str) -> None:
     _write(sys.stdout, lines)
 
 
+def write_list(start: str, name: str, items: Iterable[str]) -> None:
+    """Print the JSON object ``start`` with a list of that ``name`` at its end, one item after the other."""
+    sys.stdout.write(f'{start[:-1]}, "{name}": [')
+    for number, item in enumerate(items):
+        sys.stdout.write(f", {item}" if number else item)
+    sys.stdout.write("]}\n")
+
+
 def complain(*lines: str) -> None:
     """Print lines to stderr, each with the name of the command, and with nothing that drives the terminal."""
     _write(sys.stderr, (f"asgi-closecodes: {one_line(line)}" for line in lines))

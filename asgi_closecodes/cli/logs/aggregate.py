@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from .record import Frame, Record
+from .record import Frame, Record, cut
 
 MOST_KINDS = 4096
 """Kinds that are told apart; the rest is one more."""
@@ -198,7 +198,7 @@ def said(record: Record) -> str:
 
 
 def _short(text: str) -> str:
-    return text[:200]
+    return cut(text, 200)
 
 
 Code: TypeAlias = int | Literal["http", "unknown"]
@@ -269,6 +269,8 @@ class Closes:
 
     def _close(self, record: Record) -> None:
         code = _code_of(record)
+        if code not in self.codes and len(self.codes) >= MOST_KINDS:
+            code = "unknown"
         if (tally := self.codes.get(code)) is None:
             tally = self.codes[code] = Tally(self.timeline.series())
         tally.add(record, self.timeline)

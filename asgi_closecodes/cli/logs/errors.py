@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from asgi_closecodes.cli.output import bars, between, plural, printable, styled, write
+from asgi_closecodes.cli.output import bars, between, plural, printable, styled, write, write_list
 
 from .aggregate import ErrorKind, Errors, total
 from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
@@ -29,8 +29,8 @@ def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
             found.add(record)
     kinds = sorted(found.kinds.values(), key=lambda kind: -kind.count)
     if as_json:
-        described = [_described(kind, found) for kind in kinds]
-        write(dumps({**tally(total(kinds)), "column_seconds": found.timeline.width, "errors": described}))
+        summed = {**tally(total(kinds)), "column_seconds": found.timeline.width}
+        write_list(dumps(summed), "errors", (dumps(_described(kind, found)) for kind in kinds))
     elif kinds:
         write(headline("error", total(kinds), found.timeline), "")
         width = len(str(kinds[0].count))

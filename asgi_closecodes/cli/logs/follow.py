@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from .reader import BLOCK, MAX_LINE
+from .record import compact
+
+MOST_BYTES = 32 * 1024 * 1024
+"""Bytes of lines that are kept."""
+_LINE_COSTS = 200
+"""Bytes that a line takes beside its own."""
+
+
+class Recent:
+    """The last lines of many, as many as were asked for and memory is meant to hold.
+
+    :param count: lines that are kept at most.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.kept: deque[bytes] = deque()
+        self._count = count
+        self._size = 0
+
+    def append(self, line: bytes) -> None:
+        """Keep ``line``, shortened if it is long."""
+        self.kept.append(compact(line))
+        self._size += len(self.kept[-1]) + _LINE_COSTS
+        while len(self.kept) > self._count or self._size > MOST_BYTES:
+            self._size -= len(self.kept.popleft()) + _LINE_COSTS
 
 
 class Followed:
@@ -29,17 +55,25 @@ class Followed:
     def last(self, count: int) -> list[bytes]:
         """Go to the end, and return the last ``count`` lines before it."""
         end = start = self._stream.seek(0, os.SEEK_END)
-        blocks: list[bytes] = []
         ends = 0
         while start and ends <= count and end - start < MAX_LINE + count * BLOCK:
             size = min(BLOCK, start)
             start -= size
             self._stream.seek(start)
-            blocks.append(self._stream.read(size))
-            ends += blocks[-1].count(b"\n")
-        self._stream.seek(end)
-        *lines, self._rest = b"".join(reversed(blocks)).split(b"\n")
-        return lines[1 if start else 0 :][-count:] if count else []
+            ends += self._stream.read(size).count(b"\n")
+        self._stream.seek(start)
+        lines = Recent(count)
+        self._rest = b""
+        is_whole = not start
+        while (at := self._stream.tell()) < end and (chunk := self._stream.read(min(BLOCK, end - at))):
+            *finished, self._rest = (self._rest + chunk).split(b"\n")
+            for line in finished:
+                if is_whole:
+                    lines.append(line)
+                is_whole = True
+            if len(self._rest) > MAX_LINE:
+                self._rest, is_whole = b"", False
+        return [*lines.kept]
 
     def unfinished(self) -> bytes:
         """Return the line whose end is missing, and wait for it no longer."""

@@ -30,6 +30,8 @@ STDIN = "-"
 BLOCK = 256 * 1024
 MAX_LINE = 4 * 1024 * 1024
 """Bytes of a line; what is longer is no line of a log, and left out."""
+MAX_SKIPPED = 256 * 1024 * 1024
+"""Bytes of a line after which its end is not looked for any more: packed, they may take no space at all."""
 
 
 class UnreadableError(Exception):
@@ -85,21 +87,22 @@ class Log:
     def records(self, *needles: bytes) -> Iterator[Record]:
         """Yield the records among the lines that contain one of ``needles``, file after file."""
         for file in self.files:
-            yield from self._records(file, needles)
+            yield from self.records_of(file, *needles)
 
     def merged(self, *needles: bytes) -> Iterator[Record]:
         """Yield the records among the lines that contain one of ``needles``, those of all files by time."""
 
         def timed(file: LogFile) -> Iterator[tuple[float, Record]]:
             time = -math.inf
-            for record in self._records(file, needles):
+            for record in self.records_of(file, *needles):
                 time = time if record.time is None else record.time  # without a time it stays where it is
                 yield time, record
 
         for _, record in heapq.merge(*map(timed, self.files), key=itemgetter(0)):
             yield record
 
-    def _records(self, file: LogFile, needles: Sequence[bytes]) -> Iterator[Record]:
+    def records_of(self, file: LogFile, *needles: bytes) -> Iterator[Record]:
+        """Yield the records among the lines of one file that contain one of ``needles``."""
         for line in self.lines_of(file, *needles):
             if (record := Record.parse(line, file.name)) is not None:
                 yield record
@@ -237,17 +240,24 @@ def _is_gzip(stream: BinaryIO) -> bool:
 
 
 def whole_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield what ``stream`` holds as blocks of whole lines, as soon as it is there; the last may end within a line."""
+    """Yield what ``stream`` holds as blocks of whole lines, as soon as it is there; the last may end within a line.
+
+    :raises ValueError: at a line without an end.
+    """
     read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
     rest = b""
     is_too_long = False
+    skipped = 0
     while chunk := read(BLOCK):
         # A file that was truncated under its writer begins with a hole.
         head, end, tail = (chunk if rest else chunk.lstrip(b"\0")).rpartition(b"\n")
         if is_too_long:
             if not end:
+                skipped += len(chunk)
+                if skipped > MAX_SKIPPED:
+                    raise ValueError(f"it has a line of more than {MAX_SKIPPED >> 20} MiB, and is no log")
                 continue
-            head, is_too_long = head.partition(b"\n")[2], False
+            head, is_too_long, skipped = head.partition(b"\n")[2], False, 0
         if end:
             yield b"".join((rest, head, end))
             rest = tail

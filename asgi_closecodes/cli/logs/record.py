@@ -7,6 +7,7 @@ value may be missing or of any type.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import logging
 import re
@@ -23,6 +24,16 @@ _MOST_LEVELS = 8
 """Objects in objects that are flattened."""
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 """An ANSI escape sequence that sets a colour."""
+_MOST_ELEMENTS = 100_000
+"""Commas in a line that is read as JSON: each may cost 200 bytes."""
+_LONGEST_PREFIX = 200
+_LONGEST_NAME = 512
+_LONGEST_TIME = 64
+LONGEST_LINE = 64 * 1024
+"""Bytes of a line that is kept as it is."""
+# What is left of a longer one.
+_LONGEST_TEXTS = (32 * 1024, 4 * 1024, 200)
+_MOST_ITEMS = 200
 _LATEST = 1e10
 """What lies behind the year 2286 is no time; neither is what lies before 1970."""
 
@@ -74,6 +85,8 @@ class Record:
     @classmethod
     def parse(cls, line: bytes, file: str = "") -> Record | None:
         """Return the record that ``line`` ends with, or None where it is only text."""
+        if len(line) > LONGEST_LINE and line.count(b",") > _MOST_ELEMENTS:
+            return None
         text = line.decode("utf-8", "replace")
         for _, start in zip(range(_MOST_STARTS), _OBJECT.finditer(text), strict=False):
             try:
@@ -81,7 +94,7 @@ class Record:
             except (ValueError, RecursionError):
                 continue
             if end == len(text) or not COLOUR.sub("", text[end:]).strip():
-                return cls(raw, text[: start.start()], file)
+                return cls(raw, cut(text[: start.start()], _LONGEST_PREFIX), file)
         return None
 
     @cached_property
@@ -191,7 +204,25 @@ class Record:
         for match in _FRAME.finditer(self.trace):
             if found is None or not is_library(match["file"]) or is_library(found["file"]):
                 found = match
-        return Frame(found["file"], int(found["line"][:9]), found["function"]) if found else None
+        if found is None:
+            return None
+        return Frame(found["file"], int(found["line"][:9]), cut(found["function"], _LONGEST_NAME))
+
+    def size(self) -> int:
+        """Return about how many characters its texts have."""
+        return _size(self.raw)
+
+    def shortened(self) -> Record:
+        """Return one that may be kept: itself, or where that would be long, one whose texts end with an ellipsis."""
+        if _size(self.raw) <= LONGEST_LINE:
+            return self
+        for longest in _LONGEST_TEXTS:
+            raw = _shortened(self.raw, longest, _MOST_LEVELS)
+            if _size(raw) <= LONGEST_LINE:
+                break
+        else:
+            raw = {"message": "…"}
+        return Record(raw, self.prefix, self.file)
 
     def text(self, *names: str) -> str:
         """Return the first of the keys ``names`` that holds text or a number, as text; empty if none does."""
@@ -202,6 +233,57 @@ class Record:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 return repr(value)
         return ""
+
+
+def cut(text: str, longest: int) -> str:
+    """Return ``text``, or its first characters and an ellipsis."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def compact(line: bytes) -> bytes:
+    """Return ``line`` as it may be kept: where it is long, its record or its text shortened."""
+    if len(line) <= LONGEST_LINE:
+        return line
+    if (record := Record.parse(line)) is None:
+        return cut(line[:LONGEST_LINE].decode("utf-8", "replace"), _LONGEST_TEXTS[1]).encode("utf-8", "replace")
+    return (record.prefix + dumps(record.shortened().raw)).encode("utf-8", "replace")
+
+
+def _shortened(value: Any, longest: int, levels: int) -> Any:
+    match value:
+        case str():
+            return cut(value, longest)
+        case int() if abs(value) >= 10**_LONGEST_TIME:
+            return "…"
+        case dict() | list() if not levels:
+            return "…"
+        case dict():
+            items = itertools.islice(value.items(), _MOST_ITEMS)
+            return {cut(key, _LONGEST_NAME): _shortened(one, longest, levels - 1) for key, one in items}
+        case list():
+            return [_shortened(one, longest, levels - 1) for one in value[:_MOST_ITEMS]]
+        case _:
+            return value
+
+
+def _size(value: Any) -> int:
+    size = 0
+    pending = [value]
+    while pending:
+        match pending.pop():
+            case str(text):
+                size += len(text)
+            case dict(items):
+                size += sum(map(len, items))
+                pending += items.values()
+            case list(items):
+                pending += items
+            case int(number):
+                size += number.bit_length() // 3
+            case _:
+                pass
+        size += 8
+    return size
 
 
 def dumps(value: object) -> str:
@@ -230,6 +312,8 @@ def _flat(nested: Mapping[str, Any], prefix: str, levels: int) -> Iterable[tuple
 def _moment(value: object) -> float | None:
     """Return ``value``, ISO 8601 or a number of seconds or of a part of them, as seconds since 1970."""
     if isinstance(value, str):
+        if len(value) > _LONGEST_TIME:
+            return None
         try:
             # Without an offset it is a time of the place where it is read, as for logging's %(asctime)s.
             number = dt.datetime.fromisoformat(value).timestamp()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import math
 import re
-from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
 
 import click
 
@@ -15,14 +17,22 @@ from asgi_closecodes.error_identity import as_error_id, time_of
 from asgi_closecodes.logs.formatters import trace_lines
 
 from .aggregate import said
+from .follow import MOST_BYTES
 from .reader import Log
 from .reading import end, log_of, of_files, reading
-from .record import Record, dumps
+from .record import Record, cut, dumps
 
 _TIES = (("closecodes.session.id",), ("trace_id", "otelTraceID", "trace.id"), ("correlation_id",))
 """Keys that records of one session have in common; each under its several names."""
 _MOST_LINES = 1000
 """Lines of a log that is text."""
+_LONGEST_LINE = 4096
+"""Characters of one of them."""
+_RECORD_COSTS = 4096
+"""Bytes that a record takes beside its texts."""
+_MOST_HINTS = 20
+_Place: TypeAlias = tuple[float, int, int]
+"""Of a record among all: its time, and the numbers of its file and of itself there."""
 _SUMMED_UP_AFTER = 60.0
 """Seconds after which an error that was counted instead of written is part of some record, and some to spare."""
 
@@ -95,7 +105,7 @@ def _find(log: Log, error_id: str) -> tuple[Record | None, bool]:
         is_mentioned = True
         record = Record.parse(line, file)
         if record is not None and record.error_id.upper() == error_id:
-            return record, True
+            return record.shortened(), True
     return None, is_mentioned
 
 
@@ -103,23 +113,52 @@ def _session_of(error: Record, log: Log, context: int) -> _Session:
     ties = [(names, value) for names in _TIES if (value := error.text(*names))]
     # What is not ASCII stands in the file in one of several ways.
     needles = [value.encode() for _, value in ties if value.isascii()]
-    before: deque[Record] = deque(maxlen=context)
-    after: list[Record] = []
-    seen = 0
-    is_after = False
-    for record in log.merged(*needles) if needles and context else ():
-        if record.error_id == error.error_id:
-            is_after = True
-        elif not any(record.text(*names) == value for names, value in ties):
-            continue
-        elif not is_after:
-            before.append(record)
-            seen += 1
-        elif len(after) < context:
-            after.append(record)
-        else:
-            break
-    return _Session([*before], after, seen - len(before))
+    before, after = _Nearest(context), _Nearest(context)
+    if not (needles and context):
+        return _Session([], [], 0)
+    place: _Place | None = None  # of the error; in its own file all that comes first is before it
+    for number, file in sorted(enumerate(log.files), key=lambda one: one[1].name != error.file):
+        time = -math.inf
+        for position, record in enumerate(log.records_of(file, *needles)):
+            if record.time is not None:  # without a time it stays where it is
+                time = max(time, record.time)
+            at = time, number, position
+            if record.error_id == error.error_id:
+                place = place or at
+            elif not any(record.text(*names) == value for names, value in ties):
+                continue
+            elif place is None or at < place:
+                before.add(at, record)
+            else:
+                after.add((-time, -number, -position), record)
+    return _Session(before.records(), after.records()[::-1], before.left_out)
+
+
+class _Nearest:
+    """The records of the highest places, as many as were asked for and memory is meant to hold."""
+
+    def __init__(self, count: int) -> None:
+        self.left_out = 0
+        self._count = count
+        self._kept: list[tuple[_Place, int, Record]] = []
+        self._size = 0
+
+    def add(self, place: _Place, record: Record) -> None:
+        """Keep ``record``, shortened if it is long, unless others are nearer."""
+        if len(self._kept) >= self._count and place < self._kept[0][0]:
+            self.left_out += 1
+            return
+        short = record.shortened()
+        size = short.size() + _RECORD_COSTS
+        bisect.insort(self._kept, (place, size, short), key=itemgetter(0))
+        self._size += size
+        while len(self._kept) > self._count or self._size > MOST_BYTES // 2:
+            self._size -= self._kept.pop(0)[1]
+            self.left_out += 1
+
+    def records(self) -> list[Record]:
+        """Return them by their places."""
+        return [record for _, _, record in self._kept]
 
 
 def _print(error: Record, session: _Session) -> None:
@@ -161,8 +200,8 @@ def _text_around(error_id: str, log: Log) -> Iterator[str]:
     """Yield the lines that mention an error, each with the stack trace below it, of a log that is not JSON."""
     is_trace = may_go_on = False
     for _, line in log.matching():
-        text = line.decode("utf-8", "replace").rstrip("\r")
-        if error_id in text:
+        text = cut(line[: 4 * _LONGEST_LINE].decode("utf-8", "replace").rstrip("\r"), _LONGEST_LINE)
+        if error_id.encode("utf-8", "surrogateescape") in line:
             is_trace = may_go_on = True
             yield text
         elif is_trace and (_INDENTED.match(text) or _OF_A_TRACE.match(text)):
@@ -186,9 +225,11 @@ def _hints(error_id: str, log: Log) -> Iterator[str]:
     for record in log.records(b"closecodes.error.suppressed"):
         time = record.time or 0.0
         if record.suppressed and record.is_error and happened <= time < happened + _SUMMED_UP_AFTER:
-            counted.setdefault(record.text("closecodes.error.fingerprint") or record.summary_of, record)
+            key = cut(record.text("closecodes.error.fingerprint") or record.summary_of, _LONGEST_LINE)
+            if key not in counted and len(counted) < _MOST_HINTS:
+                counted[key] = record.shortened()
     for record in counted.values():
-        kind = said(record) if record.is_summary else record.message
+        kind = cut(said(record) if record.is_summary else record.message, _LONGEST_LINE)
         yield (
             f"it may be one of {record.suppressed} that were counted, not written, "
             f"until {at(record.time, precise=True)}; all are as: {kind}"

@@ -7,7 +7,6 @@ import itertools
 import math
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
@@ -16,10 +15,10 @@ import click
 from asgi_closecodes.cli.output import complain, has_colours, printable, record_line, styled, write
 from asgi_closecodes.logs.formatters import trace_lines
 
-from .follow import Followed
+from .follow import MOST_BYTES, Followed, Recent
 from .reader import Log, UnreadableError
 from .reading import end, log_of, of_files
-from .record import Record, dumps
+from .record import Record, compact, dumps
 
 _POLL = 0.1
 """Seconds between two looks at the files that are followed."""
@@ -51,7 +50,7 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
             output.print(_last(log, lines, growing, stack, wait=follow), most=lines)
             while follow and growing:
                 more = _more(growing)
-                while batch := [*itertools.islice(more, _BATCH)]:
+                while batch := [*_batch(more)]:
                     output.print(batch)
                 time.sleep(_POLL)
     end(log, found=output.has_written or not lines, nothing="no records" if as_json else "no lines")
@@ -73,8 +72,21 @@ def _last(
             log.problems[str(problem)] = None
         else:
             if file.name not in growing:
-                lines = [*deque(log.lines_of(file), count)]
+                recent = Recent(count)
+                for line in log.lines_of(file):
+                    recent.append(line)
+                lines = [*recent.kept]
             yield from ((file.name, line) for line in lines)
+
+
+def _batch(lines: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    size = 0
+    for name, line in itertools.islice(lines, _BATCH):
+        kept = compact(line)
+        yield name, kept
+        size += len(kept)
+        if size > MOST_BYTES:
+            return
 
 
 def _more(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
@@ -85,6 +97,13 @@ def _more(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
         except OSError as error:
             complain(f"{name}: cannot be read any more: {error.strerror}")
             del growing[name]
+
+
+def _last_of(timed: list[tuple[float, str, bytes]]) -> list[tuple[float, str, bytes]]:
+    """Return those that are last by time, as many as are meant to be kept."""
+    timed.sort(key=itemgetter(0))
+    sizes = itertools.accumulate(len(line) for _, _, line in reversed(timed))
+    return timed[len(timed) - sum(1 for size in sizes if size <= MOST_BYTES) :]
 
 
 class _Output:
@@ -98,15 +117,20 @@ class _Output:
 
     def print(self, lines: Iterable[tuple[str, bytes]], most: int | None = None) -> None:
         """Print ``lines``, of each its file's name and itself; at most the last ``most``."""
-        timed = []
+        timed: list[tuple[float, str, bytes]] = []
+        size = 0
         for name, line in lines:
             record = Record.parse(line, name)
             if record is not None and record.time is not None:
                 self._times[name] = record.time  # what has no time, as text below a record, stays where it is
-            timed.append((self._times.get(name, -math.inf), name, record or line))
+            timed.append((self._times.get(name, -math.inf), name, compact(line)))
+            size += len(timed[-1][2])
+            if size > 2 * MOST_BYTES:  # of many files: only the last of them all are wanted
+                timed = _last_of(timed)
+                size = sum(len(kept) for _, _, kept in timed)
         timed.sort(key=itemgetter(0))
-        for _, name, told in timed if most is None else timed[max(len(timed) - most, 0) :]:
-            for text in self._shown(name, told):
+        for _, name, kept in timed if most is None else timed[max(len(timed) - most, 0) :]:
+            for text in self._shown(name, Record.parse(kept, name) or kept):
                 write(text)
                 self.has_written = True
         sys.stdout.flush()
