@@ -19,6 +19,10 @@ from .record import Record
 
 _Body = TypeVar("_Body", bound=Callable[..., Any])
 
+_SWITCHED_ON = (
+    "an application writes JSON after asgi_closecodes.logs.configure_logging('json'), or under",
+    'uvicorn app:app --log-config "$(python -m asgi_closecodes.logs json)"',
+)
 _AGO = re.compile(r"(?=\d)" + "".join(rf"(?:(\d{{1,9}}){unit})?" for unit in "wdhms"))
 _OF_TODAY = re.compile(r"\d\d:\d\d(:\d\d)?")
 
@@ -97,6 +101,8 @@ def end(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> No
         else:
             json = "" if log.has_json else ", none of them JSON"
             complain(f"{nothing} in {names} ({plural(log.lines, 'line')}{json})", *hints)
+            if log.lines and not log.has_json:
+                complain(*_SWITCHED_ON)
     status = UNUSABLE if log.problems else NOTHING_FOUND
     if log.problems or not found:
         click.get_current_context().exit(status)
