@@ -2,20 +2,31 @@
 
 import gzip
 import json
-import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from asgi_closecodes.cli.logs import reader
 from asgi_closecodes.cli.logs.follow import MOST_BYTES, Recent
 from asgi_closecodes.cli.logs.record import LONGEST_LINE, Record, compact
-from tests.cli.command import invoke, start
+from tests.cli.command import COMMAND, invoke
 
 REF = "D216BE3DZX4Y"
 LONG = 3_900_000
 MOST_RESIDENT = 300 * 1024
 """KiB."""
+
+LAUNCHER = """
+import os, subprocess, sys
+out, err, *command = sys.argv[1:]
+process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=int(out), stderr=int(err))
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+os._exit(0)
+"""
+# Linux counts the memory of the parent as that of the child, until it runs a program of its own.
 
 COMMANDS = [
     ["errors"],
@@ -92,12 +103,12 @@ def test_hostile_files_take_little_memory_and_do_no_harm(files, command, tmp_pat
     """Of 110 MB and more; measured from outside, of a process of its own."""
     output, errors = tmp_path / "output", tmp_path / "errors"
     with output.open("wb") as stdout, errors.open("wb") as stderr:
-        process = start("logs", *command, *files, stdout=stdout, stderr=stderr)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        launched = [sys.executable, "-c", LAUNCHER, stdout.fileno(), stderr.fileno(), COMMAND, "logs", *command, *files]
+        told = subprocess.run([*map(str, launched)], pass_fds=(stdout.fileno(), stderr.fileno()), capture_output=True)
+    status, resident = map(int, told.stdout.split())
     said = output.read_bytes() + errors.read_bytes()
-    assert process.returncode in {0, 1}, errors.read_text()[-1000:]
-    assert usage.ru_maxrss < MOST_RESIDENT
+    assert status in {0, 1}, errors.read_text()[-1000:]
+    assert resident < MOST_RESIDENT
     assert b"Traceback (most recent call last)" not in errors.read_bytes()
     assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", said)
 
