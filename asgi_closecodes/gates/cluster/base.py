@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-import os
-import weakref
 from typing import get_args
 
 from asgi_closecodes import events
@@ -30,7 +28,6 @@ class ClusterGate(Limited, abc.ABC):
         self._terms = terms
         self.ttl = ttl
         self.fallback = fallback
-        _gates.add(self)
 
     def _follow_limit(self) -> None:
         super()._follow_limit()
@@ -93,17 +90,5 @@ class ClusterGate(Limited, abc.ABC):
         """Begin anew in a child process: tasks and connections are the parent's."""
 
 
-_gates: weakref.WeakSet[ClusterGate] = weakref.WeakSet()
-
-
 def _nobody(_event: events.Event) -> None:
     pass
-
-
-def _forked() -> None:
-    for gate in [*_gates]:
-        gate.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from asgi_closecodes import events
+from asgi_closecodes.concurrency import COUNTING
 
 from .lease import FIRST_TIMEOUT, TIMEOUT, Fallback, Lease, Reply
 from .store import LeaseStore, Store
@@ -83,7 +84,7 @@ class Worker:
         self._report = report
         self._health = Health(name, report)
         self._told_of_limit: int | None = None
-        self.task = ProcessTask(self._sync, lease.wait, self._leave)
+        self.task = ProcessTask(self._sync, lease.wait, self._leave, store.forget)
 
     def forked(self) -> None:
         """Begin anew in a child process: the lease, the task and the connections are the parent's."""
@@ -95,25 +96,29 @@ class Worker:
 
     async def _sync(self) -> None:
         lease = self.lease
-        request = lease.ask()
+        with COUNTING:
+            request = lease.ask()
         try:
             async with asyncio.timeout(lease.timeout):
                 reply = await self._store.sync(request)
         except Exception as error:
-            lease.fail()
+            with COUNTING:
+                lease.fail()
             problem = self._store.explained(error)
             self._health.failed(problem, lease.time_left, lease.fallback, is_adrift=lease.is_adrift)
             await self._store.close()
         else:
             before = lease.reply
-            lease.answer(reply)
+            with COUNTING:
+                lease.answer(reply)
             self._tell(reply, before)
             await self._health.succeeded(self._store)
 
     async def _leave(self) -> None:
         may_be_recorded = self.lease.seq > 0 and self._health.is_good
-        request = self.lease.ask(leave=True)
-        self.lease.reset()
+        with COUNTING:
+            request = self.lease.ask(leave=True)
+            self.lease.reset()
         try:
             async with asyncio.timeout(FIRST_TIMEOUT):
                 await self._store.close()  # a cancelled command may have left an answer behind

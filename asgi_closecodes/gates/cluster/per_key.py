@@ -11,12 +11,12 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from itertools import count, repeat
 from types import TracebackType
 from typing import Literal, TypeAlias
 
 from asgi_closecodes import events
+from asgi_closecodes.concurrency import COUNTING, EventLoop
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.gates.per_key import MaxSessionsPerKey, client_network
 from asgi_closecodes.session import Session
@@ -77,7 +77,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     ) -> None:
         self._store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
         self._health = Health(name, self._tell)
-        self._task = ProcessTask(self._say, self._due, self._leave)
+        self._task = ProcessTask(self._say, self._due, self._leave, self._store.forget)
         self._ear = ProcessTask(self._listen, self._deaf_for, _nothing)
         MaxSessionsPerKey.__init__(self, limit, key, when_full)
         self._join(Terms(), ttl, fallback)
@@ -91,6 +91,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._changed: set[str] = set()
         """Keys of which the store does not know the number."""
         self._waiting: dict[str, list[_Asking]] = {}
+        self._asked: dict[str, list[_Asking]] = {}
+        """Those of the call that is under way, to be asked again where its event loop is closed under it."""
         self._heard: set[str] = set()
         """Sessions that were replaced, of which the store does not know that this worker has heard."""
         self._is_called = False
@@ -127,16 +129,19 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         if not self._health.is_good:
             self._take_alone(digest, session)
             return None
-        answer: _Answer = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(digest, []).append(_Asking(session, answer))
+        asking = _Asking(session)
+        with COUNTING:
+            self._waiting.setdefault(digest, []).append(asking)
         self._task.look()
-        return answer
+        return asking.answer
 
     def give_back(self, key: Hashable, session: Session) -> None:
         """Count one session of a key less, once."""
-        before = self.active
-        super().give_back(key, session)
-        if isinstance(key, str) and self._limit is not None and self.active < before:
+        with COUNTING:
+            before = self.active
+            super().give_back(key, session)
+            is_less = self.active < before
+        if isinstance(key, str) and self._limit is not None and is_less:
             self._changed.add(key)
             self._task.look()
 
@@ -147,14 +152,19 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._changed.add(digest)
 
     def _decide_alone(self, asking: Iterable[tuple[str, list[_Asking]]]) -> None:
-        for digest, all_asking in asking:
-            for one in _open(all_asking):
-                try:
-                    self._take_alone(digest, one.session)
-                except TryAgainLater as refusal:
-                    one.answer.set_result(refusal)
-                else:
-                    one.answer.set_result(None)
+        with COUNTING:
+            for digest, all_asking in asking:
+                for one in _open(all_asking):
+                    try:
+                        self._take_alone(digest, one.session)
+                    except TryAgainLater as refusal:
+                        one.settle(refusal)
+                    else:
+                        self._admit(digest, one)
+
+    def _admit(self, digest: str, asking: _Asking) -> None:
+        if not asking.settle(None):  # its event loop was closed
+            self.give_back(digest, asking.session)
 
     # The task that tells the store
 
@@ -170,24 +180,27 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._beat_at = time.monotonic()
         if self._beat_at - self._said_at > _SAID_AGAIN or self._said_as != self.when_full:
             self._say_all()
-        digests = [*dict.fromkeys([*self._waiting, *self._changed])][:_MOST_AT_ONCE]
-        asking = {digest: self._waiting.pop(digest, []) for digest in digests}
-        self._changed.difference_update(digests)
         self._is_called = False
         self._seq += 1
-        request = CountRequest(
-            worker=self._worker,
-            seq=self._seq,
-            ttl=self.ttl,
-            limit=-1 if self._limit is None else self._limit,
-            counts=[self._count_of(digest, len(_open(asking[digest]))) for digest in digests],
-            replaces=self._said_as == "replace_oldest",
-            heard=[*self._heard],
-        )
-        unnumbered = {
-            digest: [session for session, number in self._sessions.of(digest).items() if number is None]
-            for digest in digests
-        }
+        with COUNTING:
+            for digest, lost in self._asked.items():
+                self._waiting.setdefault(digest, []).extend(_open(lost))
+            digests = [*dict.fromkeys([*self._waiting, *self._changed])][:_MOST_AT_ONCE]
+            self._asked = asking = {digest: self._waiting.pop(digest, []) for digest in digests}
+            self._changed.difference_update(digests)
+            request = CountRequest(
+                worker=self._worker,
+                seq=self._seq,
+                ttl=self.ttl,
+                limit=-1 if self._limit is None else self._limit,
+                counts=[self._count_of(digest, len(_open(asking[digest]))) for digest in digests],
+                replaces=self._said_as == "replace_oldest",
+                heard=[*self._heard],
+            )
+            unnumbered = {
+                digest: [session for session, number in self._sessions.of(digest).items() if number is None]
+                for digest in digests
+            }
         try:
             async with asyncio.timeout(TIMEOUT if self._seq > 1 and self._health.is_good else FIRST_TIMEOUT):
                 reply = await self._store.count(request)
@@ -201,14 +214,16 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             return
         if not reply.known and self._seq > 1:  # it has lost what it knew
             self._say_all()
-        for digest, (admitted, first) in zip(digests, reply.admitted, strict=True):
-            self._answer(digest, unnumbered[digest], asking[digest], admitted, count(first) if first else repeat(None))
-        self._replaced(request, reply)
+        with COUNTING:
+            for digest, (admitted, first) in zip(digests, reply.admitted, strict=True):
+                numbers = count(first) if first else repeat(None)
+                self._answer(digest, unnumbered[digest], asking[digest], admitted, numbers)
+            self._replaced(request, reply)
         await self._health.succeeded(self._store)
 
     def _say_all(self) -> None:
         self._said_at, self._said_as = self._beat_at, self.when_full
-        self._changed.update(key for key in self._sessions if isinstance(key, str))
+        self._changed.update(key for key in self._sessions.copy() if isinstance(key, str))
 
     def _count_of(self, digest: str, more: int) -> KeyCount:
         sessions = self._sessions.of(digest)
@@ -233,10 +248,10 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         # Of more than the limit that came at once, each would have been replaced by one of the last.
         cause = "replaced" if admitted and self._said_as == "replace_oldest" else self.cause
         for one in asking[:refused]:
-            one.answer.set_result(TryAgainLater(cause=cause, usage=self._limit, limit=self._limit))
+            one.settle(TryAgainLater(cause=cause, usage=self._limit, limit=self._limit))
         for one in asking[refused:]:
             self._hold(digest, one.session, next(numbers))
-            one.answer.set_result(None)
+            self._admit(digest, one)
 
     def _replaced(self, request: CountRequest, reply: CountReply) -> None:
         for name in reply.replaced:
@@ -247,7 +262,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._heard.update(reply.replaced)
 
     async def _leave(self) -> None:
-        waiting, self._waiting = self._waiting, {}
+        with COUNTING:
+            waiting, self._waiting = self._waiting, {}
         self._decide_alone(waiting.items())
         self._changed.clear()
         self._heard.clear()
@@ -306,7 +322,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
 
     def overdue(self) -> Iterator[Session]:
         """Yield the sessions for whose new key the store has no place."""
-        yield from [session for session in self._refused if not session.is_leaving]
+        yield from [session for session in self._refused.copy() if not session.is_leaving]
 
     def refuse_late(self, session: Session) -> None:
         """Have a session end that has begun, unless it is forgiven."""
@@ -325,16 +341,38 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._forget()
 
 
-@dataclass(frozen=True, slots=True)
 class _Asking:
-    """A session that asks for a place, of a key that stands beside it."""
+    """A session that asks for a place, of a key that stands beside it; in whatever event loop."""
 
-    session: Session
-    answer: _Answer
+    __slots__ = ("_is_settled", "_loop", "answer", "session")
+
+    def __init__(self, session: Session) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = EventLoop(loop)
+        self._is_settled = False
+        self.session = session
+        self.answer: _Answer = loop.create_future()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer is waited for."""
+        return not (self._is_settled or self.answer.done())
+
+    def settle(self, refusal: TryAgainLater | None) -> bool:
+        """Answer, from whatever event loop; return False if its own is gone."""
+        self._is_settled = True
+        if self._loop.is_here:
+            self._answer(refusal)
+            return True
+        return self._loop.call_soon(self._answer, refusal)
+
+    def _answer(self, refusal: TryAgainLater | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(refusal)
 
 
 def _open(asking: list[_Asking]) -> list[_Asking]:
-    return [one for one in asking if not one.answer.done()]
+    return [one for one in asking if one.is_open]
 
 
 class _Place:

@@ -7,6 +7,7 @@ from types import TracebackType
 
 import anyio
 
+from asgi_closecodes.concurrency import COUNTING, EventLoop
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 
@@ -50,6 +51,7 @@ class ClusterSessions(ClusterGate):
         self._worker = Worker(self._lease, store, name, self._tell)
         self._task = self._worker.task
         self._place = _Place(self)
+        self._waiting: dict[object, EventLoop | None] = {}
         super().__init__(limit)
         self._join(self._lease, ttl, fallback)
 
@@ -76,23 +78,53 @@ class ClusterSessions(ClusterGate):
         """Count one session more as soon as a sync brings a place, or refuse it."""
         lease = self._lease
         if self._limit is None:
-            lease.used += 1
+            with COUNTING:
+                lease.used += 1
             return
         self.start()
         self._task.look()
         with anyio.move_on_after(PATIENCE):
             while lease.may_wait:
-                lease.waiting += 1
+                self._waiting[waiting := object()] = EventLoop.running()
+                self._count_waiting()
                 try:
                     await self._task.turn()
                 finally:
-                    lease.waiting -= 1
-                if lease.take():
+                    self._waiting.pop(waiting, None)
+                    self._count_waiting()
+                if self.take():
                     return
-        lease.miss()
+        with COUNTING:
+            lease.miss()
         self._task.look()
         usage = lease.used if lease.reply is None else lease.reply.used
         raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit)
+
+    def take(self) -> bool:
+        """Count one session more, if there is a place for it now."""
+        with COUNTING:
+            return self._lease.take()
+
+    def give_back(self) -> None:
+        """Count one session less."""
+        with COUNTING:
+            self._lease.give_back()
+
+    def _count_waiting(self) -> None:
+        with COUNTING:
+            self._lease.waiting = len(self._waiting)
+
+    def start(self) -> None:
+        """Begin to talk to the store.
+
+        :raises RuntimeError: on trio.
+        """
+        if self._waiting and not self._task.is_running:  # those of an event loop that was closed wait no more
+            with COUNTING:
+                waiting = self._waiting.items()
+                self._waiting = {one: loop for one, loop in waiting if loop is not None and loop.is_alive}
+                self._count_waiting()
+        super().start()
 
     def excess(self) -> int:
         """Return how many sessions are too many, after the limit was lowered: this process's part of them."""
@@ -100,6 +132,7 @@ class ClusterSessions(ClusterGate):
 
     def forked(self) -> None:
         """Begin anew in a child process."""
+        self._waiting = {}
         self._worker.forked()
 
 
@@ -112,10 +145,10 @@ class _Place:
         self._gate = gate
 
     async def __aenter__(self) -> None:
-        if not self._gate._lease.take():  # noqa: SLF001 - its own
+        if not self._gate.take():
             await self._gate.wait_for_place()
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate._lease.give_back()  # noqa: SLF001
+        self._gate.give_back()

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 
-from asgi_closecodes.concurrency import logged, on_asyncio
+from asgi_closecodes.concurrency import COUNTING, EventLoop, logged, on_asyncio
 
 
 class ProcessTask:
@@ -16,6 +16,7 @@ class ProcessTask:
     :param turn: what is to be done.
     :param due: returns the seconds until it is to be done again.
     :param end: called when the task ends, cancelled or not.
+    :param lost: called before the task goes on in place of one whose event loop was closed under it.
     """
 
     def __init__(
@@ -23,55 +24,85 @@ class ProcessTask:
         turn: Callable[[], Awaitable[None]],
         due: Callable[[], float],
         end: Callable[[], Awaitable[None]],
+        lost: Callable[[], object] = lambda: None,
     ) -> None:
         self._turn = turn
         self._due = due
         self._end = end
+        self._lost = lost
         self.forget()
 
     def forget(self) -> None:
         """Begin anew in a child process: the task and its event loop are the parent's."""
+        self._loop: EventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._done = asyncio.Event()
+        self._told: list[tuple[EventLoop, asyncio.Event]] = []
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the task runs, in whatever event loop."""
+        return self._task is not None and not self._task.done() and self._loop is not None and self._loop.is_alive
 
     def start(self) -> None:
-        """Have the task run in this event loop.
+        """Have the task run: in this event loop, if it does not in another one.
 
         :raises RuntimeError: on trio, where redis-py does not run.
         """
         if not on_asyncio():
             raise RuntimeError("cluster gates need asyncio: redis-py does not run on trio; use an asyncio worker")
-        loop = asyncio.get_running_loop()
-        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
-            self.forget()
-            self._task = loop.create_task(logged(self._run), context=contextvars.Context())
+        with COUNTING:
+            if not self.is_running:
+                if self._task is not None and not self._task.done():
+                    self._lost()
+                self._loop = EventLoop.running()
+                self._wake = asyncio.Event()
+                loop = asyncio.get_running_loop()
+                self._task = loop.create_task(logged(self._run), context=contextvars.Context())
 
     def look(self) -> None:
-        """Take the next turn if it is due."""
+        """Take the next turn if it is due; from any thread."""
         if self._due() <= 0:
-            self._wake.set()
+            self._wake_up()
 
     async def turn(self) -> None:
-        """Wait until the next turn was taken."""
-        self._wake.set()
-        await self._done.wait()
+        """Wait until the next turn was taken, in whatever event loop."""
+        here = EventLoop.running()
+        assert here is not None
+        told = asyncio.Event()
+        with COUNTING:
+            self._told.append((here, told))
+        self._wake_up()
+        await told.wait()
+
+    def _wake_up(self) -> None:
+        loop, wake = self._loop, self._wake
+        if loop is None or loop.is_here:
+            wake.set()
+        else:
+            loop.call_soon(wake.set)
 
     def stop_soon(self) -> None:
         """End the task; it may be called from any thread."""
-        if self._task is not None and not self._task.get_loop().is_closed():
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None:
+            loop.call_soon(task.cancel)
 
     async def stop(self) -> None:
         """End the task, and wait until it has."""
-        task, self._task = self._task, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
+        loop, task = self._loop, self._task
+        if loop is None or task is None or not self.is_running:
+            return
+        if loop.is_here:
             task.cancel()
             await asyncio.wait([task])
+        else:
+            await loop.run(self.stop)
 
     async def _run(self) -> None:
+        task = asyncio.current_task()
         try:
-            while not is_cancelled():
+            while self._task is task and not is_cancelled():
                 try:
                     await self._turn()
                 finally:
@@ -79,7 +110,8 @@ class ProcessTask:
                 await self._pause()
         finally:
             self._tell()
-            await self._end()
+            if self._task is task:  # else another event loop has taken over while this one stood still
+                await self._end()
 
     async def _pause(self) -> None:
         while (delay := self._due()) > 0 and not is_cancelled():
@@ -89,8 +121,13 @@ class ProcessTask:
                     await self._wake.wait()
 
     def _tell(self) -> None:
-        done, self._done = self._done, asyncio.Event()
-        done.set()
+        with COUNTING:
+            told, self._told = self._told, []
+        for loop, event in told:
+            if loop.is_here:
+                event.set()
+            else:
+                loop.call_soon(event.set)
 
 
 def is_cancelled() -> bool:
