@@ -8,7 +8,10 @@ from __future__ import annotations
 import abc
 import itertools
 import math
+import os
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -204,6 +207,9 @@ class MetricsObserver(abc.ABC):
         self._causes = FirstOnes(MOST_CAUSES)
         self._counted_at: dict[str, str] = {}
         """The route at which each session counts as active, by its id: what was added is what is taken off."""
+        self._inherited: Counter[str] = Counter()
+        """In a child process: active sessions of the parent's by route, which are to be taken off."""
+        _observers.add(self)
         self._looks: list[Callable[[], events.Standing | None]] = []
         self._clusters: dict[str, _Cluster] = {}
         self._shown: dict[tuple[Metric, str], None] = {}
@@ -212,6 +218,10 @@ class MetricsObserver(abc.ABC):
     @abc.abstractmethod
     def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
         """Add to a counter or a sum."""
+
+    @abc.abstractmethod
+    def _disown(self, metric: Metric, labels: Labels, amount: float) -> None:
+        """Take off what a parent process has added."""
 
     @abc.abstractmethod
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
@@ -260,7 +270,19 @@ class MetricsObserver(abc.ABC):
     def _route(self, session: events.SessionFacts) -> str:
         return UNKNOWN if session.route is None else self._routes(session.route)
 
+    def forked(self) -> None:
+        """Begin anew in a child process, not in it at once: somebody may have held a lock of the library's."""
+        self._inherited.update(self._counted_at.values())
+        self._counted_at = {}
+
+    def _forget_inherited(self) -> None:
+        inherited, self._inherited = self._inherited, Counter()
+        for route, count in inherited.items():
+            self._disown(SESSIONS_ACTIVE, (route,), count)
+
     def _count_at(self, session_id: str, route: str | None) -> None:
+        if self._inherited:
+            self._forget_inherited()
         before = self._counted_at.get(session_id)
         if before == route:
             return
@@ -292,6 +314,7 @@ class MetricsObserver(abc.ABC):
 
         Of several gates of one name the one that is nearest to its limit is shown.
         """
+        self._forget_inherited()
         standings = self._standings()
         gates: dict[str, events.GateStanding] = {}
         for gate in _gates_of(standings):
@@ -315,6 +338,18 @@ class MetricsObserver(abc.ABC):
             yield CLUSTER_LEASE_AGE, (name,), now - cluster.at
             yield CLUSTER_LEARNING, (name,), float(now - cluster.at < cluster.synced.learning)
             yield CLUSTER_FALLBACK, (name,), float(cluster.is_adrift)
+
+
+_observers: weakref.WeakSet[MetricsObserver] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for observer in [*_observers]:
+        observer.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @dataclass(slots=True)

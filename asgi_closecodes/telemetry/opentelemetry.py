@@ -78,6 +78,9 @@ class OpenTelemetryObserver(MetricsObserver):
     def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
         self._instruments[metric].add(amount, _attributes(metric, labels))
 
+    def _disown(self, metric: Metric, labels: Labels, amount: float) -> None:
+        self._add(metric, labels, -amount)
+
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
         self._instruments[metric].record(value, _attributes(metric, labels))
 

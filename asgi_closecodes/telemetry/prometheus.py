@@ -66,6 +66,9 @@ class PrometheusObserver(MetricsObserver):
     def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
         self._child(metric, labels).inc(amount)
 
+    def _disown(self, metric: Metric, labels: Labels, _amount: float) -> None:
+        self._child(metric, labels).set(0)  # in multiprocess mode a child process begins with files of its own
+
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
         self._child(metric, labels).observe(value)
 
