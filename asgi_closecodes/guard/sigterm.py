@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import threading
@@ -12,7 +11,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from asgi_closecodes import concurrency, events
-from asgi_closecodes.concurrency import on_asyncio
+from asgi_closecodes.concurrency import EventLoop, on_asyncio
 
 SAME_SIGNAL = 2.0
 """Seconds in which another SIGTERM is the same one: systemd signals every process of a unit, and then uvicorn's parent
@@ -43,7 +42,9 @@ def drain_at_sigterm(guard: Drainable) -> Iterator[None]:
         yield
         return
     assert callable(before)
-    handler = _chained(guard, before, asyncio.get_running_loop())
+    loop = EventLoop.running()
+    assert loop is not None
+    handler = _chained(guard, before, loop)
     signal.signal(signal.SIGTERM, handler)
     try:
         yield
@@ -63,7 +64,7 @@ def _why_not(before: Any) -> str | None:
 
 
 def _chained(
-    guard: Drainable, before: Callable[[int, FrameType | None], Any], loop: asyncio.AbstractEventLoop
+    guard: Drainable, before: Callable[[int, FrameType | None], Any], loop: EventLoop
 ) -> Callable[[int, FrameType | None], None]:
     told_at: float | None = None
 
@@ -76,9 +77,11 @@ def _chained(
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal told_at
         now = time.monotonic()
-        if told_at is None:
+        if not loop.is_alive:  # it was closed under the lifespan, or is a parent process's: nobody would drain here
+            before(number, frame)
+        elif told_at is None:
             told_at = now
-            loop.call_soon_threadsafe(concurrency.spawn, drain_and_stop)
+            loop.call_soon(concurrency.spawn, drain_and_stop)
         elif now - told_at >= SAME_SIGNAL:
             before(number, frame)
 
