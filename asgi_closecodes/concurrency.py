@@ -1,4 +1,4 @@
-"""Facts of asyncio and trio, time-outs, and tasks that belong to no session, gone with their event loop."""
+"""Facts of asyncio and trio, of several event loops and threads; time-outs, and tasks that belong to no session."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 
@@ -20,7 +20,19 @@ from asgi_closecodes.naming import name_of
 _LOGGER = logging.getLogger("asgi_closecodes.error")
 
 COUNTING = threading.RLock()
-"""Held while something is counted: sessions of one guard may run in several event loops, each in its thread."""
+"""Held while something is counted: sessions of one guard may run in several event loops, each in its thread.
+
+It may be taken twice, since the garbage collector may end a session at any moment whose event loop is gone. It is one
+for all, so that a fork finds it free.
+"""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=COUNTING.acquire, after_in_parent=COUNTING.release, after_in_child=COUNTING.release)
+
+_LOST_AFTER = 0.5
+"""Seconds between two looks at whether an event loop that is waited for still runs."""
+
+_Returned = TypeVar("_Returned")
 
 _tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks only weakly
 
@@ -55,6 +67,17 @@ class EventLoop:
             return self._loop.is_running()
         return self.is_here or self.call_soon(_nothing)
 
+    def is_among(self, loops: Container[object]) -> bool:
+        """Whether it is one of ``loops``, which are asyncio's and trio's own."""
+        return self._loop in loops
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it will never run again, whatever tasks it has left."""
+        if isinstance(self._loop, asyncio.AbstractEventLoop):
+            return self._loop.is_closed()
+        return not self.is_alive
+
     def call_soon(self, call: Callable[..., object], *arguments: object) -> bool:
         """Have ``call`` called in it, from any thread; return False if it has ended."""
         try:
@@ -87,6 +110,75 @@ class EventLoop:
             if not self.is_alive:
                 raise RuntimeError("the event loop of this session has ended")
         done.result()
+
+    async def run(self, function: Callable[..., Awaitable[_Returned]], *arguments: object) -> _Returned | None:
+        """Await ``function`` in it, from another one; return what that returns, None if this ends before.
+
+        It goes on there when the caller is cancelled; what it raises is logged.
+        """
+        caller = EventLoop.running()
+        assert caller is not None
+        done = anyio.Event()
+        returned: list[_Returned] = []
+
+        async def run() -> None:
+            try:
+                returned.append(await function(*arguments))
+            finally:
+                caller.call_soon(done.set)
+
+        if self.call_soon(spawn, run):
+            while not done.is_set() and self.is_alive:
+                with anyio.move_on_after(_LOST_AFTER):
+                    await done.wait()
+        return returned[0] if returned else None
+
+
+class Claim:
+    """The event loop that does a piece of work of which there is one at a time.
+
+    A boolean would stay as it is when its event loop is closed with tasks in it, or in a child process.
+    """
+
+    __slots__ = ("_holder",)
+
+    def __init__(self) -> None:
+        self._holder: EventLoop | None = None
+
+    def take(self) -> EventLoop | None:
+        """Return what holds it from now on, to be released; None where it is taken, or where no event loop runs."""
+        with COUNTING:
+            if self.is_taken:
+                return None
+            self._holder = EventLoop.running()
+            return self._holder
+
+    def release(self, holder: EventLoop) -> bool:
+        """Let others do the work; return whether nobody has taken it over meanwhile."""
+        with COUNTING:
+            if is_held := self.is_held_by(holder):
+                self._holder = None
+            return is_held
+
+    def is_held_by(self, holder: EventLoop) -> bool:
+        """Whether ``holder`` is to go on."""
+        return self._holder is holder
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the work is being done."""
+        holder = self._holder
+        return holder is not None and holder.is_alive
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the work was begun in an event loop that runs no more."""
+        holder = self._holder
+        return holder is not None and not holder.is_alive
+
+    def forget(self) -> None:
+        """Begin anew, in a child process."""
+        self._holder = None
 
 
 def _nothing() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import anyio
 import anyio.lowlevel
 
-from asgi_closecodes.concurrency import cancelled_from_outside
+from asgi_closecodes.concurrency import EventLoop, cancelled_from_outside
 from asgi_closecodes.events import GateFailed
 from asgi_closecodes.exceptions import TryAgainLater, leaves, refusal_in
 from asgi_closecodes.session import Session
@@ -26,7 +26,7 @@ class AllOf:
     :param failure: what a gate that fails on entry stands for: ``open`` admits past it, ``closed`` refuses.
     """
 
-    __slots__ = ("failure", "gates")
+    __slots__ = ("entering", "failure", "gates", "is_inherited")
 
     def __init__(self, *gates: Gate, failure: Literal["open", "closed"] = "open") -> None:
         # Flattened, so that a failing gate is contained by itself and not together with its neighbours.
@@ -34,6 +34,10 @@ class AllOf:
             inner for gate in gates for inner in (gate.gates if isinstance(gate, AllOf) else (checked_gate(gate),))
         )
         self.failure = failure
+        self.entering: set[Places] = set()
+        """The places of sessions that are passing the gates."""
+        self.is_inherited = False
+        """Whether its places are a parent process's: nothing is given back here."""
 
     def admit(self, session: Session, /) -> Places:
         """Return a context manager that holds the session's places in all gates."""
@@ -56,6 +60,7 @@ class Places:
         self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # one for each gate
 
     async def __aenter__(self) -> Self:
+        self._all.entering.add(self)
         try:
             for gate in self._gates:
                 try:
@@ -73,6 +78,26 @@ class Places:
             if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
                 raise TryAgainLater(cause="gate") from error
             raise
+        finally:
+            self._all.entering.discard(self)
+
+    @property
+    def loop(self) -> EventLoop:
+        """The event loop of their session."""
+        return self._session.loop
+
+    def let_go(self) -> None:
+        """Give all back where nothing can be awaited, since the event loop of the session is gone.
+
+        A gate of the user's that awaits something is left there, as by the garbage collector.
+        """
+        self._all.entering.discard(self)
+        most = len(self._entered)
+        leaving = self.__aexit__(None, None, None)
+        with suppress(StopIteration, GeneratorExit, asyncio.CancelledError):
+            leaving.send(None)
+            for _ in range(most):
+                leaving.throw(GeneratorExit())
 
     def recount(self) -> None:
         """Have those gates that count by the session's key count it under its new one.
@@ -100,7 +125,7 @@ class Places:
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         pending = error
-        entered, self._entered = self._entered, ()
+        entered, self._entered = () if self._all.is_inherited else self._entered, ()
         for place in reversed(entered):
             if place is FREE:
                 continue
@@ -114,7 +139,7 @@ class Places:
                 if any(leaf is not pending for leaf in leaves(failure)):
                     gate = next(gate for gate, its in zip(self._gates, entered, strict=False) if its is place)
                     self._report(gate, failure, "release", admitted=True)
-                if issubclass(type(pending), anyio.get_cancelled_exc_class()) and not cancelled_from_outside():
+                if _is_cancelled(pending) and not cancelled_from_outside():
                     pending = None  # the cancellation of a task group or a scope of the gate's own,
                     try:
                         await anyio.lowlevel.checkpoint_if_cancelled()  # unless there is more of it
@@ -128,3 +153,9 @@ class Places:
 
     def _report(self, gate: Gate, error: BaseException, step: Literal["admit", "release"], *, admitted: bool) -> None:
         self._session.report(GateFailed(self._session.facts(), type(gate).__name__, error, step, admitted))
+
+
+def _is_cancelled(error: BaseException | None) -> bool:
+    if error is None or issubclass(type(error), (Exception, GeneratorExit)):
+        return False  # where no event loop may run, to ask for what it raises
+    return issubclass(type(error), anyio.get_cancelled_exc_class())

@@ -79,10 +79,14 @@ class HandshakesInProgress(Limited):
         if self._limit is None:
             return
         latest = self._clock() - self._handshake_timeout
-        for session, started in list(self._started.items()):
+        for session, started in self._started.copy().items():  # another thread may change it
             if started > latest:
                 break  # the rest is younger
             yield session
+
+    def forked(self) -> None:
+        """Begin anew in a child process."""
+        self._started = {}
 
 
 class HandshakeRate:

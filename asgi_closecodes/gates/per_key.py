@@ -149,29 +149,39 @@ class MaxSessionsPerKey(Limited):
     @property
     def busiest(self) -> int:
         """Open sessions of the key that has most of them: what there is of the limit."""
-        return max((len(held) if isinstance(held, dict) else 1 for held in self._sessions.values()), default=0)
+        held = [*self._sessions.values()]  # copied: another thread may change it
+        return max((len(one) if isinstance(one, dict) else 1 for one in held), default=0)
 
     def active_of(self, key: Hashable) -> int:
         """Return the number of open sessions of ``key``."""
-        return len(self._sessions.of(key))
+        with COUNTING:
+            return len(self._sessions.of(key))
 
     def take(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` more, or refuse it."""
+        oldest: Session | None = None
         with COUNTING:
-            if self._limit is not None and key is not None and (key in self._sessions or self._limit == 0):
-                self._make_room(key, self._limit)
+            limit = self._limit
+            if limit is not None and key is not None and (key in self._sessions or limit == 0):
+                oldest = self._to_replace(key, limit)
+            if oldest is not None:
+                self.give_back(key, oldest)
             self._hold(key, session)
+        if oldest is not None:
+            oldest.end_soon(TryAgainLater(cause="replaced"))
 
-    def _make_room(self, key: Hashable, limit: int) -> None:
+    def _to_replace(self, key: Hashable, limit: int) -> Session | None:
         sessions = self._sessions.of(key)
-        if len(sessions) >= limit:
-            if self.when_full == "refuse" or not sessions:
-                raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=limit)
-            self._replace(key, next(iter(sessions)))
+        if len(sessions) < limit:
+            return None
+        if self.when_full == "refuse" or not sessions:
+            raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=limit)
+        return next(iter(sessions))
 
     def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
-        self._sessions.put(key, session, number)
-        self.active += 1
+        with COUNTING:
+            self._sessions.put(key, session, number)
+            self.active += 1
 
     def _replace(self, key: Hashable, oldest: Session) -> None:
         self.give_back(key, oldest)
@@ -184,11 +194,19 @@ class MaxSessionsPerKey(Limited):
 
     def unwanted(self) -> Iterator[Session]:
         """Yield the newest sessions of each key that has more than a limit that was lowered allows."""
-        if not self._lowered or self._limit is None:
+        if not self._lowered:
             return
         self._lowered = False  # until proven otherwise: the pass over all keys is not for every tick
+        limit = self._limit  # not before: another thread may lower it meanwhile
+        if limit is None:
+            return
         for key in [*self._sessions]:
-            sessions = dict(self._sessions.of(key))
-            if key is not None and len(sessions) > self._limit:
+            with COUNTING:
+                sessions = [*self._sessions.of(key)]
+            if key is not None and len(sessions) > limit:
                 self._lowered = True
-                yield from [session for session in sessions if not session.is_leaving][self._limit :]
+                yield from [session for session in sessions if not session.is_leaving][limit:]
+
+    def forked(self) -> None:
+        """Begin anew in a child process."""
+        self._forget()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from asgi_closecodes.bounds import finite
+from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
@@ -118,8 +119,11 @@ class Pressure:
         :raises TryAgainLater: while the sensor is high.
         """
         value = self.sensor.value()
-        if value is not None and self._refuses(value):
-            raise TryAgainLater(cause=self.cause, usage=value, limit=self.refuse_above)
+        if value is not None:
+            with COUNTING:
+                refuses = self._refuses(value)
+            if refuses:
+                raise TryAgainLater(cause=self.cause, usage=value, limit=self.refuse_above)
         return FREE
 
     def _refuses(self, value: float) -> bool:
@@ -161,7 +165,8 @@ class Pressure:
         """Let the sensor take a sample; the background ticker calls it."""
         self.sensor.sample()
         if (value := self.sensor.value()) is not None:
-            self._is_refusing(value, self._clock())
+            with COUNTING:
+                self._is_refusing(value, self._clock())
 
     def excess(self) -> int:
         """Return how many sessions are too many: any number, as long as the value is too high."""

@@ -79,9 +79,10 @@ class LoopLag:
 
     def value(self) -> float | None:
         """Return the lag in seconds."""
-        if self._last is None:
+        last = self._last  # once: another thread's ticker may stop meanwhile
+        if last is None:
             return None
-        return max(self._lag, self._clock() - self._last - self._interval)
+        return max(self._lag, self._clock() - last - self._interval)
 
 
 class _Slow(abc.ABC):

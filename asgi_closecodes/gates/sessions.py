@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -40,10 +42,11 @@ class Place:
 class Limited:
     """A limit that may be changed at any time, to below what is in use too."""
 
-    __slots__ = ("_limit",)
+    __slots__ = ("__weakref__", "_limit")
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
+        _limits.add(self)
 
     @property
     def limit(self) -> int | None:
@@ -61,6 +64,21 @@ class Limited:
 
     def _follow_limit(self) -> None:
         """Do what a new limit asks for."""
+
+    def forked(self) -> None:
+        """Begin anew in a child process: the sessions are the parent's."""
+
+
+_limits: weakref.WeakSet[Limited] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for limit in [*_limits]:
+        limit.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class MaxSessions(Limited):
@@ -107,4 +125,9 @@ class MaxSessions(Limited):
 
     def excess(self) -> int:
         """Return how many sessions are too many, after the limit was lowered."""
-        return 0 if self._limit is None else max(self.active - self._limit, 0)
+        limit = self._limit
+        return 0 if limit is None else max(self.active - limit, 0)
+
+    def forked(self) -> None:
+        """Begin anew in a child process."""
+        self.active = 0

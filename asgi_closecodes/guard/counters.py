@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 from asgi_closecodes import events
-from asgi_closecodes.bounds import MAX_LABELS, OTHER, FirstOnes
-from asgi_closecodes.codes import Close
+from asgi_closecodes.bounds import MAX_LABELS, OTHER, FirstOnes, is_between
+from asgi_closecodes.codes import Close, CloseCode
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.error_identity import type_name
 
@@ -23,6 +23,10 @@ class Tally:
     """The events that it is for."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, in a child process too: what was counted there is the parent's."""
         self._groups: dict[str, dict[str, Any]] = {}  # by fingerprint, the latest last
         self.errors = 0
         self.refusals: Counter[str] = Counter()
@@ -31,14 +35,15 @@ class Tally:
         # Causes and codes may come from outside; one table of labels each, so that what is counted adds up.
         self._refusal_causes = FirstOnes()
         self._shed_causes = FirstOnes()
+        self._codes = FirstOnes(MAX_LABELS + len(CloseCode), known=map(str, map(int, CloseCode)))
 
     def closed(self, close: Close | None) -> None:
         """Count a session that is over; None is an HTTP response, or a code that nobody knows."""
         if close is not None:
             with COUNTING:
-                code = int(close.code)
-                is_known = code in self.closes or len(self.closes) < MAX_LABELS
-                self.closes[code if is_known else OTHER] += 1
+                code = close.code
+                is_known = is_between(code, 0, 65535) and self._codes(str(int(code))) != OTHER
+                self.closes[int(code) if is_known else OTHER] += 1
 
     def __call__(self, event: events.Event) -> None:
         """Count ``event``."""
@@ -63,6 +68,18 @@ class Tally:
                 case _:
                     pass
 
+    def counts(self) -> dict[str, Any]:
+        """Return all counts, of one and the same moment."""
+        with COUNTING:
+            return {
+                "errors": self.errors,
+                "refusals": dict(self.refusals),
+                "sheds": dict(self.sheds),
+                "closes": dict(self.closes),
+                "error_groups": self.groups(),
+            }
+
     def groups(self) -> list[dict[str, Any]]:
         """Return what failed lately, by bug, the latest first."""
-        return [dict(group) for group in reversed([*self._groups.values()])]  # copied: another thread may count
+        with COUNTING:
+            return [dict(group) for group in reversed(self._groups.values())]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import os
 import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any, ParamSpec, TypeVar, get_args
 
 import anyio
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_closecodes import concurrency, events
 from asgi_closecodes.bounds import finite, is_between
-from asgi_closecodes.concurrency import COUNTING, EventLoop, cancelled_from_outside
+from asgi_closecodes.concurrency import COUNTING, Claim, EventLoop, cancelled_from_outside, running_loop
 from asgi_closecodes.exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, LoopLag, Pressure, Shadow
 from asgi_closecodes.gates.base import FREE, checked_gate
@@ -27,7 +28,7 @@ from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Rules, Session, session_of
 from asgi_closecodes.settings import LIMITS, Settings, checked_change, no_settings_of_its_own, unknown_settings
-from asgi_closecodes.settings.gates import gates_of
+from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import Rate
 
 from . import unused
@@ -123,15 +124,16 @@ class Guard:
         self._refusals = Rate(0, 0)
         self._pace = Pace()
         self._victims = Victims("newest", self._order_failed)
-        self._lifespans = 0
+        self._lifespans: list[Any] = []  # the event loop of each
+        self._loops: set[Any] = set()  # those where sessions or lifespans are or were, until they are gone
         self._has_begun = False
         self._has_warned = False
-        # The event loops in which each of these is done, which may end without a word.
-        self._draining_in: EventLoop | None = None
-        self._ticking_in: EventLoop | None = None
-        self._busy_in: EventLoop | None = None
+        self._drains = Claim()
+        self._ticks = Claim()
+        self._is_busy = Claim()
         self._looked_at = -math.inf
-        self._follow_settings()
+        self._follow(self.settings)
+        _guards.add(self)
         for name, nearest in unknown_settings().items():
             self.report(events.SettingIgnored(name, nearest))
         self.report(events.LimitsSet(self.settings.limits()))
@@ -142,9 +144,9 @@ class Guard:
             watcher.watch(_weak(self.look))
         unused.made(self)
 
-    def _follow_settings(self) -> None:
-        settings = self.settings
-        self.rules = Rules(
+    def _follow(self, settings: Settings) -> None:
+        # What may fail comes first, what others see last.
+        rules = Rules(
             error_code=settings.error_code,
             try_again_code=settings.try_again_code,
             handshake=settings.handshake,
@@ -152,28 +154,34 @@ class Guard:
             debug=settings.debug,
             shed_grace=settings.shed_grace,
         )
-        self._gates = gates_of(settings, self._gates)
-        asked = [Shadow(gate) if name in settings.shadow else gate for name, gate in self._gates.items()]
+        gates = gates_of(settings, self._gates)
+        asked = [Shadow(gate) if name in settings.shadow else gate for name, gate in gates.items()]
         own = () if self._own_gate is None else (self._own_gate,)
         # Asked at the end too: a drain may begin while a session waits in a slow gate.
-        self.gate.gates = AllOf(Draining(self), *asked, *own, Draining(self)).gates
-        self._to_look_after = [gate for gate in self.gate.gates if _works(gate)]
-        self.gate.failure = settings.gate_failure
-        for gate in self._working_gates():
-            if (report_to := getattr(gate, "report_to", None)) is not None:
+        all_gates = AllOf(Draining(self), *asked, *own, Draining(self)).gates
+        to_look_after = [gate for gate in all_gates if _works(gate)]
+        for gate in all_gates:
+            if (report_to := getattr(_inside(gate), "report_to", None)) is not None:
                 report_to(self.report)
-        self._queue.cap = settings.retry_after_cap
-        rate = settings.handshakes_per_second
-        self._queue.admits_per_second = math.inf if rate is None else rate
-        self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second or 0
-        if settings.shed != "never":
-            self._victims.order = settings.shed
         self._logs.follow(
             path=settings.log_path,
             client=settings.log_client,
             burst=settings.log_burst,
             per_minute=settings.log_per_minute,
         )
+        set_limits(gates, settings)
+        self.settings = settings
+        self.rules = rules
+        self._gates = gates
+        self.gate.gates = all_gates
+        self._to_look_after = to_look_after
+        self.gate.failure = settings.gate_failure
+        self._queue.cap = settings.retry_after_cap
+        rate = settings.handshakes_per_second
+        self._queue.admits_per_second = math.inf if rate is None else rate
+        self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second or 0
+        if settings.shed != "never":
+            self._victims.order = settings.shed
 
     def update(self, **changes: Any) -> None:
         """Change settings while running: ``guard.update(max_sessions=500)``. All changes are made, or none.
@@ -185,18 +193,18 @@ class Guard:
         with COUNTING:  # two threads that change settings lose neither's
             before = self.settings
             try:
-                self.settings = checked_change(before, before.changed(**changes))
+                settings = checked_change(before, before.changed(**changes))
             except ValueError:
                 changes.clear()  # a traceback keeps it, and there may be a password in it
                 raise
             try:
-                self._follow_settings()
+                self._follow(settings)
             except BaseException:
-                self.settings = before
-                self._follow_settings()
+                with suppress(Exception):  # the first error counts
+                    self._follow(before)
                 raise
-        changed = {name: getattr(self.settings, name) for name in changes}
-        self.report(events.LimitsSet(self.settings.limits(), changed))
+        changed = {name: getattr(settings, name) for name in changes}
+        self.report(events.LimitsSet(settings.limits(), changed))
         self._tick_if_needed()
 
     def snapshot(self) -> dict[str, Any]:
@@ -214,11 +222,7 @@ class Guard:
                 }
                 for name, gate in _named([gate for gate in self.gate.gates if not isinstance(gate, Draining)])
             ],
-            "errors": self._tally.errors,
-            "refusals": dict(self._tally.refusals),
-            "sheds": dict(self._tally.sheds),
-            "closes": dict(self._tally.closes),
-            "error_groups": self._tally.groups(),
+            **self._tally.counts(),
         }
 
     def look(self) -> events.Standing:
@@ -240,47 +244,69 @@ class Guard:
         window = self.settings.drain_window if window is None else window
         if not is_between(window, 0):
             raise ValueError(f"window={shown(window)}: use a number of seconds, 0 or more")
-        while _is_alive(self._draining_in):  # noqa: ASYNC110 - an event would have to survive its event loop
+        while (holder := self._drains.take()) is None:  # noqa: ASYNC110 - an event would have to survive its event loop
             await anyio.sleep(TICK)
-        if self.draining and not self._untold():
-            return
-        self.draining = True
-        self._draining_in = EventLoop.running()
         try:
-            await self._drain(window)
+            if not self.draining or self._untold():
+                self.draining = True
+                await self._drain(window)
         finally:
-            self._draining_in = None
+            self._drains.release(holder)
 
     async def _drain(self, window: float) -> None:
         start = time.monotonic()
-        count, told = len(self.sessions), 0
+        count = len(self.sessions)
+        told: set[Session] = set()  # in another event loop it takes a while until it shows
         self.report(events.DrainStarted(count, window))
         pace = Pace()
         per_second = max(count / window, 1.0) if window else math.inf
         async with anyio.create_task_group() as tasks:
-            while self.draining and (untold := self._untold()):
+            while self.draining and (untold := [session for session in self._untold() if session not in told]):
                 if time.monotonic() - start < window:
                     untold = await self._victims.choose(untold, pace.due(per_second))
-                told += len(untold)
+                told.update(untold)
                 for number, session in enumerate(untold, 1):
-                    refusal = ServiceRestart("service restart", cause="drain", retry_after=1.0)
-                    if session.loop.is_here:
-                        tasks.start_soon(session.end, refusal)
-                    else:
-                        session.end_soon(refusal)
+                    tasks.start_soon(session.end, ServiceRestart("service restart", cause="drain", retry_after=1.0))
                     if number % _AT_ONCE == 0:
                         await anyio.lowlevel.checkpoint()
                 await anyio.sleep(TICK)
-        self.report(events.DrainFinished(told, time.monotonic() - start))
+        self.report(events.DrainFinished(len(told), time.monotonic() - start))
 
     def _untold(self) -> list[Session]:
+        self._drop_lost()
         return [session for session in [*self.sessions] if not session.is_leaving]  # copied: other threads have some
 
     # What sessions need
 
     def session(self, scope: Scope, receive: Receive, send: Send) -> Session:
         """Return a session for one WebSocket scope."""
+        loop = running_loop()
+        if loop not in self._loops or self._ticks.is_lost:
+            self._arrive(loop)
         return Session(self, scope, receive, send)
+
+    def _arrive(self, loop: Any) -> None:
+        """Take note of another event loop, which may come in place of one that is gone."""
+        self._drop_lost()
+        if loop is not None:
+            with COUNTING:
+                self._loops.add(loop)
+        if self._ticks.is_lost:
+            self._rest()  # what the sensors knew is long past
+            self._tick_if_needed()
+
+    def _drop_lost(self) -> None:
+        """End the sessions of event loops that were closed under them, and give back what they hold."""
+        gone = {loop for loop in self._loops.copy() if EventLoop(loop).is_gone}
+        if not gone:
+            return
+        with COUNTING:
+            self._loops -= gone
+            self._lifespans = [loop for loop in self._lifespans if loop not in gone]
+        for places in [one for one in self.gate.entering.copy() if one.loop.is_among(gone)]:
+            places.let_go()
+        for session in [one for one in [*self.sessions] if one.loop.is_among(gone)]:
+            session.lost()
 
     def serves(self, scope: Scope) -> bool:
         """Whether ``scope`` belongs to a session of this guard that has begun."""
@@ -301,15 +327,20 @@ class Guard:
 
     def leaves(self, session: Session) -> None:
         """Take note that an admitted session has ended, or is about to, while its handler still runs."""
-        if session in self.sessions:
-            self._leaving.add(session)
+        with COUNTING:
+            if session in self.sessions:
+                self._leaving.add(session)
 
-    def over(self, session: Session) -> None:
-        """Take note that it is over."""
-        del self.sessions[session]
-        self._leaving.discard(session)
+    def over(self, session: Session) -> bool:
+        """Take note that it is over; return whether that is news."""
+        with COUNTING:
+            if session not in self.sessions:
+                return False
+            del self.sessions[session]
+            self._leaving.discard(session)
         self._queue.freed()
         self._tally.closed(session.closed_with)
+        return True
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function`` in the background."""
@@ -346,9 +377,11 @@ class Guard:
 
     def report_once(self, key: Hashable, event: events.Event) -> None:
         """Report the first of all events of one ``key``; those of too many keys are one together."""
-        key = key if key in self._reported or len(self._reported) < _MOST_ONCE else None
-        if key not in self._reported:
+        with COUNTING:
+            key = key if key in self._reported or len(self._reported) < _MOST_ONCE else None
+            is_new = key not in self._reported
             self._reported.add(key)
+        if is_new:
             self.report(event)
 
     def _failed_once(self, name: str, key: Hashable, error: BaseException) -> None:
@@ -368,16 +401,24 @@ class Guard:
         for gate in self._working_gates():
             if (start := getattr(gate, "start", None)) is not None:
                 start()
-        self._lifespans += 1
+        loop = running_loop()
+        self._arrive(loop)
+        with COUNTING:
+            self._lifespans.append(loop)
+            is_first = len(self._lifespans) == 1
         unused.tell()
         self._logs.tell_limits()
         self._tick_if_needed()
         try:
-            with drain_at_sigterm(self) if self.settings.drain_on_sigterm and self._lifespans == 1 else nullcontext():
+            with drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
                 yield
         finally:
-            self._lifespans -= 1
-            if not self._lifespans:
+            with COUNTING:
+                if is_last := self._lifespans == [loop]:  # it is not there where this event loop was given up
+                    self._lifespans.clear()
+                elif loop in self._lifespans:
+                    self._lifespans.remove(loop)
+            if is_last:
                 self._logs.sum_up(now=True)
                 await self._stop_gates()
 
@@ -428,27 +469,27 @@ class Guard:
 
     @property
     def _is_ticking(self) -> bool:
-        return _is_alive(self._ticking_in)
+        return self._ticks.is_taken
 
     def _tick_if_needed(self) -> None:
-        """Have the ticker run: here, or from a plain thread where a session is."""
+        """Have the ticker run: here, or from a plain thread in an event loop where there is something to look after."""
         if self._is_ticking or not self._is_needed():
             return
-        with COUNTING:
-            if self._is_ticking:
-                return
-            if (loop := EventLoop.running()) is not None:
-                self._ticking_in = loop
-                concurrency.spawn(self._tick_forever, loop)
-                return
-        for session in [*self.sessions]:
-            if session.loop.call_soon(self._tick_if_needed):
+        if running_loop() is None:
+            self._tick_elsewhere()
+        elif (holder := self._ticks.take()) is not None:
+            concurrency.spawn(self._tick_forever, holder)
+
+    def _tick_elsewhere(self) -> None:
+        for loop in self._loops.copy():
+            other = EventLoop(loop)
+            if not other.is_here and other.is_alive and other.call_soon(self._tick_if_needed):
                 return
 
-    async def _tick_forever(self, loop: EventLoop) -> None:
+    async def _tick_forever(self, holder: EventLoop) -> None:
         try:
             last_used = time.monotonic()
-            while self._is_needed() and self._ticking_in is loop:
+            while self._is_needed() and self._ticks.is_held_by(holder):
                 if self._lifespans or self.sessions:
                     last_used = time.monotonic()
                 elif time.monotonic() - last_used > LINGER:
@@ -456,23 +497,23 @@ class Guard:
                 self._tick()
                 await anyio.sleep(TICK)
         finally:
-            if self._ticking_in is loop:  # else another one has taken over
-                self._ticking_in = None
-                self._stop_ticking()
+            if self._ticks.release(holder):  # else another one has taken over
+                self._logs.sum_up(now=True)
+                self._rest()
+                self._sample()
+                if self._lifespans or self.sessions:
+                    self._tick_elsewhere()  # the sessions of other event loops go on
 
-    def _stop_ticking(self) -> None:
-        self._logs.sum_up(now=True)
+    def _rest(self) -> None:
+        """Have the sensors forget what they knew: nobody samples for now."""
         self._lag.stop()
         for gate in self.gate.gates:
             sensor = getattr(_inside(gate), "sensor", None)
             if (stop := getattr(sensor, "stop", None)) is not None:
                 stop()
-        self._sample()
-        for session in [*self.sessions]:  # those in other event loops go on
-            if not session.loop.is_here and session.loop.call_soon(self._tick_if_needed):
-                return
 
     def _tick(self) -> None:
+        self._drop_lost()
         self._logs.sum_up()
         self._saturation.look()
         self._lag.sample()
@@ -480,7 +521,7 @@ class Guard:
         for gate in self.gate.gates:
             self._ask(gate, "sample")
             for session in self._ask(gate, "overdue") or ():
-                session.end_soon(TryAgainLater(cause=_cause(gate)))
+                self._end_soon(session, _cause(gate))
         if self.settings.shed == "never":
             return
         excess, cause = max(
@@ -523,22 +564,54 @@ class Guard:
 
     def _in_background(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function``, which takes many turns of the event loop, unless the last one still runs."""
-        if not _is_alive(self._busy_in):
-            self._busy_in = EventLoop.running()
-            concurrency.spawn(self._busy_with, function, *arguments)
+        if (holder := self._is_busy.take()) is not None:
+            concurrency.spawn(self._busy_with, holder, function, *arguments)
 
-    async def _busy_with(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    async def _busy_with(
+        self, holder: EventLoop, function: Callable[..., Awaitable[object]], *arguments: object
+    ) -> None:
         try:
             await function(*arguments)
         finally:
-            self._busy_in = None
+            self._is_busy.release(holder)
 
     async def _shed(self, unwanted: list[tuple[Session, str]], count: int, cause: str) -> None:
         chosen = await self._victims.choose(self.sessions, count)
         for number, (session, why) in enumerate([*unwanted, *((one, cause) for one in chosen)], 1):
-            session.end_soon(TryAgainLater(cause=why))
+            self._end_soon(session, why)
             if number % _AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
+
+    def _end_soon(self, session: Session, cause: str) -> None:
+        self.leaves(session)  # at once: in another event loop it takes a while, and the next tick counts again
+        session.end_soon(TryAgainLater(cause=cause))
+
+    def _forked(self) -> None:
+        """Begin anew in a child process: sessions, event loops, counts and drains are the parent's."""
+        self.gate.is_inherited = True
+        self.gate = AllOf(*self.gate.gates, failure=self.gate.failure)
+        self.sessions.clear()
+        self._leaving.clear()
+        self._loops.clear()
+        self._lifespans.clear()
+        for claim in (self._ticks, self._is_busy, self._drains):
+            claim.forget()
+        self.draining = self._has_warned = False
+        for part in (self._tally, self._saturation, self._logs):
+            part.forget()
+        self._rest()
+
+
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for guard in [*_guards]:
+        guard._forked()  # noqa: SLF001 - its own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Draining:
@@ -608,10 +681,6 @@ def _limit_of(gate: Gate) -> object:
 def _cause(gate: Gate) -> str:
     cause = _read(gate, "cause")
     return cause if isinstance(cause, str) else "shed"
-
-
-def _is_alive(loop: EventLoop | None) -> bool:
-    return loop is not None and loop.is_alive
 
 
 def _checked_observers(observers: Iterable[events.Observer]) -> list[events.Observer]:

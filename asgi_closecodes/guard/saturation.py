@@ -45,13 +45,19 @@ class Saturation:
         if begins:
             self._report(events.GateSaturated(*key, event.usage, event.limit))
 
+    def forget(self) -> None:
+        """Begin anew, in a child process."""
+        self._spells.clear()
+
     def look(self) -> None:
         """Report the gates that have recovered."""
         now = time.monotonic()
-        for key, spell in [*self._spells.items()]:
-            if now - spell.last >= RECOVERED_AFTER:
+        with COUNTING:
+            recovered = {key: spell for key, spell in self._spells.items() if now - spell.last >= RECOVERED_AFTER}
+            for key in recovered:
                 del self._spells[key]
-                self._report(events.GateRecovered(*key, spell.refused, spell.last - spell.first))
+        for key, spell in recovered.items():
+            self._report(events.GateRecovered(*key, spell.refused, spell.last - spell.first))
 
 
 @dataclass(slots=True)

@@ -24,6 +24,9 @@ _ALMOST_NONE = 1e-9
 """Records a minute where none are wanted after the burst: a Rate of 0 lets no burst through either."""
 
 
+_MOST_REFUSALS = 64
+"""Kinds of refusals that are told apart: each may have five records in 10 s, and names from outside make kinds."""
+
 _IN_SUMMARIES = (
     "closecodes.error.fingerprint",
     "closecodes.gate.name",
@@ -72,7 +75,8 @@ class LogObserver:
         _living.add(self)
         self._storms: dict[Sampler, Storms[_Kind]] = {
             "error": Storms(Unlimited),
-            "refusal": Storms(lambda: Window(5, 10.0)),
+            "refusal": Storms(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
+            "saturation": Storms(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
         }
         self.follow(path=path, client=client, burst=burst, per_minute=per_minute)
 
@@ -94,6 +98,11 @@ class LogObserver:
         else:
             per_minute = max(per_minute, _ALMOST_NONE)
             self._storms["error"].limit(lambda: Rate(per_minute / 60, burst), Rate(per_minute, burst * 5))
+
+    def forget(self) -> None:
+        """Begin anew, in a child process: what was counted is for the parent to write."""
+        for storms in self._storms.values():
+            storms.forget()
 
     def __call__(self, event: events.Event) -> None:
         """Write ``event``, or count it."""

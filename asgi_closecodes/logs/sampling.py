@@ -49,19 +49,22 @@ class Storms(Generic[About]):
 
     :param allowance: makes the allowance of one kind.
     :param overall: the allowance of all kinds together, but for the first of each.
+    :param most: kinds that are told apart, by default ``MOST_KINDS``.
     :param clock: monotonic seconds.
     """
 
-    __slots__ = ("_allowance", "_clock", "_kinds", "_overall", "_summed_up_at", "_unsaid")
+    __slots__ = ("_allowance", "_clock", "_kinds", "_most", "_overall", "_summed_up_at", "_unsaid")
 
     def __init__(
         self,
         allowance: Callable[[], Allowance],
         overall: Allowance | None = None,
         *,
+        most: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._most = most
         self._kinds: dict[Hashable, _Kind[About]] = {}  # the one that was used last is the last
         self._unsaid: dict[Hashable, _Kind[About]] = {}
         self._summed_up_at = -math.inf
@@ -74,6 +77,11 @@ class Storms(Generic[About]):
             self._overall = overall
             for kind in self._kinds.values():
                 kind.allowance = allowance()
+
+    def forget(self) -> None:
+        """Begin anew, in a child process."""
+        self._kinds.clear()
+        self._unsaid = {}
 
     def take(self, key: Key, about: Callable[[], About]) -> int | None:
         """Return how many of this kind were left out since the last that was written, or None to leave this out too.
@@ -105,7 +113,7 @@ class Storms(Generic[About]):
             return suppressed
 
     def _has_room(self, now: float) -> bool:
-        while len(self._kinds) >= MOST_KINDS:
+        while len(self._kinds) >= (self._most or MOST_KINDS):
             oldest, kind = next(iter(self._kinds.items()))
             if kind.suppressed or now - kind.used_at < FORGOTTEN_AFTER:
                 return False

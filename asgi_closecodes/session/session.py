@@ -12,7 +12,6 @@ import contextlib
 import math
 import os
 import re
-import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close, CloseCode, fit_reason, may_be_sent, private_twin
 from asgi_closecodes.concurrency import (
+    COUNTING,
     EventLoop,
     Timeout,
     move_on_after,
@@ -69,10 +69,6 @@ HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 """What an unanswered handshake gets: accepted and closed, an HTTP response, or ASGI's plain HTTP 403."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-
-
-_NAMING = threading.Lock()
-"""Held where a session gets its id: a thread of its handler's may ask for it while the event loop does."""
 
 _TURNS = 10
 """Turns of the event loop that a cut off receive() may take to return."""
@@ -129,8 +125,8 @@ class Host(Protocol):
     def leaves(self, session: Session) -> None:
         """Take note that an admitted session has ended, or is about to, while its handler still runs."""
 
-    def over(self, session: Session) -> None:
-        """Take note that it is over."""
+    def over(self, session: Session) -> bool:
+        """Take note that it is over; return whether that is news."""
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function`` in the background."""
@@ -156,6 +152,9 @@ class Places(Protocol):
 
         :raises TryAgainLater: if there is no room for it.
         """
+
+    def let_go(self) -> None:
+        """Give all back where nothing can be awaited."""
 
 
 class Session(Channel):
@@ -239,7 +238,7 @@ class Session(Channel):
         """12 hexadecimal digits, the same in every log record of this session."""
         if not self._id:
             name = os.urandom(6).hex()  # not random(): forked workers share its state
-            with _NAMING:
+            with COUNTING:  # a thread of its handler's may ask while the event loop does
                 self._id = self._id or name
         return self._id
 
@@ -323,7 +322,8 @@ class Session(Channel):
 
     def over(self) -> None:
         """Give notice that it has ended."""
-        self._host.over(self)
+        if not self._host.over(self):
+            return  # its event loop was closed under it, or it is a parent process's
         if self._host.is_followed:
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
         # No cycles are left: the session is gone with its last reference, not with the next collection.
@@ -331,6 +331,15 @@ class Session(Channel):
         self._places = None
         if self._interruption is not None:
             self._interruption.release()
+
+    def lost(self) -> None:
+        """Give notice that it has ended, and give back what it holds, since its event loop is gone."""
+        places = self._places
+        if self.phase not in OVER:
+            self._move(Phase.LEFT)  # nobody knows what its peer was told
+        self.over()
+        if places is not None:
+            places.let_go()
 
     async def refuse(self, refusal: TryAgainLater) -> None:
         """End this session, of which a gate did not admit the handshake or the key."""
@@ -392,6 +401,8 @@ class Session(Channel):
 
     async def end(self, refusal: TryAgainLater) -> bool:
         """End this session as ``refusal`` says; see :meth:`shed`."""
+        if not self.loop.is_here:  # what it waits for, and the server's send, are that event loop's
+            return bool(await self.loop.run(self.end, refusal))
         if self.phase in OVER or self._ending is not None:
             return False
         if self._places is None:  # it waits in a gate: its handler is not to start

@@ -1,274 +1,904 @@
-"""One guard in several event loops, threads and processes: nothing is lost with a loop, and counts are exact."""
+"""One guard in several event loops and threads, one after the other or at once, and in a forked child."""
 
 import asyncio
 import gc
 import os
+import random
 import sys
 import threading
-import time
 import weakref
+from contextlib import contextmanager
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
-from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater, events
+from asgi_closecodes.concurrency import Claim
+from asgi_closecodes.gates import HandshakesInProgress, MaxSessions, MaxSessionsPerKey
+from asgi_closecodes.guard.retry_after import RetryQueue
+from asgi_closecodes.guard.shedding import Victims
 from asgi_closecodes.token_bucket import Rate
-from tests.support.asgi import Handler, Peer
-from tests.support.fakes import Guest, until
+from tests.support.asgi import Handler, Peer, of
+from tests.support.every_event import FACTS
+from tests.support.fakes import Stay, Visitor, until
+
+BACKENDS = ["asyncio", "trio"]
+
+
+@contextmanager
+def switching_often():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def in_threads(*functions):
+    """Run all at once; raise what one of them raises."""
+    errors = []
+    start = threading.Barrier(len(functions))
+
+    def run(function):
+        start.wait()
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+
+
+def closed_in_the_middle(main):
+    """Run ``main`` in an event loop that is closed with whatever tasks are in it then."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
+    loop.run_until_complete(main())
+    loop.close()
+    return loop
+
+
+class Elsewhere:
+    """Sessions of ``guard`` in an event loop of another thread."""
+
+    def __init__(self, guard, backend="asyncio", handler=None):
+        self.guard, self.handler = guard, handler
+        self.portals = anyio.from_thread.start_blocking_portal(backend)
+
+    def __enter__(self):
+        self.portal = self.portals.__enter__()
+        self.stay = self.portal.call(Stay, self.guard, self.handler)  # its event belongs to that event loop
+        self.context = self.portal.wrap_async_context_manager(self.stay)
+        self.context.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.context.__exit__(*error)
+        return self.portals.__exit__(*error)
+
+    async def __aenter__(self):
+        return await anyio.to_thread.run_sync(self.__enter__)
+
+    async def __aexit__(self, *error):
+        await anyio.to_thread.run_sync(self.__exit__, *error)
+
+    def come(self, count, **scope):
+        self.portal.call(lambda: self.stay.come(count, **scope))
+
+    def codes(self):
+        return self.stay.codes()
 
 
 @pytest.fixture
-def switching():
-    """Threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
+def strays(monkeypatch):
+    """What was sent in another thread than the session's own; a server may do anything then."""
+    strays, threads = [], {}
+    visit, send = Peer.visit, Peer.send
+
+    async def visit_here(self, app):
+        threads[self] = threading.get_ident()
+        return await visit(self, app)
+
+    async def send_here(self, message):
+        if threads[self] != threading.get_ident():
+            strays.append(message)
+        await send(self, message)
+
+    monkeypatch.setattr(Peer, "visit", visit_here)
+    monkeypatch.setattr(Peer, "send", send_here)
+    return strays
 
 
-def abandon(guard):
-    """Run ``guard`` in an event loop that is closed with its tasks in it."""
-    loop = asyncio.new_event_loop()
-
-    async def begin():
-        gone = asyncio.Event()
-        task = loop.create_task(Guest(gone).visit(CloseCodeMiddleware(Handler(), guard)))
-        while not guard.sessions:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.15)
-        return task
-
-    task = loop.run_until_complete(begin())
-    loop.stop()
-    task._log_destroy_pending = False
-    for other in asyncio.all_tasks(loop):
-        other._log_destroy_pending = False
-    loop.close()
-    return task
+def usage(guard):
+    return {gate["name"]: gate["active"] for gate in guard.snapshot()["gates"] if gate["active"] is not None}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_ticker_after_a_loop_that_was_closed_runs_again():
+# Event loops one after the other
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_guard_loop_closed_ticks_in_the_next(backend):
+    """With its tasks in it, as a reload leaves them: a lowered limit sheds in the next event loop."""
     guard = Guard(Settings(max_sessions=10, shed_rate=1000))
-    kept = abandon(guard)
+    gone = []
 
-    async def main():
-        gone = asyncio.Event()
-        tasks = [asyncio.create_task(Guest(gone).visit(CloseCodeMiddleware(Handler(), guard))) for _ in range(3)]
-        await until(lambda: len(guard.sessions) == 4)
-        guard.update(max_sessions=2)
-        await until(lambda: guard.snapshot()["sheds"])
-        gone.set()
-        await asyncio.gather(*tasks)
+    async def first():
+        await Stay(guard).__aenter__()
+        guard.update(max_sessions=9)
+        await anyio.sleep(0)
+        assert guard._is_ticking
 
-    asyncio.run(main())
-    del kept
+    gone.append(closed_in_the_middle(first))
+    assert not guard._is_ticking
+
+    async def second():
+        async with Stay(guard) as stay:
+            await stay.come(3)
+            guard.update(max_sessions=1)
+            await until(lambda: len(guard.sessions) == 1)
+
+    anyio.run(second, backend=backend)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_drain_after_a_loop_that_was_closed_runs():
-    guard = Guard()
-    loop = asyncio.new_event_loop()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lag_loop_closed_admits_in_the_next(backend):
+    """Not even the first handshake is refused for the time that no event loop was there to be late."""
+    guard = Guard(Settings(max_loop_lag=0.2))
 
-    async def begin():
-        task = asyncio.create_task(Guest(asyncio.Event()).visit(CloseCodeMiddleware(Handler(), guard)))
-        while not guard.sessions:
+    async def first():
+        await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+        await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+
+    closed_in_the_middle(first)
+    guard._gates["max_loop_lag"].sensor._last -= 60
+
+    async def second():
+        return (await Peer().visit(CloseCodeMiddleware(Handler(), guard))).heard
+
+    assert anyio.run(second, backend=backend) == ["accept"]
+
+
+def test_ticker_loop_stopped_moves_and_ends_there():
+    """One that is not closed may go on: the ticker is not in both."""
+    guard = Guard(Settings(max_sessions=10))
+
+    async def visit():
+        await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+        await asyncio.sleep(0)
+
+    stopped = asyncio.new_event_loop()
+    stopped.run_until_complete(visit())
+    other = asyncio.new_event_loop()
+    other.run_until_complete(visit())
+    assert guard._ticks._holder.is_among({other})
+    [old] = asyncio.all_tasks(stopped)
+    stopped.run_until_complete(asyncio.wait([old], timeout=10))
+    assert old.done()
+    assert guard._ticks._holder.is_among({other})
+    for loop in (stopped, other):
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task]))
+        loop.close()
+
+
+@pytest.mark.parametrize("next_backend", BACKENDS)
+def test_sessions_loop_closed_give_back_places(next_backend):
+    """They would hold their places for ever: nobody runs them any more."""
+    seen = []
+    guard = Guard(
+        Settings(max_sessions=2, max_sessions_per_client=2, max_handshakes_in_progress=2, shed="never"),
+        gate=MaxSessionsPerKey(2, key=lambda session: session.scope["path"]),
+        observers=[seen.append],
+    )
+
+    async def first():
+        await (await Stay(guard).__aenter__()).come(2)
+
+    closed_in_the_middle(first)
+    assert usage(guard)["MaxSessions"] == 2
+
+    async def second():
+        async with Stay(guard) as stay:
+            await stay.come(2)
+            assert usage(guard) == {"MaxSessions": 2, "MaxSessionsPerKey": 2, "HandshakesInProgress": 0}
+            assert stay.codes() == [None, None]
+            gc.collect()
+            assert usage(guard)["MaxSessions"] == 2
+            assert len(guard.sessions) == 2
+
+    anyio.run(second, backend=next_backend)
+    assert set(usage(guard).values()) == {0}
+    assert len(of(events.SessionClosed, seen)) == 4
+
+
+def test_sessions_loop_closed_release_slow_gates():
+    """A gate that awaits something on its way out is left alone with it; the others are not."""
+    released = []
+
+    class Slow:
+        def admit(self, _session):
+            return self
+
+        async def __aenter__(self):
+            pass
+
+        async def __aexit__(self, *_error):
+            released.append(self)
+            await anyio.sleep(60)
+
+    guard = Guard(Settings(max_sessions=2), gate=Slow())
+
+    async def first():
+        await (await Stay(guard).__aenter__()).come(1)
+
+    closed_in_the_middle(first)
+    asyncio.run(guard.drain(0))
+    assert len(released) == 1
+    assert not guard.sessions
+    assert usage(guard)["MaxSessions"] == 0
+
+
+def test_shedding_loop_closed_in_it_sheds_in_the_next():
+    """As the pass over all sessions was going on."""
+    guard = Guard(Settings(max_sessions=10, shed_rate=1000))
+
+    async def first():
+        guard._in_background(asyncio.sleep, 60)
+        await asyncio.sleep(0)
+
+    closed_in_the_middle(first)
+
+    async def second():
+        async with Stay(guard) as stay:
+            await stay.come(3)
+            guard.update(max_sessions=1)
+            await until(lambda: len(guard.sessions) == 1)
+
+    asyncio.run(second())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_drain_loop_closed_in_it_keeps_no_next_waiting(backend):
+    guard = Guard(Settings())
+
+    async def first():
+        await (await Stay(guard).__aenter__()).come(2)
+        first.drain = asyncio.create_task(guard.drain(60))
+        await asyncio.sleep(0.01)
+
+    closed_in_the_middle(first)
+    assert guard.draining
+
+    async def second():
+        with anyio.fail_after(10):
+            await guard.drain(0)
+
+    anyio.run(second, backend=backend)
+    assert not guard.sessions
+    guard.draining = False
+
+    async def third():
+        async with Stay(guard) as stay:
+            await stay.come(2)
+            with anyio.fail_after(10):
+                await guard.drain(0)
+            assert stay.codes() == [1012, 1012]
+
+    anyio.run(third, backend=backend)
+
+
+def test_lifespan_loop_closed_in_it_counts_no_more():
+    guard = Guard(Settings(max_sessions=1))
+    kept = []
+
+    async def first():
+        kept.append(guard.lifespan())
+        await kept[0].__aenter__()
+
+    closed_in_the_middle(first)
+
+    async def second():
+        async with guard.lifespan():
+            assert len(guard._lifespans) == 1
+        assert not guard._lifespans
+
+    asyncio.run(second())
+
+
+def test_claim_of_a_gone_loop_is_free():
+    claim = Claim()
+
+    async def take():
+        return claim.take()
+
+    first = asyncio.run(take())
+    assert claim.is_lost
+    second = asyncio.run(take())
+    assert None not in (first, second)
+    assert not claim.release(first)
+    assert claim.release(second)
+    assert not claim.is_lost
+
+
+# A fork
+
+
+def in_a_child(check):
+    """Run ``check`` in a forked child; it prints what it raises."""
+    child = os.fork()
+    if child == 0:
+        try:
+            check()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("reserve", [None, {1: 0.5}])
+def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
+    """Neither its sessions nor its counts, nor what its event loop did; and the parent's go on."""
+    gate = MaxSessions(10, reserve)
+    guard = Guard(
+        Settings(max_sessions=3, max_sessions_per_client=3, max_handshakes_in_progress=3, max_loop_lag=5, log_burst=1),
+        gate=gate,
+    )
+
+    def check():
+        assert not guard._logs.has_unsaid
+        snapshot = guard.snapshot()
+        assert (snapshot["sessions"], snapshot["leaving"], snapshot["draining"]) == (0, 0, False)
+        assert (snapshot["errors"], snapshot["closes"], snapshot["error_groups"]) == (0, {}, [])
+        assert set(usage(guard).values()) == {0}
+
+        async def main():
+            async with guard.lifespan(), Stay(guard) as stay:
+                await stay.come(3)
+                assert usage(guard)["MaxSessions"] == 3
+                await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+                guard.update(max_sessions=1, shed_rate=1000)
+                await until(lambda: len(guard.sessions) == 1)
+                with anyio.fail_after(10):
+                    await guard.drain(0)
+
+        asyncio.run(main())
+        gc.collect()
+        assert set(usage(guard).values()) == {0}
+
+    async def parent():
+        async with guard.lifespan(), Stay(guard) as stay:
+            await stay.come(2)
+            broken = CloseCodeMiddleware(Handler(ValueError()), guard)
+            for _ in range(3):
+                await Peer(client=("192.0.2.9", 1)).visit(broken)
+            before = guard.snapshot()
+            assert guard._is_ticking
+            task = asyncio.create_task(guard.drain(60))
             await asyncio.sleep(0)
-        draining = asyncio.create_task(guard.drain(100))
-        await asyncio.sleep(0.05)
-        return task, draining
+            in_a_child(check)
+            task.cancel()
+            assert guard._is_ticking
+            after = guard.snapshot()
+            assert (after["errors"], after["closes"]) == (before["errors"], before["closes"]) == (3, {1011: 3})
+            assert usage(guard)["MaxSessions"] == 2
+        assert set(usage(guard).values()) == {0}
 
-    kept = loop.run_until_complete(begin())
-    for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False
-    loop.close()
+    asyncio.run(parent())
+
+
+def test_fork_while_others_count_finds_the_lock_free():
+    guard = Guard(Settings(max_sessions=10))
+    is_over = threading.Event()
+
+    def count():
+        while not is_over.is_set():
+            guard.gate.gates[3].take(None)
+            guard.gate.gates[3].give_back(None)
+            guard.snapshot()
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    guard.gate.gates = (*guard.gate.gates[:3], MaxSessions(None), *guard.gate.gates[3:])
+    with switching_often():
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(20):
+                in_a_child(lambda: in_threads(guard.snapshot, guard._tally.groups))
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_fork_child_with_the_handler_stops_at_sigterm():
+    """The event loop that would drain is the parent's."""
+    import signal
+
+    from asgi_closecodes.guard.sigterm import drain_at_sigterm
+
+    told = []
+
+    def servers_own(number, _frame):
+        told.append(number)
+
+    def check():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told == [signal.SIGTERM]
 
     async def main():
-        async with asyncio.timeout(10):
-            drain = asyncio.create_task(guard.drain(0))
-            await asyncio.sleep(0.3)
-            guard.sessions.clear()  # the dead loop's session never ends
-            await drain
+        with drain_at_sigterm(Guard(Settings())):
+            in_a_child(check)
 
-    asyncio.run(main())
-    del kept
+    before = signal.signal(signal.SIGTERM, servers_own)
+    try:
+        asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_ticker_after_a_fork_runs():
-    guard = Guard(Settings(max_loop_lag=0.5))
-
-    async def serve():
-        async with guard.lifespan():
-            await asyncio.sleep(0.25)
-            return guard.look().loop_lag
-
-    async def main():
-        async with guard.lifespan():
-            await asyncio.sleep(0.15)
-            if not (pid := os.fork()):
-                os._exit(7 if child() else 8)
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-    def child():
-        asyncio._set_running_loop(None)
-        return asyncio.run(serve()) is not None
-
-    assert asyncio.run(main()) == 7
+# Threads
 
 
 @pytest.mark.anyio
-async def test_update_from_a_plain_thread_reaches_open_sessions():
-    guard = Guard(Settings(shed_rate=1000))
-    gone = anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        for _ in range(4):
-            tasks.start_soon(Guest(gone).visit, CloseCodeMiddleware(Handler(), guard))
-        await until(lambda: len(guard.sessions) == 4)
-        thread = threading.Thread(target=guard.update, kwargs={"max_sessions": 1})
+@pytest.mark.parametrize("shape", ["a limit is lowered", "the first limit is set"])
+async def test_update_from_a_plain_thread_reaches_open_sessions(shape):
+    guard = Guard(Settings(max_sessions=400 if shape == "a limit is lowered" else None, shed_rate=100_000))
+    async with Stay(guard) as stay:
+        await stay.come(40)
+        thread = threading.Thread(target=lambda: guard.update(max_sessions=1))
         thread.start()
-        await until(lambda: guard.snapshot()["sheds"].get("full") == 3)
-        thread.join()
-        gone.set()
+        await anyio.to_thread.run_sync(thread.join)
+        await until(lambda: len(guard.sessions) == 1)
 
 
-def test_update_that_fails_changes_nothing(monkeypatch):
-    guard = Guard(Settings(max_sessions=3))
-    monkeypatch.setattr(guard._logs, "follow", lambda burst, **rest: 1 / 0 if burst == 1 else None)
-    with pytest.raises(ZeroDivisionError):
-        guard.update(max_sessions=7, log_burst=1)
-    assert guard.settings.max_sessions == 3
-    [gate] = [gate for gate in guard.gate.gates if isinstance(gate, MaxSessions)]
-    assert gate.limit == 3
-
-
-def in_threads(count, work):
-    """Run ``work`` in so many threads; raise what one of them raised."""
-    failures = []
-
-    def run(number):
-        try:
-            work(number)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures
-
-
-def test_counts_over_several_loops_are_exact(switching):
-    seen = []
-    guard = Guard(
-        Settings(max_sessions=3, max_sessions_per_client=2, max_handshakes_in_progress=3, log_burst=1),
-        gate=MaxSessionsPerKey(100, key=lambda session: session.scope["path"]),
-        observers=[seen.append],
-    )
-    app = CloseCodeMiddleware(Handler(LookupError()), guard)
-
-    def work(number):
-        async def main():
-            for visit in range(60):
-                await Peer(client=(f"192.0.2.{visit % 3}", 1)).visit(app)
-                guard.snapshot()
-                if visit % 10 == number:
-                    guard.update(log_burst=number + 1)
-
-        asyncio.run(main())
-
-    in_threads(4, work)
-    snapshot = guard.snapshot()
-    assert snapshot["sessions"] == snapshot["leaving"] == 0
-    assert [gate["active"] for gate in snapshot["gates"]] == [0] * len(snapshot["gates"])
-    failed = sum(isinstance(event, events.SessionFailed) for event in seen)
-    refused = sum(isinstance(event, events.SessionRefused) for event in seen)
-    assert snapshot["errors"] == failed
-    assert sum(snapshot["refusals"].values()) == refused
-    assert failed + refused == 240
-
-
-def test_two_sockets_of_a_test_client_are_two_loops():
-    """Without ``with`` each has an event loop of its own."""
-    guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest"))
-
-    async def echo(websocket):
-        await websocket.accept()
-        async for text in websocket.iter_text():
-            await websocket.send_text(text)
-
-    app = CloseCodeMiddleware(Starlette(routes=[WebSocketRoute("/", echo)]), guard)
-    client = TestClient(app)
-    with client.websocket_connect("/") as first, client.websocket_connect("/") as second:
-        assert first.receive()["code"] == 1013
-        second.send_text("x")
-        assert second.receive_text() == "x"
-    assert guard.snapshot()["sessions"] == 0
-
-
-def test_drain_reaches_sessions_of_other_loops():
-    guard = Guard()
-
-    async def echo(websocket):
-        await websocket.accept()
-        async for text in websocket.iter_text():
-            await websocket.send_text(text)
-
-    client = TestClient(CloseCodeMiddleware(Starlette(routes=[WebSocketRoute("/", echo)]), guard))
-    with client.websocket_connect("/") as first, client.websocket_connect("/") as second:
-        asyncio.run(guard.drain(0))
-        assert first.receive()["code"] == second.receive()["code"] == 1012
-
-
-def test_idle_order_keeps_no_session():
-    """What it has noted of sessions goes with them."""
+def test_update_from_to_thread_reaches_open_sessions():
+    guard = Guard(Settings(shed_rate=100_000))
 
     async def main():
-        guard = Guard(Settings(shed="idle"))
-        peer = Peer()
-        session = guard.session(peer.scope, peer.receive, peer.send)
-        await guard._victims.look([session])
-        reference = weakref.ref(session)
-        guard.update(shed="newest")
-        del session
-        gc.collect()
-        return reference()
+        async with Stay(guard) as stay:
+            await stay.come(40)
+            await asyncio.to_thread(guard.update, max_sessions=1)
+            await until(lambda: len(guard.sessions) == 1)
 
-    assert asyncio.run(main()) is None
+    asyncio.run(main())
 
 
-class Yielding(int):
-    """A number that lets another thread run while it is compared."""
-
-    def __lt__(self, other):
-        time.sleep(0)
-        return int(self) < other
-
-
-def test_rate_in_threads_lets_no_more_through(switching):
-    rate, taken = Rate(1e-9, Yielding(500)), []
-    in_threads(8, lambda _number: taken.extend(rate.take() for _ in range(500)))
-    assert sum(taken) == 500
-
-
-def test_updates_in_threads_lose_none(switching):
-    """Two threads that change different settings both find theirs."""
+def test_update_concurrent_loses_none():
     guard = Guard(Settings())
+    names = ("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress")
+    with switching_often():
+        for number in range(1, 31):
+            in_threads(*(lambda name=name, number=number: guard.update(**{name: number}) for name in names))
+            assert [getattr(guard.settings, name) for name in names] == [number] * 3
+            assert [guard._gates[name].limit for name in names] == [number] * 3
 
-    def work(number):
-        for value in range(1, 40):
-            if number:
-                guard.update(max_sessions=value)
-                assert guard.settings.max_sessions == value
-            else:
-                guard.update(max_sessions_per_client=value)
-                assert guard.settings.max_sessions_per_client == value
 
-    in_threads(2, work)
+STEPS = ["gates_of", "set_limits", "Rules", "logs", "AllOf"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("fails", ["once", "always", "at its end"])
+def test_update_step_fails_changes_nothing(monkeypatch, step, fails):
+    """All or none, whatever raises."""
+    from asgi_closecodes.guard import guard as module
+
+    guard = Guard(Settings(max_sessions=5, max_sessions_per_client=2, log_burst=7, shadow="max_sessions"))
+    rules, gates = guard.rules, guard._gates
+    where, name = (guard._logs, "follow") if step == "logs" else (module, step)
+    works = getattr(where, name)
+    calls = []
+
+    def fail(*arguments, **options):
+        calls.append(step)
+        if fails == "at its end" and len(calls) == 1:
+            works(*arguments, **options)
+        if fails == "always" or len(calls) == 1:
+            raise MemoryError
+        return works(*arguments, **options)
+
+    monkeypatch.setattr(where, name, fail)
+    before = guard.settings
+    with pytest.raises(MemoryError):
+        guard.update(max_sessions=6, max_sessions_per_client=3, log_burst=8, when_client_full="replace_oldest")
+    assert guard.settings is before
+    assert guard.rules == rules
+    if not (step == "set_limits" and fails == "at its end") and fails != "always":
+        assert guard._logs._limits[0] == 7
+    assert guard._gates == gates
+    assert guard._gates["max_sessions"].limit == 5
+    assert guard._gates["max_sessions_per_client"].limit == 2
+    assert guard._gates["max_sessions_per_client"].when_full == "refuse"
+
+
+def failed(number):
+    error = ValueError()
+    return events.SessionFailed(FACTS, f"{number:08x}", f"fp{number % 40}", error, Close1011, True)
+
+
+Close1011 = events.Close(1011)
+
+
+def test_update_and_snapshot_while_errors_happen_never_raise():
+    """The tables of errors change in the event loop, and are read and rebuilt in other threads."""
+    guard = Guard(Settings(log_burst=1))
+    is_over = threading.Event()
+    done = [0, 0]
+
+    def fail():
+        number = 0
+        while not is_over.is_set():
+            guard.report(failed(random.randrange(3000)))
+            guard.report(events.SessionShed(FACTS, Close1011, f"c{number}", 1.0))
+            number += 1
+
+    def update():
+        for number in range(250):
+            guard.update(log_burst=1 + number % 7)
+            done[0] += 1
+        is_over.set()
+
+    def look():
+        while not is_over.is_set():
+            guard.snapshot()
+            guard.look()
+            done[1] += 1
+
+    import logging
+
+    logger = logging.getLogger("asgi_closecodes")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    error_logger = logging.getLogger("asgi_closecodes.error")
+    handler = logging.NullHandler()
+    error_logger.addHandler(handler)
+    error_logger.setLevel(logging.ERROR)
+    error_logger.propagate = False
+    try:
+        with switching_often():
+            in_threads(fail, fail, update, look)
+    finally:
+        logger.setLevel(before)
+        error_logger.removeHandler(handler)
+        error_logger.setLevel(logging.NOTSET)
+        error_logger.propagate = True
+    assert done[0] == 250
+
+
+def test_look_sensor_stops_meanwhile_does_not_raise():
+    guard = Guard(Settings())
+    is_over = threading.Event()
+
+    def tick():
+        for _ in range(20_000):
+            guard._lag.sample()
+            guard._lag.stop()
+        is_over.set()
+
+    def look():
+        while not is_over.is_set():
+            guard.look()
+
+    with switching_often():
+        in_threads(tick, look)
+
+
+# Counts in several threads
+
+
+def taken(gate, session, works):
+    try:
+        gate.take(*works(session))
+    except TryAgainLater:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("when_full", ["refuse", "replace_oldest"])
+def test_per_key_in_threads_counts_exactly(when_full):
+    gate = MaxSessionsPerKey(3, when_full=when_full)
+    worst = []
+
+    def visit():
+        for number in range(1500):
+            session, key = Visitor(), number % 2
+            try:
+                gate.take(key, session)
+            except TryAgainLater:
+                continue
+            worst.append(gate.active_of(key))
+            gate.give_back(key, session)
+            gate.give_back(key, session)
+
+    with switching_often():
+        in_threads(*[visit] * 4)
+    assert gate.active == 0
+    assert not gate._sessions
+    assert max(worst) <= 3
+
+
+@pytest.mark.parametrize("reserve", [None, {0: 0.1}])
+def test_max_sessions_in_threads_counts_exactly(reserve):
+    gate = MaxSessions(3, reserve)
+    worst = []
+
+    def visit():
+        for _ in range(3000):
+            session = Visitor() if reserve else None
+            try:
+                gate.take(session)
+            except TryAgainLater:
+                continue
+            worst.append(gate.active)
+            gate.give_back(session)
+
+    with switching_often():
+        in_threads(*[visit] * 4)
+    assert gate.active == 0
+    assert max(worst) <= 3
+
+
+def test_handshakes_in_threads_count_exactly():
+    gate = HandshakesInProgress(3, handshake_timeout=1e-9)
+    worst = []
+    is_over = threading.Event()
+
+    def visit():
+        for _ in range(2000):
+            session = Visitor()
+            try:
+                gate.take(session)
+            except TryAgainLater:
+                continue
+            worst.append(gate.active)
+            session.answer()
+        is_over.set()
+
+    def look():
+        while not is_over.is_set():
+            list(gate.overdue())
+
+    with switching_often():
+        in_threads(*[visit] * 4, look)
+    assert gate.active == 0
+    assert max(worst) <= 3
+
+
+def test_counters_in_threads_count_exactly():
+    guard = Guard(Settings(log_burst=None))
+
+    def count():
+        for number in range(2000):
+            guard._tally(events.SessionShed(FACTS, Close1011, f"c{number % 5}", 1.0))
+            guard._tally(failed(number))
+            guard._tally.closed(Close1011)
+
+    with switching_often():
+        in_threads(*[count] * 3)
+    counts = guard.snapshot()
+    assert counts["errors"] == counts["closes"][1011] == sum(counts["sheds"].values()) == 6000
+
+
+def test_rates_in_threads_let_no_more_through():
+    rate = Rate(1e-9, 500, clock=lambda: 0.0)
+    queue = RetryQueue(cap=1e9, clock=lambda: 0.0, uniform=lambda low, high: 1.0)
+    let_in, hints = [], []
+
+    def take():
+        for _ in range(400):
+            let_in.append(rate.take())
+            hints.append(queue.hint())
+
+    with switching_often():
+        in_threads(*[take] * 4)
+    assert sum(let_in) == 500
+    assert sorted(map(round, hints)) == list(range(2, 1602)), "each has a place of its own"
+
+
+def test_log_sums_in_threads_are_exact(caplog):
+    """Lines and counts add up to what happened, whichever thread counts or writes them."""
+    guard = Guard(Settings(log_burst=2))
+    is_over = threading.Event()
+
+    def fail():
+        for number in range(800):
+            guard.report(failed(number))
+
+    def sum_up():
+        while not is_over.is_set():
+            guard._logs.sum_up(now=True)
+
+    def all_fail():
+        in_threads(*[fail] * 3)
+        is_over.set()
+
+    with switching_often():
+        in_threads(all_fail, sum_up)
+    guard._logs.sum_up(now=True)
+    records = [vars(record) for record in caplog.records]
+    lines = sum(record["event.name"] == "closecodes.session.exception" for record in records)
+    assert lines + sum(record.get("closecodes.error.suppressed", 0) for record in records) == 2400
+
+
+# Several event loops at once
+
+
+@pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio"), ("trio", "trio")])
+def test_guard_in_several_loops_counts_exactly(backends):
+    """Sessions come and go in threads, with a new event loop each time, while limits change."""
+    guard = Guard(
+        Settings(
+            max_sessions=6,
+            max_sessions_per_client=2,
+            max_handshakes_in_progress=4,
+            when_client_full="replace_oldest",
+            shed_rate=1000,
+            shed_grace=0.01,
+        )
+    )
+    handler = Handler()
+    app = CloseCodeMiddleware(handler, guard)
+
+    def visits(backend, seed):
+        rng = random.Random(seed)
+
+        async def main():
+            async with anyio.create_task_group() as tasks:
+                for _ in range(6):
+                    peer = Peer("a", "b", client=(f"192.0.2.{rng.randrange(3)}", 1))
+                    tasks.start_soon(peer.visit, app)
+                guard.update(max_sessions=rng.randrange(2, 7))
+
+        for _ in range(12):
+            anyio.run(main, backend=backend)
+
+    with switching_often():
+        in_threads(*(lambda backend=backend, seed=seed: visits(backend, seed) for seed, backend in enumerate(backends)))
+    assert usage(guard) == {"MaxSessions": 0, "MaxSessionsPerKey": 0, "HandshakesInProgress": 0}
+    snapshot = guard.snapshot()
+    assert (snapshot["sessions"], snapshot["leaving"]) == (0, 0)
+    assert not guard._gates["max_sessions_per_client"]._sessions
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("other", BACKENDS)
+async def test_shed_session_of_another_loop_ends_there(other, strays):
+    guard = Guard(Settings())
+    async with Elsewhere(guard, other) as elsewhere:
+        await anyio.to_thread.run_sync(elsewhere.come, 1)
+        [session] = guard.sessions
+        with anyio.fail_after(10):
+            assert await session.shed("kicked")
+            assert not await session.shed("kicked")
+        assert elsewhere.codes() == [1013]
+    assert not guard.sessions
+    assert not strays
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("other", BACKENDS)
+async def test_drain_ends_sessions_of_all_loops(other, strays):
+    seen = []
+    guard = Guard(Settings(), observers=[seen.append])
+    async with Elsewhere(guard, other) as elsewhere:
+        await anyio.to_thread.run_sync(elsewhere.come, 3)
+        async with Stay(guard) as stay:
+            await stay.come(2)
+            with anyio.fail_after(10):
+                await guard.drain(0)
+            assert stay.codes() == [1012] * 2
+            assert elsewhere.codes() == [1012] * 3
+        assert [event.sessions for event in of(events.DrainFinished, seen)] == [5]
+    assert not strays
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("other", BACKENDS)
+async def test_lowered_limit_sheds_sessions_of_another_loop(other, strays):
+    guard = Guard(Settings(max_sessions=10, shed_rate=1000))
+    async with Elsewhere(guard, other) as elsewhere:
+        await anyio.to_thread.run_sync(elsewhere.come, 3)
+        async with Stay(guard) as stay:
+            await stay.come(2)
+            guard.update(max_sessions=1, shed="newest")
+            await until(lambda: len(guard.sessions) == 1)
+            assert sorted([*stay.codes(), *elsewhere.codes()], key=str) == [1013] * 4 + [None]
+    assert guard.snapshot()["sheds"] == {"full": 4}
+    assert not strays
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("other", BACKENDS)
+async def test_replaced_session_of_another_loop_ends_there(other, strays):
+    guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest"))
+    async with Elsewhere(guard, other) as elsewhere:
+        await anyio.to_thread.run_sync(elsewhere.come, 1)
+        async with Stay(guard) as stay:
+            await stay.come(1)
+            await until(lambda: elsewhere.codes() == [1013])
+            assert stay.codes() == [None]
+            await until(lambda: len(guard.sessions) == 1)
+    assert not strays
+
+
+@pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio"), ("trio", "asyncio")])
+def test_ticker_loop_ends_goes_on_in_another(backends):
+    """Whose sessions are left: nobody comes any more who would start it."""
+    guard = Guard(Settings(max_sessions=10, shed_rate=1000))
+    first, second = (Elsewhere(guard, backend) for backend in backends)
+    with second:
+        with first:
+            first.come(1)
+            assert guard._is_ticking
+            second.come(3)
+        guard._gates["max_sessions"].limit = 1  # no update, which would wake it
+        second.portal.call(until, lambda: len(guard.sessions) == 1)
+
+
+def test_testclient_sockets_without_with_count_exactly():
+    """Each has an event loop of its own."""
+    guard = Guard(Settings(max_sessions=2, max_sessions_per_client=5))
+    client = TestClient(CloseCodeMiddleware(Handler(), guard))
+    with client.websocket_connect("/"), client.websocket_connect("/"):
+        assert usage(guard)["MaxSessions"] == 2
+        assert len(guard._loops) == 2
+        with client.websocket_connect("/") as third:
+            assert third.receive()["code"] == 1013
+    assert set(usage(guard).values()) == {0}
+
+
+def test_testclient_sockets_replace_each_other():
+    guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest"))
+    client = TestClient(CloseCodeMiddleware(Handler(), guard))
+    with client.websocket_connect("/") as first, client.websocket_connect("/"):
+        message = first.receive()
+        assert (message["code"], "cause=replaced" in message["reason"]) == (1013, True)
+    assert set(usage(guard).values()) == {0}
+
+
+# What holds sessions
+
+
+@pytest.mark.anyio
+async def test_order_idle_keeps_no_session_alive():
+    """Neither after the order has changed nor when nobody looks any more."""
+    sessions = [Visitor() for _ in range(50)]
+    held = [weakref.ref(session) for session in sessions]
+    victims = Victims("idle", print)
+    await victims.look(sessions)
+    victims.order = "newest"
+    sessions.clear()
+    gc.collect()
+    assert not [one for one in held if one() is not None]
+
+
+def test_guard_idle_keeps_no_session_alive(monkeypatch):
+    monkeypatch.setattr("asgi_closecodes.guard.guard._LOOK", 0.0)
+    guard = Guard(Settings(max_sessions=100, shed="idle"))
+
+    async def main():
+        async with Stay(guard) as stay:
+            await stay.come(30)
+            await until(lambda: len(guard._victims._seen) == 30)
+            guard.update(shed="newest")
+            held = [weakref.ref(session) for session in guard.sessions]
+        del stay
+        await asyncio.sleep(0)
+        gc.collect()
+        assert not [one for one in held if one() is not None]
+
+    asyncio.run(main())
