@@ -24,7 +24,7 @@ SESSION = logging.getLogger("asgi_closecodes.session")
 
 _CONFIG = logging.getLogger("asgi_closecodes.config")
 
-Sampler: TypeAlias = Literal["error", "refusal"]
+Sampler: TypeAlias = Literal["error", "refusal", "saturation"]
 
 
 class Line(NamedTuple):
@@ -45,8 +45,8 @@ LINES: dict[type, Line] = {
     events.CallbackFailed: Line("closecodes.callback.failed", _ERROR, logging.ERROR, "error"),
     events.SessionRefused: Line("closecodes.session.refused", _GATE, logging.WARNING, "refusal"),
     events.SessionShed: Line("closecodes.session.shed", _GATE, logging.WARNING, "refusal"),
-    events.GateSaturated: Line("closecodes.gate.saturated", _GATE, logging.WARNING),
-    events.GateRecovered: Line("closecodes.gate.recovered", _GATE, logging.INFO),
+    events.GateSaturated: Line("closecodes.gate.saturated", _GATE, logging.WARNING, "saturation"),
+    events.GateRecovered: Line("closecodes.gate.recovered", _GATE, logging.INFO, "saturation"),
     events.DrainStarted: Line("closecodes.drain.started", _GATE, logging.INFO),
     events.DrainFinished: Line("closecodes.drain.finished", _GATE, logging.INFO),
     events.ClusterAway: Line("closecodes.cluster.away", _GATE, logging.WARNING),
@@ -82,6 +82,8 @@ def kind_of(event: events.Event) -> Key:
             return name, (event.gate, event.cause, event.mode == "shadow")
         case events.SessionShed():
             return name, event.cause
+        case events.GateSaturated() | events.GateRecovered():
+            return name, (event.gate, event.cause)
         case events.GateFailed():
             return name, (event.gate, event.step, type_name(type(event.exception)))
         case events.CloseFailed():

@@ -48,6 +48,8 @@ _SUPPRESSIBLE = tuple(
         "session.not_found",
         "session.refused",
         "session.shed",
+        "gate.saturated",
+        "gate.recovered",
     )
 )
 

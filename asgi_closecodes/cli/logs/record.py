@@ -44,6 +44,9 @@ _LOGGERS = ("logger", "log.logger", "name")
 _TRACES = ("exception.stacktrace", "exc_info", "exception", "error.stack_trace", "stack_trace", "exc_text")
 _OTHER_NAMES = {"warn": "warning", "fatal": "critical", "exception": "error"}
 
+_SAMPLED = ("error", "refusal", "saturation")
+"""What is counted instead of written where there is much of it."""
+
 _FAILURES = frozenset(f"closecodes.{name}.failed" for name in ("gate", "callback", "background")) | {
     "closecodes.session.exception"
 }
@@ -145,13 +148,13 @@ class Record:
     @property
     def is_summary(self) -> bool:
         """Whether it stands only for others, which were not written."""
-        return self.event in {"closecodes.errors.suppressed", "closecodes.refusals.suppressed"}
+        return self.event in {f"closecodes.{sampled}s.suppressed" for sampled in _SAMPLED}
 
     @property
     def suppressed(self) -> int:
         """How many records of its kind were counted instead of written since the one before it."""
-        for key in ("closecodes.error.suppressed", "closecodes.refusal.suppressed"):
-            value = self.keys.get(key)
+        for sampled in _SAMPLED:
+            value = self.keys.get(f"closecodes.{sampled}.suppressed")
             if type(value) is int and 0 < value < 2**53:
                 return value
         return 0
