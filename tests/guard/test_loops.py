@@ -2,10 +2,15 @@
 
 import asyncio
 import gc
+import logging
 import os
 import random
+import signal
+import subprocess
 import sys
 import threading
+import time
+import traceback
 import weakref
 from contextlib import contextmanager
 
@@ -16,11 +21,13 @@ import anyio.to_thread
 import pytest
 from starlette.testclient import TestClient
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater, events
+from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, TryAgainLater, events
 from asgi_closecodes.concurrency import Claim
 from asgi_closecodes.gates import HandshakesInProgress, MaxSessions, MaxSessionsPerKey
+from asgi_closecodes.guard import guard as module
 from asgi_closecodes.guard.retry_after import RetryQueue
 from asgi_closecodes.guard.shedding import Victims
+from asgi_closecodes.guard.sigterm import drain_at_sigterm
 from asgi_closecodes.token_bucket import Rate
 from tests.support.asgi import Handler, Peer, of
 from tests.support.every_event import FACTS
@@ -212,7 +219,12 @@ def test_sessions_loop_closed_give_back_places(next_backend):
     async def second():
         async with Stay(guard) as stay:
             await stay.come(2)
-            assert usage(guard) == {"MaxSessions": 2, "MaxSessionsPerKey": 2, "HandshakesInProgress": 0}
+            assert usage(guard) == {
+                "MaxSessions": 2,
+                "MaxSessionsPerKey": 2,
+                "MaxSessionsPerKey 2": 2,
+                "HandshakesInProgress": 0,
+            }
             assert stay.codes() == [None, None]
             gc.collect()
             assert usage(guard)["MaxSessions"] == 2
@@ -221,6 +233,62 @@ def test_sessions_loop_closed_give_back_places(next_backend):
     anyio.run(second, backend=next_backend)
     assert set(usage(guard).values()) == {0}
     assert len(of(events.SessionClosed, seen)) == 4
+
+
+@pytest.mark.parametrize("who", ["passes the gates", "is in its handshake"])
+def test_sessions_arriving_loop_closed_give_back_places(who):
+    """A session that nobody admitted yet, or answered, is known to the gates alone."""
+    is_there = []
+
+    class Slow:
+        def admit(self, _session):
+            return self
+
+        async def __aenter__(self):
+            if who == "passes the gates" and not is_there:
+                is_there.append(self)
+                await anyio.sleep(60)
+
+        async def __aexit__(self, *_error):
+            pass
+
+    async def mute(_scope, receive, _send):
+        await receive()
+        is_there.append(who)
+        await anyio.sleep(60)
+
+    guard = Guard(Settings(max_sessions=1, max_sessions_per_client=1, max_handshakes_in_progress=1), gate=Slow())
+    tasks = []
+
+    async def first():
+        tasks.append(asyncio.create_task(Peer().visit(CloseCodeMiddleware(mute, guard))))
+        await until(lambda: is_there)
+
+    closed_in_the_middle(first)
+
+    async def second():
+        return (await Peer().visit(CloseCodeMiddleware(Handler(), guard))).heard
+
+    assert asyncio.run(second()) == ["accept"]
+    tasks.clear()
+    gc.collect()
+    assert set(usage(guard).values()) == {0}
+
+
+def test_sessions_loop_closed_while_another_runs_are_dropped():
+    """Nobody arrives who would notice: the ticker does."""
+    seen = []
+    guard = Guard(Settings(max_sessions=3), observers=[seen.append])
+    with Elsewhere(guard) as elsewhere:
+        elsewhere.come(1)
+
+        async def first():
+            await (await Stay(guard).__aenter__()).come(2)
+
+        closed_in_the_middle(first)
+        elsewhere.portal.call(until, lambda: len(guard.sessions) == 1)
+        assert usage(guard)["MaxSessions"] == 1
+    assert [event.close for event in of(events.SessionClosed, seen)] == [None, None, Close(1001)]
 
 
 def test_sessions_loop_closed_release_slow_gates():
@@ -342,8 +410,6 @@ def in_a_child(check):
         try:
             check()
         except BaseException:
-            import traceback
-
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -425,12 +491,9 @@ def test_fork_while_others_count_finds_the_lock_free():
                 thread.join()
 
 
-def test_fork_child_with_the_handler_stops_at_sigterm():
+@pytest.mark.parametrize("parent", ["runs", "was told"])
+def test_fork_child_with_the_handler_stops_at_sigterm(parent):
     """The event loop that would drain is the parent's."""
-    import signal
-
-    from asgi_closecodes.guard.sigterm import drain_at_sigterm
-
     told = []
 
     def servers_own(number, _frame):
@@ -441,14 +504,132 @@ def test_fork_child_with_the_handler_stops_at_sigterm():
         assert told == [signal.SIGTERM]
 
     async def main():
-        with drain_at_sigterm(Guard(Settings())):
+        guard = Guard(Settings())
+        with drain_at_sigterm(guard):
+            if parent == "was told":
+                os.kill(os.getpid(), signal.SIGTERM)
             in_a_child(check)
+            assert not told
+            if parent == "was told":  # the parent's own drain goes on
+                await until(lambda: told)
+                assert guard.draining
 
     before = signal.signal(signal.SIGTERM, servers_own)
     try:
         asyncio.run(main())
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_after_a_loop_that_was_closed_goes_to_the_server():
+    """The handler of its lifespan is still there, and would drain in an event loop that is gone."""
+    told = []
+    kept = []
+
+    async def first():
+        kept.append(Guard(Settings(drain_on_sigterm=True)).lifespan())
+        await kept[0].__aenter__()
+
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
+    try:
+        closed_in_the_middle(first)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("mode", ["one process", "several processes"])
+def test_fork_child_shows_no_active_sessions_of_the_parents(mode, tmp_path):
+    script = f"""
+import asyncio, os
+if {mode!r} == "several processes":
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = {str(tmp_path)!r}
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from asgi_closecodes import Guard, Settings
+from asgi_closecodes.telemetry.prometheus import PrometheusObserver
+from tests.support.fakes import Stay
+
+registry = CollectorRegistry()
+observer = PrometheusObserver(registry)
+guard = Guard(Settings(), observers=[observer])
+
+def active():
+    observer.sample()
+    shown = registry
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        shown = CollectorRegistry()
+        MultiProcessCollector(shown)
+    lines = generate_latest(shown).decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("closecodes_sessions_active{{"))
+
+async def come(count, then):
+    async with Stay(guard) as stay:
+        await stay.come(count)
+        return then()
+
+def fork():
+    assert active() == 3
+    if not (child := os.fork()):
+        asyncio._set_running_loop(None)
+        apart = 3 if "PROMETHEUS_MULTIPROC_DIR" in os.environ else 0
+        os._exit(active() != apart or asyncio.run(come(2, active)) != 2 + apart or active() != apart)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert active() == 3
+
+asyncio.run(come(3, fork))
+assert active() == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_fork_child_gives_back_nothing_of_the_parents():
+    """The parent's tasks end in the child too, when they are collected there; gates of the user's may do I/O."""
+    calls = []
+
+    class Row:
+        def admit(self, _session):
+            return self
+
+        async def __aenter__(self):
+            calls.append("enter")
+            if len(calls) == 3:
+                await anyio.sleep(60)  # the last one is passing the gates
+
+        async def __aexit__(self, *_error):
+            calls.append("exit")
+
+    guard = Guard(Settings(max_sessions=5, max_sessions_per_client=5, max_handshakes_in_progress=5), gate=Row())
+    tasks = []
+
+    def check():
+        asyncio._set_running_loop(None)
+        stays.clear()
+        tasks.clear()
+        loop.clear()
+        gc.collect()
+        assert calls == ["enter"] * 3
+        assert set(usage(guard).values()) == {0}
+        assert asyncio.run(visit()) == ["accept"]
+        assert set(usage(guard).values()) == {0}
+
+    async def visit():
+        return (await Peer().visit(CloseCodeMiddleware(Handler(), guard))).heard
+
+    async def parent():
+        stay = await Stay(guard).__aenter__()
+        stays.append(stay)
+        await stay.come(2)
+        tasks.append(asyncio.create_task(visit()))
+        await until(lambda: len(calls) == 3)
+
+    stays, loop = [], [asyncio.new_event_loop()]
+    loop[0].set_exception_handler(lambda *_: None)
+    loop[0].run_until_complete(parent())
+    in_a_child(check)
+    assert usage(guard)["MaxSessions"] == 3
+    loop[0].close()
 
 
 # Threads
@@ -495,8 +676,6 @@ STEPS = ["gates_of", "set_limits", "Rules", "logs", "AllOf"]
 @pytest.mark.parametrize("fails", ["once", "always", "at its end"])
 def test_update_step_fails_changes_nothing(monkeypatch, step, fails):
     """All or none, whatever raises."""
-    from asgi_closecodes.guard import guard as module
-
     guard = Guard(Settings(max_sessions=5, max_sessions_per_client=2, log_burst=7, shadow="max_sessions"))
     rules, gates = guard.rules, guard._gates
     where, name = (guard._logs, "follow") if step == "logs" else (module, step)
@@ -527,10 +706,7 @@ def test_update_step_fails_changes_nothing(monkeypatch, step, fails):
 
 def failed(number):
     error = ValueError()
-    return events.SessionFailed(FACTS, f"{number:08x}", f"fp{number % 40}", error, Close1011, True)
-
-
-Close1011 = events.Close(1011)
+    return events.SessionFailed(FACTS, f"{number:08x}", f"fp{number % 40}", error, Close(1011), True)
 
 
 def test_update_and_snapshot_while_errors_happen_never_raise():
@@ -543,7 +719,7 @@ def test_update_and_snapshot_while_errors_happen_never_raise():
         number = 0
         while not is_over.is_set():
             guard.report(failed(random.randrange(3000)))
-            guard.report(events.SessionShed(FACTS, Close1011, f"c{number}", 1.0))
+            guard.report(events.SessionShed(FACTS, Close(1011), f"c{number}", 1.0))
             number += 1
 
     def update():
@@ -557,8 +733,6 @@ def test_update_and_snapshot_while_errors_happen_never_raise():
             guard.snapshot()
             guard.look()
             done[1] += 1
-
-    import logging
 
     logger = logging.getLogger("asgi_closecodes")
     before = logger.level
@@ -683,9 +857,9 @@ def test_counters_in_threads_count_exactly():
 
     def count():
         for number in range(2000):
-            guard._tally(events.SessionShed(FACTS, Close1011, f"c{number % 5}", 1.0))
+            guard._tally(events.SessionShed(FACTS, Close(1011), f"c{number % 5}", 1.0))
             guard._tally(failed(number))
-            guard._tally.closed(Close1011)
+            guard._tally.closed(Close(1011))
 
     with switching_often():
         in_threads(*[count] * 3)
@@ -707,6 +881,21 @@ def test_rates_in_threads_let_no_more_through():
         in_threads(*[take] * 4)
     assert sum(let_in) == 500
     assert sorted(map(round, hints)) == list(range(2, 1602)), "each has a place of its own"
+
+
+class Yielding(int):
+    """A number that lets another thread run while it is compared."""
+
+    def __lt__(self, other):
+        time.sleep(0)
+        return int(self) < other
+
+
+def test_rate_that_is_full_in_threads_lets_no_more_through():
+    rate, let_in = Rate(1e-9, Yielding(500)), []
+    with switching_often():
+        in_threads(*[lambda: let_in.extend(rate.take() for _ in range(500))] * 8)
+    assert sum(let_in) == 500
 
 
 def test_log_sums_in_threads_are_exact(caplog):
@@ -772,6 +961,37 @@ def test_guard_in_several_loops_counts_exactly(backends):
     snapshot = guard.snapshot()
     assert (snapshot["sessions"], snapshot["leaving"]) == (0, 0)
     assert not guard._gates["max_sessions_per_client"]._sessions
+
+
+def test_sums_over_several_loops_are_exact():
+    """What was refused, has failed and was closed, as the snapshot and as an observer counts it."""
+    seen = []
+    guard = Guard(
+        Settings(max_sessions=3, max_sessions_per_client=2, max_handshakes_in_progress=3, log_burst=1),
+        gate=MaxSessionsPerKey(100, key=lambda session: session.scope["path"]),
+        observers=[seen.append],
+    )
+    app = CloseCodeMiddleware(Handler(LookupError()), guard)
+
+    def visits(number):
+        async def main():
+            for visit in range(60):
+                await Peer(client=(f"192.0.2.{visit % 3}", 1)).visit(app)
+                guard.snapshot()
+                if visit % 10 == number:
+                    guard.update(log_burst=number + 1)
+
+        asyncio.run(main())
+
+    with switching_often():
+        in_threads(*(lambda number=number: visits(number) for number in range(4)))
+    snapshot = guard.snapshot()
+    assert snapshot["sessions"] == snapshot["leaving"] == 0
+    assert set(usage(guard).values()) == {0}
+    failed, refused = len(of(events.SessionFailed, seen)), len(of(events.SessionRefused, seen))
+    assert failed + refused == 240
+    assert snapshot["errors"] == snapshot["closes"][1011] == len(of(events.SessionClosed, seen)) == failed
+    assert sum(snapshot["refusals"].values()) == refused
 
 
 @pytest.mark.anyio

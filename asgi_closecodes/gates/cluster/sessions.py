@@ -7,7 +7,7 @@ from types import TracebackType
 
 import anyio
 
-from asgi_closecodes.concurrency import COUNTING, EventLoop
+from asgi_closecodes.concurrency import COUNTING, EventLoop, running_loop
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 
@@ -51,7 +51,7 @@ class ClusterSessions(ClusterGate):
         self._worker = Worker(self._lease, store, name, self._tell)
         self._task = self._worker.task
         self._place = _Place(self)
-        self._waiting: dict[object, EventLoop | None] = {}
+        self._waiting: dict[object, EventLoop] = {}
         super().__init__(limit)
         self._join(self._lease, ttl, fallback)
 
@@ -85,13 +85,12 @@ class ClusterSessions(ClusterGate):
         self._task.look()
         with anyio.move_on_after(PATIENCE):
             while lease.may_wait:
-                self._waiting[waiting := object()] = EventLoop.running()
-                self._count_waiting()
+                waiting = object()
+                self._wait(waiting, EventLoop(running_loop()))
                 try:
                     await self._task.turn()
                 finally:
-                    self._waiting.pop(waiting, None)
-                    self._count_waiting()
+                    self._wait(waiting, None)
                 if self.take():
                     return
         with COUNTING:
@@ -110,8 +109,12 @@ class ClusterSessions(ClusterGate):
         with COUNTING:
             self._lease.give_back()
 
-    def _count_waiting(self) -> None:
+    def _wait(self, waiting: object, loop: EventLoop | None) -> None:
         with COUNTING:
+            if loop is None:
+                self._waiting.pop(waiting, None)
+            else:
+                self._waiting[waiting] = loop
             self._lease.waiting = len(self._waiting)
 
     def start(self) -> None:
@@ -121,9 +124,8 @@ class ClusterSessions(ClusterGate):
         """
         if self._waiting and not self._task.is_running:  # those of an event loop that was closed wait no more
             with COUNTING:
-                waiting = self._waiting.items()
-                self._waiting = {one: loop for one, loop in waiting if loop is not None and loop.is_alive}
-                self._count_waiting()
+                self._waiting = {one: loop for one, loop in self._waiting.items() if loop.is_alive}
+                self._lease.waiting = len(self._waiting)
         super().start()
 
     def excess(self) -> int:

@@ -59,6 +59,8 @@ class ProcessTask:
                 self._wake = asyncio.Event()
                 loop = asyncio.get_running_loop()
                 self._task = loop.create_task(logged(self._run), context=contextvars.Context())
+                # Who waits in another event loop starts another one.
+                self._task.add_done_callback(lambda _task: self._tell())
 
     def look(self) -> None:
         """Take the next turn if it is due; from any thread."""
@@ -67,6 +69,7 @@ class ProcessTask:
 
     async def turn(self) -> None:
         """Wait until the next turn was taken, in whatever event loop."""
+        self.start()
         here = EventLoop.running()
         assert here is not None
         told = asyncio.Event()
