@@ -67,6 +67,8 @@ _PART = re.compile(r"[0-9]+|[A-Za-z]+")
 _ORDINARY = re.compile(r"([a-z]{1,3}|[A-Z]{1,3})[0-9]{1,3}|[0-9]{1,4}([a-z]{1,2}|[A-Z]{1,2})")  # v2, mp4, 2nd, 1080p
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _HEXADECIMAL = re.compile(r"(?=[0-9]*[A-Fa-f])[A-Fa-f0-9]{16}")
+_MIXED = re.compile(r"(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{8}")
+_DASHED = re.compile(r"[A-Za-z0-9_-]+")  # base64, of which a dash may be near an end
 _SPECIAL = re.compile(r"[^\w.~:+=-]")
 _JOINT = re.compile(r"[!-.:-@\[-`{-~]{1,2}")  # punctuation but for the slash
 
@@ -196,18 +198,30 @@ def _senseless(text: str, pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
     run: list[_Piece] = []
     for piece in [*pieces, None]:
         if run and (piece is None or piece.reads or not _JOINT.fullmatch(text[run[-1].end : piece.start])):
-            while not run[-1].weight:
-                run.pop()
-            span = text[run[0].start : run[-1].end]
-            specials = len(_SPECIAL.findall(span))
-            weight = specials + sum(one.weight for one in run)
-            size = specials + sum(one.size for one in run)
-            is_long = len(span) >= (_SHORTEST_WITH_SPECIALS if specials else _SHORTEST)
-            if is_long and weight >= max(_LEAST, _SENSELESS * size):
-                yield run[0].start, _padded(text, run[-1].end)
+            if (span := _token_of(text, run)) is not None:
+                yield span
             run = []
-        if piece is not None and (run or piece.weight):
+        if piece is not None and not piece.reads:
             run.append(piece)
+
+
+def _token_of(text: str, run: list[_Piece]) -> tuple[int, int] | None:
+    """Return where among pieces without a word there is a token, if there is one."""
+    heavy = [at for at, piece in enumerate(run) if piece.weight]
+    if not heavy:
+        return None
+    core = run[heavy[0] : heavy[-1] + 1]
+    span = text[core[0].start : core[-1].end]
+    specials = len(_SPECIAL.findall(span))
+    weight = specials + sum(one.weight for one in core)
+    if weight < max(_LEAST, _SENSELESS * (specials + sum(one.size for one in core))):
+        return None
+    if len(span) >= (_SHORTEST_WITH_SPECIALS if specials else _SHORTEST):
+        return core[0].start, _padded(text, core[-1].end)
+    whole = text[run[0].start : run[-1].end]
+    if len(whole) >= _SHORTEST and _MIXED.search(span) and _DASHED.fullmatch(whole):
+        return run[0].start, _padded(text, run[-1].end)
+    return None
 
 
 def _padded(text: str, end: int) -> int:
