@@ -96,9 +96,9 @@ _PREFIXED = re.compile(
 """Keys say by their first letters what they are for."""
 _PARAMETER = re.compile(r"(?:^|[;&?,#])(?P<name>[^=;&?,#]*)=(?P<value>[^;&?#]*)")
 _SECRET_NAME = re.compile(
-    r"sess|token|secret|passw|pwd|passphrase|credential|signature|api[-_]?key|jwt|csrf|xsrf|bearer"
-    r"|(?<![a-z])(?:sid|key|auth|authorization|sig|otp|pin|pass|ticket|hmac)$",
-    re.IGNORECASE,
+    r"(?i:sess|token|secret|passw|pwd|passphrase|credential|signature|api[-_]?key|jwt|csrf|xsrf|bearer)"
+    r"|(?:(?i:(?<![a-z])(?:sid|key|auth|authorization|sig|otp|pin|pass|ticket|hmac))"
+    r"|(?<=[a-z])(?:Sid|Key|Auth|Authorization|Sig|Otp|Pin|Pass|Ticket|Hmac))$"
 )
 _ABOVE_A_TOKEN = re.compile(
     r"(?:.*[-_.])?(?:tokens?|secrets?|password|keys?|apikeys?|jwt|sessions?|sid|auth|bearer|invites?|reset|verify|confirm)",
@@ -301,7 +301,7 @@ def _mean(letters: str) -> float:
 
 def _base64_weight(segment: str) -> int:
     """Return the weight of what may be a part of base64 between two slashes, else 0."""
-    if _BASE64.fullmatch(segment) is None or segment.islower() or segment.isdigit():
+    if _BASE64.fullmatch(segment) is None or segment.isdigit() or (segment.islower() and "+" not in segment):
         return 0
     weight = sum(piece.weight for piece in _pieces(segment))
     if "+" in segment or segment.endswith("="):
