@@ -84,4 +84,5 @@ def _redacted(text: str) -> str:
     target = text.partition("?")[0].partition("#")[0]
     if target.startswith("/"):
         return safe_path(unquote(masked_path(target)))
-    return one_line(masked_path(target) if "/" in target or "@" in target else target)
+    is_address = not any(mark in target for mark in "/@=")  # of a client: IPv6 looks like a token
+    return one_line(target if is_address else masked_path(target))

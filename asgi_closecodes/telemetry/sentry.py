@@ -12,12 +12,13 @@ __all__ = ["before_send"]
 
 _Event = TypeVar("_Event", bound=Mapping[str, object])
 
-_TEXTS = ("breadcrumbs", "contexts", "logentry", "spans", "transaction")
+_TEXTS = ("breadcrumbs", "contexts", "culprit", "extra", "logentry", "message", "spans", "tags", "transaction")
 """Parts of an event in which addresses stand: uvicorn's lines, requests that the application made."""
 
 _DROPPED = frozenset(
     {"cookies", "headers", "http.fragment", "http.query", "query_string", "url.fragment", "url.query", "vars"}
 )
+_HEADERS = ("http.request.header.", "http.response.header.")
 _ADDRESS = re.compile(r"(?P<path>/[^\s\"'<>?#]*)(?:[?#][^\s\"'<>]*)?|(?<=\S)\?[^\s\"'<>]+|[?#][\w.-]+=[^\s\"'<>]*")
 
 
@@ -60,7 +61,11 @@ def _cleaned(value: object) -> object:
         case list() | tuple():
             return [_cleaned(item) for item in value]
         case dict():
-            return {key: _cleaned(item) for key, item in value.items() if key not in _DROPPED}
+            return {
+                key: _cleaned(item)
+                for key, item in value.items()
+                if key not in _DROPPED and not str(key).startswith(_HEADERS)
+            }
         case _:
             return value
 

@@ -43,6 +43,8 @@ def test_it_knows_no_other_form():
         (("a", "http://user:hunter2@host/ws?x"), 'a - "WebSocket http://user:REDACTED@host/ws" [accepted]'),
         (("a", "*?token=hunter2"), 'a - "WebSocket *" [accepted]'),
         (("a", "user:hunter2@host:443"), 'a - "WebSocket user:REDACTED@host:443" [accepted]'),
+        (("a", "%2Fws%3Ftoken=hunter2"), 'a - "WebSocket %2Fws%3Ftoken=REDACTED" [accepted]'),
+        (("a", "ws;token=hunter2"), 'a - "WebSocket ws;token=REDACTED" [accepted]'),
         (("a", "host:443?hunter2"), 'a - "WebSocket host:443" [accepted]'),
         (("a", "?token=hunter2"), 'a - "WebSocket " [accepted]'),
         (("a", "/ws#token=hunter2?x"), 'a - "WebSocket /ws" [accepted]'),

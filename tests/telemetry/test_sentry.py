@@ -63,6 +63,10 @@ def test_addresses_in_texts(text, left):
         "spans": [{"description": text, "data": {"url.query": "secret", "headers": {"x": "secret"}}}],
         "logentry": {"message": text, "params": [text, 5, None]},
         "contexts": {"trace": {"data": {"url": text}, "span_id": "0123456789abcdef"}},
+        "message": text,
+        "culprit": text,
+        "extra": {"url.path": text, "count": 5},
+        "tags": {"url": text},
     }
     assert before_send(event, {}) == {
         "transaction": left,
@@ -70,7 +74,16 @@ def test_addresses_in_texts(text, left):
         "spans": [{"description": left, "data": {}}],
         "logentry": {"message": left, "params": [left, 5, None]},
         "contexts": {"trace": {"data": {"url": left}, "span_id": "0123456789abcdef"}},
+        "message": left,
+        "culprit": left,
+        "extra": {"url.path": left, "count": 5},
+        "tags": {"url": left},
     }
+
+
+def test_headers_go_from_a_span():
+    data = {"http.request.header.authorization": ["secret"], "http.response.header.set_cookie": "secret", "x": 5}
+    assert before_send({"spans": [{"data": data}]}, {}) == {"spans": [{"data": {"x": 5}}]}
 
 
 @pytest.mark.parametrize(
