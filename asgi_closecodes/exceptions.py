@@ -194,8 +194,11 @@ _DEFAULTS: ExceptionMapping = MappingProxyType(
 def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
     """Return ``mapping`` over the defaults for Starlette's own exceptions.
 
+    :raises TypeError: if it is no mapping.
     :raises ValueError: naming every entry that is no exception class, or whose close may not be sent.
     """
+    if not isinstance(mapping, Mapping | None):
+        raise TypeError(f"exceptions={shown(mapping)} is no mapping; use exceptions={{PermissionError: 1008}}")
     problems = []
     for key, value in (mapping or {}).items():
         if not (isinstance(key, type) and issubclass(key, Exception)):

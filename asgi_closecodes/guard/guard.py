@@ -86,6 +86,11 @@ class Guard:
             raise TypeError(f"settings={shown(settings)} are no Settings; use Settings(max_sessions=...)")
         if gate is not None:
             checked_gate(gate, "gate")
+        if not (subprotocol is None or callable(subprotocol)):
+            raise TypeError(
+                f"subprotocol={shown(subprotocol)} cannot be called; use a function that chooses one of those offered, "
+                "as subprotocol=lambda offered: offered[0]"
+            )
         observers = _checked_observers(observers)
         self.settings = Settings() if settings is None else settings
         self.exceptions = checked_mapping(exceptions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, ParamSpec, Self
 
 from pydantic import (
@@ -269,24 +269,24 @@ _Parameters = ParamSpec("_Parameters")
 def no_settings_of_its_own(init: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
     """Have ``init`` say where settings go that it is given itself; what it takes stays as it is, for type checkers."""
     code = init.__code__
-    known = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    parts = [name for name in known if name not in {"self", "app"}]
 
     @functools.wraps(init)
     def checked(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> None:
         if unknown := {name: value for name, value in named.items() if name not in known}:
-            raise _misplaced(init.__qualname__.partition(".")[0], unknown)
+            raise _misplaced(init.__qualname__.partition(".")[0], parts, unknown)
         init(*arguments, **named)
 
     return checked
 
 
-def _misplaced(where: str, given: Mapping[str, object]) -> TypeError:
+def _misplaced(where: str, parts: Sequence[str], given: Mapping[str, object]) -> TypeError:
     settings = [name for name in given if name in Settings.model_fields]
     if settings:
-        shown = ", ".join(f"{name}={_shown(name, given[name])}" for name in settings)
-        return TypeError(f"{where} takes no {', '.join(settings)}: settings go into settings=Settings({shown})")
+        values = ", ".join(f"{name}={_shown(name, given[name])}" for name in settings)
+        return TypeError(f"{where} takes no {', '.join(settings)}: settings go into settings=Settings({values})")
     name = next(iter(given))
-    parts = ("settings", "gate", "exceptions", "observers", "subprotocol")
     nearest = difflib.get_close_matches(name, parts, n=1)
     if not nearest:
         nearest = [
@@ -297,7 +297,7 @@ def _misplaced(where: str, given: Mapping[str, object]) -> TypeError:
 
 
 def _shown(name: str, value: object) -> str:
-    return repr(value) if type(value) in {int, float, str, bool} and name != "redis_url" else "..."
+    return shown(value) if type(value) in {int, float, str, bool} and name != "redis_url" else "..."
 
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:

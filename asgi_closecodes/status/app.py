@@ -41,6 +41,8 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
 }
 
+_EXAMPLE = "guard = Guard(), CloseCodeMiddleware(app, guard), StatusApp(guard, authorize=...)"
+
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]*)?")
 
 _FILES = {"/view": "status.html", "/status.css": "status.css", "/status.js": "status.js"}
@@ -67,13 +69,16 @@ class StatusApp:
         which is logged as a warning.
     :param allowed_hosts: the names by which it may be asked for, without a port, as ``["localhost", "ops.example"]``;
         all others get the 403. ``None`` takes any name, which is safe where ``authorize`` looks at a credential.
-    :raises TypeError: without ``authorize``, or if it cannot be called; or if ``allowed_hosts`` is a single string.
+    :raises TypeError: if ``guard`` is none; without ``authorize``, or if it cannot be called; or if ``allowed_hosts``
+        is a single string.
     :raises ValueError: if one of ``allowed_hosts`` is no name.
     """
 
     def __init__(
         self, guard: Guard, *, authorize: Authorize | None = _NOT_GIVEN, allowed_hosts: Sequence[str] | None = None
     ) -> None:
+        if not isinstance(guard, Guard):
+            raise TypeError(f"guard={shown(guard)} is no Guard; give the one of the middleware: {_EXAMPLE}")
         if authorize is _NOT_GIVEN or not (authorize is None or callable(authorize)):
             given = "without authorize" if authorize is _NOT_GIVEN else f"with authorize={shown(authorize)}"
             raise TypeError(
@@ -177,13 +182,13 @@ def _forbidden() -> Response:
 
 def _names(allowed_hosts: Sequence[str]) -> frozenset[str]:
     if isinstance(allowed_hosts, str):
-        raise TypeError(f"allowed_hosts={allowed_hosts!r} is one string: use a list, as [{allowed_hosts!r}]")
+        raise TypeError(f"allowed_hosts={shown(allowed_hosts)} is one string: use a list, as ['ops.example']")
     names = {f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host for host in allowed_hosts}
     for host in names:
         if not _HOST.fullmatch(host) or _name(host) != host.lower():
             raise ValueError(
-                f"allowed_hosts has {host!r}: use the name or the address alone, without a scheme, a port or a '*', "
-                "as 'ops.example' or '[::1]'"
+                f"allowed_hosts has {shown(host)}: use the name or the address alone, "
+                "without a scheme, a port or a '*', as 'ops.example' or '[::1]'"
             )
     return frozenset(map(str.lower, names))
 

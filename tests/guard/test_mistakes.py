@@ -50,8 +50,12 @@ def no_other_guards(monkeypatch):
         ),
         ({"redis_url": SECRET}, r"settings=Settings\(redis_url=\.\.\.\)"),
         ({"max_sesions": 5}, r"takes no max_sesions, .*; did you mean settings=Settings\(max_sessions=\.\.\.\)\?"),
+        ({"exceptions": [(OSError, SECRET)]}, r"exceptions=<list object> is no mapping; .* 1008\}"),
+        ({"exceptions": OSError}, r"exceptions=<class 'OSError'> is no mapping; use exceptions=\{PermissionError"),
+        ({"subprotocol": "v2"}, "subprotocol='v2' cannot be called; use a function that chooses"),
         ({"gates": MaxSessions(1)}, r"takes no gates, .*; did you mean gate\?"),
-        ({"zzzzzz": 1}, r"takes no zzzzzz, but settings, gate, exceptions, observers and subprotocol$"),
+        ({"zzzzzz": 1}, r"takes no zzzzzz, but (guard, )?settings, gate, exceptions, observers and subprotocol$"),
+        ({"cluster_name": f"a@{SECRET}"}, r"Settings\(cluster_name=<str of 15 characters>\)"),
     ],
 )
 def test_a_part_in_the_wrong_place_is_refused(build, parts, problem):
@@ -69,6 +73,10 @@ def test_a_part_in_the_wrong_place_is_refused(build, parts, problem):
         (lambda: Pressure(LoopLag, 1, 0.5), r"LoopLag; give a sensor, as LoopLag\(\)"),
         (lambda: CloseCodeMiddleware(Handler(), Guard), "guard=<class '.*Guard'> is no Guard"),
         (lambda: CloseCodeMiddleware(Handler(), Settings()), "settings go into settings="),
+        (lambda: CloseCodeMiddleware(Handler(), gaurd=Guard()), r"did you mean guard\?"),
+        (lambda: StatusApp(Settings(), authorize=None), r"guard=<.*Settings object> is no Guard; .*Guard\(\)"),
+        (lambda: StatusApp(Guard, authorize=None), r"guard=<class '.*Guard'> is no Guard; give the one of"),
+        (lambda: StatusApp(Guard(), authorize=None, allowed_hosts=f"a@{SECRET}"), r"use a list, as \['ops"),
     ],
 )
 def test_a_class_or_a_stranger_is_refused(build, problem):
