@@ -192,6 +192,20 @@ async def test_an_observer_that_fails_is_logged_by_its_name(caplog):
     assert SECRET not in " ".join(said)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("code", [URL, Teller(), {"password": SECRET}])
+async def test_a_code_that_is_none_is_logged_by_its_kind(caplog, code):
+    async def app(_scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": code})
+
+    peer = await Peer().visit(CloseCodeMiddleware(app, Guard(Settings())))
+    assert peer.closed[0] == 1011
+    assert "which may not be sent; sent 1011" in caplog.text
+    assert SECRET not in caplog.text
+
+
 UNUSABLE = [
     f"http://:{SECRET}@localhost",
     f"redis://:{SECRET}@localhost:port",

@@ -216,7 +216,8 @@ def _(event: events.CloseFailed, redactor: Redactor) -> Message:
 def _(event: events.CloseRepaired, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     who = f"the handler of {_place(session)}" if event.gate is None else f"the gate {event.gate}"
-    asked = event.asked if isinstance(event.asked, str) else shown(event.asked)
+    # Of a refusal it is a text of ours.
+    asked = event.asked if event.gate is not None and isinstance(event.asked, str) else shown(event.asked)
     return Message(
         "%s closed with %s, which may not be sent; sent %d %s instead",
         (who, one_line(asked), event.close.code, one_line(event.close.reason)),
