@@ -25,7 +25,8 @@ _MOST_LEVELS = 8
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 """An ANSI escape sequence that sets a colour."""
 _MOST_ELEMENTS = 100_000
-"""Commas in a line that is read as JSON: each may cost 200 bytes."""
+"""Commas outside of strings in a line that is read as JSON: each may cost 200 bytes."""
+_STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+(?:"|$)', re.DOTALL)
 _LONGEST_PREFIX = 200
 _LONGEST_NAME = 512
 _LONGEST_TIME = 64
@@ -88,10 +89,11 @@ class Record:
     @classmethod
     def parse(cls, line: bytes, file: str = "") -> Record | None:
         """Return the record that ``line`` ends with, or None where it is only text."""
-        if len(line) > LONGEST_LINE and line.count(b",") > _MOST_ELEMENTS:
-            return None
+        may_be_large = len(line) > LONGEST_LINE and line.count(b",") > _MOST_ELEMENTS
         text = line.decode("utf-8", "replace")
         for _, start in zip(range(_MOST_STARTS), _OBJECT.finditer(text), strict=False):
+            if may_be_large and _STRING.sub("", text[start.start() :]).count(",") > _MOST_ELEMENTS:
+                continue
             try:
                 raw, end = _decoder.raw_decode(text, start.start())
             except (ValueError, RecursionError):

@@ -70,6 +70,8 @@ HOSTILE = {
     "wide": [text(failure(number, "\N{SNAKE}" + "f" * LONG)) for number in range(4)],
     "kinds": map(wide, range(6000)),
     "elements": [f'{{"level":"error","closecodes.session.id":"one","a":[{"[]," * (LONG // 3)}1]}}'] * 10,
+    "quoted": ['"{"level":"error","a":[' + "[]," * (LONG // 3) + "1]}"] * 10,
+    "unended": ['{"level":"error","a":"' + '\\"' * (LONG // 3) + "," * (LONG // 3)],
     "keys": ['{"level":"error",' + "".join(f'"{number}":{{"b":{{}}}},' for number in range(45_000)) + '"z":1}'] * 10,
     "lines": [json.dumps(failure(3, **{"exception.message": "\n" * 1_900_000}))] * 4,
     "escapes": ["\x1b[2J" * (LONG // 4), json.dumps(failure(3, message="\x1b[2J" * 400_000))],
@@ -127,6 +129,14 @@ def test_a_long_error_counts_all_the_same(tmp_path):
     log.write_text("".join(json.dumps(failure(number, "f" * LONG)) + "\n" for number in range(3)))
     output, _ = invoke("logs", "errors", log, "--json")
     assert json.loads(output)["count"] == 3
+
+
+def test_a_text_of_many_commas_is_an_error_still(tmp_path):
+    """What stands in a string costs nothing beside it."""
+    log = tmp_path / "app.log"
+    log.write_text(json.dumps(failure(3, **{"exception.message": 'a, \\"b, ' * 100_000})) + "\n")
+    output, _ = invoke("logs", "errors", log, "--json")
+    assert json.loads(output)["count"] == 1
 
 
 def test_a_line_without_an_end_is_given_up(tmp_path, monkeypatch):
