@@ -475,12 +475,17 @@ async def test_all_tasks_that_receive_are_told_of_the_end(server, key):
     assert [end.code for end in ends] == [1000] * 3
 
 
+class Unhashable(Exception):
+    __hash__ = None  # as that of a dataclass
+
+
 def failing(websocket, other):
     return {
         "a bug": LookupError("a bug"),
         "another session's end": other,
         "one that was made": httpx_ws.WebSocketNetworkError(),
         "a disconnect": httpx_ws.WebSocketDisconnect(1013),
+        "an error without a hash": Unhashable(),
         "no text": httpx_ws.WebSocketInvalidTypeReceived(wsproto.events.Ping()),
     }
 
