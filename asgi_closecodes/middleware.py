@@ -122,7 +122,9 @@ def _guard_of(guard: Guard | None, observers: Iterable[Observer], **parts: Any) 
     if guard is None:
         return Guard(observers=observers, **parts)
     if not isinstance(guard, Guard):
-        raise TypeError(f"guard={shown(guard)} is no Guard; settings go into settings=")
+        if isinstance(guard, type):
+            raise TypeError(f"guard={shown(guard)} is a class; give a guard, as guard=Guard(...)")
+        raise TypeError(f"guard={shown(guard)} is no Guard; settings go into settings=, a gate into gate=")
     if observers != () or any(part is not None for part in parts.values()):
         raise TypeError(
             "CloseCodeMiddleware takes guard= or what a guard is made of, not both: "

@@ -430,21 +430,24 @@ class Guard:
     def may_be_unused(self) -> None:
         """Say so, once, if no middleware has this guard."""
         if unused.used(self):
-            self._is_unused("Guard()")
+            self._is_unused()
 
     def is_unused(self) -> None:
         """Say, once, that no middleware has this guard, if it is to limit somebody."""
+        if self._described() and unused.used(self):
+            self._is_unused()
+
+    def _described(self) -> str:
         limits = [
             f"{name}={getattr(self.settings, name)}" for name in LIMITS if getattr(self.settings, name) is not None
         ]
         if self._own_gate is not None:
             limits.append(f"gate={type(self._own_gate).__name__}")
-        if limits and unused.used(self):
-            self._is_unused(f"Guard({', '.join(limits)})")
+        return ", ".join(limits)
 
-    def _is_unused(self, described: str) -> None:
+    def _is_unused(self) -> None:
         problem = "no CloseCodeMiddleware has this guard: give it to one, as CloseCodeMiddleware(app, guard=guard)"
-        self.report(events.SettingIgnored(described, None, problem))
+        self.report(events.SettingIgnored(f"Guard({self._described()})", None, problem))
 
     def _working_gates(self) -> list[Gate]:
         return [_inside(gate) for gate in self.gate.gates]

@@ -71,7 +71,11 @@ def test_a_part_in_the_wrong_place_is_refused(build, parts, problem):
         (lambda: Shadow(MaxSessions), "MaxSessions is a class"),
         (lambda: AllOf([MaxSessions(1)]), "list has no method admit"),
         (lambda: Pressure(LoopLag, 1, 0.5), r"LoopLag; give a sensor, as LoopLag\(\)"),
-        (lambda: CloseCodeMiddleware(Handler(), Guard), "guard=<class '.*Guard'> is no Guard"),
+        (lambda: CloseCodeMiddleware(Handler(), Guard), r"guard=<class '.*Guard'> is a class; .* as guard=Guard\("),
+        (
+            lambda: CloseCodeMiddleware(Handler(), MaxSessions(1)),
+            "MaxSessions object> is no Guard; .* a gate into gate=",
+        ),
         (lambda: CloseCodeMiddleware(Handler(), Settings()), "settings go into settings="),
         (lambda: CloseCodeMiddleware(Handler(), gaurd=Guard()), r"did you mean guard\?"),
         (lambda: StatusApp(Settings(), authorize=None), r"guard=<.*Settings object> is no Guard; .*Guard\(\)"),
@@ -249,14 +253,14 @@ async def test_a_guard_without_limits_is_silent():
 @pytest.mark.parametrize("is_used", [False, True])
 async def test_a_status_of_a_guard_without_middleware_says_so(is_used):
     seen = []
-    guard = Guard(observers=[seen.append])
+    guard = Guard(Settings(max_sessions=5), observers=[seen.append])
     if is_used:
         CloseCodeMiddleware(Handler(), guard)
     status = StatusApp(guard, authorize=lambda request: True)
     for _ in range(2):
         sent = await get(status)
         assert sent[0]["status"] == 200
-    assert len(of(SettingIgnored, seen)) == (not is_used)
+    assert [event.name for event in of(SettingIgnored, seen)] == ([] if is_used else ["Guard(max_sessions=5)"])
 
 
 # Limits that were set before anybody could read them
