@@ -149,8 +149,8 @@ class MaxSessionsPerKey(Limited):
     @property
     def busiest(self) -> int:
         """Open sessions of the key that has most of them: what there is of the limit."""
-        held = [*self._sessions.values()]  # copied: another thread may change it
-        return max((len(one) if isinstance(one, dict) else 1 for one in held), default=0)
+        held = [*self._sessions.items()]  # another thread may add a key
+        return max((len(one) if isinstance(one, dict) else 1 for key, one in held if key is not None), default=0)
 
     def active_of(self, key: Hashable) -> int:
         """Return the number of open sessions of ``key``."""

@@ -29,6 +29,19 @@ async def test_status_shows_the_busiest_key_beside_its_limit(shadow):
     assert (await gates(guard))["MaxSessionsPerKey"]["active"] == 0
 
 
+async def test_status_shows_no_use_of_sessions_without_key():
+    """They are not limited, however many they are."""
+    guard = Guard(gate=MaxSessionsPerKey(2, key=lambda session: session.key))
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        assert guard.snapshot()["gates"][-1] == {
+            "name": "MaxSessionsPerKey 2",
+            "active": 0,
+            "limit": 2,
+            "shadow": False,
+        }
+
+
 async def test_status_gives_each_gate_a_name_of_its_own():
     own = AllOf(MaxSessions(1), MaxSessionsPerKey(2), Shadow(MaxSessions(3)), Pressure(LoopLag(), 1, 0.5))
     guard = Guard(Settings(max_loop_lag=1, max_cpu=0.5, max_sessions=9), gate=own)
