@@ -67,7 +67,7 @@ _PART = re.compile(r"[0-9]+|[A-Za-z]+")
 _ORDINARY = re.compile(r"([a-z]{1,3}|[A-Z]{1,3})[0-9]{1,3}|[0-9]{1,4}([a-z]{1,2}|[A-Z]{1,2})")  # v2, mp4, 2nd, 1080p
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _HEXADECIMAL = re.compile(r"(?=[0-9]*[A-Fa-f])[A-Fa-f0-9]{16}")
-_MIXED = re.compile(r"(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{8}")
+_MIXED = re.compile(r"(?=.*[a-z]).*[A-Z]")
 _DASHED = re.compile(r"[A-Za-z0-9_-]+")  # base64, of which a dash may be near an end
 _SPECIAL = re.compile(r"[^\w.~:+=-]")
 _JOINT = re.compile(r"[!-.:-@\[-`{-~]{1,2}")  # punctuation but for the slash
@@ -89,7 +89,7 @@ _PREFIXED = re.compile(
     (?<![A-Za-z0-9])(?:
         [psr]k|whsec|gh[a-z]|github_pat|gl[a-z]{2,6}|xox[a-z]|xapp|shp[a-z]{2}|npm|pypi|hf|do[opr]_v1|key|tok|sess|api
       | sq0[a-z]{3}|lin_api|pat|nvapi|hv[sbr]|atlasv1|rubygems|pul|glsa|r8|sntrys|dapi|SG|ya29
-    )[-_.][\w.~+=-]+
+    )[-_.](?P<token>[\w.~+=-]+)
     """,
     re.VERBOSE | re.ASCII | re.IGNORECASE,
 )
@@ -173,7 +173,7 @@ def _tokens(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
         if any(map(str.isdigit, found["token"])) or _is_odd(found["token"]):
             yield found.span("token")
     for found in _PREFIXED.finditer(text):
-        if _is_odd(found.group()):
+        if _is_odd(found["token"]):
             yield found.span()
     for found in _PARAMETER.finditer(text):
         if found["value"] and _SECRET_NAME.search(found["name"]):

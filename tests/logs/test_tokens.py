@@ -49,6 +49,8 @@ READABLE = (
     "/rooms/lobby;v=1.2",
     "/zoo;monkey=koko;compass=n;TURKEY=1",
     "/c++/a+b/Results",
+    "/get_glyphs_with_font",
+    "/token-ring/libcryptsetup-token-systemd-pkcs11.so",
     "/search/java+spring/Page2",
     "/video/1080p/h264/aac",
     "/music/s01e05",
@@ -215,7 +217,7 @@ def test_a_short_token_with_a_dash_goes():
     """Of ``secrets.token_urlsafe(12)`` hardly any stays, wherever its dashes are: one in nine did."""
     numbers = random.Random(18)
     tokens = [base64.urlsafe_b64encode(numbers.randbytes(12)).decode() for _ in range(1000)]
-    assert sum(token in masked_path(f"/rooms/{token}") for token in tokens) < 60
+    assert sum(token in masked_path(f"/rooms/{token}") for token in tokens) < 40
 
 
 def test_pairs_of_words_are_told_from_random_characters():
