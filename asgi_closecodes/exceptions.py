@@ -209,6 +209,11 @@ def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
                 problems.append(
                     f"{key.__name__}: code {shown(code)} may not be sent; use 1000-1003, 1007-1014 or 3000-4999"
                 )
+        elif isinstance(value, type) and issubclass(value, (Close, Exception)):  # its text would be the reason
+            problems.append(
+                f"{key.__name__}: {shown(value)} is a class; give a close code, as 1013, or a function, "
+                f"as lambda error: {value.__name__}(...)"
+            )
         elif not callable(value):
             problems.append(
                 f"{key.__name__}: {shown(value)} is neither a close code, a Close nor a function of the exception"

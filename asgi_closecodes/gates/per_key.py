@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -111,7 +112,7 @@ class MaxSessionsPerKey(Limited):
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the oldest of that key is shed and the new
         one takes its place. Connections that have died without a word otherwise lock their own user out.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
-    :raises TypeError: if ``key`` cannot be called.
+    :raises TypeError: if ``key`` cannot be called, or is async.
     """
 
     __slots__ = ("_lowered", "_sessions", "active", "key", "when_full")
@@ -128,6 +129,8 @@ class MaxSessionsPerKey(Limited):
             raise ValueError(f"when_full={shown(when_full)}: use 'refuse' or 'replace_oldest'")
         if not callable(key):
             raise TypeError(f"key={shown(key)} cannot be called; use a function of the session")
+        if inspect.iscoroutinefunction(key):  # each coroutine would be a key of its own
+            raise TypeError(f"key={shown(key)} is async; it is called, not awaited: use a plain function")
         super().__init__(limit)
         self.key = key
         """The key of a session."""

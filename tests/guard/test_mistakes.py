@@ -11,9 +11,18 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError, StatusApp, TryAgainLater
+from asgi_closecodes import (
+    Close,
+    CloseCodeMiddleware,
+    CloseWith,
+    Guard,
+    Settings,
+    SettingsError,
+    StatusApp,
+    TryAgainLater,
+)
 from asgi_closecodes.events import SessionRefused, SettingIgnored
-from asgi_closecodes.gates import AllOf, LoopLag, MaxSessions, Memory, Pressure, Shadow, sensors
+from asgi_closecodes.gates import AllOf, LoopLag, MaxSessions, MaxSessionsPerKey, Memory, Pressure, Shadow, sensors
 from asgi_closecodes.guard import unused
 from asgi_closecodes.logs import configure_logging, observer
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
@@ -64,9 +73,21 @@ def test_a_part_in_the_wrong_place_is_refused(build, parts, problem):
     assert SECRET not in str(refused.value)
 
 
+@pytest.mark.parametrize("cls", [TryAgainLater, CloseWith, Close, OSError])
+def test_a_class_of_closes_as_a_mapping_is_refused(cls):
+    """Called with the exception, it would send the exception's text to the client."""
+    with pytest.raises(ValueError, match=rf"KeyError: .* is a class; .* as lambda error: {cls.__name__}\("):
+        Guard(exceptions={KeyError: cls})
+
+
+async def user_of(session):
+    return session.scope["path"]
+
+
 @pytest.mark.parametrize(
     ("build", "problem"),
     [
+        (lambda: MaxSessionsPerKey(1, key=user_of), "key=.*user_of is async; .* use a plain function"),
         (lambda: AllOf(MaxSessions(1), MaxSessions), "MaxSessions is a class"),
         (lambda: Shadow(MaxSessions), "MaxSessions is a class"),
         (lambda: AllOf([MaxSessions(1)]), "list has no method admit"),
