@@ -749,7 +749,7 @@ class Model:
 
     @property
     def busiest(self):
-        return max(Counter((visit.client or [None])[0] for visit in self.inside).values(), default=0)
+        return max(Counter(visit.client[0] for visit in self.inside if visit.client).values(), default=0)
 
     def check(self, guard):
         snapshot = guard.snapshot()
