@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import logging
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import anyio
-
-from asgi_closecodes.naming import name_of
-
-_LOGGER = logging.getLogger("asgi_closecodes.error")
 
 COUNTING = threading.RLock()
 """Held while something is counted: sessions of one guard may run in several event loops, each in its thread.
@@ -34,7 +29,7 @@ _LOST_AFTER = 0.5
 
 _Returned = TypeVar("_Returned")
 
-_tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks only weakly
+_tasks: set[asyncio.Task[object]] = set()  # asyncio itself holds its tasks only weakly
 
 
 class EventLoop:
@@ -114,16 +109,19 @@ class EventLoop:
     async def run(self, function: Callable[..., Awaitable[_Returned]], *arguments: object) -> _Returned | None:
         """Await ``function`` in it, from another one; return what that returns, None if this ends before.
 
-        It goes on there when the caller is cancelled; what it raises is logged.
+        It goes on there when the caller is cancelled.
         """
         caller = EventLoop.running()
         assert caller is not None
         done = anyio.Event()
         returned: list[_Returned] = []
+        raised: list[Exception] = []
 
         async def run() -> None:
             try:
                 returned.append(await function(*arguments))
+            except Exception as error:
+                raised.append(error)
             finally:
                 caller.call_soon(done.set)
 
@@ -131,6 +129,8 @@ class EventLoop:
             while not done.is_set() and self.is_alive:
                 with anyio.move_on_after(_LOST_AFTER):
                     await done.wait()
+        if raised:
+            raise raised[0]
         return returned[0] if returned else None
 
 
@@ -201,19 +201,19 @@ def running_loop() -> Any:
         return None
 
 
-def spawn(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
-    """Run ``function`` in a task of its own, as long as the event loop runs; what it raises is logged.
+def spawn(function: Callable[..., Coroutine[Any, Any, object]], *arguments: object) -> None:
+    """Run ``function``, which raises nothing, in a task of its own, as long as the event loop runs.
 
     A task, and not a task group's: where no lifespan reaches the middleware, nobody could hold one open.
     """
     if on_asyncio():
-        task = asyncio.get_running_loop().create_task(logged(function, *arguments), context=contextvars.Context())
+        task = asyncio.get_running_loop().create_task(function(*arguments), context=contextvars.Context())
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
     else:
         import trio  # noqa: PLC0415 - only where it runs
 
-        trio.lowlevel.spawn_system_task(logged, function, *arguments)
+        trio.lowlevel.spawn_system_task(function, *arguments)
 
 
 def inside_event_loop() -> bool:
@@ -223,15 +223,6 @@ def inside_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-async def logged(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
-    """Run ``function``; what it raises is logged."""
-    try:
-        await function(*arguments)
-    except Exception:
-        name = name_of(function)
-        _LOGGER.exception("background work failed: %s", name, extra={"event.name": "closecodes.background.failed"})
 
 
 def on_asyncio() -> bool:

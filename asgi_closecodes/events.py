@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from .codes import Close
 
 __all__ = [
+    "BackgroundFailed",
     "CallbackFailed",
     "CloseFailed",
     "CloseRepaired",
@@ -34,6 +35,8 @@ __all__ = [
     "Observer",
     "Outcome",
     "Phase",
+    "RouteNotFound",
+    "SensorUnknown",
     "SessionAdmitted",
     "SessionClosed",
     "SessionFacts",
@@ -54,8 +57,16 @@ Outcome: TypeAlias = Literal["completed", "failed", "shed", "not_accepted"]
 its handler, or the handler never accepted it."""
 
 
-NOT_OVERLOAD = frozenset({"client", "replaced", "drain"})
-"""Causes that are no sign of a process that lacks capacity."""
+class Event:
+    """Something that a guard tells its observers: a frozen dataclass with what is known of it.
+
+    A gate of your own may report a class of its own; it counts as what it is a subclass of.
+    """
+
+    __slots__ = ()
+
+    event_name: ClassVar[str]
+    """Its name in logs; the keys and the words of its record are in ``logs/messages.py``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +92,28 @@ class SessionFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionAdmitted:
+class SessionAdmitted(Event):
     """All gates let a session pass, and its handler starts; ``session.duration`` is how long they took."""
 
+    event_name: ClassVar = "closecodes.session.admitted"
+
     session: SessionFacts
 
 
 @dataclass(frozen=True, slots=True)
-class SessionOpened:
+class SessionOpened(Event):
     """A handler accepted a session."""
 
+    event_name: ClassVar = "closecodes.session.opened"
+
     session: SessionFacts
 
 
 @dataclass(frozen=True, slots=True)
-class SessionClosed:
+class SessionClosed(Event):
     """A session that a gate admitted is over, and its place is free again."""
+
+    event_name: ClassVar = "closecodes.session.closed"
 
     session: SessionFacts
     close: Close | None
@@ -108,8 +125,10 @@ class SessionClosed:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionFailed:
+class SessionFailed(Event):
     """A handler raised what nobody expected; ``error_id`` is the ``ref`` in the close reason."""
+
+    event_name: ClassVar = "closecodes.session.exception"
 
     session: SessionFacts
     error_id: str
@@ -125,15 +144,19 @@ class SessionFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteNotFound:
+class RouteNotFound(Event):
     """The application has no route for a handshake, and its framework says so by an exception."""
+
+    event_name: ClassVar = "closecodes.session.not_found"
 
     session: SessionFacts
 
 
 @dataclass(frozen=True, slots=True)
-class CloseFailed:
+class CloseFailed(Event):
     """The server did not take a close."""
+
+    event_name: ClassVar = "closecodes.session.close_failed"
 
     session: SessionFacts
     close: Close
@@ -142,11 +165,13 @@ class CloseFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class CloseRepaired:
+class CloseRepaired(Event):
     """A close that may not be sent was repaired: its code, or the cause and the hint of a refusal.
 
     Repairs of refusals are reported once for each gate.
     """
+
+    event_name: ClassVar = "closecodes.session.close_repaired"
 
     session: SessionFacts
     asked: object
@@ -157,8 +182,10 @@ class CloseRepaired:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionRefused:
+class SessionRefused(Event):
     """A gate did not admit a session, or its new key; in mode ``shadow`` it only would not have."""
+
+    event_name: ClassVar = "closecodes.session.refused"
 
     session: SessionFacts
     close: Close | None
@@ -170,16 +197,15 @@ class SessionRefused:
     mode: Literal["close", "http", "shadow"]
     usage: float | None = None
     limit: float | None = None
-
-    @property
-    def is_overload(self) -> bool:
-        """Whether the process lacks something, and not one client at its own limit; a drain is wanted."""
-        return self.mode != "shadow" and self.cause not in NOT_OVERLOAD
+    is_overload: bool = True
+    """Whether the process lacks something, as the gate says; one client's own limit and a drain are no overload."""
 
 
 @dataclass(frozen=True, slots=True)
-class GateSaturated:
+class GateSaturated(Event):
     """A gate that speaks for the whole process began to refuse sessions."""
+
+    event_name: ClassVar = "closecodes.gate.saturated"
 
     gate: str
     cause: str
@@ -188,8 +214,10 @@ class GateSaturated:
 
 
 @dataclass(frozen=True, slots=True)
-class GateRecovered:
+class GateRecovered(Event):
     """A gate that was saturated has refused nobody for a while."""
+
+    event_name: ClassVar = "closecodes.gate.recovered"
 
     gate: str
     cause: str
@@ -200,8 +228,10 @@ class GateRecovered:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionShed:
+class SessionShed(Event):
     """A session was ended from outside of its handler."""
+
+    event_name: ClassVar = "closecodes.session.shed"
 
     session: SessionFacts
     close: Close | None
@@ -209,11 +239,15 @@ class SessionShed:
     cause: str
     retry_after: float
     """Seconds after which the client was told to come back."""
+    is_overload: bool = True
+    """Whether the process lacks something; see :attr:`SessionRefused.is_overload`."""
 
 
 @dataclass(frozen=True, slots=True)
-class GateFailed:
+class GateFailed(Event):
     """A gate raised something else than a refusal; the session was admitted past it, or refused."""
+
+    event_name: ClassVar = "closecodes.gate.failed"
 
     session: SessionFacts
     gate: str
@@ -223,8 +257,10 @@ class GateFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class CallbackFailed:
+class CallbackFailed(Event):
     """Something that the user plugged in (a mapping, a chooser, an observer) raised or returned nonsense."""
+
+    event_name: ClassVar = "closecodes.callback.failed"
 
     callback: str
     exception: BaseException
@@ -232,8 +268,31 @@ class CallbackFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class DrainStarted:
+class BackgroundFailed(Event):
+    """Background work of this library raised: a bug of its own."""
+
+    event_name: ClassVar = "closecodes.background.failed"
+
+    task: str
+    """The function that failed."""
+    exception: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class SensorUnknown(Event):
+    """A sensor cannot be read; its gate refuses nobody."""
+
+    event_name: ClassVar = "closecodes.sensor.unknown"
+
+    sensor: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainStarted(Event):
     """New sessions are refused from now on, and the open ones are closed."""
+
+    event_name: ClassVar = "closecodes.drain.started"
 
     sessions: int
     window: float
@@ -241,8 +300,10 @@ class DrainStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class DrainFinished:
+class DrainFinished(Event):
     """All sessions that were open have been told to come back elsewhere, or it was called off."""
+
+    event_name: ClassVar = "closecodes.drain.finished"
 
     sessions: int
     """Those that were told."""
@@ -251,23 +312,29 @@ class DrainFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class SignalLeftAlone:
+class SignalLeftAlone(Event):
     """``drain_on_sigterm`` was asked for where the server's signal handling cannot be taken over."""
+
+    event_name: ClassVar = "closecodes.drain.unavailable"
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class LimitsSet:
+class LimitsSet(Event):
     """The limits of this process, at its start or after a change."""
+
+    event_name: ClassVar = "closecodes.config.limits"
 
     limits: Mapping[str, object]
     changed: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class SettingIgnored:
-    """A setting has no effect: the environment holds a name that is none, or what ``problem`` says."""
+class SettingIgnored(Event):
+    """A setting has no effect: a variable that is none or that code overrides, or a guard that no middleware has."""
+
+    event_name: ClassVar = "closecodes.config.ignored"
 
     name: str
     nearest: str | None
@@ -275,8 +342,10 @@ class SettingIgnored:
 
 
 @dataclass(frozen=True, slots=True)
-class LogsSuppressed:
+class LogsSuppressed(Event):
     """Records of one kind were counted instead of written."""
+
+    event_name: ClassVar = "closecodes.logs.suppressed"
 
     event: str
     """Their ``event.name``."""
@@ -284,8 +353,10 @@ class LogsSuppressed:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSynced:
+class ClusterSynced(Event):
     """A cluster gate has a new lease: what it may admit by itself, and what all processes have together."""
+
+    event_name: ClassVar = "closecodes.cluster.synced"
 
     name: str
     """The cluster limit."""
@@ -309,16 +380,20 @@ class ClusterSynced:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSyncFailed:
+class ClusterSyncFailed(Event):
     """A sync of a cluster gate failed; the open sessions and the lease stay as they are."""
+
+    event_name: ClassVar = "closecodes.cluster.sync_failed"
 
     name: str
     problem: str
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterAway:
+class ClusterAway(Event):
     """The store of a cluster gate cannot be used, for a new reason; it is tried again every second."""
+
+    event_name: ClassVar = "closecodes.cluster.away"
 
     name: str
     problem: str
@@ -328,16 +403,20 @@ class ClusterAway:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterFallback:
+class ClusterFallback(Event):
     """The lease has ended while the store is away: the fallback decides from now on."""
+
+    event_name: ClassVar = "closecodes.cluster.fallback"
 
     name: str
     fallback: Literal["share", "open", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterBack:
+class ClusterBack(Event):
     """The store of a cluster gate can be used again."""
+
+    event_name: ClassVar = "closecodes.cluster.back"
 
     name: str
     failures: int
@@ -346,8 +425,10 @@ class ClusterBack:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterLearning:
+class ClusterLearning(Event):
     """The store has lost what it knew, or went back in time: nobody gets more until all processes have spoken."""
+
+    event_name: ClassVar = "closecodes.cluster.learning"
 
     name: str
     duration: float
@@ -355,41 +436,19 @@ class ClusterLearning:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterMisconfigured:
+class ClusterMisconfigured(Event):
     """Something about a cluster limit should be changed; told once."""
+
+    event_name: ClassVar = "closecodes.cluster.misconfigured"
 
     name: str
     problem: str
 
 
-Event: TypeAlias = (
-    SessionAdmitted
-    | SessionOpened
-    | SessionClosed
-    | SessionFailed
-    | RouteNotFound
-    | SessionRefused
-    | SessionShed
-    | GateSaturated
-    | GateRecovered
-    | CloseFailed
-    | CloseRepaired
-    | GateFailed
-    | CallbackFailed
-    | DrainStarted
-    | DrainFinished
-    | SignalLeftAlone
-    | LimitsSet
-    | SettingIgnored
-    | LogsSuppressed
-    | ClusterSynced
-    | ClusterSyncFailed
-    | ClusterAway
-    | ClusterFallback
-    | ClusterBack
-    | ClusterLearning
-    | ClusterMisconfigured
+KINDS: tuple[type[Event], ...] = tuple(
+    kind for kind in [*vars().values()] if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
 )
+"""All events of this library."""
 
 Observer: TypeAlias = Callable[[Event], None]
 """Called with each event, in the event loop, while a session waits for it.

@@ -55,6 +55,8 @@ class TryAgainLater(CloseWith):
         place in the process's retry queue.
     :param usage: how much of the limit was in use, for the log.
     :param limit: the limit that was reached, for the log.
+    :param is_overload: whether the process lacks something, which concerns its operator (WARNING, saturation, alerts);
+        False for one client's own limit.
     """
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
@@ -67,6 +69,7 @@ class TryAgainLater(CloseWith):
     limit: float | None = None
     gate: str | None = None
     """The gate that refused; None where a handler raised it."""
+    is_overload: bool = True
     repairs: tuple[str, ...] = ()
     """What was repaired, for the log."""
     _says_cause = False  # whether the reason is the cause
@@ -79,12 +82,15 @@ class TryAgainLater(CloseWith):
         retry_after: float | None = None,
         usage: float | None = None,
         limit: float | None = None,
+        is_overload: bool | None = None,
     ) -> None:
         super().__init__(type(self).code, reason)
         self.cause = cause
         self.retry_after = retry_after
         self.usage = usage
         self.limit = limit
+        if is_overload is not None:
+            self.is_overload = is_overload
         self.repair()
         self._says_cause = self.cause is None and _TOKEN.fullmatch(self.reason) is not None
         if self._says_cause:
@@ -148,6 +154,7 @@ class ServiceRestart(TryAgainLater):
     """The server is about to stop, and another one takes over: 1012, or HTTP 503 with ``Retry-After``."""
 
     code: int = CloseCode.SERVICE_RESTART
+    is_overload = False  # it is wanted
 
 
 class SessionEnded(ConnectionError):  # noqa: N818 - it says what has happened to the peer

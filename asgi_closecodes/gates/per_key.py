@@ -117,6 +117,7 @@ class MaxSessionsPerKey(Limited):
 
     __slots__ = ("_lowered", "_sessions", "active", "key", "when_full")
     cause = "client"
+    is_overload = False
     usage = None  # of a limit that each key has for itself
 
     def __init__(
@@ -178,7 +179,7 @@ class MaxSessionsPerKey(Limited):
         if len(sessions) < limit:
             return None
         if self.when_full == "refuse" or not sessions:
-            raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=limit)
+            raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=limit, is_overload=self.is_overload)
         return next(iter(sessions))
 
     def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
@@ -188,7 +189,7 @@ class MaxSessionsPerKey(Limited):
 
     def _replace(self, key: Hashable, oldest: Session) -> None:
         self.give_back(key, oldest)
-        oldest.end_soon(TryAgainLater(cause="replaced"))
+        oldest.end_soon(TryAgainLater(cause="replaced", is_overload=self.is_overload))
 
     def give_back(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` less, once."""

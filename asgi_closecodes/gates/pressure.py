@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 
 from asgi_closecodes.bounds import finite
 from asgi_closecodes.concurrency import COUNTING
+from asgi_closecodes.events import Observer
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
@@ -160,6 +161,11 @@ class Pressure:
         elif since is not None and value < self.resume_below and now - since >= SHORTEST:
             self._refusing_since = None
         return self._refusing_since is not None
+
+    def report_to(self, report: Observer) -> None:
+        """Have the sensor tell events to ``report``, if it has any."""
+        if (report_to := getattr(self.sensor, "report_to", None)) is not None:
+            report_to(report)
 
     def sample(self) -> None:
         """Let the sensor take a sample; the background ticker calls it."""

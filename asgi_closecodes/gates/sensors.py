@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import importlib.util
-import logging
 import math
 import os
 import time
@@ -18,9 +17,8 @@ from types import ModuleType
 from typing import Protocol
 
 from asgi_closecodes.bounds import is_between
+from asgi_closecodes.events import Event, Observer, SensorUnknown
 from asgi_closecodes.naming import shown
-
-_LOGGER = logging.getLogger("asgi_closecodes.gate")
 
 
 class Sensor(Protocol):
@@ -85,6 +83,10 @@ class LoopLag:
         return max(self._lag, self._clock() - last - self._interval)
 
 
+def _nobody(_event: Event) -> None:
+    pass
+
+
 class _Slow(abc.ABC):
     """A sensor that reads files, about once a second."""
 
@@ -96,6 +98,11 @@ class _Slow(abc.ABC):
         self._next = -math.inf
         self._value: float | None = None
         self._warned = False
+        self._report: Observer = _nobody
+
+    def report_to(self, report: Observer) -> None:
+        """Tell ``report`` if it cannot be read."""
+        self._report = report
 
     def sample(self) -> None:
         """Read the files, if the last time is long enough ago."""
@@ -109,13 +116,7 @@ class _Slow(abc.ABC):
             self._value = None
             if not self._warned:
                 self._warned = True
-                _LOGGER.warning(
-                    "the sensor %s cannot be read (%s: %s); it refuses nobody",
-                    self.name,
-                    type(error).__name__,
-                    error,
-                    extra={"event.name": "closecodes.sensor.unknown", "closecodes.gate.cause": self.name},
-                )
+                self._report(SensorUnknown(self.name, f"{type(error).__name__}: {error}"))
 
     def stop(self) -> None:
         """Forget the last value: nobody samples for now."""

@@ -90,6 +90,7 @@ class _Shadowed:
                     mode="shadow",
                     usage=refusal.usage,
                     limit=refusal.limit,
+                    is_overload=refusal.is_overload,
                 )
             )
             # Their frames hold the session, and Python 3.13 keeps the circle.

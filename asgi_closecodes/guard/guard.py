@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -117,7 +117,7 @@ class Guard:
         self._followers = tuple(observers)
         self._observers: dict[type, tuple[events.Observer, ...]] = {
             kind: (*(observer for observer, kinds in own.items() if kind in kinds), *self._followers)
-            for kind in get_args(events.Event)
+            for kind in events.KINDS
         }
         self._watchers: list[Any] = [observer for observer in observers if hasattr(observer, "watch")]
         self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
@@ -348,8 +348,14 @@ class Guard:
         return True
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
-        """Run ``function`` in the background."""
-        concurrency.spawn(function, *arguments)
+        """Run ``function`` in the background; what it raises is reported."""
+        concurrency.spawn(self._contained, function, *arguments)
+
+    async def _contained(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        try:
+            await function(*arguments)
+        except Exception as error:
+            self.report(events.BackgroundFailed(name_of(function), error))
 
     def retry_after(self) -> float:
         """Take the next place in the retry queue; return the seconds until its turn."""
@@ -486,7 +492,7 @@ class Guard:
         if running_loop() is None:
             self._tick_elsewhere()
         elif (holder := self._ticks.take()) is not None:
-            concurrency.spawn(self._tick_forever, holder)
+            self.spawn(self._tick_forever, holder)
 
     def _tick_elsewhere(self) -> None:
         for loop in self._loops.copy():
@@ -529,15 +535,15 @@ class Guard:
         for gate in self.gate.gates:
             self._ask(gate, "sample")
             for session in self._ask(gate, "overdue") or ():
-                self._end_soon(session, _cause(gate))
+                self._end_soon(session, gate)
         if self.settings.shed == "never":
             return
-        excess, cause = max(
-            ((self._ask(gate, "excess") or 0, _cause(gate)) for gate in self.gate.gates), default=(0, "")
+        excess, fullest = max(
+            ((self._ask(gate, "excess") or 0, gate) for gate in self.gate.gates), key=lambda each: each[0]
         )
         excess -= len(self._leaving)
         unwanted = [
-            (session, _cause(gate))
+            (session, gate)
             for gate in self.gate.gates
             for session in self._ask(gate, "unwanted") or ()
             if not session.is_leaving
@@ -545,7 +551,7 @@ class Guard:
         if excess > 0 or unwanted:
             due = self._pace.due(self.settings.shed_rate or max(len(self.sessions) / 100, 1.0))
             if due > 0:
-                self._in_background(self._shed, unwanted[:due], min(excess, due - len(unwanted)), cause)
+                self._in_background(self._shed, unwanted[:due], min(excess, due - len(unwanted)), fullest)
         elif self.settings.shed == "idle" and time.monotonic() - self._looked_at > _LOOK:
             self._looked_at = time.monotonic()
             self._in_background(self._victims.look, self.sessions)
@@ -573,7 +579,7 @@ class Guard:
     def _in_background(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function``, which takes many turns of the event loop, unless the last one still runs."""
         if (holder := self._is_busy.take()) is not None:
-            concurrency.spawn(self._busy_with, holder, function, *arguments)
+            self.spawn(self._busy_with, holder, function, *arguments)
 
     async def _busy_with(
         self, holder: EventLoop, function: Callable[..., Awaitable[object]], *arguments: object
@@ -583,16 +589,16 @@ class Guard:
         finally:
             self._is_busy.release(holder)
 
-    async def _shed(self, unwanted: list[tuple[Session, str]], count: int, cause: str) -> None:
+    async def _shed(self, unwanted: list[tuple[Session, Gate]], count: int, fullest: Gate) -> None:
         chosen = await self._victims.choose(self.sessions, count)
-        for number, (session, why) in enumerate([*unwanted, *((one, cause) for one in chosen)], 1):
-            self._end_soon(session, why)
+        for number, (session, gate) in enumerate([*unwanted, *((one, fullest) for one in chosen)], 1):
+            self._end_soon(session, gate)
             if number % _AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
 
-    def _end_soon(self, session: Session, cause: str) -> None:
+    def _end_soon(self, session: Session, gate: Gate) -> None:
         self.leaves(session)  # at once: in another event loop it takes a while, and the next tick counts again
-        session.end_soon(TryAgainLater(cause=cause))
+        session.end_soon(_refusal_of(gate))
 
     def _forked(self) -> None:
         """Begin anew in a child process: sessions, event loops, counts and drains are the parent's."""
@@ -689,6 +695,11 @@ def _limit_of(gate: Gate) -> object:
 def _cause(gate: Gate) -> str:
     cause = _read(gate, "cause")
     return cause if isinstance(cause, str) else "shed"
+
+
+def _refusal_of(gate: Gate) -> TryAgainLater:
+    """Return what ends a session for ``gate``."""
+    return TryAgainLater(cause=_cause(gate), is_overload=_read(gate, "is_overload") is not False)
 
 
 def _checked_observers(observers: Iterable[events.Observer]) -> list[events.Observer]:

@@ -33,7 +33,7 @@ class Saturation:
     def __call__(self, event: events.Event) -> None:
         """Take note of a refusal."""
         assert isinstance(event, events.SessionRefused)
-        if not event.is_overload:
+        if event.mode == "shadow" or not event.is_overload:
             return
         now = time.monotonic()
         with COUNTING:

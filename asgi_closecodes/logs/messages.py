@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close
@@ -12,7 +12,6 @@ from asgi_closecodes.error_identity import type_name
 from asgi_closecodes.naming import shown
 
 from .redaction import one_line, raw_path, safe_client, safe_path
-from .sampling import Key
 
 # No handler is installed, not even a NullHandler: with one, an application that configures no
 # logging would lose its tracebacks; without one, Python prints warnings and errors to stderr.
@@ -26,74 +25,34 @@ _CONFIG = logging.getLogger("asgi_closecodes.config")
 
 Sampler: TypeAlias = Literal["error", "refusal", "saturation"]
 
+SUMMARIES: dict[Sampler, str] = {sampler: f"closecodes.{sampler}s.suppressed" for sampler in get_args(Sampler)}
+"""The names of the records that sum up what was counted instead of written."""
+
+SUPPRESSED: dict[Sampler, str] = {sampler: f"closecodes.{sampler}.suppressed" for sampler in get_args(Sampler)}
+"""The keys of their counts."""
+
 
 class Line(NamedTuple):
     """The log line of one kind of event."""
 
     name: str
     logger: logging.Logger
-    level: int
-    sampler: Sampler | None = None
+    level: int | Callable[[Any], int]
+    sampler: Sampler | None
     """Which of the samplers may have it counted instead of written."""
+    by: Callable[[Any], Hashable]
+    """Returns what is equal for events of which a few are as good as all."""
+    keys: tuple[str, ...]
+    """Keys that each record has."""
+    describe: Callable[[Any, Redactor], Message]
+
+    def level_of(self, event: events.Event) -> int:
+        """Return the level of the record of ``event``."""
+        return self.level(event) if callable(self.level) else self.level
 
 
-LINES: dict[type, Line] = {
-    events.SessionFailed: Line("closecodes.session.exception", _ERROR, logging.ERROR, "error"),
-    events.CloseFailed: Line("closecodes.session.close_failed", _ERROR, logging.WARNING, "error"),
-    events.CloseRepaired: Line("closecodes.session.close_repaired", _ERROR, logging.WARNING, "error"),
-    events.GateFailed: Line("closecodes.gate.failed", _ERROR, logging.ERROR, "error"),
-    events.CallbackFailed: Line("closecodes.callback.failed", _ERROR, logging.ERROR, "error"),
-    events.SessionRefused: Line("closecodes.session.refused", _GATE, logging.WARNING, "refusal"),
-    events.SessionShed: Line("closecodes.session.shed", _GATE, logging.WARNING, "refusal"),
-    events.GateSaturated: Line("closecodes.gate.saturated", _GATE, logging.WARNING, "saturation"),
-    events.GateRecovered: Line("closecodes.gate.recovered", _GATE, logging.INFO, "saturation"),
-    events.DrainStarted: Line("closecodes.drain.started", _GATE, logging.INFO),
-    events.DrainFinished: Line("closecodes.drain.finished", _GATE, logging.INFO),
-    events.ClusterAway: Line("closecodes.cluster.away", _GATE, logging.WARNING),
-    events.ClusterFallback: Line("closecodes.cluster.fallback", _GATE, logging.WARNING),
-    events.ClusterBack: Line("closecodes.cluster.back", _GATE, logging.INFO),
-    events.ClusterLearning: Line("closecodes.cluster.learning", _GATE, logging.WARNING),
-    events.ClusterMisconfigured: Line("closecodes.cluster.misconfigured", _GATE, logging.WARNING),
-    events.SessionOpened: Line("closecodes.session.opened", SESSION, logging.DEBUG),
-    events.SessionClosed: Line("closecodes.session.closed", SESSION, logging.DEBUG),
-    events.RouteNotFound: Line("closecodes.session.not_found", SESSION, logging.INFO, "refusal"),
-    events.LimitsSet: Line("closecodes.config.limits", _CONFIG, logging.INFO),
-    events.SettingIgnored: Line("closecodes.config.ignored", _CONFIG, logging.WARNING),
-    events.SignalLeftAlone: Line("closecodes.drain.unavailable", _CONFIG, logging.WARNING),
-}
-"""What is not here is not logged."""
-
-
-def level_of(event: events.Event, line: Line) -> int:
-    """Return the level of ``event``, which its cause may lower."""
-    # One client at its own limit is that client's affair, a drain is wanted; a process at its limit is the operator's.
-    if isinstance(event, (events.SessionRefused, events.SessionShed)) and event.cause in events.NOT_OVERLOAD:
-        return logging.INFO
-    return line.level
-
-
-def kind_of(event: events.Event) -> Key:
-    """Return what is equal for events of which a few are as good as all."""
-    name = LINES[type(event)].name
-    match event:
-        case events.SessionFailed():
-            return name, event.fingerprint
-        case events.SessionRefused():
-            return name, (event.gate, event.cause, event.mode == "shadow")
-        case events.SessionShed():
-            return name, event.cause
-        case events.GateSaturated() | events.GateRecovered():
-            return name, (event.gate, event.cause)
-        case events.GateFailed():
-            return name, (event.gate, event.step, type_name(type(event.exception)))
-        case events.CloseFailed():
-            return name, (event.session.route, event.exception and type_name(type(event.exception)))
-        case events.CloseRepaired():
-            return name, event.gate or event.session.route
-        case events.CallbackFailed():
-            return name, (event.callback, type_name(type(event.exception)))
-        case _:
-            return name, None
+LINES: dict[type[events.Event], Line] = {}
+"""The lines of the events that are logged, by their class."""
 
 
 class Message(NamedTuple):
@@ -166,14 +125,57 @@ def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
     }
 
 
-@functools.singledispatch
-def describe(event: object, _redactor: Redactor) -> Message:
-    """Return what is logged of ``event``."""
-    raise TypeError(f"there are no words for {type(event).__name__}: each event in LINES needs some")
+_SESSION_KEYS = ("closecodes.session.id", "url.scheme", "network.protocol.name")
+_CLOSE_KEYS = ("websocket.close.code", "websocket.close.reason")
+_COURSE_KEYS = (
+    "closecodes.session.duration",
+    "closecodes.session.messages.received",
+    "closecodes.session.messages.sent",
+)
+
+_Event = TypeVar("_Event", bound=events.Event)
+_Describe: TypeAlias = Callable[[_Event, Redactor], Message]
 
 
-@describe.register
-def _(event: events.SessionFailed, redactor: Redactor) -> Message:
+def _record(
+    kind: type[_Event],
+    logger: logging.Logger,
+    level: int | Callable[[_Event], int],
+    *,
+    sampler: Sampler | None = None,
+    by: Callable[[_Event], Hashable] = lambda _event: None,
+    keys: tuple[str, ...] = (),
+) -> Callable[[_Describe[_Event]], _Describe[_Event]]:
+    """Register the decorated function as what says the words and the keys of an event's record; see :class:`Line`."""
+
+    def register(describe: _Describe[_Event]) -> _Describe[_Event]:
+        LINES[kind] = Line(kind.event_name, logger, level, sampler, by, keys, describe)
+        return describe
+
+    return register
+
+
+def _severity(event: events.SessionRefused | events.SessionShed) -> int:
+    """Return WARNING where the process lacks something, INFO for one client's limit and for a drain."""
+    return logging.WARNING if event.is_overload else logging.INFO
+
+
+@_record(
+    events.SessionFailed,
+    _ERROR,
+    logging.ERROR,
+    sampler="error",
+    by=lambda event: event.fingerprint,
+    keys=(
+        *_SESSION_KEYS,
+        *_COURSE_KEYS,
+        "websocket.close.sent",
+        "closecodes.error.id",
+        "closecodes.error.fingerprint",
+        "closecodes.error.phase",
+    ),
+)
+def _session_failed(event: events.SessionFailed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     kind = type_name(type(event.exception))
     keys = {
@@ -191,14 +193,21 @@ def _(event: events.SessionFailed, redactor: Redactor) -> Message:
     return Message(message, (kind, source, _place(session), _close_text(event.close), event.error_id), keys)
 
 
-@describe.register
-def _(event: events.RouteNotFound, redactor: Redactor) -> Message:
+@_record(events.RouteNotFound, SESSION, logging.INFO, sampler="refusal", keys=(*_SESSION_KEYS,))
+def _route_not_found(event: events.RouteNotFound, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     return Message("no route for %s", (_place(session),), session)
 
 
-@describe.register
-def _(event: events.CloseFailed, redactor: Redactor) -> Message:
+@_record(
+    events.CloseFailed,
+    _ERROR,
+    logging.WARNING,
+    sampler="error",
+    by=lambda event: (event.session.route, event.exception and type_name(type(event.exception))),
+    keys=(*_SESSION_KEYS, *_CLOSE_KEYS, "websocket.close.sent"),
+)
+def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     if event.exception is None:
         problem = "the server did not take it in time: the peer does not read"
@@ -212,8 +221,15 @@ def _(event: events.CloseFailed, redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.CloseRepaired, redactor: Redactor) -> Message:
+@_record(
+    events.CloseRepaired,
+    _ERROR,
+    logging.WARNING,
+    sampler="error",
+    by=lambda event: event.gate or event.session.route,
+    keys=(*_SESSION_KEYS, *_CLOSE_KEYS),
+)
+def _close_repaired(event: events.CloseRepaired, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     who = f"the handler of {_place(session)}" if event.gate is None else f"the gate {event.gate}"
     # Of a refusal it is a text of ours.
@@ -225,8 +241,15 @@ def _(event: events.CloseRepaired, redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.GateFailed, redactor: Redactor) -> Message:
+@_record(
+    events.GateFailed,
+    _ERROR,
+    logging.ERROR,
+    sampler="error",
+    by=lambda event: (event.gate, event.step, type_name(type(event.exception))),
+    keys=(*_SESSION_KEYS, "closecodes.gate.name"),
+)
+def _gate_failed(event: events.GateFailed, redactor: Redactor) -> Message:
     if event.step == "release":
         outcome = "its place may not be free again"
     else:
@@ -238,8 +261,15 @@ def _(event: events.GateFailed, redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.CallbackFailed, redactor: Redactor) -> Message:
+@_record(
+    events.CallbackFailed,
+    _ERROR,
+    logging.ERROR,
+    sampler="error",
+    by=lambda event: (event.callback, type_name(type(event.exception))),
+    keys=("closecodes.callback",),
+)
+def _callback_failed(event: events.CallbackFailed, redactor: Redactor) -> Message:
     callback = one_line(event.callback)
     session = redactor.keys(event.session) if event.session else {}
     return Message(
@@ -249,8 +279,41 @@ def _(event: events.CallbackFailed, redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.SessionRefused, redactor: Redactor) -> Message:
+@_record(
+    events.BackgroundFailed,
+    _ERROR,
+    logging.ERROR,
+    sampler="error",
+    by=lambda event: (event.task, type_name(type(event.exception))),
+)
+def _background_failed(event: events.BackgroundFailed, _redactor: Redactor) -> Message:
+    return Message("background work failed: %s", (event.task,), {})
+
+
+@_record(events.SensorUnknown, _GATE, logging.WARNING, keys=("closecodes.gate.cause",))
+def _sensor_unknown(event: events.SensorUnknown, _redactor: Redactor) -> Message:
+    return Message(
+        "the sensor %s cannot be read (%s); it refuses nobody",
+        (event.sensor, one_line(event.problem)),
+        {"closecodes.gate.cause": event.sensor},
+    )
+
+
+@_record(
+    events.SessionRefused,
+    _GATE,
+    _severity,
+    sampler="refusal",
+    by=lambda event: (event.gate, event.cause, event.mode == "shadow"),
+    keys=(
+        *_SESSION_KEYS,
+        "closecodes.gate.name",
+        "closecodes.gate.cause",
+        "closecodes.refusal.mode",
+        "closecodes.refusal.retry_after",
+    ),
+)
+def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     keys = {
         "closecodes.gate.name": event.gate,
@@ -268,8 +331,15 @@ def _(event: events.SessionRefused, redactor: Redactor) -> Message:
     return Message(message, (_place(session), event.gate, event.cause, event.retry_after), keys)
 
 
-@describe.register
-def _(event: events.SessionShed, redactor: Redactor) -> Message:
+@_record(
+    events.SessionShed,
+    _GATE,
+    _severity,
+    sampler="refusal",
+    by=lambda event: event.cause,
+    keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.gate.cause", "closecodes.refusal.retry_after"),
+)
+def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     place = _place(session)
     what = f"drained a session of {place}" if event.cause == "drain" else f"shed a session of {place}: {event.cause}"
@@ -286,8 +356,15 @@ def _(event: events.SessionShed, redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.GateSaturated, _redactor: Redactor) -> Message:
+@_record(
+    events.GateSaturated,
+    _GATE,
+    logging.WARNING,
+    sampler="saturation",
+    by=lambda event: (event.gate, event.cause),
+    keys=("closecodes.gate.name", "closecodes.gate.cause"),
+)
+def _gate_saturated(event: events.GateSaturated, _redactor: Redactor) -> Message:
     return Message(
         "the gate %s refuses sessions (%s)",
         (event.gate, event.cause),
@@ -300,8 +377,15 @@ def _(event: events.GateSaturated, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.GateRecovered, _redactor: Redactor) -> Message:
+@_record(
+    events.GateRecovered,
+    _GATE,
+    logging.INFO,
+    sampler="saturation",
+    by=lambda event: (event.gate, event.cause),
+    keys=("closecodes.gate.name", "closecodes.gate.cause", "closecodes.gate.refused", "closecodes.gate.duration"),
+)
+def _gate_recovered(event: events.GateRecovered, _redactor: Redactor) -> Message:
     return Message(
         "the gate %s refuses nobody any more (%s); it refused %d in %.1f s",
         (event.gate, event.cause, event.refused, event.duration),
@@ -314,14 +398,16 @@ def _(event: events.GateRecovered, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.SessionOpened, redactor: Redactor) -> Message:
+@_record(events.SessionOpened, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS,))
+def _session_opened(event: events.SessionOpened, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     return Message("opened %s", (_place(session),), session)
 
 
-@describe.register
-def _(event: events.SessionClosed, redactor: Redactor) -> Message:
+@_record(
+    events.SessionClosed, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.session.initiator")
+)
+def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     keys = {
         "closecodes.session.initiator": event.initiator,
@@ -333,8 +419,8 @@ def _(event: events.SessionClosed, redactor: Redactor) -> Message:
     return Message("closed %s by the %s; close code %s", (_place(session), event.initiator, code), keys)
 
 
-@describe.register
-def _(event: events.DrainStarted, _redactor: Redactor) -> Message:
+@_record(events.DrainStarted, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.window"))
+def _drain_started(event: events.DrainStarted, _redactor: Redactor) -> Message:
     return Message(
         "draining %d sessions over %.1f s; new ones are refused with 1012",
         (event.sessions, event.window),
@@ -342,8 +428,8 @@ def _(event: events.DrainStarted, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.DrainFinished, _redactor: Redactor) -> Message:
+@_record(events.DrainFinished, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.duration"))
+def _drain_finished(event: events.DrainFinished, _redactor: Redactor) -> Message:
     return Message(
         "drained %d sessions in %.1f s",
         (event.sessions, event.duration),
@@ -351,8 +437,8 @@ def _(event: events.DrainFinished, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.SignalLeftAlone, _redactor: Redactor) -> Message:
+@_record(events.SignalLeftAlone, _CONFIG, logging.WARNING)
+def _signal_left_alone(event: events.SignalLeftAlone, _redactor: Redactor) -> Message:
     return Message(
         "drain_on_sigterm has no effect: %s; drain before the signal instead, "
         "from an endpoint that awaits guard.drain() and that preStop or ExecStop calls",
@@ -361,8 +447,8 @@ def _(event: events.SignalLeftAlone, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.LimitsSet, _redactor: Redactor) -> Message:
+@_record(events.LimitsSet, _CONFIG, logging.INFO)
+def _limits_set(event: events.LimitsSet, _redactor: Redactor) -> Message:
     text = ", ".join(f"{name}={value}" for name, value in event.limits.items() if value is not None)
     return Message(
         "limits %s: %s",
@@ -371,8 +457,8 @@ def _(event: events.LimitsSet, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.SettingIgnored, _redactor: Redactor) -> Message:
+@_record(events.SettingIgnored, _CONFIG, logging.WARNING, keys=("closecodes.config.name",))
+def _setting_ignored(event: events.SettingIgnored, _redactor: Redactor) -> Message:
     name = one_line(event.name)
     if event.problem is not None:
         return Message("%s has no effect: %s", (name, event.problem), {"closecodes.config.name": name})
@@ -383,8 +469,18 @@ def _(event: events.SettingIgnored, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.ClusterAway, _redactor: Redactor) -> Message:
+@_record(
+    events.ClusterAway,
+    _GATE,
+    logging.WARNING,
+    keys=(
+        "closecodes.cluster.name",
+        "closecodes.cluster.problem",
+        "closecodes.cluster.lease",
+        "closecodes.cluster.fallback",
+    ),
+)
+def _cluster_away(event: events.ClusterAway, _redactor: Redactor) -> Message:
     problem = one_line(event.problem)
     keys = {
         "closecodes.cluster.name": event.name,
@@ -396,8 +492,10 @@ def _(event: events.ClusterAway, _redactor: Redactor) -> Message:
     return Message(message, (event.name, problem, event.lease, event.fallback), keys)
 
 
-@describe.register
-def _(event: events.ClusterFallback, _redactor: Redactor) -> Message:
+@_record(
+    events.ClusterFallback, _GATE, logging.WARNING, keys=("closecodes.cluster.name", "closecodes.cluster.fallback")
+)
+def _cluster_fallback(event: events.ClusterFallback, _redactor: Redactor) -> Message:
     return Message(
         "the lease of the cluster limit %s has ended: fallback=%s until Redis is back",
         (event.name, event.fallback),
@@ -405,8 +503,13 @@ def _(event: events.ClusterFallback, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.ClusterBack, _redactor: Redactor) -> Message:
+@_record(
+    events.ClusterBack,
+    _GATE,
+    logging.INFO,
+    keys=("closecodes.cluster.name", "closecodes.cluster.failures", "closecodes.cluster.duration"),
+)
+def _cluster_back(event: events.ClusterBack, _redactor: Redactor) -> Message:
     return Message(
         "the Redis of the cluster limit %s is back after %.1f s; %d syncs failed",
         (event.name, event.duration, event.failures),
@@ -418,8 +521,10 @@ def _(event: events.ClusterBack, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.ClusterLearning, _redactor: Redactor) -> Message:
+@_record(
+    events.ClusterLearning, _GATE, logging.WARNING, keys=("closecodes.cluster.name", "closecodes.cluster.duration")
+)
+def _cluster_learning(event: events.ClusterLearning, _redactor: Redactor) -> Message:
     return Message(
         "the Redis of the cluster limit %s has lost what it knew: nobody gets more places for %.1f s",
         (event.name, event.duration),
@@ -427,8 +532,10 @@ def _(event: events.ClusterLearning, _redactor: Redactor) -> Message:
     )
 
 
-@describe.register
-def _(event: events.ClusterMisconfigured, _redactor: Redactor) -> Message:
+@_record(
+    events.ClusterMisconfigured, _GATE, logging.WARNING, keys=("closecodes.cluster.name", "closecodes.cluster.problem")
+)
+def _cluster_misconfigured(event: events.ClusterMisconfigured, _redactor: Redactor) -> Message:
     problem = one_line(event.problem)
     return Message(
         "the cluster limit %s: %s",

@@ -16,7 +16,7 @@ from asgi_closecodes import events
 from asgi_closecodes.error_identity import is_plain, traceback_of, type_name
 from asgi_closecodes.token_bucket import Rate, Unlimited, Window
 
-from .messages import LINES, SESSION, Line, Message, Redactor, Sampler, describe, kind_of, level_of
+from .messages import LINES, SESSION, SUMMARIES, SUPPRESSED, Line, Message, Redactor, Sampler
 from .redaction import one_line
 from .sampling import Storms
 
@@ -108,19 +108,21 @@ class LogObserver:
         """Write ``event``, or count it."""
         line = LINES.get(type(event))
         if type(event) is events.LimitsSet and line is not None:
-            is_told = line.logger.isEnabledFor(line.level) and line.logger.hasHandlers()
+            is_told = line.logger.isEnabledFor(line.level_of(event)) and line.logger.hasHandlers()
             self._untold = None if is_told else event
-        if line is None or not line.logger.isEnabledFor(level := level_of(event, line)):
+        if line is None or not line.logger.isEnabledFor(level := line.level_of(event)):
             return
         suppressed: dict[str, Any] = {}
         if line.sampler is not None:
-            count = self._storms[line.sampler].take(kind_of(event), lambda: self._described(event, line, level))
+            count = self._storms[line.sampler].take(
+                (line.name, line.by(event)), lambda: self._described(event, line, level)
+            )
             if count is None:
                 if self._report is not None:
                     self._report(events.LogsSuppressed(line.name, 1))
                 return
-            suppressed = {f"closecodes.{line.sampler}.suppressed": count}
-        message = describe(event, self._redactor)
+            suppressed = {SUPPRESSED[line.sampler]: count}
+        message = line.describe(event, self._redactor)
         message.keys.update(suppressed)
         _log(line.logger, level, line.name, message, getattr(event, "exception", None))
 
@@ -148,15 +150,15 @@ class LogObserver:
             for kind, is_rest, count in storms.summary(now=now):
                 keys = {
                     "closecodes.suppressed.event": kind.line.name,
-                    f"closecodes.{sampler}.suppressed": count,
+                    SUPPRESSED[sampler]: count,
                     **({} if is_rest else kind.keys),
                 }
                 what = "other kinds of " + kind.line.name if is_rest else kind.first
                 summary = Message("%d more were counted, not written: %s", (count, what), keys)
-                _log(kind.line.logger, kind.level, f"closecodes.{sampler}s.suppressed", summary)
+                _log(kind.line.logger, kind.level, SUMMARIES[sampler], summary)
 
     def _described(self, event: events.Event, line: Line, level: int) -> _Kind:
-        message, arguments, keys = describe(event, self._redactor)
+        message, arguments, keys = line.describe(event, self._redactor)
         return _Kind(line, level, message % arguments, {key: keys[key] for key in _IN_SUMMARIES if key in keys})
 
 

@@ -358,6 +358,7 @@ class Session(Channel):
                     mode="http" if word.mode == "http" else "close",
                     usage=refusal.usage,
                     limit=refusal.limit,
+                    is_overload=refusal.is_overload,
                 )
             )
             # It is settled. Frames in its traceback hold it, or the group that it came in: a cycle, which would keep
@@ -432,7 +433,13 @@ class Session(Channel):
         finally:
             ending.is_said.set()
             self.report(
-                events.SessionShed(facts, self.closed_with, refusal.cause or "unknown", word.retry_after or 0.0)
+                events.SessionShed(
+                    session=facts,
+                    close=self.closed_with,
+                    cause=refusal.cause or "unknown",
+                    retry_after=word.retry_after or 0.0,
+                    is_overload=refusal.is_overload,
+                )
             )
         return True
 

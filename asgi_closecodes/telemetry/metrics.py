@@ -20,6 +20,7 @@ from asgi_closecodes import events
 from asgi_closecodes.bounds import FirstOnes
 from asgi_closecodes.codes import Close
 from asgi_closecodes.error_identity import type_name
+from asgi_closecodes.logs.messages import LINES
 
 UNKNOWN = "_UNKNOWN"
 """The label of a route that is not known: the handler has not accepted yet, or no route matched."""
@@ -37,21 +38,6 @@ CODES = (*map(str, sorted(_SHOWN_CODES)), "3xxx", "4xxx", "other", "none")
 
 _INITIATORS = ("client", "handler", "middleware")
 _MODES = ("close", "http", "shadow")
-_SUPPRESSIBLE = tuple(
-    f"closecodes.{name}"
-    for name in (
-        "session.exception",
-        "session.close_failed",
-        "session.close_repaired",
-        "gate.failed",
-        "callback.failed",
-        "session.not_found",
-        "session.refused",
-        "session.shed",
-        "gate.saturated",
-        "gate.recovered",
-    )
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +61,7 @@ class Metric:
 SESSIONS_ACTIVE = Metric(
     "sum",
     "closecodes_sessions_active",
-    "Sessions that were admitted and are not over.",
+    "Sessions that were admitted and are not over; `_UNKNOWN` until the handler has accepted.",
     ("route",),
     ((UNKNOWN,),),
     summed=True,
@@ -84,7 +70,8 @@ SESSIONS_STARTED = Metric("counter", "closecodes_sessions_started_total", "Sessi
 SESSION_DURATION = Metric(
     "histogram",
     "closecodes_session_duration_seconds",
-    "How long sessions took from their handshake to their end, and what became of them.",
+    "How long sessions took from their handshake to their end, and what became of them: "
+    "`completed`, `failed`, `shed` (drained too) or `not_accepted`.",
     ("outcome",),
     tuple((outcome,) for outcome in get_args(events.Outcome)),
     buckets=(0.1, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
@@ -92,25 +79,38 @@ SESSION_DURATION = Metric(
 SESSIONS_CLOSED = Metric(
     "counter",
     "closecodes_sessions_closed_total",
-    "Sessions that are over, by their close code and who ended them.",
+    "Sessions that are over, by their close code (`none` where HTTP answered, or the server did not say how the client "
+    "left) and by who ended them: `client`, `handler` or `middleware`.",
     ("code", "initiator"),
     tuple(itertools.product(CODES, _INITIATORS)),
 )
 ERRORS = Metric(
     "counter",
     "closecodes_errors_total",
-    "Handlers that raised what nobody expected.",
+    "Handlers that raised what nobody expected, also those that the log only counts, "
+    "and where their sessions stood: `connecting`, `open` or `closed`.",
     ("route", "error_type", "phase"),
 )
 REFUSALS = Metric(
     "counter",
     "closecodes_refusals_total",
-    "Sessions that a gate refused; in mode shadow it only would have.",
+    "Sessions that a gate refused, by `close` or `http`; in mode `shadow` it only would have.",
     ("gate", "cause", "mode"),
     tuple(("Draining", "drain", mode) for mode in _MODES if mode != "shadow"),
 )
+OVERLOADS = Metric(
+    "counter",
+    "closecodes_overloads_total",
+    "Those of the refusals, in no shadow, for which the process lacks something: no client's own limit, and no drain.",
+    ("gate", "cause"),
+)
 GATE_USAGE = Metric("gauge", "closecodes_gate_usage", "How much of a gate's limit is in use, in its unit.", ("gate",))
-GATE_LIMIT = Metric("gauge", "closecodes_gate_limit", "A gate's limit, as long as it has one.", ("gate",))
+GATE_LIMIT = Metric(
+    "gauge",
+    "closecodes_gate_limit",
+    "A gate's limit, as long as it has one. Pressure gates are `Pressure(lag)` and so on.",
+    ("gate",),
+)
 ADMISSION = Metric(
     "histogram",
     "closecodes_admission_seconds",
@@ -122,7 +122,7 @@ ADMISSION = Metric(
 CLOSE_FAILURES = Metric(
     "counter",
     "closecodes_close_failures_total",
-    "Closes that the server did not take: it raised, or did not answer in time.",
+    "Closes that the server did not take: `exception`, or `timeout` where it did not answer.",
     ("code", "cause"),
     tuple(itertools.product((code for code in CODES if code != "none"), ("exception", "timeout"))),
 )
@@ -131,7 +131,7 @@ LOG_SUPPRESSED = Metric(
     "closecodes_log_suppressed_total",
     "Log records that were counted instead of written.",
     ("event",),
-    tuple((name,) for name in _SUPPRESSIBLE),
+    tuple((line.name,) for line in LINES.values() if line.sampler is not None),
 )
 LOOP_LAG = Metric(
     "gauge",
@@ -164,28 +164,8 @@ CLUSTER_SYNC_FAILURES = Metric(
     "counter", "closecodes_cluster_sync_failures_total", "Syncs with the store that failed.", ("name",)
 )
 
-METRICS = (
-    SESSIONS_ACTIVE,
-    SESSIONS_STARTED,
-    SESSION_DURATION,
-    SESSIONS_CLOSED,
-    ERRORS,
-    REFUSALS,
-    GATE_USAGE,
-    GATE_LIMIT,
-    ADMISSION,
-    CLOSE_FAILURES,
-    LOG_SUPPRESSED,
-    LOOP_LAG,
-    DRAINING,
-    CLUSTER_LIMIT,
-    CLUSTER_USED,
-    CLUSTER_QUOTA,
-    CLUSTER_LEASE_AGE,
-    CLUSTER_LEARNING,
-    CLUSTER_FALLBACK,
-    CLUSTER_SYNC_FAILURES,
-)
+METRICS: tuple[Metric, ...] = tuple(metric for metric in [*vars().values()] if isinstance(metric, Metric))
+"""All metrics."""
 
 
 def code_label(close: Close | None) -> str:
@@ -248,6 +228,8 @@ class MetricsObserver(abc.ABC):
             case events.SessionRefused(session=session):
                 self._add(REFUSALS, (self._gates(event.gate), self._causes(event.cause), event.mode))
                 if event.mode != "shadow":
+                    if event.is_overload:
+                        self._add(OVERLOADS, (self._gates(event.gate), self._causes(event.cause)))
                     self._record(ADMISSION, ("refused",), session.duration)
             case events.CloseFailed():
                 cause = "timeout" if event.exception is None else "exception"
@@ -308,8 +290,11 @@ class MetricsObserver(abc.ABC):
     def _expect_refusals(self) -> None:
         # At 0 before the first one: a counter that appears with 1 has not increased, for Prometheus.
         for gate in _gates_of(self._standings()):
-            for mode in _MODES if gate.cause is not None else ():
-                self._add(REFUSALS, (self._gates(gate.name), self._causes(gate.cause or ""), mode), 0)
+            if gate.cause is not None:
+                labels = self._gates(gate.name), self._causes(gate.cause)
+                self._add(OVERLOADS, labels, 0)
+                for mode in _MODES:
+                    self._add(REFUSALS, (*labels, mode), 0)
 
     def _gauges(self) -> Iterator[tuple[Metric, Labels, float]]:
         """Yield what the gauges show now.

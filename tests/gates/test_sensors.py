@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from asgi_closecodes.gates import Cpu, LoopLag, Memory
+from asgi_closecodes.events import SensorUnknown
+from asgi_closecodes.gates import Cpu, LoopLag, Memory, Pressure
 from tests.support.cgroups import group, tree, v2
 from tests.support.fakes import Clock
 
@@ -128,15 +129,16 @@ def test_a_size_of_its_own_is_compared_with_what_is_resident():
     assert 0 < sensor.value() < 0.01
 
 
-def test_what_cannot_be_read_is_unknown_and_says_so_once(tmp_path, caplog):
-    clock = Clock()
+def test_what_cannot_be_read_is_unknown_and_says_so_once(tmp_path):
+    clock, told = Clock(), []
     sensor = Memory(root=tree(tmp_path, v2() | group("/app", maximum="many", current=1)), clock=clock)
+    Pressure(sensor, 0.9, 0.8).report_to(told.append)
     for _ in range(5):
         sensor.sample()
         clock.now += 2
     assert sensor.value() is None
-    [record] = caplog.records
-    assert "memory cannot be read (ValueError" in record.getMessage()
+    [event] = told
+    assert (type(event), event.sensor, event.problem[:10]) == (SensorUnknown, "memory", "ValueError")
     tree(tmp_path, {"sys/fs/cgroup/app/memory.max": 10})
     sensor.sample()
     assert sensor.value() == pytest.approx(0.1)

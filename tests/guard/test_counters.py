@@ -32,8 +32,8 @@ def clock(monkeypatch):
     return clock
 
 
-def refused(gate="MaxSessions", cause="full", mode="close"):
-    return events.SessionRefused(FACTS, Close(1013), gate, cause, 1.0, mode, 5, 5)
+def refused(gate="MaxSessions", cause="full", mode="close", is_overload=True):
+    return events.SessionRefused(FACTS, Close(1013), gate, cause, 1.0, mode, 5, 5, is_overload)
 
 
 def test_a_spell_of_refusals_begins_once_and_ends_once(clock):
@@ -64,8 +64,8 @@ def test_gates_of_one_name_are_told_apart_by_their_cause(clock):
     assert [(event.gate, event.cause) for event in seen] == [("Pressure", "lag"), ("Pressure", "memory")]
 
 
-@pytest.mark.parametrize("event", [refused(cause="client"), refused(cause="drain"), refused(mode="shadow")])
-def test_one_client_at_its_limit_a_drain_or_a_shadow_is_no_saturation(event):
+@pytest.mark.parametrize("event", [refused(is_overload=False), refused(mode="shadow")])
+def test_what_is_no_overload_or_a_shadow_is_no_saturation(event):
     saturation = Saturation(lambda event: 1 / 0)
     saturation(event)
     assert not saturation.is_watched

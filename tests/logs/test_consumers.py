@@ -16,7 +16,7 @@ from pythonjsonlogger.json import JsonFormatter as PlainJsonFormatter
 from sentry_sdk.integrations.logging import EventHandler
 
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter, LogObserver
-from tests.support.every_event import EVENTS
+from tests.support.every_event import LOGGED
 
 
 def raised():
@@ -26,9 +26,9 @@ def raised():
         return error
 
 
-@pytest.fixture(params=EVENTS)
+@pytest.fixture(params=LOGGED)
 def record(request, records):
-    event = EVENTS[request.param][0]
+    event = LOGGED[request.param]
     if getattr(event, "exception", None) is not None:
         event.exception.__traceback__ = raised().__traceback__
     LogObserver()(event)

@@ -11,8 +11,9 @@ import pytest
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import JsonFormatter, LogObserver
+from asgi_closecodes.logs.messages import LINES
 from tests.support.asgi import Handler, Peer
-from tests.support.every_event import CLOSE, EVENTS, FACTS
+from tests.support.every_event import CLOSE, EVENTS, FACTS, LOGGED
 
 
 def written(record):
@@ -20,18 +21,17 @@ def written(record):
 
 
 def test_every_kind_of_event_is_tried():
+    assert {type(event) for event in EVENTS} == set(events.KINDS)
     # The summaries say it; nothing has ended at an admission; ClusterAway says what failed syncs have in common.
     unlogged = {events.LogsSuppressed, events.SessionAdmitted, events.ClusterSynced, events.ClusterSyncFailed}
-    assert {type(event) for event, _, _ in EVENTS.values()} == set(events.Event.__args__) - unlogged
+    assert LINES.keys() == set(events.KINDS) - unlogged
 
 
-@pytest.mark.parametrize("name", EVENTS)
+@pytest.mark.parametrize("name", LOGGED)
 def test_an_event_is_one_record(records, name):
-    event, logger, level = EVENTS[name]
+    event = LOGGED[name]
     LogObserver()(event)
     [record] = records
-    assert record.name == f"asgi_closecodes.{logger}"
-    assert record.levelname == level
     keys = written(record)
     assert keys["event.name"] == name
     assert all("." in key or key in {"timestamp", "level", "logger", "message"} for key in keys)
@@ -47,7 +47,7 @@ def test_an_event_is_one_record(records, name):
 
 
 def test_the_keys_of_a_failure(records):
-    LogObserver()(EVENTS["closecodes.session.exception"][0])
+    LogObserver()(LOGGED["closecodes.session.exception"])
     keys = written(records[0])
     assert (
         keys.items()
@@ -68,7 +68,7 @@ def test_the_keys_of_a_failure(records):
 
 
 def test_the_keys_of_a_refusal(records):
-    LogObserver()(EVENTS["closecodes.session.refused"][0])
+    LogObserver()(LOGGED["closecodes.session.refused"])
     assert (
         written(records[0]).items()
         >= {
@@ -96,11 +96,11 @@ def test_a_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message)
     assert written(records[0])["closecodes.refusal.mode"] == mode
 
 
-@pytest.mark.parametrize("cause", ["client", "replaced", "drain"])
-def test_what_concerns_one_client_or_was_wanted_is_no_warning(records, cause):
-    LogObserver()(events.SessionRefused(FACTS, CLOSE, "MaxSessionsPerKey", cause, 1.0, "close"))
-    LogObserver()(events.SessionShed(FACTS, CLOSE, cause, 1.0))
-    assert {record.levelname for record in records} == {"INFO"}
+@pytest.mark.parametrize(("is_overload", "level"), [(True, "WARNING"), (False, "INFO")])
+def test_severity_is_what_the_refusal_says(records, is_overload, level):
+    LogObserver()(events.SessionRefused(FACTS, CLOSE, "Mine", "busy", 1.0, "close", is_overload=is_overload))
+    LogObserver()(events.SessionShed(FACTS, CLOSE, "busy", 1.0, is_overload=is_overload))
+    assert {record.levelname for record in records} == {level}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ async def test_a_level_that_is_off_costs_nothing(caplog, monkeypatch):
     observer = LogObserver()
     monkeypatch.setattr(observer._redactor, "keys", lambda session: 1 / 0)
     for name in ("closecodes.session.exception", "closecodes.session.opened", "closecodes.session.closed"):
-        observer(EVENTS[name][0])
+        observer(LOGGED[name])
 
 
 def test_without_any_configuration_an_error_and_its_trace_appear_on_stderr():

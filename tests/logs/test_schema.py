@@ -6,11 +6,9 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
-from asgi_closecodes import concurrency
-from asgi_closecodes.gates import Memory
 from asgi_closecodes.logs import JsonFormatter, LogObserver
-from tests.support.cgroups import group, tree, v2
-from tests.support.every_event import EVENTS
+from tests.support import generated
+from tests.support.every_event import LOGGED
 
 SCHEMA = json.loads(files("asgi_closecodes.logs").joinpath("schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker())
@@ -25,13 +23,24 @@ def checked(record):
     return written
 
 
+def test_schema_matches_the_events():
+    assert generated.SCHEMA.read_text() == generated.as_json(generated.schema(SCHEMA)), (
+        "python -m tests.support.generated"
+    )
+
+
+def test_readme_matches_events_and_metrics():
+    text = generated.README.read_text()
+    assert text == generated.readme(text), "python -m tests.support.generated"
+
+
 def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-@pytest.mark.parametrize("name", EVENTS)
+@pytest.mark.parametrize("name", LOGGED)
 def test_every_record_is_as_the_schema_says(records, name):
-    LogObserver()(EVENTS[name][0])
+    LogObserver()(LOGGED[name])
     assert checked(records[0])["event.name"] == name
 
 
@@ -41,7 +50,7 @@ def test_every_record_is_as_the_schema_says(records, name):
 def test_summaries_too(records, name):
     observer = LogObserver()
     for _ in range(30):
-        observer(EVENTS[name][0])
+        observer(LOGGED[name])
     observer.sum_up(now=True)
     *lines, summary = map(checked, records)
     assert summary["closecodes.suppressed.event"] == name
@@ -50,24 +59,10 @@ def test_summaries_too(records, name):
     assert summary.get("websocket.close.code") == lines[0].get("websocket.close.code")
 
 
-@pytest.mark.anyio
-async def test_what_is_logged_without_an_event_too(records, tmp_path):
-    Memory(root=tree(tmp_path, v2() | group("/app", maximum="many", current=1))).sample()
-
-    async def fail():
-        raise ValueError
-
-    await concurrency.logged(fail)
-    assert [checked(record)["event.name"] for record in records] == [
-        "closecodes.sensor.unknown",
-        "closecodes.background.failed",
-    ]
-
-
 def test_every_name_and_key_of_the_schema_is_written(records):
     seen, keys = set(), set()
     observer = LogObserver()
-    for event, _, _ in EVENTS.values():
+    for event in LOGGED.values():
         for _ in range(30):
             observer(event)
     observer.sum_up(now=True)
@@ -75,8 +70,7 @@ def test_every_name_and_key_of_the_schema_is_written(records):
         written = checked(record)
         seen.add(written["event.name"])
         keys.update(written)
-    unseen = {branch["const"] for branch in SCHEMA["properties"]["event.name"]["oneOf"]} - seen
-    assert unseen == {"closecodes.sensor.unknown", "closecodes.background.failed"}
+    assert seen == {branch["const"] for branch in SCHEMA["properties"]["event.name"]["oneOf"]}
     assert set(SCHEMA["properties"]) - keys == {"trace_id", "span_id", "correlation_id", "exception.notes"}
 
 
@@ -92,13 +86,13 @@ def test_every_name_and_key_of_the_schema_is_written(records):
     ],
 )
 def test_a_wrong_record_is_not_valid(records, wrong):
-    LogObserver()(EVENTS["closecodes.session.exception"][0])
+    LogObserver()(LOGGED["closecodes.session.exception"])
     with pytest.raises(jsonschema.ValidationError):
         VALIDATOR.validate({**checked(records[0]), **wrong})
 
 
 def test_a_record_without_what_it_needs_is_not_valid(records):
-    LogObserver()(EVENTS["closecodes.session.exception"][0])
+    LogObserver()(LOGGED["closecodes.session.exception"])
     written = checked(records[0])
     del written["closecodes.error.id"]
     with pytest.raises(jsonschema.ValidationError, match=r"closecodes\.error\.id"):

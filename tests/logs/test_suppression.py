@@ -12,7 +12,7 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import JsonFormatter, LogObserver
 from tests.support.asgi import Handler, Peer
-from tests.support.every_event import EVENTS
+from tests.support.every_event import LOGGED
 
 NAME = "closecodes.session.exception"
 
@@ -28,7 +28,7 @@ def told(records, kind="error"):
 
 
 def errors(count, distinct=1):
-    template = EVENTS[NAME][0]
+    template = LOGGED[NAME]
     for number in range(count):
         yield events.SessionFailed(
             template.session,

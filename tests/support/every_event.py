@@ -1,6 +1,7 @@
-"""One of every kind of event, with the ``event.name``, the logger and the level of its record."""
+"""One of every kind of event."""
 
 from asgi_closecodes import Close, events
+from asgi_closecodes.logs.messages import LINES
 
 FACTS = events.SessionFacts(
     id="0123456789ab",
@@ -14,42 +15,43 @@ FACTS = events.SessionFacts(
     sent=3,
 )
 CLOSE = Close(1013, "try again later")
-EVENTS = {
-    "closecodes.session.exception": (
-        events.SessionFailed(
-            FACTS,
-            "ABCDEFGHJKMN",
-            "0123456789ab",
-            ValueError("x"),
-            Close(1011, "internal error; ref=ABCDEFGHJKMN"),
-            True,
-        ),
-        "error",
-        "ERROR",
+EVENTS = [
+    events.SessionFailed(
+        FACTS,
+        "ABCDEFGHJKMN",
+        "0123456789ab",
+        ValueError("x"),
+        Close(1011, "internal error; ref=ABCDEFGHJKMN"),
+        True,
     ),
-    "closecodes.session.close_failed": (events.CloseFailed(FACTS, CLOSE, None), "error", "WARNING"),
-    "closecodes.session.close_repaired": (events.CloseRepaired(FACTS, 1006, Close(1011)), "error", "WARNING"),
-    "closecodes.gate.failed": (events.GateFailed(FACTS, "Mine", ValueError("x"), "admit", True), "error", "ERROR"),
-    "closecodes.callback.failed": (events.CallbackFailed("exceptions", ValueError("x")), "error", "ERROR"),
-    "closecodes.session.refused": (
-        events.SessionRefused(FACTS, CLOSE, "MaxSessions", "full", 2.34, "close", 5, 5),
-        "gate",
-        "WARNING",
-    ),
-    "closecodes.session.shed": (events.SessionShed(FACTS, CLOSE, "full", 2.0), "gate", "WARNING"),
-    "closecodes.gate.saturated": (events.GateSaturated("MaxSessions", "full", 5, 5), "gate", "WARNING"),
-    "closecodes.gate.recovered": (events.GateRecovered("MaxSessions", "full", 7, 3.5), "gate", "INFO"),
-    "closecodes.drain.started": (events.DrainStarted(5, 30.0), "gate", "INFO"),
-    "closecodes.drain.finished": (events.DrainFinished(5, 29.5), "gate", "INFO"),
-    "closecodes.drain.unavailable": (events.SignalLeftAlone("reasons"), "config", "WARNING"),
-    "closecodes.session.opened": (events.SessionOpened(FACTS), "session", "DEBUG"),
-    "closecodes.session.closed": (events.SessionClosed(FACTS, CLOSE, "handler"), "session", "DEBUG"),
-    "closecodes.session.not_found": (events.RouteNotFound(FACTS), "session", "INFO"),
-    "closecodes.config.limits": (events.LimitsSet({"max_sessions": 5}), "config", "INFO"),
-    "closecodes.config.ignored": (events.SettingIgnored("CLOSECODES_X", None), "config", "WARNING"),
-    "closecodes.cluster.away": (events.ClusterAway("chat", "ConnectionError", 12.34, "share"), "gate", "WARNING"),
-    "closecodes.cluster.fallback": (events.ClusterFallback("chat", "share"), "gate", "WARNING"),
-    "closecodes.cluster.back": (events.ClusterBack("chat", 7, 3.21), "gate", "INFO"),
-    "closecodes.cluster.learning": (events.ClusterLearning("chat", 30.0), "gate", "WARNING"),
-    "closecodes.cluster.misconfigured": (events.ClusterMisconfigured("chat", "limits differ"), "gate", "WARNING"),
-}
+    events.CloseFailed(FACTS, CLOSE, None),
+    events.CloseRepaired(FACTS, 1006, Close(1011)),
+    events.GateFailed(FACTS, "Mine", ValueError("x"), "admit", True),
+    events.CallbackFailed("exceptions", ValueError("x")),
+    events.BackgroundFailed("a_function", ValueError("x")),
+    events.SensorUnknown("memory", "OSError: x"),
+    events.SessionRefused(FACTS, CLOSE, "MaxSessions", "full", 2.34, "close", 5, 5),
+    events.SessionShed(FACTS, CLOSE, "full", 2.0),
+    events.GateSaturated("MaxSessions", "full", 5, 5),
+    events.GateRecovered("MaxSessions", "full", 7, 3.5),
+    events.DrainStarted(5, 30.0),
+    events.DrainFinished(5, 29.5),
+    events.SignalLeftAlone("reasons"),
+    events.SessionAdmitted(FACTS),
+    events.SessionOpened(FACTS),
+    events.SessionClosed(FACTS, CLOSE, "handler"),
+    events.RouteNotFound(FACTS),
+    events.LimitsSet({"max_sessions": 5}),
+    events.SettingIgnored("CLOSECODES_X", None),
+    events.LogsSuppressed("closecodes.session.refused", 5),
+    events.ClusterSynced("chat", 1, 5, 10, 3, 6, 2, 0.0, 30.0, False),
+    events.ClusterSyncFailed("chat", "ConnectionError"),
+    events.ClusterAway("chat", "ConnectionError", 12.34, "share"),
+    events.ClusterFallback("chat", "share"),
+    events.ClusterBack("chat", 7, 3.21),
+    events.ClusterLearning("chat", 30.0),
+    events.ClusterMisconfigured("chat", "limits differ"),
+]
+
+LOGGED = {event.event_name: event for event in EVENTS if type(event) in LINES}
+"""Those that are logged, by the names of their records."""

@@ -11,6 +11,8 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from asgi_closecodes import events
+
 from .record import Frame, Record, cut
 
 MOST_KINDS = 4096
@@ -234,23 +236,23 @@ class Closes:
         """Count ``record``, if it is of a close or a refusal."""
         process = _short(record.text("process.pid"))
         match record.summary_of or record.event:
-            case "closecodes.session.opened":
+            case events.SessionOpened.event_name:
                 self._tells(process)
-            case "closecodes.session.closed":
+            case events.SessionClosed.event_name:
                 self._tells(process)
                 if record.session not in self._counted:
                     self._close(record)
-            case "closecodes.session.exception":
+            case events.SessionFailed.event_name:
                 self._close_unless_told(record, process)
-            case "closecodes.session.shed":
+            case events.SessionShed.event_name:
                 self._close_unless_told(record, process)
                 self._refusal(record, "", "shed")
-            case "closecodes.session.refused":
+            case events.SessionRefused.event_name:
                 is_shadow = record.text("closecodes.refusal.mode") == "shadow"
                 if not is_shadow:
                     self._close(record)
                 self._refusal(record, record.text("closecodes.gate.name"), "shadow" if is_shadow else "refused")
-            case "closecodes.session.close_failed":
+            case events.CloseFailed.event_name:
                 code = _code_of(record)
                 self.unsent[code] = self.unsent.get(code, 0) + (not record.is_summary) + record.suppressed
 
@@ -289,5 +291,7 @@ def _code_of(record: Record) -> Code:
         return "http"
     if record.code is not None:
         return record.code
-    is_known = record.event == "closecodes.session.closed" and record.text("closecodes.session.initiator") != "client"
+    is_known = (
+        record.event == events.SessionClosed.event_name and record.text("closecodes.session.initiator") != "client"
+    )
     return "http" if is_known else "unknown"

@@ -16,6 +16,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from asgi_closecodes.error_identity import is_library
+from asgi_closecodes.events import SessionFailed
+from asgi_closecodes.logs.messages import LINES, SUMMARIES, SUPPRESSED
 
 _OBJECT = re.compile(r'\{\s*"')
 _MOST_STARTS = 5
@@ -45,12 +47,8 @@ _LOGGERS = ("logger", "log.logger", "name")
 _TRACES = ("exception.stacktrace", "exc_info", "exception", "error.stack_trace", "stack_trace", "exc_text")
 _OTHER_NAMES = {"warn": "warning", "fatal": "critical", "exception": "error"}
 
-_SAMPLED = ("error", "refusal", "saturation")
-"""What is counted instead of written where there is much of it."""
-
-_FAILURES = frozenset(f"closecodes.{name}.failed" for name in ("gate", "callback", "background")) | {
-    "closecodes.session.exception"
-}
+_FAILURES = frozenset(line.name for line in LINES.values() if line.level == logging.ERROR)
+_SUMMARIES = frozenset(SUMMARIES.values())
 
 _FRAME = re.compile(r'File "(?P<file>[^"\n]{1,512})", line (?P<line>\d+), in (?P<function>[^\n]+)')
 _RAISED = re.compile(r"^(?:  \| )?(?P<type>[^\W\d][\w.]*)(?::|$| \()", re.MULTILINE)
@@ -150,13 +148,13 @@ class Record:
     @property
     def is_summary(self) -> bool:
         """Whether it stands only for others, which were not written."""
-        return self.event in {f"closecodes.{sampled}s.suppressed" for sampled in _SAMPLED}
+        return self.event in _SUMMARIES
 
     @property
     def suppressed(self) -> int:
         """How many records of its kind were counted instead of written since the one before it."""
-        for sampled in _SAMPLED:
-            value = self.keys.get(f"closecodes.{sampled}.suppressed")
+        for key in SUPPRESSED.values():
+            value = self.keys.get(key)
             if type(value) is int and 0 < value < 2**53:
                 return value
         return 0
@@ -193,7 +191,7 @@ class Record:
         """The exception's type."""
         if told := self.text("exception.type", "error.type"):
             return told
-        if self.event == "closecodes.session.exception" and (match := _IN_HANDLER.match(self.message)):
+        if self.event == SessionFailed.event_name and (match := _IN_HANDLER.match(self.message)):
             return match[1]
         trace = self.trace
         # Behind the last frame; of a group it is the first such line, after which those of its members come.

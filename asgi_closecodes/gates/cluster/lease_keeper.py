@@ -84,7 +84,7 @@ class Worker:
         self._report = report
         self._health = Health(name, report)
         self._told_of_limit: int | None = None
-        self.task = ProcessTask(self._sync, lease.wait, self._leave, store.forget)
+        self.task = ProcessTask(self._sync, lease.wait, self._leave, report, store.forget)
 
     def forked(self) -> None:
         """Begin anew in a child process: the lease, the task and the connections are the parent's."""

@@ -77,8 +77,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     ) -> None:
         self._store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
         self._health = Health(name, self._tell)
-        self._task = ProcessTask(self._say, self._due, self._leave, self._store.forget)
-        self._ear = ProcessTask(self._listen, self._deaf_for, _nothing)
+        self._task = ProcessTask(self._say, self._due, self._leave, self._tell, self._store.forget)
+        self._ear = ProcessTask(self._listen, self._deaf_for, _nothing, self._tell)
         MaxSessionsPerKey.__init__(self, limit, key, when_full)
         self._join(Terms(), ttl, fallback)
 
@@ -147,7 +147,9 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
 
     def _take_alone(self, digest: str, session: Session) -> None:
         if self.fallback == "closed":
-            raise TryAgainLater(cause=self.cause, usage=self.active_of(digest), limit=self._limit)
+            raise TryAgainLater(
+                cause=self.cause, usage=self.active_of(digest), limit=self._limit, is_overload=self.is_overload
+            )
         self.take(digest, session)
         self._changed.add(digest)
 
@@ -248,7 +250,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         # Of more than the limit that came at once, each would have been replaced by one of the last.
         cause = "replaced" if admitted and self._said_as == "replace_oldest" else self.cause
         for one in asking[:refused]:
-            one.settle(TryAgainLater(cause=cause, usage=self._limit, limit=self._limit))
+            one.settle(TryAgainLater(cause=cause, usage=self._limit, limit=self._limit, is_overload=self.is_overload))
         for one in asking[refused:]:
             self._hold(digest, one.session, next(numbers))
             self._admit(digest, one)

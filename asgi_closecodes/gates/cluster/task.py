@@ -7,7 +7,9 @@ import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 
-from asgi_closecodes.concurrency import COUNTING, EventLoop, logged, on_asyncio
+from asgi_closecodes.concurrency import COUNTING, EventLoop, on_asyncio
+from asgi_closecodes.events import BackgroundFailed, Observer
+from asgi_closecodes.naming import name_of
 
 
 class ProcessTask:
@@ -16,6 +18,7 @@ class ProcessTask:
     :param turn: what is to be done.
     :param due: returns the seconds until it is to be done again.
     :param end: called when the task ends, cancelled or not.
+    :param report: told what they raise.
     :param lost: called before the task goes on in place of one whose event loop was closed under it.
     """
 
@@ -24,8 +27,10 @@ class ProcessTask:
         turn: Callable[[], Awaitable[None]],
         due: Callable[[], float],
         end: Callable[[], Awaitable[None]],
+        report: Observer,
         lost: Callable[[], object] = lambda: None,
     ) -> None:
+        self._report = report
         self._turn = turn
         self._due = due
         self._end = end
@@ -58,7 +63,7 @@ class ProcessTask:
                 self._loop = EventLoop.running()
                 self._wake = asyncio.Event()
                 loop = asyncio.get_running_loop()
-                self._task = loop.create_task(logged(self._run), context=contextvars.Context())
+                self._task = loop.create_task(self._contained(), context=contextvars.Context())
                 # Who waits in another event loop starts another one.
                 self._task.add_done_callback(lambda _task: self._tell())
 
@@ -101,6 +106,12 @@ class ProcessTask:
             await asyncio.wait([task])
         else:
             await loop.run(self.stop)
+
+    async def _contained(self) -> None:
+        try:
+            await self._run()
+        except Exception as error:
+            self._report(BackgroundFailed(name_of(self._turn), error))
 
     async def _run(self) -> None:
         task = asyncio.current_task()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from asgi_closecodes import Close, events
 from asgi_closecodes.cli.logs.aggregate import COLUMNS, MOST_KINDS, Closes, Errors, Timeline, total
 from asgi_closecodes.cli.logs.record import Record
-from tests.support.every_event import CLOSE, EVENTS, FACTS
+from tests.support.every_event import CLOSE, FACTS, LOGGED
 from tests.support.log_lines import failure, logged
 
 
@@ -50,9 +50,7 @@ happenings = st.lists(
         st.builds(
             events.SessionShed, st.just(FACTS), st.just(CLOSE), st.sampled_from(["full", "kicked"]), st.just(2.0)
         ),
-        st.sampled_from(
-            [event for name, (event, *_) in EVENTS.items() if name.split(".")[-1] not in ("opened", "closed")]
-        ),
+        st.sampled_from([event for name, event in LOGGED.items() if name.split(".")[-1] not in ("opened", "closed")]),
     ),
     max_size=100,
 )
@@ -64,7 +62,7 @@ def test_all_adds_up(happened):
     errors, closes = tallied(Errors, lines), tallied(Closes, lines)
     kinds = [type(event) for event in happened]
     failed, shed = kinds.count(events.SessionFailed), kinds.count(events.SessionShed)
-    others = kinds.count(events.GateFailed) + kinds.count(events.CallbackFailed)
+    others = sum(kinds.count(kind) for kind in (events.GateFailed, events.CallbackFailed, events.BackgroundFailed))
     assert total(errors.kinds.values()).count == failed + others
     modes = [event.mode for event in happened if isinstance(event, events.SessionRefused)]
     shadowed = modes.count("shadow")

@@ -13,7 +13,7 @@ from asgi_closecodes import Close, events
 from asgi_closecodes.cli.logs.record import Record, dumps
 from asgi_closecodes.logs import LogObserver
 from tests.support import log_lines
-from tests.support.every_event import EVENTS, FACTS
+from tests.support.every_event import FACTS, LOGGED
 from tests.support.log_lines import FORMATTERS, failed
 
 
@@ -48,10 +48,10 @@ def test_a_warning_with_an_exception_is_none(records, formatter):
     assert not parsed(formatter.format(records[0])).is_error
 
 
-@pytest.mark.parametrize("name", EVENTS)
+@pytest.mark.parametrize("name", LOGGED)
 def test_what_is_an_error_is_known_without_its_level(records, formatter, name):
-    event, _, level = EVENTS[name]
-    LogObserver()(event)
+    LogObserver()(LOGGED[name])
+    level = records[0].levelname
     record = parsed(formatter.format(records[0]))
     assert record.event == name
     assert record.is_error == (level == "ERROR")

@@ -354,7 +354,7 @@ async def test_the_task_may_be_cancelled_at_every_await(processes, server, url):
             tasks = []
 
             def start(loop, coroutine, **options):
-                if coroutine.__qualname__ == "logged":
+                if coroutine.__qualname__ == "ProcessTask._contained":
                     coroutine = CancelledAt(coroutine, at)
                     tasks.append(coroutine)
                 return asyncio.Task(coroutine, loop=loop, **options)

@@ -62,8 +62,8 @@ def test_a_query_asks_for_what_there_is(expression):
         assert set(re.split(r",\s*", grouping)) <= labels
 
 
-def test_the_dashboard_shows_every_metric():
-    asked = " ".join(expression for expressions in PANELS.values() for expression in expressions)
+def test_the_dashboard_or_an_alert_shows_every_metric():
+    asked = " ".join([*RULES.values(), *(expression for expressions in PANELS.values() for expression in expressions)])
     assert {metric.name for metric in METRICS if metric.name not in asked} == set()
 
 
