@@ -112,7 +112,11 @@ class Places:
 
     def _refuse_or_admit_past(self, gate: Gate, error: BaseException) -> None:
         if (refusal := refusal_in(error)) is not None:
-            refusal.gate = refusal.gate or type(gate).__name__
+            try:
+                refusal.gate = refusal.gate or type(gate).__name__
+            except Exception:  # a class of the user's may make anything of its attributes
+                refusal = TryAgainLater(cause="gate")
+                refusal.gate = type(gate).__name__
             raise refusal from (error if error is not refusal else None)
         admitted = self._all.failure == "open"
         self._report(gate, error, "admit", admitted=admitted)

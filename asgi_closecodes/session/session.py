@@ -341,10 +341,15 @@ class Session(Channel):
         if places is not None:
             places.let_go()
 
-    async def refuse(self, refusal: TryAgainLater) -> None:
-        """End this session, of which a gate did not admit the handshake or the key."""
+    async def refuse(self, refusal: TryAgainLater, word: LastWord | None = None) -> None:
+        """End this session, of which a gate did not admit the handshake or the key.
+
+        :param word: what ``refusal`` means, where it is known.
+        """
         facts = self.facts()
-        word = self._word_for(refusal)
+        if (word := word or self._word_if_usable(refusal)) is None:
+            refusal = TryAgainLater(cause="gate")
+            word = self._word_for(refusal)
         try:
             await self._say(word)
         finally:
@@ -473,12 +478,13 @@ class Session(Channel):
         wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
         if wish is None and self.phase in UNANSWERED and all(map(says_not_found, causes)):
             return await self._ended_by_router()
-        if wish is None:
+        word = self._word_if_usable(wish)
+        if wish is None or word is None:
             return await self._ended_by_failure(error, {origin for _, origin in origins} - {Origin.OWN})
         if isinstance(wish, TryAgainLater) and wish.gate is not None:
-            await self.refuse(wish)
+            await self.refuse(wish, word)
         else:
-            await self._say(self._word_for(wish))
+            await self._say(word)
         return True
 
     async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
@@ -562,6 +568,15 @@ class Session(Channel):
             return deliberate_close(causes, self._host.exceptions)
         except Exception as error:
             self.report(events.CallbackFailed("exceptions", error, self.facts()))
+            return None
+
+    def _word_if_usable(self, wish: CloseWith | None) -> LastWord | None:
+        """Return what ``wish`` means; None also where that raises: a class of the user's may make anything of it."""
+        try:
+            if isinstance(wish, TryAgainLater):
+                _ = wish.gate, wish.usage, wish.limit  # read later, for the event
+            return None if wish is None else self._word_for(wish)
+        except Exception:
             return None
 
     def _word_for(self, wish: CloseWith) -> LastWord:

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, events
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter
 from asgi_closecodes.session import session_of
 from tests.support.asgi import Peer, of
@@ -508,3 +508,79 @@ def test_cancelled_future_of_a_gate_is_its_failure():
     peer, seen = asyncio.run(main())
     assert peer.closed[0] == 1000
     assert of(events.GateFailed, seen)
+
+
+class Raising:
+    """An attribute that raises, whatever is done with it."""
+
+    def __get__(self, instance, owner):
+        if instance is None:
+            return self
+        raise ZeroDivisionError
+
+    def __set__(self, instance, value):
+        pass
+
+    def __eq__(self, other):
+        raise ZeroDivisionError
+
+    __hash__ = None
+
+
+def broken(base, name):
+    return type("Broken", (base,), {name: Raising()})
+
+
+def with_attribute(name):
+    refusal = TryAgainLater()
+    setattr(refusal, name, Raising())
+    return refusal
+
+
+BROKEN = {
+    "code": lambda: broken(CloseWith, "code")(4000),
+    "status": lambda: broken(CloseWith, "status")(4000),
+    "reason": lambda: broken(CloseWith, "reason")(4000),
+    "reason of a refusal": lambda: broken(TryAgainLater, "reason_with")(),
+    "status of a refusal": lambda: broken(TryAgainLater, "status")(),
+    "gate of a refusal": lambda: broken(TryAgainLater, "gate")(),
+    "code that was set": lambda: with_attribute("code"),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("place", ["before accept", "open", "mapped"])
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_close_that_cannot_be_read_is_a_failure(kind, place, caplog):
+    """What looks at it raises; somebody has to close even so."""
+
+    async def app(scope, receive, send):
+        await receive()
+        if place != "before accept":
+            await send({"type": "websocket.accept"})
+        raise LookupError if place == "mapped" else BROKEN[kind]()
+
+    seen = []
+    guard = Guard(observers=[seen.append], exceptions={LookupError: lambda error: BROKEN[kind]()})
+    peer = await Peer().visit(CloseCodeMiddleware(app, guard))
+    assert peer.closed[0] == 1011
+    [failed] = of(events.SessionFailed, seen)
+    assert failed.error_id in peer.closed[1]
+    assert guard.snapshot()["closes"] == {1011: 1}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [kind for kind in BROKEN if "refusal" in kind or "set" in kind])
+async def test_refusal_that_cannot_be_read_refuses(kind):
+    class Gate:
+        def admit(self, session):
+            refusal = BROKEN[kind]()
+            raise refusal
+
+    async def app(scope, receive, send):
+        raise AssertionError("was admitted")
+
+    seen = []
+    peer = await Peer().visit(CloseCodeMiddleware(app, Guard(gate=Gate(), observers=[seen.append])))
+    assert peer.closed[0] == 1013
+    assert of(events.SessionRefused, seen)

@@ -73,7 +73,9 @@ def logged(log):
         if name is None:
             continue
         shadow = " shadow" if record.get("closecodes.refusal.mode") == "shadow" else ""
-        left_out = sum(record.get(f"closecodes.{sampler}.suppressed", 0) for sampler in ("error", "refusal", "saturation"))
+        left_out = sum(
+            record.get(f"closecodes.{sampler}.suppressed", 0) for sampler in ("error", "refusal", "saturation")
+        )
         of = record.get("closecodes.suppressed.event")
         told[(of or name) + shadow] += left_out + (of is None)
         summed[of or name] += left_out
