@@ -45,6 +45,7 @@ __all__ = [
     "SessionRefused",
     "SessionShed",
     "SettingIgnored",
+    "SheddingFutile",
     "SignalLeftAlone",
     "Standing",
 ]
@@ -225,6 +226,23 @@ class GateRecovered(Event):
     """Sessions that it refused."""
     duration: float
     """Seconds from the first to the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SheddingFutile(Event):
+    """A gate sheds no more, since the memory is not the sessions'; it goes on refusing.
+
+    Until its usage has been below its limit; then it tries anew.
+    """
+
+    event_name: ClassVar = "closecodes.gate.shedding_futile"
+
+    gate: str
+    cause: str
+    usage: float | None
+    limit: float | None
+    shed: int
+    """Sessions that were shed in vain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
 from .base import FREE
-from .sensors import Sensor
+from .rounds import Rounds
+from .sensors import Memory, Sensor
 
 SHORTEST = 5.0
 """Seconds that refusing lasts at least."""
@@ -42,13 +43,13 @@ class Pressure:
     :param refuse_above: in the sensor's unit.
     :param resume_below: lower than that.
     :param shed_above: from this value on nobody is admitted, and open sessions are shed; above ``refuse_above``. None
-        sheds nobody.
+        sheds nobody. Where the sensor is a :class:`Memory`, that happens in rounds, see :class:`Rounds`.
     :raises ValueError: for thresholds in another order, or that are no numbers.
     """
 
     __slots__ = (
         "_clock", "_debt", "_grown_at", "_highest", "_let_in", "_refusing_since", "refuse_above", "resume_below",
-        "sensor", "shed_above",
+        "rounds", "sensor", "shed_above",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +64,8 @@ class Pressure:
         if isinstance(sensor, type):
             raise TypeError(f"sensor is the class {sensor.__qualname__}; give a sensor, as {sensor.__qualname__}()")
         self.sensor = sensor
+        self.rounds = Rounds(clock) if isinstance(sensor, Memory) else None
+        """In which sessions are shed, where what that brings shows only later."""
         self._clock = clock
         self._refusing_since: float | None = None
         self._highest = -math.inf
@@ -98,6 +101,15 @@ class Pressure:
     def _described(self) -> tuple[object, ...]:
         bounds = self.refuse_above, self.resume_below, self.shed_above
         return (*bounds, type(self.sensor), getattr(self.sensor, "limit", None))
+
+    def take_over(self, other: Pressure) -> None:
+        """Keep what ``other``, which this gate stands in for, knows of the usage without a session."""
+        mine, theirs = getattr(self.sensor, "limit", None), getattr(other.sensor, "limit", None)
+        if self.rounds is not None and other.rounds is not None and other.rounds.baseline is not None:
+            if mine is None or theirs is None:
+                self.rounds.baseline = other.rounds.baseline if mine is theirs else None
+            else:
+                self.rounds.baseline = other.rounds.baseline * theirs / mine
 
     @property
     def cause(self) -> str:
@@ -175,7 +187,12 @@ class Pressure:
                 self._is_refusing(value, self._clock())
 
     def excess(self) -> int:
-        """Return how many sessions are too many: any number, as long as the value is too high."""
+        """Return how many sessions are too many: any number, as long as the value is too high.
+
+        None where they are shed in :attr:`rounds`.
+        """
+        if self.rounds is not None:
+            return 0
         value = self.sensor.value()
         shedding = value is not None and self.shed_above is not None and value >= self.shed_above
         return _ANY_NUMBER if shedding else 0

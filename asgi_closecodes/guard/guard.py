@@ -33,6 +33,7 @@ from asgi_closecodes.token_bucket import Rate
 
 from . import unused
 from .counters import Tally
+from .memory import RoundShedder, round_shedders
 from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shedding import Pace, Victims
@@ -129,6 +130,7 @@ class Guard:
         self._refusals = Rate(0, 0)
         self._pace = Pace()
         self._victims = Victims("newest", self._order_failed)
+        self._round_shedders: dict[Gate, RoundShedder] = {}
         self._lifespans: list[Any] = []  # the event loop of each
         self._loops: set[Any] = set()  # those where sessions or lifespans are or were, until they are gone
         self._has_begun = False
@@ -165,6 +167,7 @@ class Guard:
         # Asked at the end too: a drain may begin while a session waits in a slow gate.
         all_gates = AllOf(Draining(self), *asked, *own, Draining(self)).gates
         to_look_after = [gate for gate in all_gates if _works(gate)]
+        shedders = round_shedders(all_gates, self._round_shedders, self.sessions, self.report)
         for gate in all_gates:
             if (report_to := getattr(_inside(gate), "report_to", None)) is not None:
                 report_to(self.report)
@@ -180,6 +183,7 @@ class Guard:
         self._gates = gates
         self.gate.gates = all_gates
         self._to_look_after = to_look_after
+        self._round_shedders = shedders
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.retry_after_cap
         rate = settings.handshakes_per_second
@@ -542,6 +546,9 @@ class Guard:
             ((self._ask(gate, "excess") or 0, gate) for gate in self.gate.gates), key=lambda each: each[0]
         )
         excess -= len(self._leaving)
+        for gate, shedder in self._round_shedders.items():
+            if (remaining := shedder.due(self.sessions, self._leaving, self.settings.shed_grace)) > excess:
+                excess, fullest = remaining, gate
         unwanted = [
             (session, gate)
             for gate in self.gate.gates
@@ -591,6 +598,8 @@ class Guard:
 
     async def _shed(self, unwanted: list[tuple[Session, Gate]], count: int, fullest: Gate) -> None:
         chosen = await self._victims.choose(self.sessions, count)
+        if (shedder := self._round_shedders.get(fullest)) is not None:
+            shedder.record_shed(chosen)
         for number, (session, gate) in enumerate([*unwanted, *((one, fullest) for one in chosen)], 1):
             self._end_soon(session, gate)
             if number % _AT_ONCE == 0:

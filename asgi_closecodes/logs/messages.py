@@ -398,6 +398,27 @@ def _gate_recovered(event: events.GateRecovered, _redactor: Redactor) -> Message
     )
 
 
+@_record(
+    events.SheddingFutile,
+    _GATE,
+    logging.WARNING,
+    keys=("closecodes.gate.name", "closecodes.gate.cause", "closecodes.gate.shed"),
+)
+def _shedding_futile(event: events.SheddingFutile, _redactor: Redactor) -> Message:
+    return Message(
+        "the gate %s stops shedding (%s): %d sessions have left, and hardly anything came back; it goes on refusing; "
+        "look for a leak, or raise the limit",
+        (event.gate, event.cause, event.shed),
+        {
+            "closecodes.gate.name": event.gate,
+            "closecodes.gate.cause": event.cause,
+            "closecodes.gate.usage": event.usage,
+            "closecodes.gate.limit": event.limit,
+            "closecodes.gate.shed": event.shed,
+        },
+    )
+
+
 @_record(events.SessionOpened, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS,))
 def _session_opened(event: events.SessionOpened, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)

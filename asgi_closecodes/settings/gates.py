@@ -47,8 +47,11 @@ def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate
     }
     for name, gate in gates.items():
         kept = existing.get(name)
-        if isinstance(gate, Pressure) and isinstance(kept, Pressure) and gate.same_as(kept):
-            gates[name] = kept
+        if isinstance(gate, Pressure) and isinstance(kept, Pressure):
+            if gate.same_as(kept):
+                gates[name] = kept
+            else:
+                gate.take_over(kept)
     return {name: gate for name, gate in gates.items() if gate is not None}
 
 

@@ -233,7 +233,7 @@ def test_task_turn_wakes_waiters_of_all_loops():
     async def end():
         ends.append(threading.get_ident())
 
-    task = ProcessTask(turn, lambda: 0 if task._told else 3600, end
+    task = ProcessTask(turn, lambda: 0 if task._told else 3600, end, lambda _event: None)
     waiting, woken = [], []
 
     async def main():
@@ -264,7 +264,7 @@ def test_task_loop_ends_waiters_of_others_go_on():
     async def end():
         await asyncio.sleep(0.05)
 
-    task = ProcessTask(turn, lambda: 0 if task._told else 3600, end
+    task = ProcessTask(turn, lambda: 0 if task._told else 3600, end, lambda _event: None)
 
     async def ends():
         task.start()
@@ -291,7 +291,7 @@ def test_task_stopped_in_another_loop_has_ended():
         await asyncio.sleep(0.05)
         ends.append(threading.get_ident())
 
-    task = ProcessTask(nothing, lambda: 3600, end
+    task = ProcessTask(nothing, lambda: 3600, end, lambda _event: None)
     is_stopped, is_started = threading.Event(), threading.Event()
     threads = []
 
@@ -320,7 +320,7 @@ def test_task_of_a_loop_that_stood_still_gives_way():
     async def end():
         ends.append(asyncio.get_running_loop())
 
-    task = ProcessTask(turn, lambda: 3600, end
+    task = ProcessTask(turn, lambda: 3600, end, lambda _event: None)
 
     async def begin():
         task.start()

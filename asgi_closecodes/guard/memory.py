@@ -1,0 +1,104 @@
+"""Shedding under memory pressure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from asgi_closecodes.events import Observer, SheddingFutile
+from asgi_closecodes.gates import Gate, Memory, Pressure
+from asgi_closecodes.gates.rounds import Phase
+from asgi_closecodes.session import Session
+from asgi_closecodes.session.cycles import break_cycles
+from asgi_closecodes.session.session import CLOSE_TIMEOUT
+
+from . import give_back
+
+
+def round_shedders(
+    gates: Iterable[Gate], existing: Mapping[Gate, RoundShedder], sessions: Collection[Session], report: Observer
+) -> dict[Gate, RoundShedder]:
+    """Return a driver for each gate that sheds in rounds, those in ``existing`` as they are.
+
+    Where no session is open, a new one knows the usage without any.
+    """
+    shedders: dict[Gate, RoundShedder] = {}
+    for gate in gates:
+        if isinstance(gate, Pressure) and gate.rounds is not None:
+            shedders[gate] = existing.get(gate) or RoundShedder(gate, report)
+            if gate not in existing and not sessions:
+                shedders[gate].measure_baseline()
+    return shedders
+
+
+class RoundShedder:
+    """Driver of the rounds of a gate: knows the sessions of the round, gives memory back, reports.
+
+    :param gate: one with ``rounds``.
+    :param report: gets events.
+    """
+
+    __slots__ = ("_has_had_sessions", "_report", "_rounds", "_shed", "gate")
+
+    def __init__(self, gate: Pressure, report: Observer) -> None:
+        assert gate.rounds is not None
+        self.gate = gate
+        self._rounds = gate.rounds
+        self._report = report
+        self._shed: list[Session] = []
+        self._has_had_sessions = False
+
+    def measure_baseline(self) -> None:
+        """Take note of the usage now as that without a session.
+
+        The sensor forgets it: nobody samples before the first session, where there is no lifespan.
+        """
+        sensor = self.gate.sensor
+        assert isinstance(sensor, Memory)
+        sensor.sample()
+        if (usage := sensor.value()) is not None:
+            self._rounds.baseline = usage
+        sensor.stop()
+
+    def due(self, sessions: Collection[Session], leaving: Collection[Session], shed_grace: float) -> int:
+        """Return how many sessions are to be shed now; called at each tick.
+
+        :param sessions: those that are not over.
+        :param leaving: those of them that are about to end.
+        :param shed_grace: seconds that the handler of one that was shed has before it is cancelled.
+        """
+        usage = self.gate.usage
+        if sessions:
+            self._has_had_sessions = True
+        elif usage is not None and not self._has_had_sessions:
+            self._rounds.baseline = usage  # the application may have grown since it was built
+        before = self._rounds.phase
+        phase = self._rounds.advance(
+            usage,
+            shed_above=self.gate.shed_above,
+            limit=self.gate.refuse_above,
+            open_sessions=len(sessions) - len(leaving),
+            unreleased=sum(session in sessions for session in self._shed) if before is Phase.RELEASING else 0,
+            release_timeout=shed_grace + CLOSE_TIMEOUT,
+            is_returning=give_back.is_trimming(),
+        )
+        if phase is not before:
+            if phase is Phase.RETURNING:
+                self._give_back()
+            elif phase is Phase.FUTILE:
+                gate = self.gate
+                self._report(SheddingFutile(type(gate).__name__, gate.cause, usage, gate.limit, self._rounds.shed))
+        return self._rounds.remaining
+
+    def record_shed(self, sessions: Iterable[Session]) -> None:
+        """Take note that these were told to leave."""
+        shed = [*sessions]
+        self._shed += shed
+        self._rounds.record_shed(len(shed))
+
+    def _give_back(self) -> None:
+        for session in self._shed:
+            break_cycles(session)
+        self._shed.clear()
+        if self._rounds.was_poor:  # else it is not needed, and keeps the event loop
+            give_back.collect_garbage()
+        give_back.trim()

@@ -1,0 +1,43 @@
+"""Cycles that the objects of closed connections leave, which keep their memory until a full garbage collection."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+
+from .session import Session
+
+
+def break_cycles(session: Session) -> None:
+    """Close the suspended generators that hold the objects of this session's connection, once that is closed.
+
+    So is the parser of ``websockets``: an attribute of the object that it has as ``self``, 60 KiB a session with
+    compression. A full collection takes 130 ms beside 2 000 sessions on a slow machine, and grows with them.
+    Found by its shape in what the server's callables belong to; where there is no such thing, nothing happens.
+    """
+    for call in (session._send, session._receive):  # noqa: SLF001 - they are the server's, and this is its wing
+        owner = getattr(call, "__self__", None)
+        if not _is_closed(owner):
+            continue
+        for held in _attributes(owner):
+            for attribute in _attributes(held):
+                if isinstance(attribute, types.GeneratorType) and _self_of(attribute) is held:
+                    with contextlib.suppress(Exception):
+                        attribute.close()
+
+
+def _is_closed(owner: object) -> bool:
+    try:
+        return owner.transport.is_closing() is True  # type: ignore[attr-defined] # has none: not known to be closed
+    except Exception:
+        return False
+
+
+def _attributes(owner: object) -> tuple[object, ...]:
+    attributes = getattr(owner, "__dict__", None)
+    return tuple(attributes.values()) if type(attributes) is dict else ()
+
+
+def _self_of(generator: types.GeneratorType[object, object, object]) -> object:
+    frame = generator.gi_frame
+    return frame.f_locals.get("self") if generator.gi_suspended and frame is not None else None
