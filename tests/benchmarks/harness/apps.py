@@ -1,7 +1,10 @@
 """The applications that live servers serve: each bare, and behind the middleware."""
 
+import asyncio
 import json
 import logging
+import time
+from urllib.parse import parse_qsl
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.logs import configure_logging
@@ -132,6 +135,46 @@ def _wrapped(app, *, observers=(), **settings):
     return CloseCodeMiddleware(sockets_only(app), Guard(Settings(**settings), observers=observers))
 
 
+def _under_memory_pressure():
+    """Echo, and let HTTP set the limit to a share of what is in use, leak MiB, and ask for what became of it."""
+    import psutil
+
+    from asgi_closecodes.events import SheddingFutile
+
+    futile, leaked, longest = [], [], [0.0]
+    guard = Guard(
+        Settings(shed_rate=100, max_memory="1TiB"),
+        observers=[lambda event: futile.append(event) if isinstance(event, SheddingFutile) else None],
+    )
+
+    async def beat():
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest[0] = max(longest[0], time.perf_counter() - start - 0.001)
+
+    async def control(scope, receive, send):
+        asked = dict(parse_qsl(scope["query_string"].decode()))
+        resident = psutil.Process().memory_info().rss
+        leaked.append(b"x" * (int(asked.get("leak", 0)) << 20))
+        if "share" in asked:
+            guard.update(max_memory=int(resident * float(asked["share"])))
+            leaked.append(asyncio.create_task(beat()))
+        sheds = sum(guard.snapshot()["sheds"].values())
+        state = {"resident": resident, "shed": sheds, "futile": len(futile), "longest": longest[0]}
+        body = json.dumps({**state, "limit": guard.settings.max_memory}).encode()
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    served = CloseCodeMiddleware(sockets_only(echo), guard)
+
+    async def run(scope, receive, send):
+        await (control if scope["type"] == "http" else served)(scope, receive, send)
+
+    return run
+
+
 def _metrics():
     from prometheus_client import CollectorRegistry
 
@@ -152,6 +195,7 @@ WRAPPED = {
     "echo_limited": lambda: _wrapped(echo, max_sessions=ROOM),
     "echo_by_hand": lambda: sockets_only(echo_by_hand),
     "echo_measured": lambda: _wrapped(echo, max_sessions=ROOM, observers=_metrics()),
+    "echo_under_memory_pressure": _under_memory_pressure,
     "closing": lambda: _wrapped(echo, max_sessions=0, max_refusals_per_second=ROOM),
     "refuse_where_full": lambda: sockets_only(ask_and_refuse(max_sessions=0)),
     "denying": lambda: _wrapped(echo, max_sessions=0, handshake="http"),

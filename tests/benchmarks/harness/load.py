@@ -101,14 +101,14 @@ class Crowd:
         """Return how many sockets are open; those of a server that has ended are not."""
         return sum(not client.transport.is_disconnected for clients in self.groups.values() for client in clients)
 
-    async def open(self, group, url, count):
-        """Open ``count`` sockets."""
+    async def open(self, group, url, count, headers=()):
+        """Open ``count`` sockets, with more ``headers`` of their handshakes."""
         clients = self.groups.setdefault(group, [])
         wanted = iter(range(count))
 
         async def connect():
             for _ in wanted:
-                clients.append(await _connect(url))
+                clients.append(await _connect(url, headers))
 
         await asyncio.gather(*(connect() for _ in range(min(count, 50))))
 
@@ -229,9 +229,14 @@ def _own_address(_url):
     return own
 
 
-async def _connect(url):
+async def _connect(url, headers=()):
     _, client = await ws_connect(
-        Client, url, max_redirects=0, websocket_handshake_timeout=PATIENCE, socket_factory=_own_address
+        Client,
+        url,
+        max_redirects=0,
+        websocket_handshake_timeout=PATIENCE,
+        socket_factory=_own_address,
+        extra_headers=headers,
     )
     return client
 
