@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import sys
@@ -48,6 +47,8 @@ def is_trimming() -> bool:
 
 def _malloc_trim() -> Callable[[int], int] | None:
     """Return glibc's function, None where malloc is somebody else's."""
+    import ctypes  # noqa: PLC0415 - only where memory is limited
+
     try:
         if not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
             return None

@@ -19,7 +19,7 @@ SHED_ABOVE = 1.1
 """The multiple of the limit from which on a size sheds."""
 
 CALM_S = 3
-"""Seconds without a shed session after which it is over: a round takes less."""
+"""Seconds without a shed session after which it is over: the next round would have begun."""
 
 OPEN, TOLD, LONGEST, BACK = "share still open", "said to be futile", "longest turn ms", "MiB given back"
 BENCHMARK = Benchmark(
@@ -43,11 +43,11 @@ def _ask(server, query=""):
         return json.load(response)
 
 
-def _calm(server, until):
+def _calm(server, until, seconds):
     """Return the state once it is as wanted and nobody leaves any more."""
     before, since = None, time.monotonic()
     deadline = since + 120
-    while time.monotonic() - since < CALM_S:
+    while time.monotonic() - since < seconds:
         state = _ask(server)
         if state["shed"] != before or not until(state):
             before, since = state["shed"], time.monotonic()
@@ -67,14 +67,15 @@ def _register(name, leak):
     def subject(run):
         check_installed(APP)
         sessions = run.size(2_000, 200)
-        share = run.size(SHARE, 0.9)  # what few sessions take is little beside the process
+        share = run.size(SHARE, 0.905)  # what few sessions take is little beside the process
+        calm = run.size(10 * CALM_S, 5) / 10
         run.needs_files(sessions + 100)
 
         def turn():
             with served(run, APP) as server:
                 run.load.open(name, server.url, sessions, COMPRESSION)
                 start = _ask(server, f"share={share}&leak={leak}")["resident"]
-                end = _calm(server, _is_over)
+                end = _calm(server, _is_over, calm)
                 outcomes = run.load.close(name)
                 assert outcomes.get("open", 0) + outcomes.get(1013, 0) == sessions, outcomes
                 assert outcomes.get(1013, 0) == end["shed"]

@@ -1,5 +1,6 @@
 """A guard under memory pressure: rounds, and the return of memory."""
 
+import ctypes
 import gc
 import sys
 import threading
@@ -255,7 +256,7 @@ def test_trim_is_left_out_where_malloc_is_another(real_trim, monkeypatch, libc):
         names.clear()
     else:
         monkeypatch.delattr(give_back.os, "confstr")
-    monkeypatch.setattr(give_back.ctypes, "CDLL", lambda _name: types.SimpleNamespace(**names))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: types.SimpleNamespace(**names))
     assert give_back._malloc_trim() is None
 
 
