@@ -61,6 +61,9 @@ class CloseCode(enum.IntEnum):
         "reconnect with back-off",
     )
     TLS_HANDSHAKE = 1015, "the TLS handshake failed; never sent", "check the certificate"
+    UNAUTHORIZED = 3000, "the client is not authenticated, as in HTTP 401", "authenticate, then reconnect"
+    FORBIDDEN = 3003, "the client is not authorized, as in HTTP 403", "do not reconnect"
+    TIMEOUT = 3008, "the client took too long, as in HTTP 408", "reconnect with back-off"
 
 
 _NEVER_SENT = frozenset({CloseCode.NO_STATUS_RCVD, CloseCode.ABNORMAL_CLOSURE, CloseCode.TLS_HANDSHAKE})
