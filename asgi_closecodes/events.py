@@ -255,8 +255,8 @@ class SessionShed(Event):
     close: Close | None
     """The close that ended it; None where an HTTP response did."""
     cause: str
-    retry_after: float
-    """Seconds after which the client was told to come back."""
+    retry_after: float | None
+    """Seconds after which the client was told to come back; None where it was not told."""
     is_overload: bool = True
     """Whether the process lacks something; see :attr:`SessionRefused.is_overload`."""
 
@@ -500,3 +500,5 @@ class Standing:
     loop_lag: float | None
     """Seconds that the event loop was late; a stall counts half after 15 s. None if nobody looked."""
     draining: bool
+    stalled: int = 0
+    """Open sessions whose handler has waited in one ``send`` for over 5 s; 0 where ``send_timeout`` is not set."""

@@ -34,6 +34,8 @@ class CloseWith(Exception):  # noqa: N818 - it is an instruction, not an error
 
     status = HTTPStatus.FORBIDDEN
     """What stands for it where the handshake is refused by HTTP."""
+    cause: str | None = None
+    """A token that names why, for the log."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(code, reason)
@@ -155,6 +157,20 @@ class ServiceRestart(TryAgainLater):
 
     code: int = CloseCode.SERVICE_RESTART
     is_overload = False  # it is wanted
+
+
+class TimedOut(CloseWith):
+    """A session took too long, and is ended from outside of its handler; there is no hint when to come back.
+
+    :param cause: a token for the close reason and the log.
+    """
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    is_overload = False
+
+    def __init__(self, code: int, reason: str, cause: str) -> None:
+        super().__init__(code, f"{reason}; cause={cause}")
+        self.cause = cause
 
 
 class SessionEnded(ConnectionError):  # noqa: N818 - it says what has happened to the peer

@@ -26,7 +26,7 @@ from asgi_closecodes.gates import AllOf, Gate, LoopLag, Pressure, Shadow
 from asgi_closecodes.gates.base import FREE, checked_gate
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
-from asgi_closecodes.session import Rules, Session, session_of
+from asgi_closecodes.session import Rules, SendRememberingSession, Session, session_of
 from asgi_closecodes.settings import LIMITS, Settings, checked_change, no_settings_of_its_own, unknown_settings
 from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import Rate
@@ -38,6 +38,7 @@ from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shedding import Pace, Victims
 from .sigterm import drain_at_sigterm
+from .timeouts import SessionTimeouts
 
 TICK = 0.1
 """Seconds between two looks at the gates."""
@@ -129,6 +130,7 @@ class Guard:
         self._queue = RetryQueue()
         self._refusals = Rate(0, 0)
         self._pace = Pace()
+        self._timeouts = SessionTimeouts(self.sessions)
         self._victims = Victims("newest", self._order_failed)
         self._round_shedders: dict[Gate, RoundShedder] = {}
         self._lifespans: list[Any] = []  # the event loop of each
@@ -160,6 +162,8 @@ class Guard:
             reraise=settings.reraise,
             debug=settings.debug,
             shed_grace=settings.shed_grace,
+            send_timeout=settings.send_timeout,
+            cancel_after_disconnect=settings.cancel_after_disconnect,
         )
         gates = gates_of(settings, self._gates)
         asked = [Shadow(gate) if name in settings.shadow else gate for name, gate in gates.items()]
@@ -180,6 +184,7 @@ class Guard:
         set_limits(gates, settings)
         self.settings = settings
         self.rules = rules
+        self._timeouts.follow(settings)
         self._gates = gates
         self.gate.gates = all_gates
         self._to_look_after = to_look_after
@@ -221,6 +226,7 @@ class Guard:
         return {
             "sessions": len(self.sessions),
             "leaving": len(self._leaving),
+            "stalled": self._timeouts.stalled(),
             "draining": self.draining,
             "gates": [
                 {
@@ -240,6 +246,7 @@ class Guard:
             gates=tuple(_standing(gate) for gate in self.gate.gates if not isinstance(gate, Draining)),
             loop_lag=self._lag.value(),
             draining=self.draining,
+            stalled=self._timeouts.stalled(),
         )
 
     async def drain(self, window: float | None = None) -> None:
@@ -292,7 +299,8 @@ class Guard:
         loop = running_loop()
         if loop not in self._loops or self._ticks.is_lost:
             self._arrive(loop)
-        return Session(self, scope, receive, send)
+        kind = Session if self.rules.send_timeout is None else SendRememberingSession
+        return kind(self, scope, receive, send)
 
     def _arrive(self, loop: Any) -> None:
         """Take note of another event loop, which may come in place of one that is gone."""
@@ -324,6 +332,7 @@ class Guard:
     def began(self, session: Session) -> None:
         """Take note of an admitted session."""
         self.sessions[session] = None
+        self._timeouts.add(session)
         if not self._has_begun:
             self._has_begun = True
             if not self._lifespans:
@@ -478,6 +487,7 @@ class Guard:
             bool(self._watchers)
             or self._logs.has_unsaid
             or self._saturation.is_watched
+            or self._timeouts.is_needed
             or any(_limit_of(gate) is not None for gate in self._to_look_after)
         )
 
@@ -513,6 +523,7 @@ class Guard:
                 elif time.monotonic() - last_used > LINGER:
                     break
                 self._tick()
+                await self._timeouts.look()
                 await anyio.sleep(TICK)
         finally:
             if self._ticks.release(holder):  # else another one has taken over

@@ -337,18 +337,19 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
     _severity,
     sampler="refusal",
     by=lambda event: event.cause,
-    keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.gate.cause", "closecodes.refusal.retry_after"),
+    keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.gate.cause"),
 )
 def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     place = _place(session)
     what = f"drained a session of {place}" if event.cause == "drain" else f"shed a session of {place}: {event.cause}"
+    hint = None if event.retry_after is None else round(event.retry_after, 1)
     return Message(
-        "%s; %s; retry after %.1f s",
-        (what, _close_text(event.close), event.retry_after),
+        "%s; %s%s",
+        (what, _close_text(event.close), "" if hint is None else f"; retry after {hint} s"),
         {
             "closecodes.gate.cause": event.cause,
-            "closecodes.refusal.retry_after": round(event.retry_after, 1),
+            "closecodes.refusal.retry_after": hint,
             **_close_keys(event.close),
             **session,
             **_course_keys(event.session),

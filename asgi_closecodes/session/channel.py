@@ -59,12 +59,14 @@ class Channel(abc.ABC):
     :param server_receive: the server's.
     """
 
-    __slots__ = ("_deliver", "_interruption", "_others", "_receive", "_waiting", "received", "sent")
+    __slots__ = ("_deliver", "_interruption", "_others", "_receive", "_waiting", "received", "sending", "sent")
 
     def __init__(self, server_receive: Receive) -> None:
         self._receive = server_receive
         self._deliver: Send | None = None  # gets the handler's data, where it needs no second look
         self._interruption: Interruption | None = None
+        self.sending: object = None
+        """The last awaitable that ``send`` has returned, where ``send_timeout`` is set."""
         self._waiting: Any = None  # what can be cancelled where receive() waits,
         self._others: tuple[Any, ...] = ()  # and where it does in more tasks at the same time
         self.received = 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope, Send
 
 
-_SENDERS = frozenset({"_control", "_pass_on"})
+_SENDERS = frozenset({"_control", "_pass_on", "_send_and_notice"})
 """Methods of a session whose frame says that its socket raised."""
 
 

@@ -37,6 +37,7 @@ from asgi_closecodes.exceptions import (
     CloseWith,
     ExceptionMapping,
     SessionEnded,
+    TimedOut,
     TryAgainLater,
     close_for_status,
     deliberate_close,
@@ -106,6 +107,8 @@ class Rules:
     reraise: bool = False
     debug: bool = False
     shed_grace: float = 10.0
+    send_timeout: float | None = None
+    cancel_after_disconnect: bool = False
 
 
 class Host(Protocol):
@@ -328,7 +331,7 @@ class Session(Channel):
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
         # No cycles are left: the session is gone with its last reference, not with the next collection.
         self.scope = self._servers_scope
-        self._places = None
+        self._places = self.sending = None
         if self._interruption is not None:
             self._interruption.release()
 
@@ -389,7 +392,7 @@ class Session(Channel):
         """
         return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))
 
-    def end_soon(self, refusal: TryAgainLater) -> None:
+    def end_soon(self, refusal: TryAgainLater | TimedOut) -> None:
         """End this session in the background, in its own event loop, from any thread."""
         if running_loop() is self._loop:
             self._host.spawn(self.end, refusal)
@@ -405,13 +408,14 @@ class Session(Channel):
         """Have ``call`` called once the handshake is answered, by whatever."""
         self._answered += (call,)
 
-    async def end(self, refusal: TryAgainLater) -> bool:
+    async def end(self, refusal: TryAgainLater | TimedOut) -> bool:
         """End this session as ``refusal`` says; see :meth:`shed`."""
         if not self.loop.is_here:  # what it waits for, and the server's send, are that event loop's
             return bool(await self.loop.run(self.end, refusal))
         if self.phase in OVER or self._ending is not None:
             return False
         if self._places is None:  # it waits in a gate: its handler is not to start
+            assert isinstance(refusal, TryAgainLater), "time limits are those of admitted sessions"
             self._doom = refusal
             return True
         facts = self.facts()
@@ -442,7 +446,7 @@ class Session(Channel):
                     session=facts,
                     close=self.closed_with,
                     cause=refusal.cause or "unknown",
-                    retry_after=word.retry_after or 0.0,
+                    retry_after=word.retry_after,
                     is_overload=refusal.is_overload,
                 )
             )
@@ -758,7 +762,49 @@ class Session(Channel):
             for call in self._answered:
                 call(self)
             self._answered = ()
-        self._deliver = self._send if phase is Phase.OPEN and self._ending is None else None
+        self._deliver = self._data_sender() if phase is Phase.OPEN and self._ending is None else None
+
+    # Time limits of guard/timeouts.py
+
+    _remembers_sends = False  # whether the handler's own ``send`` does
+
+    @property
+    def has_departed(self) -> bool:
+        """Whether the peer has left, and nobody else than the handler is to end the session."""
+        return self.phase is Phase.LEFT and self._ending is None
+
+    def cancel_soon(self) -> None:
+        """Cancel the handler, which goes on though its peer has left; from any thread."""
+        self.loop.call_soon(self._cancel_after, 0)
+
+    def follow_rules_soon(self) -> None:
+        """Send as changed rules say, where the session is open already; from any thread."""
+        self.loop.call_soon(self._follow_rules)
+
+    def _follow_rules(self) -> None:
+        if self._deliver is not None:
+            self._deliver = self._data_sender()
+
+    def _data_sender(self) -> Send:
+        """Return what gets the handler's data: the server's ``send``, unless a rule needs to know of each message."""
+        rules = self._host.rules
+        if rules.send_timeout is not None and not self._remembers_sends:
+            return self._send_and_remember
+        return self._send_and_notice if rules.cancel_after_disconnect else self._send
+
+    def _send_and_remember(self, message: Message) -> Awaitable[None]:
+        send = self._send_and_notice if self._host.rules.cancel_after_disconnect else self._send
+        self.sending = sending = send(message)
+        return sending
+
+    async def _send_and_notice(self, message: Message) -> None:
+        """Send; where the server raises since the peer has left, take note of that."""
+        try:
+            await self._send(message)
+        except OSError:
+            if self.phase is Phase.OPEN:
+                self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
+            raise
 
     def _leave(self, close: Close | None) -> None:
         self.closed_with = close

@@ -32,6 +32,7 @@ from .types import (
     Seconds,
     Sessions,
     Share,
+    TimeLimit,
     limits_only,
     names,
     none,
@@ -147,6 +148,24 @@ class Settings(BaseSettings):
     shed_grace: Annotated[Seconds, Field(ge=0)] = Field(
         default=10.0, description="Seconds that the handler of a session that was ended has before it is cancelled."
     )
+    idle_timeout: TimeLimit = Field(
+        default=None,
+        description=(
+            "Seconds without a message in either direction after which a session is closed with 3008; late by at most "
+            "1 s or a tenth of it."
+        ),
+    )
+    send_timeout: TimeLimit = Field(
+        default=None,
+        description=(
+            "Seconds that a handler may wait in one `send`, for a peer that does not read, before its session is shed "
+            "with `cause=slow`."
+        ),
+    )
+    cancel_after_disconnect: bool = Field(
+        default=False,
+        description="Cancel a handler that still runs `shed_grace` seconds after it was told that its peer has left.",
+    )
     drain_window: Annotated[Seconds, Field(ge=0)] = Field(
         default=30.0, description="Seconds over which `guard.drain()` closes the open sessions."
     )
@@ -249,7 +268,9 @@ class Settings(BaseSettings):
 
     def limits(self) -> dict[str, object]:
         """Return the settings that limit something, by name."""
-        return {name: getattr(self, name) for name in (*LIMITS, "max_refusals_per_second")}
+        return {
+            name: getattr(self, name) for name in (*LIMITS, "idle_timeout", "send_timeout", "max_refusals_per_second")
+        }
 
 
 def checked_change(before: Settings, after: Settings) -> Settings:

@@ -141,6 +141,8 @@ Seconds = Annotated[float, BeforeValidator(not_boolean), Field(allow_inf_nan=Fal
 
 Positive = Annotated[Seconds, Field(gt=0)]
 
+TimeLimit = Annotated[Positive | None, BeforeValidator(none)]
+
 Share = Annotated[float, BeforeValidator(not_boolean), BeforeValidator(_percent), Field(le=1)]
 
 Memories = Annotated[float | ByteSize | None, PlainValidator(_share_or_size)]

@@ -141,6 +141,14 @@ LOOP_LAG = Metric(
     ((),),
 )
 DRAINING = Metric("gauge", "closecodes_draining", "1 while new sessions are refused for a stop.", (), ((),))
+SESSIONS_STALLED = Metric(
+    "gauge",
+    "closecodes_sessions_stalled",
+    "Open sessions that have been in one send for over 5 s; 0 where send_timeout is not set.",
+    (),
+    ((),),
+    summed=True,
+)
 CLUSTER_LIMIT = Metric("gauge", "closecodes_cluster_limit", "The limit of all processes together.", ("name",))
 CLUSTER_USED = Metric(
     "gauge", "closecodes_cluster_used", "Sessions that count in a cluster limit.", ("name",), summed=True
@@ -317,6 +325,7 @@ class MetricsObserver(abc.ABC):
             yield metric, (label,), _NOTHING[metric] if value is None else value
         yield LOOP_LAG, (), max((standing.loop_lag or 0.0 for standing in standings), default=0.0)
         yield DRAINING, (), float(any(standing.draining for standing in standings))
+        yield SESSIONS_STALLED, (), float(sum(standing.stalled for standing in standings))
         now = time.monotonic()
         for name, cluster in [*self._clusters.items()]:
             yield CLUSTER_LIMIT, (name,), cluster.synced.limit

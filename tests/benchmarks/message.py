@@ -21,6 +21,7 @@ BENCHMARK = Benchmark(
             Comparison(NS, peer, "bare", by="difference")
             for peer in (RECEIVE, COUNTED, "ExceptionMiddleware", "sentry-sdk", "OpenTelemetry")
         ),
+        Comparison(NS, "with send_timeout", "middleware", by="difference", most=20),
         Comparison("blocks left", "middleware", "bare", by="difference", most=10),
     ],
     pairs=41,
@@ -91,6 +92,12 @@ def _(app):
 @measuring
 def _(app):
     return CloseCodeMiddleware(app, Guard(Settings(max_sessions=100)))
+
+
+@BENCHMARK.subject("with send_timeout")
+@measuring
+def _(app):
+    return CloseCodeMiddleware(app, Guard(Settings(max_sessions=100, send_timeout=60)))
 
 
 @BENCHMARK.subject(RECEIVE)

@@ -11,6 +11,7 @@ const MEANINGS = {
   1011: "error",
   1012: "restart",
   1013: "try again later",
+  3008: "timeout",
   4011: "error",
   4012: "restart",
   4013: "try again later",
@@ -70,7 +71,7 @@ function plot(now) {
 
 function show(snapshot) {
   const now = Date.now();
-  const { sessions, draining, leaving, limits, pid } = snapshot;
+  const { sessions, draining, leaving, stalled, limits, pid } = snapshot;
   const limit = limits.max_sessions;
   if (pid !== process) history.length = 0;
   process = pid;
@@ -79,7 +80,7 @@ function show(snapshot) {
   at("limit").textContent = limit === null ? "no limit" : `of ${limit}`;
   plot(now);
   const state = draining ? (sessions ? `draining: ${sessions} to go` : "drained") : "serving";
-  say(`Process ${pid}: ${state}${leaving ? `, ${leaving} leaving` : ""}`, draining);
+  say(`Process ${pid}: ${state}${leaving ? `, ${leaving} leaving` : ""}${stalled ? `, ${stalled} stalled` : ""}`, draining);
   at("drain").hidden = false;
   at("drain").disabled = draining;
   bars(at("closes"), "Code", snapshot.closes, (code) => `${code} ${MEANINGS[code] ?? ""}`);

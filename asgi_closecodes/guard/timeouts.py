@@ -1,0 +1,221 @@
+"""Time limits of open sessions: idle ones, sends that do not end, handlers that go on without their peer.
+
+They are found by looking at a part of the sessions each tick. A message costs nothing, and no session has a timer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from types import CoroutineType
+from typing import Protocol
+
+import anyio.lowlevel
+
+from asgi_closecodes.codes import CloseCode
+from asgi_closecodes.concurrency import EventLoop, spawn
+from asgi_closecodes.exceptions import TimedOut, TryAgainLater
+from asgi_closecodes.session import Session, is_pending, unsent_bytes
+
+STALLED_AFTER_S = 5.0
+"""Seconds in one ``send`` after which a session is called stalled."""
+
+_MIN_PERIOD_S = 0.45
+"""Seconds in which every session is looked at once: two of them stay below the second that a limit may be late."""
+
+_MAX_PERIOD_S = 5.0
+"""The same, of long limits: a session that is over stays in memory until its next look."""
+
+_MIN_LOOKS = 100
+"""Sessions that are looked at in every tick."""
+
+_LOOKS_A_TURN = 2000
+"""The same, at most, in one turn of the event loop."""
+
+_ENDS_A_TURN = 25
+"""Sessions that begin to end in one turn of the event loop."""
+
+_MAX_STEP_S = 1.0
+"""Seconds that may pass between two ticks. While the event loop stands still no message arrives, and none is missed."""
+
+
+class Limits(Protocol):
+    """The settings that are needed here."""
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """Seconds without a message."""
+
+    @property
+    def send_timeout(self) -> float | None:
+        """Seconds in one ``send``."""
+
+    @property
+    def cancel_after_disconnect(self) -> bool:
+        """Whether handlers are cancelled whose peer has left."""
+
+    @property
+    def shed_grace(self) -> float:
+        """Seconds that they have before."""
+
+
+class _Watched:
+    """Findings of the last look at a session."""
+
+    __slots__ = (
+        "active_at",
+        "count",
+        "departed_at",
+        "measured_at",
+        "sending",
+        "sending_since",
+        "session",
+        "taken_at",
+        "unsent",
+    )
+
+    def __init__(self, session: Session, now: float) -> None:
+        self.session = session
+        self.count = session.message_count
+        self.active_at = now  # when the count was another one, or later
+        self.sending: object = None  # an awaitable that has not ended yet
+        self.sending_since = self.taken_at = self.measured_at = now
+        self.unsent: int | None = None  # bytes, when they were measured
+        self.departed_at: float | None = None
+
+
+class SessionTimeouts:
+    """Looks at the sessions in turn, and ends those that are beyond a limit.
+
+    :param sessions: the admitted ones that are not over.
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(self, sessions: Iterable[Session], clock: Callable[[], float] = time.monotonic) -> None:
+        self._sessions = sessions
+        self._clock = clock
+        self._idle = self._send = self._grace = math.inf
+        self._cancels = False
+        self._period = _MAX_PERIOD_S
+        self._ring: deque[_Watched] = deque()
+        self._stalls: set[_Watched] = set()
+        self._expired: dict[Session, TimedOut | TryAgainLater] = {}
+        self._ending_in: EventLoop | None = None  # which may end without a word
+        self._looked_at = clock()
+        self._passed = 0.0  # seconds, by this object's own clock
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a limit is set."""
+        return self._cancels or not self._idle == self._send == math.inf
+
+    def follow(self, limits: Limits) -> None:
+        """Look for what is beyond ``limits``, in the sessions that are open too."""
+        before = self._send, self._cancels, self.is_needed
+        self._idle = math.inf if limits.idle_timeout is None else limits.idle_timeout
+        self._send = math.inf if limits.send_timeout is None else limits.send_timeout
+        self._cancels, self._grace = limits.cancel_after_disconnect, limits.shed_grace
+        shortest = min(self._idle, self._send, self._grace if self._cancels else math.inf, STALLED_AFTER_S * 4)
+        self._period = min(max(shortest * _MIN_PERIOD_S / 10, _MIN_PERIOD_S), _MAX_PERIOD_S)
+        if (self._send, self._cancels) != before[:2]:
+            for session in [*self._sessions]:
+                session.follow_rules_soon()
+        if not self.is_needed:
+            self._ring.clear()
+            self._stalls.clear()
+        elif not before[2]:
+            now = self._now()
+            self._ring.extend(_Watched(session, now) for session in [*self._sessions])
+
+    def add(self, session: Session) -> None:
+        """Look at ``session`` too, from now on."""
+        if self.is_needed:
+            self._ring.append(_Watched(session, self._now()))
+
+    def stalled(self) -> int:
+        """Return how many open sessions have been in one ``send`` for over 5 s, as far as that is looked for."""
+        latest = self._now() - STALLED_AFTER_S
+        return sum(
+            watched.sending_since < latest and is_pending(watched.sending) and not watched.session.is_leaving
+            for watched in [*self._stalls]
+        )
+
+    def _now(self) -> float:
+        return self._passed + min(self._clock() - self._looked_at, _MAX_STEP_S)
+
+    async def look(self) -> None:
+        """Look at the sessions whose turn it is; other tasks run meanwhile."""
+        now, elapsed = self._now(), self._clock() - self._looked_at
+        self._passed, self._looked_at = now, self._looked_at + elapsed
+        share = math.ceil(len(self._ring) * min(elapsed / self._period, 1.0))
+        looks = min(max(share, _MIN_LOOKS), len(self._ring))
+        while looks > 0:
+            self._look_at(min(looks, _LOOKS_A_TURN), now)
+            if (looks := looks - _LOOKS_A_TURN) > 0:
+                await anyio.lowlevel.checkpoint()
+        if self._expired and not (self._ending_in is not None and self._ending_in.is_alive):
+            self._ending_in = EventLoop.running()
+            spawn(self._end_expired)
+
+    async def _end_expired(self) -> None:
+        try:
+            while self._expired:
+                for _ in range(min(_ENDS_A_TURN, len(self._expired))):
+                    session, refusal = self._expired.popitem()
+                    session.end_soon(refusal)
+                await anyio.lowlevel.checkpoint()
+        finally:
+            self._ending_in = None
+
+    def _look_at(self, looks: int, now: float) -> None:
+        """Look at the next ones; every name of this loop counts, at 50 000 sessions."""
+        ring, idle, cancels = self._ring, self._idle, self._cancels
+        for _ in range(min(looks, len(ring))):
+            watched = ring.popleft()
+            session = watched.session
+            if session._places is None:  # noqa: SLF001 - it is over; a property takes as long as all the rest
+                self._stalls.discard(watched)
+                continue
+            ring.append(watched)
+            count = session.received + session.sent
+            if count != watched.count:
+                watched.count, watched.active_at = count, now
+            elif now - watched.active_at >= idle:
+                self._end_idle(watched)
+            sending = session.sending
+            if not (
+                sending is None
+                or (type(sending) is CoroutineType and not sending.cr_suspended and watched.sending is None)
+            ):
+                self._look_at_send(watched, now)
+            if cancels and session.has_departed:
+                self._look_at_departed(watched, now)
+
+    def _end_idle(self, watched: _Watched) -> None:
+        # A message that is on its way to a slow peer is the affair of send_timeout.
+        if watched.sending is None and not watched.session.is_leaving:
+            self._expired[watched.session] = TimedOut(CloseCode.TIMEOUT, "idle timeout", "idle")
+
+    def _look_at_send(self, watched: _Watched, now: float) -> None:
+        # What was found first counts until it has ended: a handler may send in several tasks at once.
+        if watched.sending is None or not is_pending(watched.sending):
+            watched.sending = watched.session.sending if is_pending(watched.session.sending) else None
+            watched.sending_since = watched.taken_at = watched.measured_at = now
+            watched.unsent = None
+            (self._stalls.discard if watched.sending is None else self._stalls.add)(watched)
+            return
+        if now - watched.measured_at >= self._send / 8:
+            before, watched.unsent, watched.measured_at = watched.unsent, unsent_bytes(watched.session), now
+            if before is not None and watched.unsent is not None and watched.unsent < before:
+                watched.taken_at = now
+        if now - watched.taken_at >= self._send and not watched.session.is_leaving:
+            self._expired[watched.session] = TryAgainLater(cause="slow", is_overload=False)
+
+    def _look_at_departed(self, watched: _Watched, now: float) -> None:
+        if watched.departed_at is None:
+            watched.departed_at = now
+        if now - watched.departed_at >= self._grace:
+            watched.departed_at = math.inf  # once
+            watched.session.cancel_soon()
