@@ -164,7 +164,7 @@ class Settings(BaseSettings):
     )
     cancel_after_disconnect: bool = Field(
         default=False,
-        description="Cancel a handler that still runs `shed_grace` seconds after it was told that its peer has left.",
+        description="Cancel a handler that goes on for `shed_grace` seconds after its peer has left.",
     )
     drain_window: Annotated[Seconds, Field(ge=0)] = Field(
         default=30.0, description="Seconds over which `guard.drain()` closes the open sessions."

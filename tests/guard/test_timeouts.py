@@ -202,6 +202,7 @@ async def test_send_among_others_that_are_begun_later_is_slow():
 
 
 async def test_peer_that_takes_something_of_a_send_is_not_slow(monkeypatch):
+    monkeypatch.setattr(timeouts, "link_of", lambda session: session)
     looking = Looking(2, send_timeout=8)
     left = dict.fromkeys(looking.sessions, 10**6)
     monkeypatch.setattr(timeouts, "unsent_bytes", left.__getitem__)
@@ -295,6 +296,17 @@ async def test_is_pending_follows_a_coroutine():
 
 
 # Departures
+
+
+async def test_handler_whose_connection_is_gone_is_cancelled(monkeypatch):
+    lost = set()
+    monkeypatch.setattr(timeouts, "link_of", lambda session: session)
+    monkeypatch.setattr(timeouts, "is_lost", lost.__contains__)
+    looking = Looking(3, cancel_after_disconnect=True, shed_grace=3)
+    lost.update(looking.sessions[:2])
+    looking.sessions[1].is_leaving = True  # closed by this side
+    await looking.pass_time(5)
+    assert [session.cancelled for session in looking.sessions] == [1, 0, 0]
 
 
 async def test_handler_that_goes_on_is_cancelled_once_after_the_grace():

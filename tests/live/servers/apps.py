@@ -166,6 +166,30 @@ async def flood_and_raise(scope, receive, send):
 
 
 @ending()
+async def flood(scope, receive, send):
+    """Send ordinary messages as fast as the peer takes them."""
+    while True:
+        await text(send, "x" * 8192)
+        await anyio.sleep(0)
+
+
+@ending()
+async def flood_in_new_tasks(scope, receive, send):
+    """Begin to send every 50 ms, whether what was sent before has been taken or not."""
+    async with anyio.create_task_group() as tasks:
+        while True:
+            tasks.start_soon(text, send, "x" * 500_000)
+            await anyio.sleep(0.05)
+
+
+@ending()
+async def go_on_after_the_disconnect(scope, receive, send):
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+    await anyio.sleep_forever()
+
+
+@ending()
 async def send_only(scope, receive, send):
     while True:
         await text(send, "tick")

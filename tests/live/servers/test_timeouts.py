@@ -1,0 +1,164 @@
+"""Time limits of open sessions on live servers: each code and cause, and which server tells what."""
+
+import contextlib
+import socket
+import time
+
+import pytest
+
+from tests.support.peers import Raw, eventually, snapshot, tell
+from tests.support.servers import serve
+
+FINDS_SOCKET = {"uvicorn-sansio", "uvicorn-wsproto", "hypercorn-asyncio", "hypercorn-trio"}
+"""Set-ups whose ``send`` leads to the socket."""
+
+TELLS_OF_LOSS = FINDS_SOCKET - {"hypercorn-trio"}
+"""Set-ups that tell of every departure, whatever the handler waits for: trio's socket stays open after a reset."""
+
+
+@pytest.fixture(scope="module")
+def started(setup, tmp_path_factory):
+    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path_factory.mktemp("timed")) as running:
+        yield running
+
+
+@pytest.fixture
+def timed(started):
+    yield started
+    # Whoever is left is cancelled, or ended.
+    tell(started, "shed", idle_timeout="0.5", cancel_after_disconnect="True", send_timeout="None")
+    if not eventually(lambda: snapshot(started, "shed")["sessions"] == 0, within=5):
+        tell(started, "shed", shed="1")
+        assert eventually(lambda: snapshot(started, "shed")["sessions"] == 0, within=30)
+    tell(started, "shed", idle_timeout="None", cancel_after_disconnect="False")
+
+
+def sheds(server, cause):
+    return snapshot(server, "shed")["sheds"].get(cause, 0)
+
+
+class Narrow:
+    """A server to which connections have a receive buffer of a few KiB."""
+
+    def __init__(self, server):
+        self._address = server.address
+
+    def connect(self):
+        plain = socket.socket()
+        plain.settimeout(10)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.connect(self._address)
+        return plain
+
+
+@pytest.mark.parametrize("mute", [False, True], ids=["polite", "mute"])
+def test_idle_session_is_closed_with_3008(timed, setup, mute):
+    tell(timed, "shed", idle_timeout="1")
+    before = sheds(timed, "idle")
+    with Raw(timed, "/shed/echo") as peer:
+        assert peer.answer() == 101
+        for _ in range(8):  # longer than the limit, but not idle
+            peer.send(1, b"x")
+            assert peer.frame() == (1, b"x")
+            time.sleep(0.25)
+        start = time.monotonic()
+        seen = peer.close_frame()
+        assert time.monotonic() - start > 0.7
+        assert str(seen) == ("3008" if setup == "daphne" else "3008 idle timeout; cause=idle")
+        if not mute:
+            with contextlib.suppress(ConnectionError):
+                peer.send(8, seen.code.to_bytes(2))
+        assert eventually(lambda: snapshot(timed, "shed")["sessions"] == 0)
+    assert sheds(timed, "idle") == before + 1
+    [*_, record] = timed.wait_for_records(
+        before + 1, event__name="closecodes.session.shed", closecodes__gate__cause="idle"
+    )
+    assert (record["websocket.close.code"], record["level"]) == (3008, "info")
+
+
+@pytest.mark.parametrize("handler", ["flood", "flood-in-new-tasks"])
+def test_peer_that_does_not_read_is_shed_as_slow(timed, setup, handler):
+    """But on daphne, where no send ever waits: memory grows instead."""
+    tell(timed, "shed", send_timeout="1")
+    before = sheds(timed, "slow")
+    with Raw(timed, f"/shed/{handler}") as peer:
+        assert peer.answer() == 101
+        if setup == "daphne":
+            time.sleep(3)
+            assert sheds(timed, "slow") == before
+            return
+        assert eventually(lambda: snapshot(timed, "shed")["leaving"] or sheds(timed, "slow") > before)
+        if handler == "flood":
+            assert str(peer.close_frame()).startswith("1013 try again later; retry_after=")
+        assert eventually(lambda: sheds(timed, "slow") > before)
+
+
+def test_peer_that_reads_ordinary_messages_is_never_slow(timed):
+    tell(timed, "shed", send_timeout="0.5")
+    before = sheds(timed, "slow")
+    with Raw(timed, "/shed/send-only") as peer:
+        assert peer.answer() == 101
+        for _ in range(20):
+            peer.socket.recv(410)
+            time.sleep(0.2)
+    assert sheds(timed, "slow") == before
+
+
+def test_peer_that_reads_2_kb_a_second_of_a_flood_is_not_slow(timed, setup):
+    """Each send of the server's waits for longer than the limit then."""
+    if setup not in FINDS_SOCKET:
+        pytest.skip("nothing tells that such a peer reads")
+    tell(timed, "shed", send_timeout="6")
+    before = sheds(timed, "slow")
+    with Raw(Narrow(timed), "/shed/flood") as peer:
+        assert peer.answer() == 101
+        for _ in range(75):
+            peer.socket.recv(410)
+            time.sleep(0.2)
+        assert sheds(timed, "slow") == before
+        if setup in TELLS_OF_LOSS:  # the sends of a trio worker are shorter
+            assert snapshot(timed, "shed")["stalled"] == 1
+        assert eventually(lambda: snapshot(timed, "shed")["leaving"], within=20), "it has stopped to read"
+
+
+@pytest.mark.parametrize("way", ["close", "vanish"])
+@pytest.mark.parametrize("handler", ["go-on-after-the-disconnect", "sleep", "send-and-swallow"])
+def test_handler_without_its_peer_is_cancelled(timed, setup, handler, way):
+    told = handler.startswith("go-on") or setup in TELLS_OF_LOSS or (setup == "hypercorn-trio" and way == "close")
+    tell(timed, "shed", cancel_after_disconnect="True")
+    with Raw(timed, f"/shed/{handler}") as peer:
+        assert peer.answer() == 101
+        time.sleep(0.1)
+        if way == "vanish":
+            peer.vanish()
+        else:
+            peer.send(8, (1000).to_bytes(2))
+            time.sleep(0.1)
+    if told:
+        assert eventually(lambda: snapshot(timed, "shed")["sessions"] == 0)
+    else:
+        time.sleep(3)
+        assert snapshot(timed, "shed")["sessions"] == 1
+    assert not timed.records(event__name="closecodes.session.exception")
+    assert "Traceback" not in timed.log()
+
+
+@pytest.mark.parametrize(
+    "behind", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x81\x81\0\0\0\0x"], ids=["request", "data"]
+)
+def test_idle_timeout_frees_what_hypercorn_never_tells_of(tmp_path, behind):
+    with serve("hypercorn-asyncio", "tests.live.servers.wrapped:wrapped", tmp_path) as server:
+
+        def is_open():
+            return snapshot(server, "shed")["sessions"] == 1
+
+        for _ in range(10):  # it depends on what its tasks have read until then
+            with Raw(server, "/shed/echo", behind=behind) as peer:
+                eventually(is_open, within=1)
+                peer.vanish()
+            time.sleep(0.7)
+            if is_open():
+                break
+        assert is_open()
+        tell(server, "shed", idle_timeout="1")
+        assert eventually(lambda: not is_open())
