@@ -50,8 +50,8 @@ class Rounds:
     """
 
     __slots__ = (
-        "_clock", "_deadline", "_open_at_start", "_poor", "_quota", "_shed", "_usage_at_start", "baseline", "phase",
-        "shed",
+        "_clock", "_deadline", "_open_at_start", "_poor", "_quota", "_shed", "_usage_at_start", "baseline",
+        "has_been_poor", "phase", "shed",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,6 +61,8 @@ class Rounds:
         """Usage without a session; None if it is unknown."""
         self.shed = 0
         """Sessions shed since the usage was below the limit."""
+        self.has_been_poor = False
+        """Whether a round has been since then: what sessions leave has to be collected."""
         self._poor = 0
         self._quota = self._shed = self._open_at_start = 0  # of this round
         self._usage_at_start = 0.0
@@ -70,11 +72,6 @@ class Rounds:
     def remaining(self) -> int:
         """Sessions that this round has still to shed."""
         return self._quota - self._shed if self.phase is Phase.SHEDDING else 0
-
-    @property
-    def was_poor(self) -> bool:
-        """Whether the last round was."""
-        return self._poor > 0
 
     def record_shed(self, count: int) -> None:
         """Take note that ``count`` sessions were told to leave."""
@@ -108,6 +105,7 @@ class Rounds:
             case Phase.WATCHING | Phase.FUTILE:
                 if usage is not None and usage < limit:
                     self._poor = self.shed = 0
+                    self.has_been_poor = False
                     self.phase = Phase.WATCHING
                 elif is_above and self.phase is Phase.WATCHING:
                     self._start(usage, open_sessions)
@@ -123,6 +121,7 @@ class Rounds:
                 if usage is not None and self._shed:
                     is_poor = self._is_poor(usage, shed_above, open_sessions)
                     self._poor = self._poor + 1 if is_poor else 0
+                    self.has_been_poor |= is_poor
                 self.phase = Phase.WATCHING
                 if is_above:
                     self._start(usage, open_sessions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 
 from asgi_closecodes.events import Observer, SheddingFutile
@@ -54,10 +55,16 @@ class RoundShedder:
         """
         sensor = self.gate.sensor
         assert isinstance(sensor, Memory)
-        sensor.sample()
-        if (usage := sensor.value()) is not None:
-            self._rounds.baseline = usage
+        with contextlib.suppress(Exception):  # of a user's own sensor: the ticker reports it
+            sensor.sample()
+        self._rounds.baseline = self._usage()
         sensor.stop()
+
+    def _usage(self) -> float | None:
+        try:
+            return self.gate.usage
+        except Exception:
+            return None
 
     def due(self, sessions: Collection[Session], leaving: Collection[Session], shed_grace: float) -> int:
         """Return how many sessions are to be shed now; called at each tick.
@@ -66,7 +73,7 @@ class RoundShedder:
         :param leaving: those of them that are about to end.
         :param shed_grace: seconds that the handler of one that was shed has before it is cancelled.
         """
-        usage = self.gate.usage
+        usage = self._usage()
         if sessions:
             self._has_had_sessions = True
         elif usage is not None and not self._has_had_sessions:
@@ -99,6 +106,6 @@ class RoundShedder:
         for session in self._shed:
             break_cycles(session)
         self._shed.clear()
-        if self._rounds.was_poor:  # else it is not needed, and keeps the event loop
+        if self._rounds.has_been_poor:  # else it is not needed, and keeps the event loop
             give_back.collect_garbage()
         give_back.trim()

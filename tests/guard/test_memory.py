@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from asgi_closecodes import Guard, Settings, SettingsError
-from asgi_closecodes.events import SheddingFutile
+from asgi_closecodes.events import CallbackFailed, SheddingFutile
 from asgi_closecodes.gates import Memory, Pressure, Shadow, rounds
 from asgi_closecodes.guard import give_back
 from asgi_closecodes.session.cycles import break_cycles
@@ -115,6 +115,28 @@ async def test_memory_gate_waits_for_a_handler_that_cleans_up():
 
 
 @pytest.mark.anyio
+async def test_memory_gate_collects_garbage_once_a_round_was_poor(monkeypatch):
+    """Also after a good one: it was good because of that."""
+    sensor, seen, collected = FakeMemory(returns=0.0), [], []
+
+    def collect():
+        collected.append(len(guard.sessions))
+        sensor.returns = 1.0
+
+    monkeypatch.setattr(give_back, "collect_garbage", collect)
+    sensor.leaked = -0.3
+    guard = pressed(sensor, seen)
+    async with Stay(guard) as stay:
+        await stay.come(40)
+        sensor.leaked = 0.05
+        await until(lambda: len(guard.sessions) <= 34)
+        await anyio.sleep(0.4)
+    assert collected == [37, 36, 35, 34][: len(collected)]
+    assert len(collected) >= 2
+    assert not of(SheddingFutile, seen)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("how", ["never", "shadow"])
 async def test_memory_gate_that_may_not_shed_sheds_nobody(how):
     sensor = FakeMemory()
@@ -176,6 +198,25 @@ def test_baseline_that_cannot_be_read_is_unknown(tmp_path):
     assert isinstance(guard, Guard)
     with pytest.raises(SettingsError):
         Guard(Settings(max_memory="none of that"))
+
+
+@pytest.mark.anyio
+async def test_memory_gate_whose_sensor_fails_is_reported_and_the_rest_goes_on():
+    class Broken(Memory):
+        def sample(self):
+            raise ArithmeticError
+
+        value = sample
+
+    seen = []
+    guard = Guard(
+        Settings(max_sessions=10, shed_rate=100), gate=Pressure(Broken(1), 1.0, 0.9, 1.1), observers=[seen.append]
+    )
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        guard.update(max_sessions=1)
+        await until(lambda: len(guard.sessions) == 1)
+    assert [event.callback for event in of(CallbackFailed, seen)] == ["Pressure.sample"]
 
 
 # Giving back
