@@ -35,6 +35,16 @@ from tests.support.fakes import Stay, Visitor, until
 
 BACKENDS = ["asyncio", "trio"]
 
+# Of the event loops that are closed with tasks in them.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What is left of an event loop is gone before another test."""
+    yield
+    gc.collect()
+
 
 @contextmanager
 def switching_often():
