@@ -115,7 +115,7 @@ class MaxSessionsPerKey(Limited):
     :raises TypeError: if ``key`` cannot be called, or is async.
     """
 
-    __slots__ = ("_lowered", "_sessions", "active", "key", "when_full")
+    __slots__ = ("_leaving", "_lowered", "_sessions", "active", "key", "when_full")
     cause = "client"
     is_overload = False
     usage = None  # of a limit that each key has for itself
@@ -140,6 +140,7 @@ class MaxSessionsPerKey(Limited):
 
     def _forget(self) -> None:
         self._sessions = SessionsByKey()
+        self._leaving = SessionsByKey()  # those whose place another one has, until they are over
         self.active = 0
         """Open sessions of all keys in this process."""
 
@@ -169,16 +170,16 @@ class MaxSessionsPerKey(Limited):
             if limit is not None and key is not None and (key in self._sessions or limit == 0):
                 oldest = self._to_replace(key, limit)
             if oldest is not None:
-                self.give_back(key, oldest)
+                self._retire(key, oldest)
             self._hold(key, session)
         if oldest is not None:
-            oldest.end_soon(TryAgainLater(cause="replaced"))
+            self._end_replaced(oldest)
 
     def _to_replace(self, key: Hashable, limit: int) -> Session | None:
         sessions = self._sessions.of(key)
         if len(sessions) < limit:
             return None
-        if self.when_full == "refuse" or not sessions:
+        if self.when_full == "refuse" or not sessions or self._holds_twice(key, limit):
             raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=limit, is_overload=self.is_overload)
         return next(iter(sessions))
 
@@ -187,14 +188,30 @@ class MaxSessionsPerKey(Limited):
             self._sessions.put(key, session, number)
             self.active += 1
 
+    def _holds_twice(self, key: Hashable, limit: int, asking: int = 0) -> bool:
+        """Whether ``key`` has twice its limit, with those that were replaced and are not over yet."""
+        open_here = min(len(self._sessions.of(key)) + asking, limit)
+        return open_here + len(self._leaving.of(key)) >= 2 * limit
+
     def _replace(self, key: Hashable, oldest: Session) -> None:
+        with COUNTING:
+            self._retire(key, oldest)
+        self._end_replaced(oldest)
+
+    def _retire(self, key: Hashable, oldest: Session) -> None:
         self.give_back(key, oldest)
+        self._leaving.put(key, oldest)
+
+    def _end_replaced(self, oldest: Session) -> None:
         oldest.end_soon(TryAgainLater(cause="replaced", is_overload=self.is_overload))
 
     def give_back(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` less, once."""
         with COUNTING:
-            self.active -= self._sessions.drop(key, session)  # or it was replaced
+            if self._sessions.drop(key, session):
+                self.active -= 1
+            else:
+                self._leaving.drop(key, session)
 
     def unwanted(self) -> Iterator[Session]:
         """Yield the newest sessions of each key that has more than a limit that was lowered allows."""

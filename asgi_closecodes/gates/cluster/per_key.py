@@ -125,6 +125,10 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         if digest is None or self._limit is None:
             self._hold(digest, session)
             return None
+        asking = len(self._waiting.get(digest, ()))
+        if self.when_full == "replace_oldest" and self._holds_twice(digest, self._limit, asking):
+            usage = self.active_of(digest)
+            raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit, is_overload=self.is_overload)
         self.start()
         if not self._health.is_good:
             self._take_alone(digest, session)

@@ -637,20 +637,28 @@ def test_all_processes_together_do_what_one_does(server, limit, steps):
         server.command("FLUSHALL")
         processes = Processes()
         one, ours = MaxSessionsPerKey(limit, when_full="replace_oldest"), {}
+
+        async def enter_one(visitor):
+            """The same in one process, where who was replaced leaves at once."""
+            ours[visitor] = Visitor(("ann", 1))
+            await one.admit(ours[visitor]).__aenter__()
+            for replaced in [its for its in ours.values() if its.ended]:
+                one.give_back("ann", replaced)
+
         for _ in range(3):
             processes.add(server.url, limit, ttl=600)
         try:
             await processes.fill(*(processes.gates if limit else ()))
             for visitor in processes.visitors:
-                ours[visitor] = Visitor(("ann", 1))
-                await one.admit(ours[visitor]).__aenter__()
+                await enter_one(visitor)
             await settled(processes, server)
             for step, number, count in steps:
                 if step == "come":
                     for _ in range(count if limit else 0):
                         visitor = await processes.enter(processes.gates[number])
-                        ours[visitor] = Visitor(("ann", 1))
-                        await one.admit(ours[visitor]).__aenter__()
+                        for replaced in [one for one in processes.places if one.ended]:
+                            await processes.leave(replaced)
+                        await enter_one(visitor)
                 elif step == "leave" and processes.visitors:
                     visitor = processes.visitors[number % len(processes.visitors)]
                     if visitor in processes.places:
