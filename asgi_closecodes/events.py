@@ -37,6 +37,7 @@ __all__ = [
     "Phase",
     "RouteNotFound",
     "SensorUnknown",
+    "SessionAbandoned",
     "SessionAdmitted",
     "SessionClosed",
     "SessionFacts",
@@ -259,6 +260,18 @@ class SessionShed(Event):
     """Seconds after which the client was told to come back; None where it was not told."""
     is_overload: bool = True
     """Whether the process lacks something; see :attr:`SessionRefused.is_overload`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionAbandoned(Event):
+    """The server still holds the connection of a session that is over, and it counts no more."""
+
+    event_name: ClassVar = "closecodes.session.abandoned"
+
+    session: SessionFacts
+    close: Close | None
+    after: float
+    """Seconds since its close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,3 +515,7 @@ class Standing:
     draining: bool
     stalled: int = 0
     """Open sessions whose handler has waited in one ``send`` for over 5 s; 0 where ``send_timeout`` is not set."""
+    leaving: int = 0
+    """Sessions that have ended, or were told to, and still count."""
+    leaving_refused: int = 0
+    """Refused sessions whose connection the server still holds."""

@@ -26,7 +26,7 @@ from asgi_closecodes.gates import AllOf, Gate, LoopLag, Pressure, Shadow
 from asgi_closecodes.gates.base import FREE, checked_gate
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
-from asgi_closecodes.session import Rules, SendRememberingSession, Session, session_of
+from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session, session_of
 from asgi_closecodes.settings import LIMITS, Settings, checked_change, no_settings_of_its_own, unknown_settings
 from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import Rate
@@ -105,6 +105,7 @@ class Guard:
         Set it to False to call a drain off: sessions that are open stay, and new ones are admitted.
         """
         self._leaving: set[Session] = set()
+        self.departures = Departures()
         self._tally = Tally()
         self._saturation = Saturation(self.report)
         # Weak, since what is left to be said at the exit of the process should not keep the guard.
@@ -164,6 +165,7 @@ class Guard:
             shed_grace=settings.shed_grace,
             send_timeout=settings.send_timeout,
             cancel_after_disconnect=settings.cancel_after_disconnect,
+            abandon_after=settings.abandon_after,
         )
         gates = gates_of(settings, self._gates)
         asked = [Shadow(gate) if name in settings.shadow else gate for name, gate in gates.items()]
@@ -226,6 +228,7 @@ class Guard:
         return {
             "sessions": len(self.sessions),
             "leaving": len(self._leaving),
+            "leaving_refused": self.departures.refused,
             "stalled": self._timeouts.stalled(),
             "draining": self.draining,
             "gates": [
@@ -247,6 +250,8 @@ class Guard:
             loop_lag=self._lag.value(),
             draining=self.draining,
             stalled=self._timeouts.stalled(),
+            leaving=len(self._leaving),
+            leaving_refused=self.departures.refused,
         )
 
     async def drain(self, window: float | None = None) -> None:

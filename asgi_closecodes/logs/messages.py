@@ -357,6 +357,16 @@ def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
     )
 
 
+@_record(events.SessionAbandoned, _GATE, logging.WARNING, sampler="refusal", keys=(*_SESSION_KEYS, *_COURSE_KEYS))
+def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Message:
+    session = redactor.keys(event.session)
+    return Message(
+        "a session of %s counts no more: the server still holds its connection %.1f s after the close",
+        (_place(session), event.after),
+        {**_close_keys(event.close), **session, **_course_keys(event.session)},
+    )
+
+
 @_record(
     events.GateSaturated,
     _GATE,

@@ -46,6 +46,7 @@ from asgi_closecodes.exceptions import (
 from asgi_closecodes.naming import shown
 
 from .channel import Channel, Interruption
+from .departure import Connection, Departure, Departures, connection_of
 from .failures import Origin, is_cancelled, origin_of, session_in
 from .not_found import says_not_found
 from .scope import client_of, route_of
@@ -95,6 +96,7 @@ class _Ending(NamedTuple):
 
     word: LastWord
     is_said: anyio.Event
+    began_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class Rules:
     shed_grace: float = 10.0
     send_timeout: float | None = None
     cancel_after_disconnect: bool = False
+    abandon_after: float = 60.0
 
 
 class Host(Protocol):
@@ -117,6 +120,7 @@ class Host(Protocol):
     rules: Rules
     exceptions: ExceptionMapping
     subprotocol: Callable[[Sequence[str]], str | None] | None
+    departures: Departures
 
     @property
     def is_followed(self) -> bool:
@@ -318,10 +322,21 @@ class Session(Channel):
         if isinstance(self._handler, Timeout) and self._handler.stop(error):
             error = None  # it overstayed
         self._handler = None
-        if error is not None:
-            return await self._ended_by(error)
-        await self._say(LastWord(_COMPLETED))
-        return True
+        began_at = time.monotonic()
+        is_over = error is None or issubclass(type(error), Exception)  # else it is cancelled, and nothing is waited for
+        is_settled = True
+        try:
+            if error is not None:
+                is_settled = await self._ended_by(error)
+            else:
+                await self._say(LastWord(_COMPLETED))
+        except BaseException:
+            if is_over and (connection := self._held_connection()) is not None:
+                connection.cancel(CLOSE_TIMEOUT, is_closed_here=self.phase is Phase.CLOSED)
+            raise
+        if is_over or is_settled:
+            await self._depart(began_at)
+        return is_settled
 
     def over(self) -> None:
         """Give notice that it has ended."""
@@ -353,6 +368,7 @@ class Session(Channel):
         if (word := word or self._word_if_usable(refusal)) is None:
             refusal = TryAgainLater(cause="gate")
             word = self._word_for(refusal)
+        began_at = time.monotonic()
         try:
             await self._say(word)
         finally:
@@ -372,13 +388,17 @@ class Session(Channel):
             # It is settled. Frames in its traceback hold it, or the group that it came in: a cycle, which would keep
             # the session until the next garbage collection, and granian's socket open as long.
             refusal.__traceback__ = refusal.__context__ = refusal.__cause__ = None
+        if self._places is None:
+            await self._depart(began_at, refused=True)
 
     async def abandon(self) -> bool:
         """Tell the peer of a cancelled session, within a second or not at all; return whether the server took it."""
         word = LastWord(_ABANDONED, self._handshake_mode(), HTTPStatus.SERVICE_UNAVAILABLE)
         with anyio.CancelScope(shield=True):
             sent = await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT)
-        return sent  # noqa: RET504 - not in the scope, which might have ended what is in it
+        if (connection := self._held_connection()) is not None:
+            connection.abort_later(CLOSE_TIMEOUT, is_closed_here=self.phase is Phase.CLOSED)
+        return sent
 
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
         """End this session from outside of its handler with 1013; return whether it was still open.
@@ -420,7 +440,7 @@ class Session(Channel):
             return True
         facts = self.facts()
         word = self._word_for(refusal)
-        ending = self._ending = _Ending(word, anyio.Event())
+        ending = self._ending = _Ending(word, anyio.Event(), time.monotonic())
         self._outcome = "shed"
         self._host.leaves(self)
         code, reason = int(word.close.code), word.close.reason
@@ -608,6 +628,34 @@ class Session(Channel):
             self.report(events.CloseRepaired(self.facts(), asked.code, close))
         return close
 
+    # The connection after that
+
+    async def _depart(self, began_at: float, *, refused: bool = False) -> None:
+        """Wait while the server holds the connection, so that it counts; no longer than ``abandon_after``.
+
+        :param began_at: when this side began to close, if it had not done so before.
+        """
+        if (connection := self._held_connection()) is None:
+            return
+        self._host.leaves(self)
+        if self._ending is not None:
+            began_at = self._ending.began_at
+        departure = Departure(began_at, time.monotonic(), CLOSE_TIMEOUT, self._host.rules.abandon_after)
+        is_gone = await self._host.departures.wait(
+            connection, departure, is_closed_here=self.phase is Phase.CLOSED, refused=refused
+        )
+        if not is_gone:
+            self.report(events.SessionAbandoned(self.facts(), self.closed_with, time.monotonic() - began_at))
+
+    def _held_connection(self) -> Connection | None:
+        """Return the connection if the server holds it, though this side or the peer has closed."""
+        if self.phase not in OVER or (self.phase is Phase.CLOSED and self.closed_with is None):
+            return None  # nor is it ours to look after where an HTTP response has answered
+        connection = connection_of(self._send)
+        if connection is None or not connection.is_held(is_closed_here=self.phase is Phase.CLOSED):
+            return None
+        return connection
+
     # The last word
 
     async def _say(self, word: LastWord, *, twin: bool = True, timeout: float | None = None) -> bool:
@@ -637,6 +685,8 @@ class Session(Channel):
                 failure = error
         if limit.cancelled_caught:
             self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
+            if timeout >= CLOSE_TIMEOUT and (connection := connection_of(self._send)) is not None:
+                connection.abort()
         elif failure is None:
             return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
         if twin:
@@ -854,8 +904,7 @@ class Session(Channel):
         elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not self._can_deny()):
             await self._deny_by_close(message)
         elif kind == "websocket.close" and phase is Phase.OPEN:
-            self._initiator = "handler"
-            await self._send_close(self._legal(message), twin=True)
+            await self._send_handlers_close(self._legal(message))
         elif (following := MOVES[phase].get(kind)) is not None:
             if following is not Phase.OPEN:
                 self._initiator = "handler"
@@ -904,14 +953,26 @@ class Session(Channel):
 
         Starlette does so for an HTTPException after accept; servers turn it into 1006, or hang.
         """
-        self._initiator = "handler"
         if self.phase in UNANSWERED:
+            self._initiator = "handler"
             await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             return
         delays = [value for name, value in message.get("headers", ()) if name.lower() == b"retry-after"]
         retry_after = float(delays[0]) if delays and delays[0].isdigit() else None
         close = self._word_for(close_for_status(message["status"], retry_after)).close
-        await self._send_close({"type": "websocket.close", "code": close.code, "reason": close.reason}, twin=True)
+        await self._send_handlers_close({"type": "websocket.close", "code": close.code, "reason": close.reason})
+
+    async def _send_handlers_close(self, message: Message) -> None:
+        """Send the handler's own close; a peer that reads nothing is dropped when it has had its time for it."""
+        self._initiator = "handler"
+        timer = None
+        if (connection := connection_of(self._send)) is not None:
+            timer = connection.abort_later(CLOSE_TIMEOUT, is_closed_here=True)
+        try:
+            await self._send_close(message, twin=True)
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _legal(self, message: Message) -> Message:
         """Return the handler's close, repaired if a server could not send it as it is."""

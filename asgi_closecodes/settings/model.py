@@ -148,6 +148,10 @@ class Settings(BaseSettings):
     shed_grace: Annotated[Seconds, Field(ge=0)] = Field(
         default=10.0, description="Seconds that the handler of a session that was ended has before it is cancelled."
     )
+    abandon_after: Positive = Field(
+        default=60.0,
+        description="Seconds that a session counts after its close where the server still holds its connection.",
+    )
     idle_timeout: TimeLimit = Field(
         default=None,
         description=(

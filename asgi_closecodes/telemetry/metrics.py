@@ -66,6 +66,29 @@ SESSIONS_ACTIVE = Metric(
     ((UNKNOWN,),),
     summed=True,
 )
+SESSIONS_LEAVING = Metric(
+    "gauge",
+    "closecodes_sessions_leaving",
+    "Sessions that have ended, or were told to, and still count.",
+    (),
+    ((),),
+    summed=True,
+)
+REFUSALS_LEAVING = Metric(
+    "gauge",
+    "closecodes_refusals_leaving",
+    "Refused sessions whose connection the server still holds.",
+    (),
+    ((),),
+    summed=True,
+)
+SESSIONS_ABANDONED = Metric(
+    "counter",
+    "closecodes_sessions_abandoned_total",
+    "Sessions that count no more, though the server still holds their connection.",
+    (),
+    ((),),
+)
 SESSIONS_STARTED = Metric("counter", "closecodes_sessions_started_total", "Sessions that were admitted.", (), ((),))
 SESSION_DURATION = Metric(
     "histogram",
@@ -239,6 +262,8 @@ class MetricsObserver(abc.ABC):
                     if event.is_overload:
                         self._add(OVERLOADS, (self._gates(event.gate), self._causes(event.cause)))
                     self._record(ADMISSION, ("refused",), session.duration)
+            case events.SessionAbandoned():
+                self._add(SESSIONS_ABANDONED, ())
             case events.CloseFailed():
                 cause = "timeout" if event.exception is None else "exception"
                 self._add(CLOSE_FAILURES, (code_label(event.close), cause))
@@ -324,6 +349,8 @@ class MetricsObserver(abc.ABC):
             value = values.get(key)
             yield metric, (label,), _NOTHING[metric] if value is None else value
         yield LOOP_LAG, (), max((standing.loop_lag or 0.0 for standing in standings), default=0.0)
+        yield SESSIONS_LEAVING, (), sum(standing.leaving for standing in standings)
+        yield REFUSALS_LEAVING, (), sum(standing.leaving_refused for standing in standings)
         yield DRAINING, (), float(any(standing.draining for standing in standings))
         yield SESSIONS_STALLED, (), float(sum(standing.stalled for standing in standings))
         now = time.monotonic()

@@ -239,6 +239,7 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
         return {
             "sessions": sessions,
             "leaving": 0,
+            "leaving_refused": 0,
             "stalled": 0,
             "draining": False,
             "gates": [

@@ -103,6 +103,7 @@ GOOD = {
     "shed": [*words("never", "newest", "oldest", "idle"), (shortest, shortest)],
     "shed_rate": [*NO_LIMIT, *SECONDS],
     "shed_grace": [(0, 0.0), ("0", 0.0), *SECONDS],
+    "abandon_after": SECONDS,
     "idle_timeout": [*NO_LIMIT, *SECONDS],
     "send_timeout": [*NO_LIMIT, *SECONDS],
     "cancel_after_disconnect": SWITCH,
@@ -137,8 +138,8 @@ NO_WORD = [None, "none", "nonsense", 1, True, [], b"close"]
 
 NUMERIC = [
     *("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress", "handshakes_per_second"),
-    *("handshake_burst", "handshake_timeout", "max_memory", "shed_rate", "shed_grace", "drain_window"),
-    *("idle_timeout", "send_timeout"),
+    *("handshake_burst", "handshake_timeout", "max_memory", "shed_rate", "shed_grace", "abandon_after"),
+    *("drain_window", "idle_timeout", "send_timeout"),
     *("max_refusals_per_second", "log_burst", "log_per_minute"),
 ]
 
@@ -157,6 +158,7 @@ BAD = {
     "shed": [*NO_WORD, "Newest", "shortest"],
     "shed_rate": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "shed_grace": [*NO_NUMBERS, *NEGATIVE, None, "none"],
+    "abandon_after": [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"],
     "idle_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "send_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "cancel_after_disconnect": NO_SWITCH,

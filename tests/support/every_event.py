@@ -34,6 +34,7 @@ EVENTS = [
     events.SessionShed(FACTS, CLOSE, "full", 2.0),
     events.GateSaturated("MaxSessions", "full", 5, 5),
     events.GateRecovered("MaxSessions", "full", 7, 3.5),
+    events.SessionAbandoned(FACTS, CLOSE, 60.0),
     events.SheddingFutile("Pressure", "memory", 1.4, 1.0, 195),
     events.DrainStarted(5, 30.0),
     events.DrainFinished(5, 29.5),

@@ -125,8 +125,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         if digest is None or self._limit is None:
             self._hold(digest, session)
             return None
-        asking = len(self._waiting.get(digest, ()))
-        if self.when_full == "replace_oldest" and self._holds_twice(digest, self._limit, asking):
+        waiting = len(self._waiting.get(digest, ()))
+        if self.when_full == "replace_oldest" and self._holds_twice(digest, self._limit, waiting):
             usage = self.active_of(digest)
             raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit, is_overload=self.is_overload)
         self.start()

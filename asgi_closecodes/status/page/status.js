@@ -71,7 +71,7 @@ function plot(now) {
 
 function show(snapshot) {
   const now = Date.now();
-  const { sessions, draining, leaving, stalled, limits, pid } = snapshot;
+  const { sessions, draining, leaving, leaving_refused: refused, stalled, limits, pid } = snapshot;
   const limit = limits.max_sessions;
   if (pid !== process) history.length = 0;
   process = pid;
@@ -80,7 +80,9 @@ function show(snapshot) {
   at("limit").textContent = limit === null ? "no limit" : `of ${limit}`;
   plot(now);
   const state = draining ? (sessions ? `draining: ${sessions} to go` : "drained") : "serving";
-  say(`Process ${pid}: ${state}${leaving ? `, ${leaving} leaving` : ""}${stalled ? `, ${stalled} stalled` : ""}`, draining);
+  const more = { leaving, refused, stalled };
+  const told = Object.keys(more).filter((name) => more[name]).map((name) => `, ${more[name]} ${name}`).join("");
+  say(`Process ${pid}: ${state}${told}`, draining);
   at("drain").hidden = false;
   at("drain").disabled = draining;
   bars(at("closes"), "Code", snapshot.closes, (code) => `${code} ${MEANINGS[code] ?? ""}`);
