@@ -1,0 +1,203 @@
+"""What a guard counts is what its server holds, whatever peers do when a session ends; and a stop is not delayed."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.support.peers import Raw, eventually, snapshot, tell
+from tests.support.servers import serve
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds after which this server's guards abort what they can."""
+
+WAYS = {
+    "shed": "stay",
+    "drain": "stay",
+    "crash": "crash",
+    "return": "returns",
+    "close": "close",
+    "cancel": "be-cancelled",
+}
+MUTE = {**WAYS, "refuse": "stay"}
+STALLED = {
+    "shed": "flood-and-stay",
+    "crash": "flood-and-crash",
+    "return": "flood-and-return",
+    "close": "flood-and-close",
+}
+
+SELF_CLOSING = {"daphne"}
+"""Servers that hang up by themselves within two seconds of a close, and whose transport cannot be reached."""
+
+MARGIN = 2
+"""Connections by which counts that are read one after the other may differ."""
+
+
+class Client(Raw):
+    """A peer that answers the close, or does not, or resets the connection then; or reads nothing at all."""
+
+    def __init__(self, server, path, kind):
+        self._kind = kind
+        super().__init__(server, path)
+        self.port = self.socket.getsockname()[1]
+        self.socket.settimeout(30)
+        if kind != "stalled":
+            threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        with contextlib.suppress(OSError):
+            self.answer()
+            seen = self.close_frame()
+            if self._kind == "polite":
+                self.send(8, seen.code.to_bytes(2))
+                while self.socket.recv(65536):
+                    pass
+                self.socket.close()
+            elif self._kind == "vanish":
+                self.vanish()
+
+
+def held(server, clients):
+    """The connections of these clients that the server's processes hold."""
+    ports = {client.port for client in clients}
+    parent = psutil.Process(server.process.pid)
+    found = set()
+    for process in [parent, *parent.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            found |= {one.raddr.port for one in process.net_connections("tcp") if one.raddr}
+    return len(ports & found)
+
+
+def counted(server):
+    """What all guards count together; those that leave are among the sessions."""
+    snapshots = tell(server).values()
+    return sum(one["sessions"] + one["leaving_refused"] for one in snapshots)
+
+
+@pytest.fixture(scope="module")
+def departing(setup, tmp_path_factory):
+    path = tmp_path_factory.mktemp("departing")
+    with serve(setup, "tests.live.servers.departing:app", path, env={"CLOSE_TIMEOUT": str(CLOSE_TIMEOUT)}) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_there(departing):
+    assert eventually(lambda: counted(departing) == 0, within=30)
+
+
+@pytest.fixture
+def clients(holding, departing):
+    def come(paths, kind, number=2, guard="any"):
+        """Clients of all ``paths``; those that are to be ended from outside are."""
+        come = []
+        for way, handler in paths.items():
+            for _ in range(number):
+                path = f"/{'full' if way == 'refuse' else guard}/{handler}"
+                come.append(holding.enter_context(Client(departing, path, kind)))
+        return come
+
+    return come
+
+
+def end_all(server, *guards):
+    """End those who stay: of each guard the first ones by a shed, the others by a drain."""
+    time.sleep(0.4)  # the handlers have filled what there is to fill, or wait
+    for guard in guards or ("any",):
+        tell(server, guard, shed="2")
+        tell(server, guard, drain="1")
+
+
+def is_true(server, clients):
+    """Whether both are the same; the count is read first, since it is what may lag behind."""
+    before = counted(server)
+    return abs(held(server, clients) - before) <= MARGIN
+
+
+def test_peers_that_behave_free_their_places(departing, clients):
+    """What is held is what is counted, and both are soon nothing, without an abort or an abandoned session."""
+    before = len(departing.records(event__name="closecodes.session.abandoned"))
+    these = clients(MUTE, "polite") + clients(MUTE, "vanish")
+    end_all(departing)
+    assert eventually(lambda: is_true(departing, these))
+    assert eventually(lambda: counted(departing) == held(departing, these) == 0)
+    assert len(departing.records(event__name="closecodes.session.abandoned")) == before
+
+
+def test_peers_that_do_not_behave_count_while_held(departing, setup, clients):
+    """But for those that are cancelled, or held for longer than ``abandon_after``; and all are dropped in the end."""
+    stalled = {**STALLED}
+    if setup == "hypercorn-trio":
+        stalled = {"shed": stalled["shed"]}  # a write never ends before that
+    elif setup == "granian":
+        del stalled["close"]  # nor does the handler's own close
+    these = clients({way: path for way, path in MUTE.items() if way != "cancel"}, "mute") + clients(stalled, "stalled")
+    cancelled = clients({"cancel": "be-cancelled"}, "mute")
+    abandoned = clients({"shed": "stay", "return": "returns"}, "mute", guard="brief")
+    end_all(departing, "brief", "any")
+    wrong = []
+
+    def is_over():
+        before = counted(departing)
+        now = held(departing, these)
+        if before < now - MARGIN:
+            wrong.append((before, now))
+        return now == held(departing, cancelled + abandoned) == counted(departing) == 0
+
+    assert eventually(is_over, within=30)
+    if setup not in SELF_CLOSING:
+        assert len(wrong) <= 1, wrong  # a connection that is aborted goes a turn later than its place
+    if setup.startswith("uvicorn"):
+        [first, *_] = departing.wait_for_records(event__name="closecodes.session.abandoned")
+        assert first["level"] == "warning"
+
+
+def test_one_client_holds_at_most_twice_its_limit(departing, setup, clients):
+    """It comes without a pause, and neither reads nor answers a close."""
+    these, most = [], 0
+    for number in range(30):
+        kind, handler = ("mute", "stay") if number % 2 else ("stalled", "flood-and-stay")
+        these += clients({"replace": handler}, kind, 1, guard="few")
+        if number % 5 == 4:
+            few = snapshot(departing, "few")
+            assert few["sessions"] <= 6
+            most = max(most, held(departing, these) - snapshot(departing, "few")["leaving_refused"])
+    if setup not in SELF_CLOSING:
+        assert most <= 6 + 5 + MARGIN  # five that have come since the last look may wait for their refusal
+    assert eventually(lambda: snapshot(departing, "few")["sheds"].get("replaced", 0) > 0)
+    end_all(departing, "few")
+    assert eventually(lambda: counted(departing) == held(departing, these) == 0, within=30)
+
+
+def test_sigterm_is_as_fast_as_without_the_middleware(setup, tmp_path, holding):
+    """20 sessions that have ended, whose peers read or answer nothing, keep no server from stopping."""
+    peers = [("mute", "close")]
+    if setup in {"hypercorn-asyncio", "granian", "daphne"}:  # elsewhere the bare one does not stop for those
+        peers.append(("stalled", "flood-and-return"))
+    servers = {}
+    for app in ("bare", "app"):
+        folder = tmp_path / app
+        folder.mkdir()
+        servers[app] = holding.enter_context(serve(setup, f"tests.live.servers.departing:{app}", folder))
+        for number in range(20):
+            kind, handler = peers[number % len(peers)]
+            holding.enter_context(Client(servers[app], f"/any/{handler}", kind))
+    time.sleep(0.6)
+    start = time.monotonic()
+    for server in servers.values():
+        server.process.send_signal(signal.SIGTERM)
+    took = {}
+
+    def have_stopped():
+        for app, server in servers.items():
+            if app not in took and server.process.poll() is not None:
+                took[app] = time.monotonic() - start
+        return len(took) == 2
+
+    eventually(have_stopped, within=6)
+    assert took.get("app", math.inf) < took.get("bare", math.inf) + 2  # a bare hypercorn may wait for ever
