@@ -110,7 +110,8 @@ class MaxSessionsPerKey(Limited):
         whose key is None is not limited. A key without a session takes no memory. It is asked at admission, and
         again when the handler sets :attr:`Session.key`.
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the oldest of that key is shed and the new
-        one takes its place. Connections that have died without a word otherwise lock their own user out.
+        one takes its place. Connections that have died without a word otherwise lock their own user out. While as many
+        as the limit were replaced and still count, the new session is refused.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
     :raises TypeError: if ``key`` cannot be called, or is async.
     """

@@ -2,8 +2,8 @@
 
 After a close each server keeps the socket of a peer that reads or answers nothing for a time of its own. Its words are
 no proof: uvicorn's ``receive`` returns the application's own close, granian's a disconnect whatever the peer does. Its
-transport is proof, where the ``send`` that it handed over leads there by public attributes. Where nothing does, the
-return of the application ends the connection (granian), or the server itself does within a second (daphne).
+transport is proof, where the ``send`` that it handed over leads there by public attributes. Where nothing does, nothing
+is waited for: the return of the application ends the connection (granian), or the server does so soon (daphne).
 """
 
 from __future__ import annotations

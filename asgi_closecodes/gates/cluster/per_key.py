@@ -60,7 +60,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the new one takes the place of the key's oldest
         in any process, which is shed there within a round trip; where Redis' message to that process is lost, within
         ``ttl / 3``. A process that stands still cannot do it before it goes on. One newcomer brings a key that is
-        above the limit, after an outage or since it was lowered, down to it.
+        above the limit, after an outage or since it was lowered, down to it. No process holds more than twice the
+        limit, with those that were replaced and still count.
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
     :raises TypeError: if ``key`` cannot be called.
     """
