@@ -136,8 +136,7 @@ class Guard:
         self._round_shedders: dict[Gate, RoundShedder] = {}
         self._lifespans: list[Any] = []  # the event loop of each
         self._loops: set[Any] = set()  # those where sessions or lifespans are or were, until they are gone
-        self._has_begun = False
-        self._has_warned = False
+        self._has_begun = self._has_warned = False
         self._drains = Claim()
         self._ticks = Claim()
         self._is_busy = Claim()

@@ -17,7 +17,7 @@ import anyio.lowlevel
 from asgi_closecodes.codes import CloseCode
 from asgi_closecodes.concurrency import EventLoop, spawn
 from asgi_closecodes.exceptions import TimedOut, TryAgainLater
-from asgi_closecodes.session import Session, is_lost, is_pending, link_of, unsent_bytes
+from asgi_closecodes.session import Session, is_pending
 
 STALLED_AFTER_S = 5.0
 """Seconds in one ``send`` after which a session is called stalled."""
@@ -66,9 +66,9 @@ class _Watched:
 
     __slots__ = (
         "active_at",
+        "connection",
         "count",
         "departed_at",
-        "link",
         "measured_at",
         "sending",
         "sending_since",
@@ -85,7 +85,17 @@ class _Watched:
         self.sending_since = self.taken_at = self.measured_at = now
         self.unsent: int | None = None  # bytes, when they were measured
         self.departed_at: float | None = None
-        self.link = link_of(session)
+        self.connection = session.connection
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is known to be gone."""
+        return self.connection is not None and self.connection.is_lost
+
+    @property
+    def measured(self) -> int | None:
+        """Bytes that the peer's system has not taken yet; None if that is unknown."""
+        return None if self.connection is None else self.connection.unsent
 
 
 class SessionTimeouts:
@@ -192,7 +202,7 @@ class SessionTimeouts:
                 or (type(sending) is CoroutineType and not sending.cr_suspended and watched.sending is None)
             ):
                 self._look_at_send(watched, now)
-            if cancels and (session.has_departed or (is_lost(watched.link) and not session.is_leaving)):
+            if cancels and (session.has_departed or (watched.is_lost and not session.is_leaving)):
                 self._look_at_departed(watched, now)
 
     def _end_idle(self, watched: _Watched) -> None:
@@ -209,7 +219,7 @@ class SessionTimeouts:
             (self._stalls.discard if watched.sending is None else self._stalls.add)(watched)
             return
         if now - watched.measured_at >= self._send / 8:
-            before, watched.unsent, watched.measured_at = watched.unsent, unsent_bytes(watched.link), now
+            before, watched.unsent, watched.measured_at = watched.unsent, watched.measured, now
             if before is not None and watched.unsent is not None and watched.unsent < before:
                 watched.taken_at = now
         if now - watched.taken_at >= self._send and not watched.session.is_leaving:

@@ -8,147 +8,20 @@ is waited for: the return of the application ends the connection (granian), or t
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import time
-from typing import Any
 
 import anyio
 import anyio.lowlevel
 
 from asgi_closecodes.concurrency import COUNTING
 
-from .channel import Channel
-
-_MOST_HOPS = 6
-"""Objects between a server's ``send`` and its transport; hypercorn has three."""
+from .connection import Connection
 
 _FIRST_DELAY_S = 0.001
 _LONGEST_DELAY_S = 0.05
 _MOST_LOOKS_PER_SECOND = 5000
 """Looks at all connections that are waited for together."""
-
-
-class Connection:
-    """A connection whose transport takes the session's messages: it lives on when the application has returned.
-
-    :param transport: what looks like one of asyncio's. It is not believed to work.
-    """
-
-    __slots__ = ("_transport",)
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-
-    def is_held(self, *, is_closed_here: bool) -> bool:
-        """Whether the server holds the socket, though the session is over; False where that cannot be told.
-
-        :param is_closed_here: whether this side has closed, so that the server waits for the peer's answer.
-        """
-        try:
-            return self._is_held(is_closed_here)
-        except (Exception, asyncio.CancelledError):  # of an attribute: nothing is awaited
-            return False
-
-    def _is_held(self, is_closed_here: bool, /) -> bool:
-        transport = self._transport
-        if not transport.is_closing():
-            return is_closed_here
-        if not transport.get_write_buffer_size() and transport.get_extra_info("ssl_object") is None:
-            return False  # it is closed in the next turn of the event loop
-        socket = transport.get_extra_info("socket")
-        return socket is not None and bool(socket.fileno() >= 0)
-
-    def abort(self) -> None:
-        """Drop the connection, with what is not sent yet."""
-        try:
-            self._transport.abort()
-        except (Exception, asyncio.CancelledError):
-            return
-
-    def abort_later(self, seconds: float, *, is_closed_here: bool) -> asyncio.TimerHandle | None:
-        """Abort it if it is still held then, where nobody waits for that."""
-
-        def abort_if_held() -> None:
-            if self.is_held(is_closed_here=is_closed_here):
-                self.abort()
-
-        try:
-            return asyncio.get_running_loop().call_later(seconds, abort_if_held)
-        except RuntimeError:  # trio, or the coroutine is thrown away
-            return None
-
-    def cancel(self, seconds: float, *, is_closed_here: bool) -> None:
-        """Do what is to be done when the wait for it is cancelled: have it aborted in time."""
-        self.abort_later(seconds, is_closed_here=is_closed_here)
-
-
-class StreamConnection(Connection):
-    """A connection that the server closes when its application returns: only what is not written keeps the socket."""
-
-    __slots__ = ()
-
-    def _is_held(self, _is_closed_here: bool, /) -> bool:
-        return bool(self._transport.get_write_buffer_size() > 0)
-
-    def cancel(self, seconds: float, *, is_closed_here: bool) -> None:  # noqa: ARG002 - at once
-        """Abort it: hypercorn's stop waits for what is not written, unless that is cancelled instead of this."""
-        self.abort()
-
-
-class TrioConnection(Connection):
-    """A connection of trio's, where nothing is written behind the server's back; and its writes cannot be cancelled."""
-
-    __slots__ = ()
-
-    def _is_held(self, _is_closed_here: bool, /) -> bool:
-        return False
-
-    def abort(self) -> None:
-        """Close the socket: whoever writes to it or reads from it gets an error."""
-        try:
-            self._transport.close()
-        except (Exception, asyncio.CancelledError):
-            return
-
-
-def connection_of(send: Any) -> Connection | None:
-    """Return the connection that a server's ``send`` leads to, or None.
-
-    A protocol of asyncio's has its transport itself; a server over streams has it behind more methods called ``send``.
-    Closures are not looked into, but for those that say what they wrap.
-    """
-    try:
-        for _ in range(_MOST_HOPS):
-            owner = getattr(getattr(send, "__wrapped__", send), "__self__", None)
-            if owner is None:
-                return None
-            if isinstance(owner, Channel):  # another middleware of this library stands around
-                send = getattr(owner, "_send", None)
-                continue
-            if (found := _connection_at(owner)) is not None:
-                return found
-            send = getattr(owner, "send", None)
-    except (Exception, asyncio.CancelledError):
-        return None
-    return None
-
-
-def _connection_at(owner: Any) -> Connection | None:
-    if _has_methods(transport := getattr(owner, "transport", None), "is_closing", "abort"):
-        return Connection(transport)
-    transport = getattr(getattr(owner, "writer", None), "transport", None)
-    if _has_methods(transport, "is_closing", "abort", "get_write_buffer_size"):
-        return StreamConnection(transport)
-    stream = getattr(owner, "stream", None)
-    stream = getattr(stream, "transport_stream", stream)  # of TLS
-    if _has_methods(stream, "send_all", "aclose") and _has_methods(socket := getattr(stream, "socket", None), "close"):
-        return TrioConnection(socket)
-    return None
-
-
-def _has_methods(value: Any, *names: str) -> bool:
-    return value is not None and all(callable(getattr(value, name, None)) for name in names)
 
 
 class Step(enum.Enum):

@@ -46,7 +46,8 @@ from asgi_closecodes.exceptions import (
 from asgi_closecodes.naming import shown
 
 from .channel import Channel, Interruption
-from .departure import Connection, Departure, Departures, connection_of
+from .connection import Connection, connection_of
+from .departure import Departure, Departures
 from .failures import Origin, is_cancelled, origin_of, session_in
 from .not_found import says_not_found
 from .scope import client_of, route_of
@@ -651,7 +652,7 @@ class Session(Channel):
         """Return the connection if the server holds it, though this side or the peer has closed."""
         if self.phase not in OVER or (self.phase is Phase.CLOSED and self.closed_with is None):
             return None  # nor is it ours to look after where an HTTP response has answered
-        connection = connection_of(self._send)
+        connection = self.connection
         if connection is None or not connection.is_held(is_closed_here=self.phase is Phase.CLOSED):
             return None
         return connection
@@ -685,7 +686,7 @@ class Session(Channel):
                 failure = error
         if limit.cancelled_caught:
             self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
-            if timeout >= CLOSE_TIMEOUT and (connection := connection_of(self._send)) is not None:
+            if timeout >= CLOSE_TIMEOUT and (connection := self.connection) is not None:
                 connection.abort()
         elif failure is None:
             return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
@@ -817,6 +818,11 @@ class Session(Channel):
     # Time limits of guard/timeouts.py
 
     _remembers_sends = False  # whether the handler's own ``send`` does
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection that the server sends to, where its ``send`` leads there."""
+        return connection_of(self._send)
 
     @property
     def has_departed(self) -> bool:
@@ -966,7 +972,7 @@ class Session(Channel):
         """Send the handler's own close; a peer that reads nothing is dropped when it has had its time for it."""
         self._initiator = "handler"
         timer = None
-        if (connection := connection_of(self._send)) is not None:
+        if (connection := self.connection) is not None:
             timer = connection.abort_later(CLOSE_TIMEOUT, is_closed_here=True)
         try:
             await self._send_close(message, twin=True)

@@ -1,6 +1,7 @@
 """Time limits of open sessions: idle ones, sends that do not end, handlers that go on without their peer."""
 
 import asyncio
+import itertools
 import json
 import random
 from types import SimpleNamespace
@@ -20,6 +21,13 @@ from tests.support.fakes import Clock, Guest, Stay, until
 pytestmark = pytest.mark.anyio
 
 
+class FakeConnection:
+    """The connection of one of them."""
+
+    is_lost = False
+    unsent = None
+
+
 class Watched:
     """As much of a session as time limits need."""
 
@@ -29,6 +37,7 @@ class Watched:
         self.is_leaving = self.has_departed = False
         self.ended, self.cancelled, self.followed = [], 0, 0
         self._places = object()
+        self.connection = FakeConnection()
 
     @property
     def message_count(self):
@@ -201,24 +210,22 @@ async def test_send_among_others_that_are_begun_later_is_slow():
     assert looking.sessions[0].ended
 
 
-async def test_peer_that_takes_something_of_a_send_is_not_slow(monkeypatch):
-    monkeypatch.setattr(timeouts, "link_of", lambda session: session)
+async def test_peer_that_takes_something_of_a_send_is_not_slow():
     looking = Looking(2, send_timeout=8)
-    left = dict.fromkeys(looking.sessions, 10**6)
-    monkeypatch.setattr(timeouts, "unsent_bytes", left.__getitem__)
     for session in looking.sessions:
+        session.connection.unsent = 10**6
         session.sending = Pending()
     for _ in range(40):
-        left[looking.sessions[0]] -= 1
+        looking.sessions[0].connection.unsent -= 1
         await looking.pass_time(2)
     assert [len(session.ended) for session in looking.sessions] == [0, 1]
 
 
-@pytest.mark.parametrize("unsent", [lambda left: None, lambda left: next(left)])
-async def test_send_queue_that_only_grows_or_is_unknown_is_slow(monkeypatch, unsent):
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_send_queue_that_only_grows_or_is_unknown_is_slow(monkeypatch, is_known):
     looking = Looking(send_timeout=8)
-    growing = iter(range(10**6))
-    monkeypatch.setattr(timeouts, "unsent_bytes", lambda session: unsent(growing))
+    growing = itertools.count()
+    monkeypatch.setattr(FakeConnection, "unsent", property(lambda _: next(growing) if is_known else None))
     looking.sessions[0].sending = Pending()
     assert await looking.first_end(within=10) >= 8
 
@@ -298,12 +305,10 @@ async def test_is_pending_follows_a_coroutine():
 # Departures
 
 
-async def test_handler_whose_connection_is_gone_is_cancelled(monkeypatch):
-    lost = set()
-    monkeypatch.setattr(timeouts, "link_of", lambda session: session)
-    monkeypatch.setattr(timeouts, "is_lost", lost.__contains__)
+async def test_handler_whose_connection_is_gone_is_cancelled():
     looking = Looking(3, cancel_after_disconnect=True, shed_grace=3)
-    lost.update(looking.sessions[:2])
+    for session in looking.sessions[:2]:
+        session.connection.is_lost = True
     looking.sessions[1].is_leaving = True  # closed by this side
     await looking.pass_time(5)
     assert [session.cancelled for session in looking.sessions] == [1, 0, 0]

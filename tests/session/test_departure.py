@@ -14,7 +14,8 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import SessionAbandoned, SessionClosed
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.session import session
-from asgi_closecodes.session.departure import Connection, Departure, Step, StreamConnection, connection_of
+from asgi_closecodes.session.connection import Connection, StreamConnection, connection_of
+from asgi_closecodes.session.departure import Departure, Step
 from tests.support.asgi import Peer, of
 from tests.support.fakes import until
 
