@@ -1,10 +1,15 @@
 """Every test that awaits runs on asyncio and on trio."""
 
-import pytest
-from hypothesis import settings
+import os
 
-settings.register_profile("tests", deadline=None)  # a busy machine is no failure
-settings.load_profile("tests")
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure. The same examples each time: what lands has been seen to pass.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# Others each time: HYPOTHESIS_PROFILE=explore python -m pytest ...
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -243,7 +243,7 @@ async def play(script, kind, handshake, gate_full):
     "close",
     False,
 )
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_server_is_only_told_what_asgi_allows_and_closed_exactly_once(
     monkeypatch, backend, script, kind, handshake, gate_full
 ):

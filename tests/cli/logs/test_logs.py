@@ -516,7 +516,7 @@ hostile_lines = st.builds(
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=list(HealthCheck), deadline=None)
 @given(content=st.lists(hostile_lines | st.binary(), max_size=5).map(b"\n".join))
 def test_any_bytes_are_a_log(command, options, tmp_path, content):
     file = tmp_path / "app.log"
