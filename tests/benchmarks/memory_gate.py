@@ -3,9 +3,7 @@
 Once as it is, and once with 120 MiB more that the application leaks, which no shedding brings back.
 """
 
-import json
 import time
-import urllib.request
 from contextlib import contextmanager
 
 from .harness.live import check_installed, served
@@ -38,17 +36,12 @@ BENCHMARK = Benchmark(
 )
 
 
-def _ask(server, query=""):
-    with urllib.request.urlopen(f"{server.url.replace('ws', 'http', 1)}/?{query}", timeout=60) as response:
-        return json.load(response)
-
-
 def _calm(server, until, seconds):
     """Return the state once it is as wanted and nobody leaves any more."""
     before, since = None, time.monotonic()
     deadline = since + 120
     while time.monotonic() - since < seconds:
-        state = _ask(server)
+        state = server.ask()
         if state["shed"] != before or not until(state):
             before, since = state["shed"], time.monotonic()
         if since > deadline:
@@ -74,7 +67,7 @@ def _register(name, leak):
         def turn():
             with served(run, APP) as server:
                 run.load.open(name, server.url, sessions, COMPRESSION)
-                start = _ask(server, f"share={share}&leak={leak}")["resident"]
+                start = server.ask(f"share={share}&leak={leak}")["resident"]
                 end = _calm(server, _is_over, calm)
                 outcomes = run.load.close(name)
                 assert outcomes.get("open", 0) + outcomes.get(1013, 0) == sessions, outcomes

@@ -23,7 +23,7 @@ from tests.benchmarks.harness.suite import Benchmark, Measured, Run, Unfit, name
 
 ROOT = Path(__file__).parents[2]
 SPECIFIED = (
-    "message echo admit refuse crash overload memory memory_gate growth cluster storm import format shed".split()
+    "message echo admit refuse crash overload memory memory_gate stalled growth cluster storm import format shed".split()
 )
 
 
@@ -32,7 +32,7 @@ def suite(*arguments, after="", **options):
     run = "import runpy; runpy.run_module('tests.benchmarks', run_name='__main__', alter_sys=True)"
     command = ["-c", f"{after}\n{run}"] if after else ["-m", "tests.benchmarks"]
     command = [sys.executable, *command, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, **options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, **options)
 
 
 def hiding(*modules):

@@ -162,17 +162,65 @@ def _under_memory_pressure():
             leaked.append(asyncio.create_task(beat()))
         sheds = sum(guard.snapshot()["sheds"].values())
         state = {"resident": resident, "shed": sheds, "futile": len(futile), "longest": longest[0]}
-        body = json.dumps({**state, "limit": guard.settings.max_memory}).encode()
-        headers = [(b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await _answer(send, {**state, "limit": guard.settings.max_memory})
 
-    served = CloseCodeMiddleware(sockets_only(echo), guard)
+    return _controlled(control, CloseCodeMiddleware(sockets_only(echo), guard))
 
+
+def _controlled(control, served):
     async def run(scope, receive, send):
         await (control if scope["type"] == "http" else served)(scope, receive, send)
 
     return run
+
+
+async def _answer(send, state):
+    body = json.dumps(state).encode()
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def flood(scope, receive, send):
+    """Send more than sockets hold, to a peer that reads nothing."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    for _ in range(20):
+        await send({"type": "websocket.send", "text": "x" * 1_000_000})
+
+
+def _stalled():
+    """Flood, and let HTTP shed all sessions, and ask how many count."""
+    guard = Guard(Settings(shed_grace=1))
+
+    async def control(scope, receive, send):
+        if scope["query_string"] == b"end":
+            for session in [*guard.sessions]:
+                session.end_soon(TryAgainLater(cause="test", retry_after=1.0))
+        await _answer(send, {"counted": len(guard.sessions)})
+
+    return _controlled(control, CloseCodeMiddleware(sockets_only(flood), guard))
+
+
+def _stalled_by_hand():
+    """Flood, and let HTTP close all sessions by hand."""
+    is_ended, handlers = asyncio.Event(), set()
+
+    async def end_by_hand(scope, receive, send):
+        handlers.add(mark := object())
+        flooding = asyncio.create_task(flood(scope, receive, send))
+        await is_ended.wait()
+        flooding.cancel()
+        await asyncio.wait([flooding])
+        handlers.discard(mark)
+        await send({"type": "websocket.close", "code": 1013})
+
+    async def control(scope, receive, send):
+        if scope["query_string"] == b"end":
+            is_ended.set()
+        await _answer(send, {"counted": len(handlers)})
+
+    return _controlled(control, sockets_only(end_by_hand))
 
 
 def _metrics():
@@ -206,6 +254,8 @@ WRAPPED = {
     "crash_silenced_inside": lambda: _wrapped(crash_silenced),
     "gated_by_close": lambda: _wrapped(work, max_sessions=PLACES, max_refusals_per_second=ROOM),
     "gated_by_http": lambda: _wrapped(work, max_sessions=PLACES, handshake="http"),
+    "stalled": _stalled,
+    "stalled_by_hand": _stalled_by_hand,
 }
 """Built when a server asks for them: they have a guard, and log JSON."""
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -43,6 +47,7 @@ class Server:
     """A running server and its children."""
 
     def __init__(self, running: Running) -> None:
+        self._running = running
         self.url: str = running.url
         self._process = psutil.Process(running.process.pid)
 
@@ -60,6 +65,26 @@ class Server:
     def memory(self) -> int:
         """Return the bytes of memory that would be free without it."""
         return sum(process.memory_full_info().uss for process in self._processes())
+
+    def connections(self) -> int:
+        """Return how many connections of clients it holds."""
+        states = psutil.CONN_LISTEN, psutil.CONN_NONE
+        return sum(
+            connection.status not in states
+            for process in self._processes()
+            for connection in process.net_connections("tcp")
+        )
+
+    def connect(self) -> socket.socket:
+        """Return a plain socket that is connected to it."""
+        return self._running.connect()
+
+    def ask(self, query: str = "") -> Any:
+        """Return what its application answers to HTTP."""
+        url = f"{self.url.replace('ws', 'http', 1)}/?{query}"
+        request = urllib.request.Request(url, headers={"connection": "close"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
 
     def settle(self) -> None:
         """Wait until it has nothing left to do: others are measured on the same core.
