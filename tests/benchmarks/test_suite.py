@@ -22,9 +22,7 @@ from tests.benchmarks.harness.paired import Comparison, interval, number
 from tests.benchmarks.harness.suite import Benchmark, Measured, Run, Unfit, named, names
 
 ROOT = Path(__file__).parents[2]
-SPECIFIED = (
-    "message echo admit refuse crash overload memory memory_gate stalled growth cluster storm import format shed".split()
-)
+SPECIFIED = "message echo admit refuse crash overload memory memory_gate stalled growth cluster storm import format shed".split()
 
 
 def suite(*arguments, after="", **options):
