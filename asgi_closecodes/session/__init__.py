@@ -1,8 +1,9 @@
 """One WebSocket connection: its phases, its channel, and its one close."""
 
+from .closing import Rules
 from .departure import Departures
 from .sending import SendRememberingSession, is_pending
-from .session import Rules, Session, session_of
+from .session import Session, session_of
 from .state import Phase
 
 __all__ = [

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.types import Scope
 
 from asgi_closecodes.addresses import canonical_address
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
 
 def client_of(scope: Scope) -> tuple[str, int] | None:
@@ -17,6 +21,30 @@ def client_of(scope: Scope) -> tuple[str, int] | None:
         return None
     port = str(client[1]) if len(client) > 1 else ""
     return canonical_address(str(client[0])), int(port) if port.isdecimal() and len(port) <= 5 else 0
+
+
+def can_deny(scope: Scope) -> bool:
+    """Whether the server can answer the handshake by an HTTP response."""
+    return "websocket.http.response" in (scope.get("extensions") or ())
+
+
+def is_from_browser(scope: Scope) -> bool:
+    """Whether the handshake says where its page comes from, as browsers do."""
+    return any(name == b"origin" for name, _ in scope.get("headers") or ())
+
+
+def offered_subprotocols(scope: Scope) -> list[str]:
+    """Return the subprotocols that the client offers, those that are tokens."""
+    return [name for name in scope.get("subprotocols") or () if _TOKEN.fullmatch(name)]
+
+
+def never_tells_codes(scope: Scope) -> bool:
+    """Whether 1006 may stand for anything: hypercorn says it of every peer that leaves.
+
+    It is known by the version of ASGI that the server's scope names, which no middleware changes. granian, which names
+    the same one, never says 1006.
+    """
+    return (scope.get("asgi") or {}).get("spec_version") == "2.3"
 
 
 def route_of(scope: Scope, servers_scope: Scope) -> str | None:

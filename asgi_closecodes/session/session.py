@@ -2,28 +2,25 @@
 
 A session moves through the phases of state.py, whose :data:`MOVES` says what may be sent in each. The handler
 talks through its channel; whatever it says there, and however it ends, the session sees to it that this side
-says its last word exactly once.
+says its last plan exactly once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
-import re
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol
 
 import anyio
 import anyio.lowlevel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_closecodes import events
-from asgi_closecodes.codes import Close, CloseCode, fit_reason, may_be_sent, private_twin
+from asgi_closecodes.codes import Close, CloseCode, may_be_sent, private_twin
 from asgi_closecodes.concurrency import (
     COUNTING,
     EventLoop,
@@ -32,25 +29,26 @@ from asgi_closecodes.concurrency import (
     on_asyncio,
     running_loop,
 )
-from asgi_closecodes.error_identity import fingerprint, new_error_id, type_name
+from asgi_closecodes.error_identity import fingerprint, new_error_id
 from asgi_closecodes.exceptions import (
     CloseWith,
     ExceptionMapping,
     SessionEnded,
     TimedOut,
     TryAgainLater,
-    close_for_status,
     deliberate_close,
     leaves,
 )
 from asgi_closecodes.naming import shown
 
+from . import closing
 from .channel import Channel, Interruption
+from .closing import COMPLETED, ClosePlan, Rules
 from .connection import Connection, connection_of
 from .departure import Departure, Departures
 from .failures import Origin, is_cancelled, origin_of, session_in
 from .not_found import says_not_found
-from .scope import client_of, route_of
+from .scope import can_deny, client_of, never_tells_codes, offered_subprotocols, route_of
 from .state import MOVES, OVER, UNANSWERED, Phase
 
 CLOSE_TIMEOUT = 10.0
@@ -62,57 +60,19 @@ CANCELLED_CLOSE_TIMEOUT = 1.0
 MOST_HELD = 1 << 20
 """Bytes of a handler's HTTP response that are gathered for a server that takes it in one message only."""
 
-_ABANDONED = Close(CloseCode.SERVICE_RESTART)
-"""What the peer of a cancelled session is told."""
-
-_COMPLETED = Close(CloseCode.NORMAL_CLOSURE)
-"""What the peer is told where the handler just returns."""
-
-HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
-"""What an unanswered handshake gets: accepted and closed, an HTTP response, or ASGI's plain HTTP 403."""
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-
 _TURNS = 10
 """Turns of the event loop that a cut off receive() may take to return."""
 
 _GOODBYES = frozenset({"websocket.close", "websocket.http.response.start", "websocket.http.response.body"})
-"""Saying them once more after the last word changes nothing; servers differ in whether they raise."""
-
-
-class LastWord(NamedTuple):
-    """What this side says in the end, in whatever phase the session is then."""
-
-    close: Close
-    mode: HandshakeMode = "reject"
-    """What becomes of a handshake that is not answered yet."""
-    status: int = HTTPStatus.FORBIDDEN
-    """The HTTP status in mode ``http``."""
-    retry_after: float | None = None
-    """Seconds for the header ``Retry-After`` of that response."""
+"""Saying them once more after the last plan changes nothing; servers differ in whether they raise."""
 
 
 class _Ending(NamedTuple):
     """That a session is ended from outside of its handler."""
 
-    word: LastWord
+    plan: ClosePlan
     is_said: anyio.Event
     began_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How the sessions of a guard end; see the settings of the same names."""
-
-    error_code: int = CloseCode.INTERNAL_ERROR
-    try_again_code: int = CloseCode.TRY_AGAIN_LATER
-    handshake: Literal["close", "http", "auto"] = "close"
-    reraise: bool = False
-    debug: bool = False
-    shed_grace: float = 10.0
-    send_timeout: float | None = None
-    cancel_after_disconnect: bool = False
-    abandon_after: float = 60.0
 
 
 class Host(Protocol):
@@ -319,7 +279,7 @@ class Session(Channel):
             await app(self.scope, *self.receive_and_send())
 
     async def finish(self, error: BaseException | None = None) -> bool:
-        """Say the last word after the handler has ended; return whether nobody else has to know its ``error``."""
+        """Say the last plan after the handler has ended; return whether nobody else has to know its ``error``."""
         if isinstance(self._handler, Timeout) and self._handler.stop(error):
             error = None  # it overstayed
         self._handler = None
@@ -330,7 +290,7 @@ class Session(Channel):
             if error is not None:
                 is_settled = await self._ended_by(error)
             else:
-                await self._say(LastWord(_COMPLETED))
+                await self._say(COMPLETED)
         except BaseException:
             if is_over and (connection := self._held_connection()) is not None:
                 connection.cancel(CLOSE_TIMEOUT, is_closed_here=self.phase is Phase.CLOSED)
@@ -360,18 +320,18 @@ class Session(Channel):
         if places is not None:
             places.let_go()
 
-    async def refuse(self, refusal: TryAgainLater, word: LastWord | None = None) -> None:
+    async def refuse(self, refusal: TryAgainLater, plan: ClosePlan | None = None) -> None:
         """End this session, of which a gate did not admit the handshake or the key.
 
-        :param word: what ``refusal`` means, where it is known.
+        :param plan: what ``refusal`` means, where it is known.
         """
         facts = self.facts()
-        if (word := word or self._word_if_usable(refusal)) is None:
+        if (plan := plan or self._plan_if_usable(refusal)) is None:
             refusal = TryAgainLater(cause="gate")
-            word = self._word_for(refusal)
+            plan = self._plan_for(refusal)
         began_at = time.monotonic()
         try:
-            await self._say(word)
+            await self._say(plan)
         finally:
             self.report(
                 events.SessionRefused(
@@ -379,8 +339,8 @@ class Session(Channel):
                     close=self.closed_with,
                     gate=refusal.gate or "unknown",
                     cause=refusal.cause or "unknown",
-                    retry_after=word.retry_after or 0.0,
-                    mode="http" if word.mode == "http" else "close",
+                    retry_after=plan.retry_after or 0.0,
+                    mode="http" if plan.mode == "http" else "close",
                     usage=refusal.usage,
                     limit=refusal.limit,
                     is_overload=refusal.is_overload,
@@ -394,9 +354,9 @@ class Session(Channel):
 
     async def abandon(self) -> bool:
         """Tell the peer of a cancelled session, within a second or not at all; return whether the server took it."""
-        word = LastWord(_ABANDONED, self._handshake_mode(), HTTPStatus.SERVICE_UNAVAILABLE)
+        plan = closing.of_cancellation(self._handshake_mode())
         with anyio.CancelScope(shield=True):
-            sent = await self._say(word, timeout=CANCELLED_CLOSE_TIMEOUT)
+            sent = await self._say(plan, timeout=CANCELLED_CLOSE_TIMEOUT)
         if (connection := self._held_connection()) is not None:
             connection.abort_later(CLOSE_TIMEOUT, is_closed_here=self.phase is Phase.CLOSED)
         return sent
@@ -440,11 +400,11 @@ class Session(Channel):
             self._doom = refusal
             return True
         facts = self.facts()
-        word = self._word_for(refusal)
-        ending = self._ending = _Ending(word, anyio.Event(), time.monotonic())
+        plan = self._plan_for(refusal)
+        ending = self._ending = _Ending(plan, anyio.Event(), time.monotonic())
         self._outcome = "shed"
         self._host.leaves(self)
-        code, reason = int(word.close.code), word.close.reason
+        code, reason = int(plan.close.code), plan.close.reason
         disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
         # Applications take a disconnect that comes first for a bug of the server's.
         connect = ({"type": "websocket.connect"},) if self.phase is Phase.ARRIVED else ()
@@ -459,7 +419,7 @@ class Session(Channel):
                     break
                 await anyio.lowlevel.checkpoint()
                 is_interrupted = is_interrupted or self.interrupt_receive(interruption)
-            await self._say(word)
+            await self._say(plan)
         finally:
             ending.is_said.set()
             self.report(
@@ -467,7 +427,7 @@ class Session(Channel):
                     session=facts,
                     close=self.closed_with,
                     cause=refusal.cause or "unknown",
-                    retry_after=word.retry_after,
+                    retry_after=plan.retry_after,
                     is_overload=refusal.is_overload,
                 )
             )
@@ -498,18 +458,18 @@ class Session(Channel):
         if not issubclass(type(error), Exception) and is_cancelled(error, self._cancelling):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
-            await self._say(LastWord(_COMPLETED))
+            await self._say(COMPLETED)
             return not self._host.rules.reraise
         wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
         if wish is None and self.phase in UNANSWERED and all(map(says_not_found, causes)):
             return await self._ended_by_router()
-        word = self._word_if_usable(wish)
-        if wish is None or word is None:
+        plan = self._plan_if_usable(wish)
+        if wish is None or plan is None:
             return await self._ended_by_failure(error, {origin for _, origin in origins} - {Origin.OWN})
         if isinstance(wish, TryAgainLater) and wish.gate is not None:
-            await self.refuse(wish, word)
+            await self.refuse(wish, plan)
         else:
-            await self._say(word)
+            await self._say(plan)
         return True
 
     async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
@@ -526,10 +486,8 @@ class Session(Channel):
     async def _ended_by_router(self) -> bool:
         """Answer a handshake for which the application has no route as one over HTTP; else as ASGI refuses."""
         facts = self.facts()
-        mode: HandshakeMode = "http" if self._can_deny() else "reject"
-        not_found = Close(CloseCode.POLICY_VIOLATION, "404 Not Found")
         try:
-            await self._say(LastWord(not_found, mode, HTTPStatus.NOT_FOUND))
+            await self._say(closing.of_missing_route(self.scope))
         finally:
             self.report(events.RouteNotFound(facts))
         return True
@@ -538,18 +496,16 @@ class Session(Channel):
         rules = self._host.rules
         facts = self.facts()
         error_id = new_error_id()
-        text = _described(error) if rules.debug else "internal error"
-        close = Close(rules.error_code, fit_reason(text, f"; ref={error_id}"))
         sent = departed = False
         try:
             # uvicorn raises RuntimeError, not OSError, between a lost connection and the next turn of
             # the event loop; after that turn the failing close tells it from the handler's own error.
             if maybe_departed := origins <= {Origin.UNSURE, Origin.UNKNOWN}:
                 await anyio.lowlevel.checkpoint()
-            word = LastWord(close, self._handshake_mode(), HTTPStatus.INTERNAL_SERVER_ERROR)
+            plan = closing.of_failure(error, error_id, rules, self._handshake_mode())
             # Shielded, or a cancellation would replace the error, where that travels on.
             with anyio.CancelScope(shield=True):
-                sent = await self._say(word, twin=False)
+                sent = await self._say(plan, twin=False)
             # A server that refuses 1011 refuses it of a session that is there, too.
             if departed := maybe_departed and not sent and (self.phase in OVER or Origin.UNSURE in origins):
                 self._leave(Close(CloseCode.ABNORMAL_CLOSURE))
@@ -595,26 +551,23 @@ class Session(Channel):
             self.report(events.CallbackFailed("exceptions", error, self.facts()))
             return None
 
-    def _word_if_usable(self, wish: CloseWith | None) -> LastWord | None:
+    def _plan_if_usable(self, wish: CloseWith | None) -> ClosePlan | None:
         """Return what ``wish`` means; None also where that raises: a class of the user's may make anything of it."""
         try:
             if isinstance(wish, TryAgainLater):
                 _ = wish.gate, wish.usage, wish.limit  # read later, for the event
-            return None if wish is None else self._word_for(wish)
+            return None if wish is None else self._plan_for(wish)
         except Exception:
             return None
 
-    def _word_for(self, wish: CloseWith) -> LastWord:
+    def _plan_for(self, wish: CloseWith) -> ClosePlan:
         """Return what ``wish`` means."""
-        mode = self._handshake_mode()
-        if not isinstance(wish, TryAgainLater):
-            return LastWord(self._repaired(Close(wish.code, wish.reason)), mode, _status(wish))
-        wish.repair()
-        retry_after = self._host.retry_after() if wish.retry_after is None else wish.retry_after
-        code = self._host.rules.try_again_code if wish.code == CloseCode.TRY_AGAIN_LATER else wish.code
-        close = self._repaired(Close(code, wish.reason_with(retry_after)))
-        self.report_repairs(wish, close)
-        return LastWord(close, mode, _status(wish), retry_after)
+        plan = closing.of_wish(wish, self._host.rules, self._handshake_mode(), self._host.retry_after)
+        if plan.asked is not None:
+            self._report_repaired(plan.asked, plan.close)
+        if isinstance(wish, TryAgainLater):
+            self.report_repairs(wish, plan.close)
+        return plan
 
     def report_repairs(self, refusal: TryAgainLater, close: Close) -> None:
         """Report what of ``refusal`` could not be sent, once for its gate or its handler."""
@@ -623,11 +576,8 @@ class Session(Channel):
             event = events.CloseRepaired(facts, ", ".join(refusal.repairs), close, refusal.gate)
             self._host.report_once(("repairs", refusal.gate or facts.route), event)
 
-    def _repaired(self, asked: Close) -> Close:
-        close = asked.sendable()
-        if not may_be_sent(asked.code):
-            self.report(events.CloseRepaired(self.facts(), asked.code, close))
-        return close
+    def _report_repaired(self, asked: Close, close: Close) -> None:
+        self.report(events.CloseRepaired(self.facts(), asked.code, close))
 
     # The connection after that
 
@@ -657,10 +607,10 @@ class Session(Channel):
             return None
         return connection
 
-    # The last word
+    # The last plan
 
-    async def _say(self, word: LastWord, *, twin: bool = True, timeout: float | None = None) -> bool:
-        """End the session with ``word`` unless it has ended; return whether the server took it.
+    async def _say(self, plan: ClosePlan, *, twin: bool = True, timeout: float | None = None) -> bool:
+        """End the session as ``plan`` says unless it has ended; return whether the server took it.
 
         :param twin: whether the private twin of a code may stand for one that the server refuses; if not,
             that it was refused is for the caller to report.
@@ -668,18 +618,18 @@ class Session(Channel):
         """
         timeout = CLOSE_TIMEOUT if timeout is None else timeout
         foreign = False
-        if self._ending is not None and word is not self._ending.word:
+        if self._ending is not None and plan is not self._ending.plan:
             # Somebody else ends this session. It is waited for: hypercorn closes the connection when its application
             # returns, on trio before it has sent what another task is sending.
             with move_on_after(timeout):
                 await self._ending.is_said.wait()
-            word, twin, foreign = self._ending.word, True, True
+            plan, twin, foreign = self._ending.plan, True, True
         if self.phase in OVER:
             return False
         failure: Exception | None = None
         with move_on_after(timeout) as limit:
             try:
-                await self._end_uninterrupted(word, twin=twin)
+                await self._end_uninterrupted(plan, twin=twin)
             except OSError:
                 return False  # the peer has left
             except Exception as error:
@@ -691,12 +641,12 @@ class Session(Channel):
         elif failure is None:
             return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
         if twin:
-            self.report(events.CloseFailed(self.facts(), word.close, failure))
+            self.report(events.CloseFailed(self.facts(), plan.close, failure))
         return False
 
-    async def _end_uninterrupted(self, word: LastWord, *, twin: bool) -> None:
+    async def _end_uninterrupted(self, plan: ClosePlan, *, twin: bool) -> None:
         try:
-            await self._end(word, twin=twin)
+            await self._end(plan, twin=twin)
         except (Exception, GeneratorExit):
             raise
         except BaseException as error:
@@ -704,41 +654,31 @@ class Session(Channel):
             try:
                 if self.phase not in OVER:
                     with anyio.move_on_after(CANCELLED_CLOSE_TIMEOUT, shield=True), contextlib.suppress(Exception):
-                        await self._end(word, twin=True)
+                        await self._end(plan, twin=True)
             finally:  # CLOSE_TIMEOUT may expire meanwhile, which no scope of anyio's keeps out
                 await _repeat(error)
             raise
 
-    async def _end(self, word: LastWord, *, twin: bool) -> None:
+    async def _end(self, plan: ClosePlan, *, twin: bool) -> None:
         if self.phase in UNANSWERED:
-            if word.mode == "http":
-                await self._deny(word)
-            elif word.mode == "reject":
+            if plan.mode == "http":
+                await self._deny(plan)
+            elif plan.mode == "reject":
                 await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             else:
                 subprotocol = self._echoed_subprotocol()
                 await self._pass_on({"type": "websocket.accept", "subprotocol": subprotocol}, Phase.OPEN)
         if self.phase is Phase.OPEN:
-            message = {"type": "websocket.close", "code": int(word.close.code), "reason": word.close.reason}
+            message = {"type": "websocket.close", "code": int(plan.close.code), "reason": plan.close.reason}
             await self._send_close(message, twin=twin)
         elif self.phase is Phase.DENYING:
             body = bytes(self._held or b"")
             await self._pass_on({"type": "websocket.http.response.body", "body": body}, Phase.CLOSED)
 
-    async def _deny(self, word: LastWord) -> None:
-        body = word.close.reason.encode()
-        headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        if self.scope.get("http_version", "1.1").startswith("1."):
-            headers.append((b"connection", b"close"))  # granian keeps the socket open otherwise, for 30 s
-        if word.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % math.ceil(word.retry_after)))
-        start = {"type": "websocket.http.response.start", "status": int(word.status), "headers": headers}
+    async def _deny(self, plan: ClosePlan) -> None:
+        start, body = closing.denial(plan, self.scope)
         await self._pass_on(start, Phase.DENYING)
-        # In one message: granian delivers no second one.
-        await self._pass_on({"type": "websocket.http.response.body", "body": body}, Phase.CLOSED)
+        await self._pass_on(body, Phase.CLOSED)
 
     async def _send_close(self, message: Message, *, twin: bool) -> None:
         self.closed_with = Close(message.get("code", CloseCode.NORMAL_CLOSURE), message.get("reason") or "")
@@ -777,19 +717,13 @@ class Session(Channel):
 
     def _handshake_mode(self) -> Literal["close", "http"]:
         """Decide how a handshake that is not answered yet is refused."""
-        if self.phase not in UNANSWERED or not self._can_deny():
+        if self.phase not in UNANSWERED:
             return "close"
-        policy = self._host.rules.handshake
-        if policy == "http" or (policy == "auto" and not self._from_browser()):
-            return "http"
-        return "close" if self._host.may_refuse_by_close() else "http"
-
-    def _from_browser(self) -> bool:
-        return any(name == b"origin" for name, _ in self.scope.get("headers") or ())
+        return closing.handshake_mode(self._host.rules, self.scope, self._host.may_refuse_by_close)
 
     def _echoed_subprotocol(self) -> str | None:
         """Return an offered subprotocol: without one a browser that offered some hides the close code."""
-        offered: list[str] = [name for name in self.scope.get("subprotocols") or () if _TOKEN.fullmatch(name)]
+        offered = offered_subprotocols(self.scope)
         if not offered:
             return None
         choose = self._host.subprotocol
@@ -801,9 +735,6 @@ class Session(Channel):
             except Exception as error:
                 self.report(events.CallbackFailed("subprotocol", error, self.facts()))
         return offered[0]
-
-    def _can_deny(self) -> bool:
-        return "websocket.http.response" in (self.scope.get("extensions") or ())
 
     # What comes and goes
 
@@ -878,15 +809,9 @@ class Session(Channel):
             code = message.get("code")  # None where there was none; and whatever a server or middleware makes up
             reason = message.get("reason") or ""
             close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason)
-            self._leave(None if code == CloseCode.ABNORMAL_CLOSURE and self._never_tells_codes() else close)
-
-    def _never_tells_codes(self) -> bool:
-        """Whether 1006 may stand for anything: hypercorn says it of every peer that leaves.
-
-        It is known by the version of ASGI that its scope names, which no middleware around this one changes. granian,
-        which names the same one, never says 1006.
-        """
-        return (self._servers_scope.get("asgi") or {}).get("spec_version") == "2.3"
+            self._leave(
+                None if code == CloseCode.ABNORMAL_CLOSURE and never_tells_codes(self._servers_scope) else close
+            )
 
     async def _control(self, message: Message) -> None:
         """Pass on what the handler sends besides data, or data out of season.
@@ -900,14 +825,14 @@ class Session(Channel):
         phase = self.phase
         if self._ending is not None:
             await anyio.lowlevel.checkpoint()  # a handler that swallows this and goes on keeps nobody from running
-            raise SessionEnded(f"this session was closed with {self._ending.word.close.code}")
+            raise SessionEnded(f"this session was closed with {self._ending.plan.close.code}")
         if phase is Phase.LEFT:
             await anyio.lowlevel.checkpoint()
             await self._send(message)  # ASGI leaves it to the server whether this raises
         elif phase is Phase.CLOSED and kind in _GOODBYES:
             await anyio.lowlevel.checkpoint()
             return  # servers differ in whether a second goodbye raises; it harms nobody
-        elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not self._can_deny()):
+        elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not can_deny(self.scope)):
             await self._deny_by_close(message)
         elif kind == "websocket.close" and phase is Phase.OPEN:
             await self._send_handlers_close(self._legal(message))
@@ -963,9 +888,7 @@ class Session(Channel):
             self._initiator = "handler"
             await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             return
-        delays = [value for name, value in message.get("headers", ()) if name.lower() == b"retry-after"]
-        retry_after = float(delays[0]) if delays and delays[0].isdigit() else None
-        close = self._word_for(close_for_status(message["status"], retry_after)).close
+        close = self._plan_for(closing.wish_of_denial(message)).close
         await self._send_handlers_close({"type": "websocket.close", "code": close.code, "reason": close.reason})
 
     async def _send_handlers_close(self, message: Message) -> None:
@@ -982,10 +905,11 @@ class Session(Channel):
 
     def _legal(self, message: Message) -> Message:
         """Return the handler's close, repaired if a server could not send it as it is."""
-        code, reason = message.get("code"), message.get("reason")
-        asked = Close(CloseCode.NORMAL_CLOSURE if code is None else code, "" if reason is None else reason)
-        close = self._repaired(asked)
-        if close == asked and code is not None:
+        asked = closing.asked_by(message)
+        close = asked.sendable()
+        if not may_be_sent(asked.code):
+            self._report_repaired(asked, close)
+        if close == asked and message.get("code") is not None:
             return message
         return {**message, "code": close.code, "reason": close.reason}
 
@@ -996,14 +920,6 @@ def session_of(scope: Scope) -> Session | None:
     return session if isinstance(session, Session) else None
 
 
-def _status(wish: CloseWith) -> int:
-    """Return the HTTP status of ``wish``, which a class of the user's may have set to anything."""
-    status = wish.status
-    if isinstance(status, int) and 200 <= status <= 599:
-        return status
-    return (TryAgainLater if isinstance(wish, TryAgainLater) else CloseWith).status
-
-
 async def _repeat(error: BaseException) -> None:
     """Raise once more the cancellation of a scope of anyio's, where ``error`` is one.
 
@@ -1011,11 +927,3 @@ async def _repeat(error: BaseException) -> None:
     """
     if issubclass(type(error), anyio.get_cancelled_exc_class()):
         await anyio.lowlevel.checkpoint_if_cancelled()
-
-
-def _described(error: BaseException) -> str:
-    name = type_name(type(error)).rpartition(".")[2]
-    try:
-        return f"{name}: {error}"
-    except Exception:
-        return name

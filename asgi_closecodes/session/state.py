@@ -14,7 +14,7 @@ class Phase(enum.Enum):
     CONNECTING = "the handshake waits for an answer", "connecting"
     OPEN = "the handshake was accepted, and nobody has closed", "open"
     DENYING = "an HTTP response to the handshake has started", "closed"
-    CLOSED = "this side has said its last word", "closed"
+    CLOSED = "this side has closed", "closed"
     LEFT = "the peer is gone", "closed"
 
     def __init__(self, sentence: str, public: events.Phase) -> None:

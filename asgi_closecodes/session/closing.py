@@ -1,0 +1,140 @@
+"""What a session is closed with, in whatever phase it is. Nothing here sends anything, or knows the session."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Literal, NamedTuple, TypeAlias
+
+from starlette.types import Message, Scope
+
+from asgi_closecodes.codes import Close, CloseCode, fit_reason, may_be_sent
+from asgi_closecodes.error_identity import type_name
+from asgi_closecodes.exceptions import CloseWith, TryAgainLater, close_for_status
+
+from .scope import can_deny, is_from_browser
+
+HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
+"""What an unanswered handshake gets: accepted and closed, an HTTP response, or ASGI's plain HTTP 403."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the sessions of a guard end; see the settings of the same names."""
+
+    error_code: int = CloseCode.INTERNAL_ERROR
+    try_again_code: int = CloseCode.TRY_AGAIN_LATER
+    handshake: Literal["close", "http", "auto"] = "close"
+    reraise: bool = False
+    debug: bool = False
+    shed_grace: float = 10.0
+    send_timeout: float | None = None
+    cancel_after_disconnect: bool = False
+    abandon_after: float = 60.0
+
+
+class ClosePlan(NamedTuple):
+    """The end of a session, in whatever phase it is then."""
+
+    close: Close
+    mode: HandshakeMode = "reject"
+    """What becomes of a handshake that is not answered yet."""
+    status: int = HTTPStatus.FORBIDDEN
+    """The HTTP status in mode ``http``."""
+    retry_after: float | None = None
+    """Seconds for the header ``Retry-After`` of that response."""
+    asked: Close | None = None
+    """The close that was asked for, where its code may not be sent."""
+
+
+COMPLETED = ClosePlan(Close(CloseCode.NORMAL_CLOSURE))
+"""The handler just returned."""
+
+
+def of_cancellation(mode: HandshakeMode) -> ClosePlan:
+    """Return how a session ends that is cancelled from outside."""
+    return ClosePlan(Close(CloseCode.SERVICE_RESTART), mode, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def of_failure(error: BaseException, error_id: str, rules: Rules, mode: HandshakeMode) -> ClosePlan:
+    """Return how a session ends whose handler failed; only with ``debug`` does the client see the error's text."""
+    text = _described(error) if rules.debug else "internal error"
+    close = Close(rules.error_code, fit_reason(text, f"; ref={error_id}"))
+    return ClosePlan(close, mode, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def of_missing_route(scope: Scope) -> ClosePlan:
+    """Return how a handshake ends for which the application has no route: as one over HTTP, else as ASGI refuses."""
+    mode: HandshakeMode = "http" if can_deny(scope) else "reject"
+    return ClosePlan(Close(CloseCode.POLICY_VIOLATION, "404 Not Found"), mode, HTTPStatus.NOT_FOUND)
+
+
+def of_wish(wish: CloseWith, rules: Rules, mode: HandshakeMode, retry_after: Callable[[], float]) -> ClosePlan:
+    """Return how a session ends as ``wish`` says; it may raise, as a class of the user's may make anything of it.
+
+    :param retry_after: the next hint for a client that is to come back, where ``wish`` has none.
+    """
+    hint: float | None = None
+    if isinstance(wish, TryAgainLater):
+        wish.repair()
+        hint = retry_after() if wish.retry_after is None else wish.retry_after
+        code = rules.try_again_code if wish.code == CloseCode.TRY_AGAIN_LATER else wish.code
+        asked = Close(code, wish.reason_with(hint))
+    else:
+        asked = Close(wish.code, wish.reason)
+    is_sendable = may_be_sent(asked.code)
+    return ClosePlan(asked.sendable(), mode, _status_of(wish), hint, None if is_sendable else asked)
+
+
+def wish_of_denial(message: Message) -> CloseWith:
+    """Return what an HTTP response to an accepted handshake, as Starlette sends one, means as a close."""
+    delays = [value for name, value in message.get("headers", ()) if name.lower() == b"retry-after"]
+    return close_for_status(message["status"], float(delays[0]) if delays and delays[0].isdigit() else None)
+
+
+def asked_by(message: Message) -> Close:
+    """Return the close that a handler's message asks for."""
+    code, reason = message.get("code"), message.get("reason")
+    return Close(CloseCode.NORMAL_CLOSURE if code is None else code, "" if reason is None else reason)
+
+
+def handshake_mode(rules: Rules, scope: Scope, may_refuse_by_close: Callable[[], bool]) -> Literal["close", "http"]:
+    """Decide how a handshake is refused that is not answered yet.
+
+    :param may_refuse_by_close: whether one more socket may be held until its peer answers the close; it counts.
+    """
+    if not can_deny(scope):
+        return "close"
+    if rules.handshake == "http" or (rules.handshake == "auto" and not is_from_browser(scope)):
+        return "http"
+    return "close" if may_refuse_by_close() else "http"
+
+
+def denial(plan: ClosePlan, scope: Scope) -> Iterator[Message]:
+    """Yield the messages of the HTTP response; the body in one: granian delivers no second."""
+    body = plan.close.reason.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+    if scope.get("http_version", "1.1").startswith("1."):
+        headers.append((b"connection", b"close"))  # granian keeps the socket open otherwise, for 30 s
+    if plan.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % math.ceil(plan.retry_after)))
+    yield {"type": "websocket.http.response.start", "status": int(plan.status), "headers": headers}
+    yield {"type": "websocket.http.response.body", "body": body}
+
+
+def _status_of(wish: CloseWith) -> int:
+    """Return the HTTP status of ``wish``, which a class of the user's may have set to anything."""
+    status = wish.status
+    if isinstance(status, int) and 200 <= status <= 599:
+        return status
+    return (TryAgainLater if isinstance(wish, TryAgainLater) else CloseWith).status
+
+
+def _described(error: BaseException) -> str:
+    name = type_name(type(error)).rpartition(".")[2]
+    try:
+        return f"{name}: {error}"
+    except Exception:
+        return name
