@@ -19,8 +19,8 @@ class Gate(Protocol):
 
     * ``sample()``: look at the world;
     * ``excess()``: return how many sessions, whichever, should leave;
-    * ``unwanted()``: yield sessions that should leave, at the pace of the setting ``shed_rate``;
-    * ``overdue()``: yield sessions that have to leave now, whatever the setting ``shed`` says;
+    * ``to_shed()``: yield sessions that should leave, at the pace of the setting ``shed_rate``;
+    * ``expired()``: yield sessions that have to leave now, whatever the setting ``shed`` says;
     * ``cause``: a token that their clients are told, else ``shed``.
 
     The context manager may have ``recount()``, which is called when a handler has set the session's ``key``, and
@@ -30,7 +30,7 @@ class Gate(Protocol):
 
     And any of these, for work in the background:
 
-    * ``report_to(report)``: it may tell events to ``report``;
+    * ``attach(report)``: it may tell events to ``report``;
     * ``start()``: called when the application starts; a RuntimeError keeps it from starting;
     * ``stop()``: awaited when the application has stopped, for 10 seconds at most.
     """

@@ -74,7 +74,7 @@ class HandshakesInProgress(Limited):
         """Count one handshake less, once."""
         self._started.pop(session, None)
 
-    def overdue(self) -> Iterator[Session]:
+    def expired(self) -> Iterator[Session]:
         """Yield the sessions whose handshake takes too long."""
         if self._limit is None:
             return

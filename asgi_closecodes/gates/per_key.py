@@ -214,7 +214,7 @@ class MaxSessionsPerKey(Limited):
             else:
                 self._leaving.drop(key, session)
 
-    def unwanted(self) -> Iterator[Session]:
+    def to_shed(self) -> Iterator[Session]:
         """Yield the newest sessions of each key that has more than a limit that was lowered allows."""
         if not self._lowered:
             return

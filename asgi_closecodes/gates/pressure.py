@@ -174,10 +174,10 @@ class Pressure:
             self._refusing_since = None
         return self._refusing_since is not None
 
-    def report_to(self, report: Observer) -> None:
+    def attach(self, report: Observer) -> None:
         """Have the sensor tell events to ``report``, if it has any."""
-        if (report_to := getattr(self.sensor, "report_to", None)) is not None:
-            report_to(report)
+        if (attach := getattr(self.sensor, "attach", None)) is not None:
+            attach(report)
 
     def sample(self) -> None:
         """Let the sensor take a sample; the background ticker calls it."""

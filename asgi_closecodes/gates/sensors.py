@@ -100,7 +100,7 @@ class _Slow(abc.ABC):
         self._warned = False
         self._report: Observer = _nobody
 
-    def report_to(self, report: Observer) -> None:
+    def attach(self, report: Observer) -> None:
         """Tell ``report`` if it cannot be read."""
         self._report = report
 

@@ -174,8 +174,8 @@ class Guard:
         to_look_after = [gate for gate in all_gates if _works(gate)]
         shedders = round_shedders(all_gates, self._round_shedders, self.sessions, self.report)
         for gate in all_gates:
-            if (report_to := getattr(_inside(gate), "report_to", None)) is not None:
-                report_to(self.report)
+            if (attach := getattr(_inside(gate), "attach", None)) is not None:
+                attach(self.report)
         self._logs.follow(
             path=settings.log_path,
             client=settings.log_client,
@@ -553,7 +553,7 @@ class Guard:
         self._sample()
         for gate in self.gate.gates:
             self._ask(gate, "sample")
-            for session in self._ask(gate, "overdue") or ():
+            for session in self._ask(gate, "expired") or ():
                 self._end_soon(session, gate)
         if self.settings.shed == "never":
             return
@@ -564,16 +564,16 @@ class Guard:
         for gate, shedder in self._round_shedders.items():
             if (remaining := shedder.due(self.sessions, self._leaving, self.settings.shed_grace)) > excess:
                 excess, fullest = remaining, gate
-        unwanted = [
+        to_shed = [
             (session, gate)
             for gate in self.gate.gates
-            for session in self._ask(gate, "unwanted") or ()
+            for session in self._ask(gate, "to_shed") or ()
             if not session.is_leaving
         ]
-        if excess > 0 or unwanted:
+        if excess > 0 or to_shed:
             due = self._pace.due(self.settings.shed_rate or max(len(self.sessions) / 100, 1.0))
             if due > 0:
-                self._in_background(self._shed, unwanted[:due], min(excess, due - len(unwanted)), fullest)
+                self._in_background(self._shed, to_shed[:due], min(excess, due - len(to_shed)), fullest)
         elif self.settings.shed == "idle" and time.monotonic() - self._looked_at > _LOOK:
             self._looked_at = time.monotonic()
             self._in_background(self._victims.look, self.sessions)
@@ -611,11 +611,11 @@ class Guard:
         finally:
             self._is_busy.release(holder)
 
-    async def _shed(self, unwanted: list[tuple[Session, Gate]], count: int, fullest: Gate) -> None:
+    async def _shed(self, to_shed: list[tuple[Session, Gate]], count: int, fullest: Gate) -> None:
         chosen = await self._victims.choose(self.sessions, count)
         if (shedder := self._round_shedders.get(fullest)) is not None:
             shedder.record_shed(chosen)
-        for number, (session, gate) in enumerate([*unwanted, *((one, fullest) for one in chosen)], 1):
+        for number, (session, gate) in enumerate([*to_shed, *((one, fullest) for one in chosen)], 1):
             self._end_soon(session, gate)
             if number % _AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
@@ -706,7 +706,7 @@ def _read(gate: Gate, *names: str) -> object:
 
 
 def _works(gate: Gate) -> bool:
-    return any(hasattr(gate, question) for question in ("sample", "excess", "unwanted", "overdue"))
+    return any(hasattr(gate, question) for question in ("sample", "excess", "to_shed", "expired"))
 
 
 def _limit_of(gate: Gate) -> object:

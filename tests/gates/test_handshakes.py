@@ -34,7 +34,7 @@ async def test_a_handshake_that_is_never_answered_gives_its_place_back_when_it_e
 
 
 @pytest.mark.anyio
-async def test_handshakes_that_take_too_long_are_overdue():
+async def test_handshakes_that_take_too_long_are_expired():
     clock = Clock()
     gate = HandshakesInProgress(5, handshake_timeout=10, clock=clock)
     slow, answered, young = Visitor(), Visitor(), Visitor()
@@ -43,11 +43,11 @@ async def test_handshakes_that_take_too_long_are_overdue():
     answered.answer()
     clock.now += 5
     assert await admitted(gate, young)
-    assert list(gate.overdue()) == []
+    assert list(gate.expired()) == []
     clock.now += 5
-    assert list(gate.overdue()) == [slow]
+    assert list(gate.expired()) == [slow]
     gate.limit = None
-    assert list(gate.overdue()) == []
+    assert list(gate.expired()) == []
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "10", None, True, 10**40])

@@ -132,7 +132,7 @@ def test_a_size_of_its_own_is_compared_with_what_is_resident():
 def test_what_cannot_be_read_is_unknown_and_says_so_once(tmp_path):
     clock, told = Clock(), []
     sensor = Memory(root=tree(tmp_path, v2() | group("/app", maximum="many", current=1)), clock=clock)
-    Pressure(sensor, 0.9, 0.8).report_to(told.append)
+    Pressure(sensor, 0.9, 0.8).attach(told.append)
     for _ in range(5):
         sensor.sample()
         clock.now += 2

@@ -443,18 +443,18 @@ async def test_a_lowered_limit_leaves_an_excess():
 
 
 @pytest.mark.anyio
-async def test_a_lowered_limit_a_key_leaves_the_newest_unwanted():
+async def test_a_lowered_limit_a_key_leaves_the_newest_to_shed():
     gate = MaxSessionsPerKey(3)
     ours = [Visitor() for _ in range(3)]
     theirs = Visitor(("192.0.2.8", 1))
     for session in (*ours, theirs):
         assert await admitted(gate, session)
-    assert list(gate.unwanted()) == []
+    assert list(gate.to_shed()) == []
     gate.limit = 1
-    assert list(gate.unwanted()) == ours[1:]
-    assert list(gate.unwanted()) == ours[1:]  # they are still there
+    assert list(gate.to_shed()) == ours[1:]
+    assert list(gate.to_shed()) == ours[1:]  # they are still there
     gate.limit = 3
-    assert list(gate.unwanted()) == []
+    assert list(gate.to_shed()) == []
 
 
 @pytest.mark.anyio

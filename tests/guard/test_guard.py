@@ -512,7 +512,7 @@ async def test_an_event_of_a_gate_of_ones_own_counts_as_what_it_is_a_kind_of(fol
         number: int
 
     class Teller:
-        def report_to(self, report):
+        def attach(self, report):
             self.report = report
 
         def admit(self, session):

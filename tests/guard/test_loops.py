@@ -854,7 +854,7 @@ def test_handshakes_in_threads_count_exactly():
 
     def look():
         while not is_over.is_set():
-            list(gate.overdue())
+            list(gate.expired())
 
     with switching_often():
         in_threads(*[visit] * 4, look)

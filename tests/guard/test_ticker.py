@@ -103,9 +103,9 @@ class Faulty:
     def excess(self):
         raise ValueError("the excess")
 
-    def unwanted(self):
+    def to_shed(self):
         yield from ()
-        raise ValueError("the unwanted")
+        raise ValueError("the shedding")
 
 
 @pytest.mark.anyio
@@ -121,7 +121,7 @@ async def test_a_gate_that_fails_in_the_background_is_reported_once_and_asked_ag
     assert [event.callback for event in of(CallbackFailed, seen)] == [
         "Faulty.sample",
         "Faulty.excess",
-        "Faulty.unwanted",
+        "Faulty.to_shed",
     ]
 
 

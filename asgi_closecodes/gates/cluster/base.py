@@ -58,7 +58,7 @@ class ClusterGate(Limited, abc.ABC):
             raise ValueError(f"fallback={shown(fallback)}: use 'share', 'open' or 'closed'")
         self._terms.fallback = fallback
 
-    def report_to(self, report: events.Observer) -> None:
+    def attach(self, report: events.Observer) -> None:
         """Tell events to ``report`` from now on."""
         self._report = report
 

@@ -327,7 +327,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         await self._ear.stop()
         await super().stop()
 
-    def overdue(self) -> Iterator[Session]:
+    def expired(self) -> Iterator[Session]:
         """Yield the sessions for whose new key the store has no place."""
         yield from [session for session in self._refused.copy() if not session.is_leaving]
 

@@ -22,7 +22,7 @@ class Processes:
 
     def add(self, limit, url, ttl=TTL, **options):
         gate = ClusterSessions(limit, url, ttl=ttl, **options)
-        gate.report_to(self.told.append)
+        gate.attach(self.told.append)
         self.gates.append(gate)
         return gate
 

@@ -83,7 +83,7 @@ def test_gate_in_several_loops_counts_exactly(kind, server, switching, caplog):
     """Whoever's task asks the store, and whoever ends first."""
     gate = KINDS[kind](6, server.url)
     told, most = [], []
-    gate.report_to(told.append)
+    gate.attach(told.append)
     start = threading.Barrier(3)
 
     async def main():
@@ -139,7 +139,7 @@ def test_gate_loop_closed_goes_on_in_the_next(kind, server):
     """Without a word about Redis, which is there."""
     gate = KINDS[kind](10, server.url)
     told = []
-    gate.report_to(told.append)
+    gate.attach(told.append)
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)
     held = []

@@ -31,7 +31,7 @@ class Processes:
     def add(self, limit=3, **options):
         options = {"key": lambda session: session.scope["client"], "ttl": 2, **options}
         gate = ClusterSessionsPerKey(limit, options.pop("redis_url", self.url), **options)
-        gate.report_to(self.told.append)
+        gate.attach(self.told.append)
         self.gates.append(gate)
         return gate
 

@@ -68,7 +68,7 @@ class Processes:
     def add(self, url, limit=2, **options):
         options = {"ttl": TTL, "when_full": "replace_oldest", **options}
         gate = ClusterSessionsPerKey(limit, url, **options)
-        gate.report_to(self.told.append)
+        gate.attach(self.told.append)
         self.gates.append(gate)
         return gate
 
@@ -541,13 +541,13 @@ async def test_a_key_that_is_set_back_keeps_the_place(processes, server):
         assert gate.active_of(_digest("alice")) == 1
         visitor.key = "alice"
         place.recount()
-        assert [*gate.overdue()] == []
+        assert [*gate.expired()] == []
     assert gate.active == 2
     visitor.key = "bob"
     place.recount()
-    await processes.until(lambda: [*gate.overdue()] == [visitor])
+    await processes.until(lambda: [*gate.expired()] == [visitor])
     await place.__aexit__(None, None, None)
-    assert [*gate.overdue()] == []
+    assert [*gate.expired()] == []
     assert list(gate._sessions) == [_digest("bob")]
     assert not bob.ended
     await processes.until(lambda: counted(server, "alice") == 0)

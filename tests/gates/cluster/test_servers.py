@@ -69,7 +69,7 @@ async def test_what_the_readme_lets_a_user_do_is_enough(processes, binary):
         await processes.end(processes.gates[0], 5)
         await processes.fill(10, processes.gates[1])
         keyed = ClusterSessionsPerKey(3, url, key=lambda session: "ann")
-        keyed.report_to(processes.told.append)
+        keyed.attach(processes.told.append)
         async with keyed.admit(Visitor()):
             await keyed.stop()
         assert not processes.of(events.ClusterSyncFailed)
@@ -91,7 +91,7 @@ async def test_what_it_lets_a_user_do_whose_sessions_are_replaced_is_enough(proc
             for _ in range(2)
         ]
         for gate in gates:
-            gate.report_to(processes.told.append)
+            gate.attach(processes.told.append)
             gate.start()
 
         def listening():
@@ -130,7 +130,7 @@ async def test_the_command_that_a_user_may_not_run_is_named(processes, binary):
         await processes.until(lambda: processes.of(events.ClusterAway))
         assert "may not run SELECT" in processes.of(events.ClusterAway)[0].problem
         gate = ClusterSessionsPerKey(1, url, key=lambda session: "ann", when_full="replace_oldest")
-        gate.report_to(processes.told.append)
+        gate.attach(processes.told.append)
         gate.start()
         await processes.until(lambda: processes.of(events.ClusterMisconfigured))
         await gate.stop()
