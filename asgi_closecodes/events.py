@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from .codes import Close
 
@@ -484,12 +484,27 @@ KINDS: tuple[type[Event], ...] = tuple(
 Observer: TypeAlias = Callable[[Event], None]
 """Called with each event, in the event loop, while a session waits for it.
 
-An observer that does not only want to know what happens, but how things stand, may also have:
-
-* ``watch(look)``: called once by each guard that it is given to; ``look()`` returns a :class:`Standing` at any time
-  and from any thread, and None when the guard is gone;
-* ``sample()``: called about ten times a second by the background ticker, which runs for observers with ``watch``.
+One that does not only want to know what happens, but how things stand, is a :class:`WatchingObserver` too.
 """
+
+
+@runtime_checkable
+class WatchingObserver(Protocol):
+    """An observer that asks how a guard stands."""
+
+    def watch(self, look: Callable[[], Standing | None], /) -> None:
+        """Take ``look``, once from each guard that the observer is given to.
+
+        It returns a :class:`Standing` at any time and from any thread, and None when the guard is gone.
+        """
+
+
+@runtime_checkable
+class SamplingObserver(WatchingObserver, Protocol):
+    """One that asks by itself again and again."""
+
+    def sample(self) -> None:
+        """Do so; the background ticker calls it about ten times a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,12 +512,14 @@ class GateStanding:
     """How a gate stands."""
 
     name: str
-    cause: str | None
-    """What clients are told that it refuses; None if that is not known before."""
+    cause: str
+    """What clients are told whom it sheds, and refuses unless the refusal has a cause of its own."""
     usage: float | None
     """How much of the limit is in use; None if that is unknown, or no one number."""
     limit: float | None
     """None is no limit."""
+    shadow: bool = False
+    """Whether it only says whom it would have refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,6 +527,7 @@ class Standing:
     """How a guard stands."""
 
     gates: tuple[GateStanding, ...]
+    """Those that have a limit, and the user's."""
     loop_lag: float | None
     """Seconds that the event loop was late; a stall counts half after 15 s. None if nobody looked."""
     draining: bool

@@ -37,7 +37,7 @@ def test_public_names_are_there():
         (
             gates,
             (
-                "AllOf ClusterSessions ClusterSessionsPerKey Cpu Gate HandshakeRate HandshakesInProgress LoopLag "
+                "AllOf ClusterSessions ClusterSessionsPerKey Cpu Gate GateBase HandshakeRate HandshakesInProgress LoopLag "
                 "MaxSessions MaxSessionsPerKey Memory Pressure Sensor Shadow client_network"
             ),
         ),

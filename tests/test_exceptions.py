@@ -497,15 +497,15 @@ async def test_a_repair_is_reported_once_for_each_gate(caplog):
     guard = Guard(Settings(log_burst=None), gate=AllOf(*gates), observers=[seen.append])
     for _ in range(100):
         await Peer().visit(CloseCodeMiddleware(Handler(), guard))
-    assert [refused.gate for refused in of(SessionRefused, seen)] == ["Rooms"] * 50 + ["Halls"] * 50
+    assert [refused.gate for refused in of(SessionRefused, seen)] == ["rooms"] * 50 + ["halls"] * 50
     repaired = of(CloseRepaired, seen)
     assert [(event.gate, event.asked) for event in repaired] == [
-        ("Rooms", "cause='room 0'"),
-        ("Halls", "cause='room 0'"),
+        ("rooms", "cause='room 0'"),
+        ("halls", "cause='room 0'"),
     ]
     records = [record for record in caplog.records if "repaired" in vars(record)["event.name"]]
     assert [record.levelname for record in records] == ["WARNING"] * 2
-    assert "the gate Rooms closed with cause='room 0', which may not be sent; sent 1013 " in records[0].message
+    assert "the gate rooms closed with cause='room 0', which may not be sent; sent 1013 " in records[0].message
 
 
 @pytest.mark.anyio

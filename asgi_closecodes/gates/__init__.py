@@ -1,7 +1,7 @@
 """Load gates: who may come in. Compose them with :class:`AllOf`, or write your own."""
 
 from .all_of import AllOf
-from .base import Gate
+from .base import Gate, GateBase
 from .cluster import ClusterSessions, ClusterSessionsPerKey
 from .handshakes import HandshakeRate, HandshakesInProgress
 from .per_key import MaxSessionsPerKey, client_network
@@ -16,6 +16,7 @@ __all__ = [
     "ClusterSessionsPerKey",
     "Cpu",
     "Gate",
+    "GateBase",
     "HandshakeRate",
     "HandshakesInProgress",
     "LoopLag",

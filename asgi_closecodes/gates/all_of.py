@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -15,10 +16,11 @@ from asgi_closecodes.events import GateFailed
 from asgi_closecodes.exceptions import TryAgainLater, leaves, refusal_in
 from asgi_closecodes.session import Session
 
-from .base import FREE, Gate, checked_gate, recount
+from .base import FREE, Gate, GateBase, as_gate, recount
+from .shadow import Shadow
 
 
-class AllOf:
+class AllOf(GateBase):
     """All ``gates`` at once: entered in order; the first refusal gives back what was entered, in reverse.
 
     A gate that fails is reported and does not keep the others from admitting, refusing or releasing.
@@ -29,10 +31,8 @@ class AllOf:
     __slots__ = ("entering", "failure", "gates", "is_inherited")
 
     def __init__(self, *gates: Gate, failure: Literal["open", "closed"] = "open") -> None:
-        # Flattened, so that a failing gate is contained by itself and not together with its neighbours.
-        self.gates: tuple[Gate, ...] = tuple(
-            inner for gate in gates for inner in (gate.gates if isinstance(gate, AllOf) else (checked_gate(gate),))
-        )
+        super().__init__()
+        self.gates: tuple[GateBase, ...] = tuple(one for gate in gates for one in _flat(as_gate(gate)))
         self.failure = failure
         self.entering: set[Places] = set()
         """The places of sessions that are passing the gates."""
@@ -42,6 +42,16 @@ class AllOf:
     def admit(self, session: Session, /) -> Places:
         """Return a context manager that holds the session's places in all gates."""
         return Places(self, session)
+
+
+def _flat(gate: GateBase) -> Iterator[GateBase]:
+    """Yield the gates that ``gate`` consists of: one that fails is contained without its neighbours."""
+    if isinstance(gate, AllOf):
+        yield from gate.gates
+    elif isinstance(gate, Shadow) and isinstance(gate.gate, AllOf):
+        yield from map(Shadow, gate.gate.gates)
+    else:
+        yield gate
 
 
 class Places:
@@ -110,19 +120,19 @@ class Places:
             except Exception as error:
                 self._refuse_or_admit_past(gate, error)
 
-    def _refuse_or_admit_past(self, gate: Gate, error: BaseException) -> None:
+    def _refuse_or_admit_past(self, gate: GateBase, error: BaseException) -> None:
         if (refusal := refusal_in(error)) is not None:
             try:
-                refusal.gate = refusal.gate or type(gate).__name__
+                refusal.gate = refusal.gate or gate.name
             except Exception:  # a class of the user's may make anything of its attributes
                 refusal = TryAgainLater(cause="gate")
-                refusal.gate = type(gate).__name__
+                refusal.gate = gate.name
             raise refusal from (error if error is not refusal else None)
         admitted = self._all.failure == "open"
         self._report(gate, error, "admit", admitted=admitted)
         if not admitted:
             refusal = TryAgainLater(cause="gate")
-            refusal.gate = type(gate).__name__
+            refusal.gate = gate.name
             raise refusal from error
 
     async def __aexit__(
@@ -155,8 +165,10 @@ class Places:
             raise pending
         return pending is not error
 
-    def _report(self, gate: Gate, error: BaseException, step: Literal["admit", "release"], *, admitted: bool) -> None:
-        self._session.report(GateFailed(self._session.facts(), type(gate).__name__, error, step, admitted))
+    def _report(
+        self, gate: GateBase, error: BaseException, step: Literal["admit", "release"], *, admitted: bool
+    ) -> None:
+        self._session.report(GateFailed(self._session.facts(), gate.name, error, step, admitted))
 
 
 def _is_cancelled(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""What a gate is.
+"""Gates: what decides whether there is room for one more session.
 
 A gate is anything with ``admit(session)`` that returns an async context manager: entering it reserves
 capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. There is no release call.
@@ -6,33 +6,24 @@ capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. T
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+from asgi_closecodes.events import Observer
+from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
+
+_MAX_NAME = 64
+_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{_MAX_NAME}}}")
 
 
 class Gate(Protocol):
-    """Decides whether there is room for one more session.
-
-    A gate may also have any of these, which the background ticker calls about ten times a second:
-
-    * ``sample()``: look at the world;
-    * ``excess()``: return how many sessions, whichever, should leave;
-    * ``to_shed()``: yield sessions that should leave, at the pace of the setting ``shed_rate``;
-    * ``expired()``: yield sessions that have to leave now, whatever the setting ``shed`` says;
-    * ``cause``: a token that their clients are told, else ``shed``.
+    """Decides whether there is room for one more session. Inherit :class:`GateBase` for more than that.
 
     The context manager may have ``recount()``, which is called when a handler has set the session's ``key``, and
     raises :class:`TryAgainLater` if there is no room for it under that one.
-
-    Observers of numbers are shown its ``limit``, and as what is in use its ``usage``, else ``active``.
-
-    And any of these, for work in the background:
-
-    * ``attach(report)``: it may tell events to ``report``;
-    * ``start()``: called when the application starts; a RuntimeError keeps it from starting;
-    * ``stop()``: awaited when the application has stopped, for 10 seconds at most.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
@@ -41,6 +32,251 @@ class Gate(Protocol):
         Entering it raises :class:`TryAgainLater` to refuse the session. Anything else that it raises is a
         fault of the gate: it is logged, and the setting ``gate_failure`` decides.
         """
+
+
+class GateBase:
+    """A gate with a name, numbers to show, and work beside admission. Only ``admit`` has to be there.
+
+    About ten times a second the background ticker calls ``sample``, ``excess``, ``to_shed`` and ``expired``.
+
+    :param name: the gate's name in logs, metrics, snapshots and alerts: 1 to 64 letters, digits, ``_``, ``.`` and
+        ``-``. By default the attribute ``name`` of the class, or the class's own: ``max_sessions`` for ``MaxSessions``.
+        A guard makes default names unique, as ``max_sessions_2``.
+    :raises ValueError: if ``name`` is none.
+    :raises TypeError: if the class has no ``admit``.
+    """
+
+    __slots__ = ("_given_name", "_name")
+
+    _class_name: ClassVar[str | None] = None
+    _is_ticked: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._is_ticked = any(getattr(cls, name) is not getattr(GateBase, name) for name in _TICKED)
+        if isinstance(name := vars(cls).get("name"), str):
+            cls._class_name = name
+            del cls.name  # or it would hide the name of each gate
+
+    def __init__(self, name: str | None = None) -> None:
+        _check_admit(self, type(self).__qualname__)
+        self._given_name = None if name is None else _checked_name(name)
+        self._name = self._given_name or _checked_name(self._default_name())
+
+    def _default_name(self) -> str:
+        return self._class_name or default_name(type(self))
+
+    @property
+    def name(self) -> str:
+        """The gate's name."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._given_name = self._name = _checked_name(name)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the name was given; else it is a default."""
+        return self._given_name is not None or type(self).name is not GateBase.name
+
+    def name_apart_from(self, taken: Container[str]) -> None:
+        """Take the default name, or the first of ``max_sessions_2``, ``max_sessions_3`` … that is not ``taken``."""
+        default = self._name = _checked_name(self._default_name())
+        number = 1
+        while self._name in taken:
+            suffix = f"_{(number := number + 1)}"
+            self._name = f"{default[: _MAX_NAME - len(suffix)]}{suffix}"
+
+    @property
+    def cause(self) -> str:
+        """A token that clients are told whom this gate refuses or sheds."""
+        return "shed"
+
+    @property
+    def is_overload(self) -> bool:
+        """Whether its refusals say that the process lacks something; one client's own limit does not."""
+        return True
+
+    @property
+    def limit(self) -> float | None:
+        """The limit, None where there is none."""
+        return None
+
+    @property
+    def usage(self) -> float | None:
+        """How much of the limit is in use, None if it is unknown."""
+        return None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the ticker has something to do for it."""
+        return self._is_ticked
+
+    def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
+        """Return a context manager that holds the session's place; see :meth:`Gate.admit`."""
+        raise NotImplementedError
+
+    def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
+        """Return the same for :class:`Shadow`: it may refuse, and has no other session leave."""
+        return self.admit(session)
+
+    def sample(self) -> None:
+        """Look at the world."""
+
+    def pause(self) -> None:
+        """Forget what was sampled: nobody samples for now."""
+
+    def excess(self) -> int:
+        """Return how many sessions, whichever, should leave."""
+        return 0
+
+    def to_shed(self) -> Iterable[Session]:
+        """Return sessions that should leave, at the pace of the setting ``shed_rate``."""
+        return ()
+
+    def expired(self) -> Iterable[Session]:
+        """Return sessions that have to leave now, whatever the setting ``shed`` says."""
+        return ()
+
+    def attach(self, report: Observer) -> None:
+        """Tell events to ``report`` from now on."""
+
+    def start(self) -> None:
+        """Begin to work in the background: the application starts.
+
+        :raises RuntimeError: to keep it from starting.
+        """
+
+    async def stop(self) -> None:
+        """End that work: the application has stopped. It may take 10 s."""
+
+
+_TICKED = ("sample", "excess", "to_shed", "expired")
+_ABILITIES = (*_TICKED, "attach", "start", "stop")
+
+
+class _BareGate(GateBase):
+    """A gate that an object with ``admit`` is, with those of :class:`GateBase`'s methods and numbers that it has."""
+
+    def __init__(self, gate: Any) -> None:
+        self._gate = gate
+        name = getattr(gate, "name", None)
+        name = name if _is_name(name) else None
+        is_of_class = name is getattr(type(gate), "name", None)
+        self._default = (is_of_class and name) or default_name(type(gate))
+        super().__init__(None if is_of_class else name)
+        for ability in _ABILITIES:
+            if callable(method := getattr(gate, ability, None)):
+                setattr(self, ability, method)
+
+    def _default_name(self) -> str:
+        return self._default
+
+    @property
+    def cause(self) -> str:
+        cause: str = getattr(self._gate, "cause", super().cause)
+        return cause
+
+    @property
+    def is_overload(self) -> bool:
+        is_overload: bool = getattr(self._gate, "is_overload", super().is_overload)
+        return is_overload
+
+    @property
+    def limit(self) -> float | None:
+        limit: float | None = getattr(self._gate, "limit", None)
+        return limit
+
+    @property
+    def usage(self) -> float | None:
+        usage: float | None = getattr(self._gate, "usage", None)
+        return usage
+
+    @property
+    def is_watched(self) -> bool:
+        try:
+            has_work = getattr(self._gate, "limit", 0) is not None
+        except Exception:
+            has_work = True
+        return has_work and any(name in vars(self) for name in _TICKED)
+
+    def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
+        place: AbstractAsyncContextManager[Any] = self._gate.admit(session)
+        return place
+
+
+def as_gate(gate: Gate, what: str = "a gate") -> GateBase:
+    """Return ``gate``; one that is no :class:`GateBase` in another one that is, with what it has of that.
+
+    This is the only place that looks at what an object has.
+
+    :param what: what it is, for the error.
+    :raises TypeError: if it is no gate, such as the class of one, which has all of its methods.
+    :raises ValueError: if its name is no token.
+    """
+    kind = gate.__qualname__ if isinstance(gate, type) else type(gate).__qualname__
+    _check_admit(gate, f"{what}: {kind}")
+    if isinstance(gate, type):
+        raise TypeError(f"{what}: {kind} is a class; give a gate of it, as {kind}(...)")
+    if not isinstance(gate, GateBase):
+        return _BareGate(gate)
+    try:
+        name = gate.name
+    except AttributeError:  # a subclass that does not call __init__
+        GateBase.__init__(gate)
+        name = gate.name
+    _checked_name(name)
+    return gate
+
+
+def name_gates(gates: Iterable[GateBase]) -> None:
+    """Have each gate have a name of its own.
+
+    :raises ValueError: if two have been given the same one.
+    """
+    gates = {id(gate): gate for gate in gates}.values()
+    taken: set[str] = set()
+    for gate in gates:
+        if gate.is_named:
+            if gate.name in taken:
+                raise ValueError(
+                    f"two gates are named {gate.name}: logs, metrics and alerts could not tell them apart; "
+                    "give one of them another name, as name='rooms'"
+                )
+            taken.add(gate.name)
+    for gate in gates:
+        if not gate.is_named:
+            gate.name_apart_from(taken)
+            taken.add(gate.name)
+
+
+def default_name(kind: type) -> str:
+    """Return ``max_sessions`` for the class ``MaxSessions``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind.__name__).lower()
+    return token(words)
+
+
+def token(text: str) -> str:
+    """Return the nearest name that a gate may have."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:_MAX_NAME] or "gate"
+
+
+def _check_admit(gate: object, what: str) -> None:
+    admit = getattr(gate, "admit", None)
+    if not callable(admit) or getattr(admit, "__func__", None) is GateBase.admit:
+        remedy = "AllOf(...) makes one gate of several" if isinstance(gate, (list, tuple, set)) else "see gates.Gate"
+        raise TypeError(f"{what} has no method admit(session); {remedy}")
+
+
+def _is_name(name: object) -> bool:
+    return type(name) is str and _NAME.fullmatch(name) is not None
+
+
+def _checked_name(name: str) -> str:
+    if not _is_name(name):
+        raise ValueError(f"name={shown(name)}: use 1 to {_MAX_NAME} letters, digits, '_', '.' and '-' for a gate")
+    return name
 
 
 class _Free(AbstractAsyncContextManager[None]):
@@ -54,20 +290,6 @@ class _Free(AbstractAsyncContextManager[None]):
 
 FREE = _Free()
 """What a gate that only looks, and holds nothing, returns for those whom it admits."""
-
-
-def checked_gate(gate: Gate, name: str = "a gate") -> Gate:
-    """Return ``gate``.
-
-    :raises TypeError: if it is none, such as the class of one, which has all of its methods.
-    """
-    kind = gate.__qualname__ if isinstance(gate, type) else type(gate).__qualname__
-    if not callable(getattr(gate, "admit", None)):
-        remedy = "AllOf(...) makes one gate of several" if isinstance(gate, (list, tuple, set)) else "see gates.Gate"
-        raise TypeError(f"{name}: {kind} has no method admit(session); {remedy}")
-    if isinstance(gate, type):
-        raise TypeError(f"{name}: {kind} is a class; give a gate of it, as {kind}(...)")
-    return gate
 
 
 def recount(place: AbstractAsyncContextManager[Any]) -> None:

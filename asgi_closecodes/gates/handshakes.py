@@ -15,7 +15,7 @@ from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 from asgi_closecodes.token_bucket import Rate
 
-from .base import FREE
+from .base import FREE, GateBase
 from .sessions import Limited, Place
 
 
@@ -28,6 +28,7 @@ class HandshakesInProgress(Limited):
     :param limit: handshakes; None is no limit, 0 admits nobody.
     :param handshake_timeout: seconds after which a handshake that is not answered is closed with 1013, where there
         is a limit.
+    :param name: see :class:`GateBase`.
     :raises ValueError: if ``limit`` or ``handshake_timeout`` cannot be used, here or when it is changed.
     """
 
@@ -35,9 +36,14 @@ class HandshakesInProgress(Limited):
     cause = "setup"
 
     def __init__(
-        self, limit: int | None, handshake_timeout: float = 10.0, *, clock: Callable[[], float] = time.monotonic
+        self,
+        limit: int | None,
+        handshake_timeout: float = 10.0,
+        *,
+        name: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(limit)
+        super().__init__(limit, name)
         self.handshake_timeout = handshake_timeout
         self._clock = clock
         self._started: dict[Session, float] = {}
@@ -54,7 +60,7 @@ class HandshakesInProgress(Limited):
         self._handshake_timeout = handshake_timeout
 
     @property
-    def active(self) -> int:
+    def usage(self) -> int:
         """Handshakes in progress."""
         return len(self._started)
 
@@ -66,7 +72,7 @@ class HandshakesInProgress(Limited):
         """Count one handshake more, or refuse it."""
         with COUNTING:
             if self._limit is not None and len(self._started) >= self._limit:
-                raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
+                raise TryAgainLater(cause=self.cause, usage=self.usage, limit=self._limit)
             self._started[session] = self._clock()
         session.when_answered(self.give_back)
 
@@ -89,7 +95,7 @@ class HandshakesInProgress(Limited):
         self._started = {}
 
 
-class HandshakeRate:
+class HandshakeRate(GateBase):
     """At most ``rate`` new sessions a second in this process, and ``burst`` at once.
 
     A refused client is told the moment at which its turn comes: the next one that no other refused client
@@ -99,6 +105,7 @@ class HandshakeRate:
     :param burst: sessions at once after a pause, by default as many as come in a second.
     :param ramp: seconds.
     :param cap: the longest delay that a client is told, in seconds; later turns are spread over its upper half.
+    :param name: see :class:`GateBase`.
     :raises ValueError: if one of them cannot be used, here or when ``rate`` or ``burst`` is changed.
     """
 
@@ -112,11 +119,13 @@ class HandshakeRate:
         *,
         ramp: float = 30.0,
         cap: float = 60.0,
+        name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        for name, seconds in (("ramp", ramp), ("cap", cap)):
+        super().__init__(name)
+        for parameter, seconds in (("ramp", ramp), ("cap", cap)):
             if not is_between(seconds, 0):
-                raise ValueError(f"{name}={shown(seconds)}: use a number of seconds, 0 or more")
+                raise ValueError(f"{parameter}={shown(seconds)}: use a number of seconds, 0 or more")
         self._clock = clock
         self._limiter = Rate(0, 0, clock=clock)
         self._start = clock()

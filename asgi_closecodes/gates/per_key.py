@@ -31,10 +31,13 @@ class _PlaceOfKey:
     async def __aenter__(self) -> None:
         self._gate.take(self._key, self._session)
 
+    def _take(self, key: Hashable) -> None:
+        self._gate.take(key, self._session)
+
     def recount(self) -> None:
         """Move to the key that the session has now, or refuse it and stay."""
         if (key := self._gate.key(self._session)) != self._key:
-            self._gate.take(key, self._session)
+            self._take(key)
             self._gate.give_back(self._key, self._session)
             self._key = key
 
@@ -42,6 +45,18 @@ class _PlaceOfKey:
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._gate.give_back(self._key, self._session)
+
+
+class _PlaceInShadow(_PlaceOfKey):
+    """The same, for which no other session leaves."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> None:
+        self._take(self._key)
+
+    def _take(self, key: Hashable) -> None:
+        self._gate.take_or_refuse(key, self._session)
 
 
 def client_network(session: Session) -> str | None:
@@ -69,7 +84,17 @@ class SessionsByKey(dict[Hashable, "Session | tuple[Session, int] | dict[Session
     Most keys have one session, which stands for itself: a dictionary of one takes 0.2 KiB.
     """
 
-    __slots__ = ()
+    __slots__ = ("_keys_with", "_most")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys_with: dict[int, int] = {}  # how many keys have so many sessions: two or more
+        self._most = 1
+
+    @property
+    def most(self) -> int:
+        """Sessions of the key that has most of them; None is no key."""
+        return self._most if self._most > 1 or len(self) > (None in self) else 0
 
     def of(self, key: Hashable) -> dict[Session, int | None]:
         """Return the sessions of ``key``, to be read."""
@@ -87,8 +112,15 @@ class SessionsByKey(dict[Hashable, "Session | tuple[Session, int] | dict[Session
             self[key] = session if number is None else (session, number)
         else:
             sessions = self.of(key)
+            before = len(sessions)
             sessions[session] = number
             self[key] = sessions
+            if (count := len(sessions)) > before and key is not None:
+                keys_with = self._keys_with
+                keys_with[count] = keys_with.get(count, 0) + 1
+                if before > 1:
+                    keys_with[before] -= 1
+                self._most = max(self._most, count)
 
     def drop(self, key: Hashable, session: Session) -> bool:
         """Take a session of ``key`` away; return whether it was there."""
@@ -96,8 +128,16 @@ class SessionsByKey(dict[Hashable, "Session | tuple[Session, int] | dict[Session
             sessions = self.of(key)
             if session not in sessions:
                 return False
-            if len(sessions) > 1:
+            if (count := len(sessions)) > 1:
                 del sessions[session]
+                if key is not None:
+                    keys_with = self._keys_with
+                    keys_with[count] -= 1
+                    if count > 2:
+                        keys_with[count - 1] += 1
+                    if count == self._most and not keys_with[count]:
+                        del keys_with[count]
+                        self._most = count - 1
                 return True
         del self[key]
         return True
@@ -112,6 +152,7 @@ class MaxSessionsPerKey(Limited):
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the oldest of that key is shed and the new
         one takes its place. Connections that have died without a word otherwise lock their own user out. While as many
         as the limit were replaced and still count, the new session is refused.
+    :param name: see :class:`GateBase`.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
     :raises TypeError: if ``key`` cannot be called, or is async.
     """
@@ -119,13 +160,14 @@ class MaxSessionsPerKey(Limited):
     __slots__ = ("_leaving", "_lowered", "_sessions", "active", "key", "when_full")
     cause = "client"
     is_overload = False
-    usage = None  # of a limit that each key has for itself
 
     def __init__(
         self,
         limit: int | None,
         key: Callable[[Session], Hashable] = client_network,
         when_full: Literal["refuse", "replace_oldest"] = "refuse",
+        *,
+        name: str | None = None,
     ) -> None:
         if when_full not in {"refuse", "replace_oldest"}:
             raise ValueError(f"when_full={shown(when_full)}: use 'refuse' or 'replace_oldest'")
@@ -133,7 +175,7 @@ class MaxSessionsPerKey(Limited):
             raise TypeError(f"key={shown(key)} cannot be called; use a function of the session")
         if inspect.iscoroutinefunction(key):  # each coroutine would be a key of its own
             raise TypeError(f"key={shown(key)} is async; it is called, not awaited: use a plain function")
-        super().__init__(limit)
+        super().__init__(limit, name)
         self.key = key
         """The key of a session."""
         self.when_full = when_full
@@ -152,11 +194,14 @@ class MaxSessionsPerKey(Limited):
         """Return a context manager that holds one of the places of the session's key."""
         return _PlaceOfKey(self, session)
 
+    def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Return the same, for which no other session leaves."""
+        return _PlaceInShadow(self, session)
+
     @property
-    def busiest(self) -> int:
+    def usage(self) -> int:
         """Open sessions of the key that has most of them: what there is of the limit."""
-        held = [*self._sessions.items()]  # another thread may add a key
-        return max((len(one) if isinstance(one, dict) else 1 for key, one in held if key is not None), default=0)
+        return self._sessions.most
 
     def active_of(self, key: Hashable) -> int:
         """Return the number of open sessions of ``key``."""
@@ -175,6 +220,16 @@ class MaxSessionsPerKey(Limited):
             self._hold(key, session)
         if oldest is not None:
             self._end_replaced(oldest)
+
+    def take_or_refuse(self, key: Hashable, session: Session) -> None:
+        """Count one session of ``key`` more, or refuse it, also where it would take the place of the oldest."""
+        with COUNTING:
+            sessions = self._sessions.of(key)
+            if self._limit is not None and key is not None and len(sessions) >= self._limit:
+                raise TryAgainLater(
+                    cause=self.cause, usage=len(sessions), limit=self._limit, is_overload=self.is_overload
+                )
+            self._hold(key, session)
 
     def _to_replace(self, key: Hashable, limit: int) -> Session | None:
         sessions = self._sessions.of(key)

@@ -14,7 +14,7 @@ from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
-from .base import FREE
+from .base import FREE, GateBase, default_name, token
 from .rounds import Rounds
 from .sensors import Memory, Sensor
 
@@ -31,7 +31,7 @@ LEAST = 0.1
 """That share at ``refuse_above`` itself."""
 
 
-class Pressure:
+class Pressure(GateBase):
     """Refuses new sessions while ``sensor`` is high, and holds nothing.
 
     It begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``. From
@@ -44,6 +44,7 @@ class Pressure:
     :param resume_below: lower than that.
     :param shed_above: from this value on nobody is admitted, and open sessions are shed; above ``refuse_above``. None
         sheds nobody. Where the sensor is a :class:`Memory`, that happens in rounds, see :class:`Rounds`.
+    :param name: see :class:`GateBase`; by default the sensor's.
     :raises ValueError: for thresholds in another order, or that are no numbers.
     """
 
@@ -59,11 +60,13 @@ class Pressure:
         resume_below: float,
         shed_above: float | None = None,
         *,
+        name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(sensor, type):
             raise TypeError(f"sensor is the class {sensor.__qualname__}; give a sensor, as {sensor.__qualname__}()")
         self.sensor = sensor
+        super().__init__(name)
         self.rounds = Rounds(clock) if isinstance(sensor, Memory) else None
         """In which sessions are shed, where what that brings shows only later."""
         self._clock = clock
@@ -76,6 +79,9 @@ class Pressure:
         self.resume_below = resume_below
         self.shed_above = shed_above
         self.set(refuse_above, resume_below, shed_above)
+
+    def _default_name(self) -> str:
+        return token(self.sensor.name) if isinstance(self.sensor.name, str) else default_name(type(self))
 
     def set(self, refuse_above: float, resume_below: float, shed_above: float | None = None) -> None:
         """Change the thresholds.
@@ -185,6 +191,11 @@ class Pressure:
         if (value := self.sensor.value()) is not None:
             with COUNTING:
                 self._is_refusing(value, self._clock())
+
+    def pause(self) -> None:
+        """Have the sensor forget what it knew, if it can: nobody samples for now."""
+        if (stop := getattr(self.sensor, "stop", None)) is not None:
+            stop()
 
     def excess(self) -> int:
         """Return how many sessions are too many: any number, as long as the value is too high.

@@ -15,6 +15,8 @@ from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
+from .base import GateBase
+
 
 class _Counter(Protocol):
     def take(self, session: Any, /) -> None: ...
@@ -39,14 +41,20 @@ class Place:
         self._gate.give_back(self._session)
 
 
-class Limited:
+class Limited(GateBase):
     """A limit that may be changed at any time, to below what is in use too."""
 
     __slots__ = ("__weakref__", "_limit")
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, name: str | None = None) -> None:
+        super().__init__(name)
         self.limit = limit
         _limits.add(self)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the ticker has something to do for it: where there is a limit."""
+        return self._is_ticked and self._limit is not None
 
     @property
     def limit(self) -> int | None:
@@ -87,21 +95,25 @@ class MaxSessions(Limited):
     :param reserve: shares of the limit that are kept from a priority: with ``{2: 0.2}`` sessions of priority 2 are
         admitted only while less than 80 % of the places are taken. Lower numbers are more important; a priority
         that is not named may take all places. See :attr:`Session.priority`.
+    :param name: see :class:`GateBase`.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed, or a share is not
         between 0 and 1.
     """
 
-    __slots__ = ("_place", "active", "reserve")
+    __slots__ = ("_place", "reserve", "usage")
     cause = "full"
+    usage: int
+    """Open sessions. They are counted without a limit too: one that is set later finds them."""
 
-    def __init__(self, limit: int | None, reserve: Mapping[int, float] | None = None) -> None:
-        super().__init__(limit)
+    def __init__(
+        self, limit: int | None, reserve: Mapping[int, float] | None = None, *, name: str | None = None
+    ) -> None:
+        super().__init__(limit, name)
         self.reserve = dict(reserve or {})
         for priority, share in self.reserve.items():
             if not (isinstance(share, (int, float)) and 0 <= share <= 1):
                 raise ValueError(f"reserve={shown({priority: share})}: use a share of the limit between 0 and 1")
-        self.active = 0
-        """Open sessions. They are counted without a limit too: one that is set later finds them."""
+        self.usage = 0
         self._place = Place(self, None)
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
@@ -114,20 +126,20 @@ class MaxSessions(Limited):
             if self._limit is not None:
                 reserved = 0 if session is None else self.reserve.get(session.priority, 0)
                 limit = self._limit * (1 - reserved) if reserved else self._limit
-                if self.active >= limit:
-                    raise TryAgainLater(cause=self.cause, usage=self.active, limit=self._limit)
-            self.active += 1
+                if self.usage >= limit:
+                    raise TryAgainLater(cause=self.cause, usage=self.usage, limit=self._limit)
+            self.usage += 1
 
     def give_back(self, _session: Session | None) -> None:
         """Count one session less."""
         with COUNTING:
-            self.active -= 1
+            self.usage -= 1
 
     def excess(self) -> int:
         """Return how many sessions are too many, after the limit was lowered."""
         limit = self._limit
-        return 0 if limit is None else max(self.active - limit, 0)
+        return 0 if limit is None else max(self.usage - limit, 0)
 
     def forked(self) -> None:
         """Begin anew in a child process."""
-        self.active = 0
+        self.usage = 0

@@ -2,50 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Container, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
 from asgi_closecodes.codes import Close
-from asgi_closecodes.events import SessionRefused
+from asgi_closecodes.events import Observer, SessionRefused
 from asgi_closecodes.exceptions import refusal_in
 from asgi_closecodes.session import Session
 
-from .base import FREE, Gate, checked_gate, recount
+from .base import FREE, Gate, GateBase, as_gate, recount
 
 
-class Shadow:
+class Shadow(GateBase):
     """Asks ``gate``, and refuses nobody: it only counts and logs what ``gate`` would have refused.
 
-    A limit can be tried this way before it bites. Sessions that would have been refused are not held by ``gate``.
+    A limit can be tried this way before it bites. Sessions that would have been refused are not held by ``gate``, and
+    nobody leaves for it. It has the name and the numbers of ``gate``.
     """
 
     __slots__ = ("gate",)
 
     def __init__(self, gate: Gate) -> None:
-        self.gate = checked_gate(gate)
-        if getattr(gate, "when_full", "refuse") != "refuse":
-            gate.when_full = "refuse"  # type: ignore[attr-defined] # nobody leaves for a limit that only looks
+        self.gate = as_gate(gate)
 
     @property
-    def limit(self) -> object:
-        """The limit of the gate, if it has one."""
-        return getattr(self.gate, "limit", None)
+    def name(self) -> str:
+        """The name of the gate."""
+        return self.gate.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.gate.name = name
 
     @property
-    def active(self) -> object:
-        """What the gate holds, if it says so."""
-        return getattr(self.gate, "active", None)
+    def is_named(self) -> bool:
+        """Whether that was given."""
+        return self.gate.is_named
 
-    def sample(self) -> None:
-        """Let the gate take its samples."""
-        if (sample := getattr(self.gate, "sample", None)) is not None:
-            sample()
+    def name_apart_from(self, taken: Container[str]) -> None:
+        """Have the gate take a name that is not ``taken``."""
+        self.gate.name_apart_from(taken)
+
+    @property
+    def cause(self) -> str:
+        """The cause of the gate."""
+        return self.gate.cause
+
+    @property
+    def is_overload(self) -> bool:
+        """Whether its refusals would say that the process lacks something."""
+        return self.gate.is_overload
+
+    @property
+    def limit(self) -> float | None:
+        """The limit of the gate."""
+        return self.gate.limit
+
+    @property
+    def usage(self) -> float | None:
+        """How much of it is in use."""
+        return self.gate.usage
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the gate may want to be sampled."""
+        return self.gate.is_watched
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds the gate's place, if there is one."""
         return _Shadowed(self.gate, session)
+
+    def sample(self) -> None:
+        """Let the gate take its samples."""
+        self.gate.sample()
+
+    def pause(self) -> None:
+        """Have the gate forget them."""
+        self.gate.pause()
+
+    def attach(self, report: Observer) -> None:
+        """Have the gate tell events to ``report``."""
+        self.gate.attach(report)
+
+    def start(self) -> None:
+        """Have the gate begin to work in the background."""
+        self.gate.start()
+
+    async def stop(self) -> None:
+        """Have the gate end that work."""
+        await self.gate.stop()
 
 
 class _Shadowed:
@@ -53,14 +100,14 @@ class _Shadowed:
 
     __slots__ = ("_gate", "_place", "_session")
 
-    def __init__(self, gate: Gate, session: Session) -> None:
+    def __init__(self, gate: GateBase, session: Session) -> None:
         self._gate = gate
         self._session = session
         self._place: AbstractAsyncContextManager[Any] = FREE
 
     async def __aenter__(self) -> None:
         with self._refusing_nobody():
-            place = self._gate.admit(self._session)
+            place = self._gate.admit_in_shadow(self._session)
             await place.__aenter__()
             self._place = place
 
@@ -77,14 +124,14 @@ class _Shadowed:
             if (refusal := refusal_in(error)) is None:
                 raise
             refusal.repair()
-            refusal.gate = refusal.gate or type(self._gate).__name__
+            refusal.gate = refusal.gate or self._gate.name
             close = Close(refusal.code, refusal.reason)
             self._session.report_repairs(refusal, close)
             self._session.report(
                 SessionRefused(
                     session=self._session.facts(),
                     close=close,
-                    gate=type(self._gate).__name__,
+                    gate=self._gate.name,
                     cause=refusal.cause or "unknown",
                     retry_after=refusal.retry_after or 0.0,
                     mode="shadow",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import math
 import os
 import time
 import weakref
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,8 +22,8 @@ from asgi_closecodes import concurrency, events
 from asgi_closecodes.bounds import finite, is_between
 from asgi_closecodes.concurrency import COUNTING, Claim, EventLoop, cancelled_from_outside, running_loop
 from asgi_closecodes.exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
-from asgi_closecodes.gates import AllOf, Gate, LoopLag, Pressure, Shadow
-from asgi_closecodes.gates.base import FREE, checked_gate
+from asgi_closecodes.gates import AllOf, Gate, GateBase, LoopLag, Shadow
+from asgi_closecodes.gates.base import FREE, as_gate, name_gates
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session, session_of
@@ -58,6 +58,11 @@ _MOST_ONCE = 256
 _LOOK = 5.0
 """Seconds between two looks at who has been idle."""
 
+_NOBODY: Sequence[Session] = ()
+
+_Answer = TypeVar("_Answer")
+_Read = TypeVar("_Read")
+
 
 class Guard:
     """What the middleware asks and tells; share one to inspect and to change it while it runs.
@@ -86,8 +91,7 @@ class Guard:
     ) -> None:
         if not isinstance(settings, Settings | None):
             raise TypeError(f"settings={shown(settings)} are no Settings; use Settings(max_sessions=...)")
-        if gate is not None:
-            checked_gate(gate, "gate")
+        self._own_gates = () if gate is None else AllOf(as_gate(gate, "gate")).gates
         if not (subprotocol is None or callable(subprotocol)):
             raise TypeError(
                 f"subprotocol={shown(subprotocol)} cannot be called; use a function that chooses one of those offered, "
@@ -122,18 +126,20 @@ class Guard:
             kind: (*(observer for observer, kinds in own.items() if kind in kinds), *self._followers)
             for kind in events.KINDS
         }
-        self._watchers: list[Any] = [observer for observer in observers if hasattr(observer, "watch")]
+        objects: list[object] = [*observers]  # for mypy, which takes a function for nothing else
+        self._watchers = [observer for observer in objects if isinstance(observer, events.WatchingObserver)]
         self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
         self._reported: set[Hashable] = set()
-        self._gates: dict[str, Gate] = {}
-        self._own_gate = gate
+        self._draining_gate = Draining(self)
+        self._gates: dict[str, GateBase] = {}
+        self._own_gate_name = type(gate).__name__
         self.gate = AllOf()
         self._queue = RetryQueue()
         self._refusals = Rate(0, 0)
         self._pace = Pace()
         self._timeouts = SessionTimeouts(self.sessions)
         self._victims = Victims("newest", self._order_failed)
-        self._round_shedders: dict[Gate, RoundShedder] = {}
+        self._round_shedders: dict[GateBase, RoundShedder] = {}
         self._lifespans: list[Any] = []  # the event loop of each
         self._loops: set[Any] = set()  # those where sessions or lifespans are or were, until they are gone
         self._has_begun = self._has_warned = False
@@ -167,15 +173,15 @@ class Guard:
             abandon_after=settings.abandon_after,
         )
         gates = gates_of(settings, self._gates)
-        asked = [Shadow(gate) if name in settings.shadow else gate for name, gate in gates.items()]
-        own = () if self._own_gate is None else (self._own_gate,)
+        asked = {name: Shadow(gate) if name in settings.shadow else gate for name, gate in gates.items()}
+        limiting = [gate for name, gate in asked.items() if getattr(settings, name) is not None]
+        name_gates([self._draining_gate, *limiting, *self._own_gates])
+        working = (*asked.values(), *self._own_gates)
         # Asked at the end too: a drain may begin while a session waits in a slow gate.
-        all_gates = AllOf(Draining(self), *asked, *own, Draining(self)).gates
-        to_look_after = [gate for gate in all_gates if _works(gate)]
-        shedders = round_shedders(all_gates, self._round_shedders, self.sessions, self.report)
-        for gate in all_gates:
-            if (attach := getattr(_inside(gate), "attach", None)) is not None:
-                attach(self.report)
+        all_gates = AllOf(self._draining_gate, *working, self._draining_gate).gates
+        shedders = round_shedders(working, self._round_shedders, self.sessions, self.report)
+        for gate in working:
+            gate.attach(self.report)
         self._logs.follow(
             path=settings.log_path,
             client=settings.log_client,
@@ -188,7 +194,8 @@ class Guard:
         self._timeouts.follow(settings)
         self._gates = gates
         self.gate.gates = all_gates
-        self._to_look_after = to_look_after
+        self._working_gates = working
+        self._shown_gates: tuple[GateBase, ...] = (*limiting, *self._own_gates)
         self._round_shedders = shedders
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.retry_after_cap
@@ -230,22 +237,14 @@ class Guard:
             "leaving_refused": self.departures.refused,
             "stalled": self._timeouts.stalled(),
             "draining": self.draining,
-            "gates": [
-                {
-                    "name": name,
-                    "active": _number(_inside(gate), "busiest", "active"),
-                    "limit": _number(gate, "limit"),
-                    "shadow": isinstance(gate, Shadow),
-                }
-                for name, gate in _named([gate for gate in self.gate.gates if not isinstance(gate, Draining)])
-            ],
+            "gates": [dataclasses.asdict(_standing(gate)) for gate in self._shown_gates],
             **self._tally.counts(),
         }
 
     def look(self) -> events.Standing:
         """Return how this process stands, for observers; from any thread."""
         return events.Standing(
-            gates=tuple(_standing(gate) for gate in self.gate.gates if not isinstance(gate, Draining)),
+            gates=tuple(map(_standing, self._shown_gates)),
             loop_lag=self._lag.value(),
             draining=self.draining,
             stalled=self._timeouts.stalled(),
@@ -393,7 +392,7 @@ class Guard:
             try:
                 returned = observer(event)
                 if returned is not None:
-                    _reject(returned)
+                    _reject_coroutine(returned)
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # a CancelledError too: of a future that it asked, nobody cancels a call
@@ -426,9 +425,8 @@ class Guard:
 
         :raises RuntimeError: if a gate cannot do its own here.
         """
-        for gate in self._working_gates():
-            if (start := getattr(gate, "start", None)) is not None:
-                start()
+        for gate in self._working_gates:
+            gate.start()
         loop = running_loop()
         self._arrive(loop)
         with COUNTING:
@@ -457,34 +455,26 @@ class Guard:
 
     def is_unused(self) -> None:
         """Say, once, that no middleware has this guard, if it is to limit somebody."""
-        if self._described() and unused.used(self):
+        if self._shown_gates and unused.used(self):
             self._is_unused()
 
-    def _described(self) -> str:
-        limits = [
-            f"{name}={getattr(self.settings, name)}" for name in LIMITS if getattr(self.settings, name) is not None
-        ]
-        if self._own_gate is not None:
-            limits.append(f"gate={type(self._own_gate).__name__}")
-        return ", ".join(limits)
-
     def _is_unused(self) -> None:
+        limits = {name: getattr(self.settings, name) for name in LIMITS}
+        described = [f"{name}={limit}" for name, limit in limits.items() if limit is not None]
+        if self._own_gates:
+            described.append(f"gate={self._own_gate_name}")
         problem = "no CloseCodeMiddleware has this guard: give it to one, as CloseCodeMiddleware(app, guard=guard)"
-        self.report(events.SettingIgnored(f"Guard({self._described()})", None, problem))
-
-    def _working_gates(self) -> list[Gate]:
-        return [_inside(gate) for gate in self.gate.gates]
+        self.report(events.SettingIgnored(f"Guard({', '.join(described)})", None, problem))
 
     async def _stop_gates(self) -> None:
-        for gate in self._working_gates():
-            if (stop := getattr(gate, "stop", None)) is not None:
-                try:
-                    with anyio.fail_after(STOP_TIMEOUT):
-                        await stop()
-                except (Exception, asyncio.CancelledError) as error:  # this too: of a task that it has cancelled itself
-                    if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
-                        raise
-                    self._failed_once(f"{type(gate).__name__}.stop", (id(gate), "stop"), error)
+        for gate in self._working_gates:
+            try:
+                with anyio.fail_after(STOP_TIMEOUT):
+                    await gate.stop()
+            except (Exception, asyncio.CancelledError) as error:  # this too: of a task that it has cancelled itself
+                if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
+                    raise
+                self._failed_once(f"{gate.name}.stop", (id(gate), "stop"), error)
 
     def _is_needed(self) -> bool:
         return (
@@ -492,7 +482,7 @@ class Guard:
             or self._logs.has_unsaid
             or self._saturation.is_watched
             or self._timeouts.is_needed
-            or any(_limit_of(gate) is not None for gate in self._to_look_after)
+            or any(gate.is_watched for gate in self._working_gates)
         )
 
     def _keep_watch(self, _event: events.Event) -> None:
@@ -540,10 +530,8 @@ class Guard:
     def _rest(self) -> None:
         """Have the sensors forget what they knew: nobody samples for now."""
         self._lag.stop()
-        for gate in self.gate.gates:
-            sensor = getattr(_inside(gate), "sensor", None)
-            if (stop := getattr(sensor, "stop", None)) is not None:
-                stop()
+        for gate in self._working_gates:
+            gate.pause()
 
     def _tick(self) -> None:
         self._drop_lost()
@@ -551,14 +539,15 @@ class Guard:
         self._saturation.look()
         self._lag.sample()
         self._sample()
-        for gate in self.gate.gates:
-            self._ask(gate, "sample")
-            for session in self._ask(gate, "expired") or ():
+        for gate in self._working_gates:
+            self._ask(gate, gate.sample, bool, default=False)
+            for session in self._ask(gate, gate.expired, _listed, default=_NOBODY):
                 self._end_soon(session, gate)
         if self.settings.shed == "never":
             return
         excess, fullest = max(
-            ((self._ask(gate, "excess") or 0, gate) for gate in self.gate.gates), key=lambda each: each[0]
+            ((self._ask(gate, gate.excess, int, default=0), gate) for gate in self._working_gates),
+            key=lambda each: each[0],
         )
         excess -= len(self._leaving)
         for gate, shedder in self._round_shedders.items():
@@ -566,8 +555,8 @@ class Guard:
                 excess, fullest = remaining, gate
         to_shed = [
             (session, gate)
-            for gate in self.gate.gates
-            for session in self._ask(gate, "to_shed") or ()
+            for gate in self._working_gates
+            for session in self._ask(gate, gate.to_shed, _listed, default=_NOBODY)
             if not session.is_leaving
         ]
         if excess > 0 or to_shed:
@@ -580,23 +569,27 @@ class Guard:
 
     def _sample(self) -> None:
         for watcher in self._watchers:
-            self._ask(watcher, "sample")
+            if isinstance(watcher, events.SamplingObserver):
+                self._ask(watcher, watcher.sample, bool, default=False)
 
-    def _ask(self, gate: object, question: str) -> Any:
-        """Return what the gate's (or observer's) method of that name returns, if it has one and it does not fail."""
-        method = getattr(gate, question, None)
-        if method is None:
-            return None
+    def _ask(
+        self,
+        asked: GateBase | events.SamplingObserver,
+        question: Callable[[], _Answer],
+        read: Callable[[_Answer], _Read],
+        *,
+        default: _Read,
+    ) -> _Read:
+        """Return what a gate or an observer answers, or ``default`` where it fails."""
         try:
-            answer = method()
-            if inspect.iscoroutine(answer):
-                _reject(answer)
-            if question == "excess":
-                return int(answer)
-            return list(answer) if isinstance(answer, Iterator) else answer
+            answer = question()
+            _reject_coroutine(answer)
+            return read(answer)
         except Exception as error:
-            self._failed_once(f"{type(gate).__name__}.{question}", (id(gate), question), error)
-            return None
+            who = asked.name if isinstance(asked, GateBase) else type(asked).__name__
+            what = getattr(question, "__name__", "")
+            self._failed_once(f"{who}.{what}", (id(asked), what), error)
+            return default
 
     def _in_background(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function``, which takes many turns of the event loop, unless the last one still runs."""
@@ -611,7 +604,7 @@ class Guard:
         finally:
             self._is_busy.release(holder)
 
-    async def _shed(self, to_shed: list[tuple[Session, Gate]], count: int, fullest: Gate) -> None:
+    async def _shed(self, to_shed: list[tuple[Session, GateBase]], count: int, fullest: GateBase) -> None:
         chosen = await self._victims.choose(self.sessions, count)
         if (shedder := self._round_shedders.get(fullest)) is not None:
             shedder.record_shed(chosen)
@@ -620,7 +613,7 @@ class Guard:
             if number % _AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
 
-    def _end_soon(self, session: Session, gate: Gate) -> None:
+    def _end_soon(self, session: Session, gate: GateBase) -> None:
         self.leaves(session)  # at once: in another event loop it takes a while, and the next tick counts again
         session.end_soon(_refusal_of(gate))
 
@@ -652,10 +645,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-class Draining:
+class Draining(GateBase):
     """The first gate: refuses everybody while its guard drains."""
 
+    cause = "drain"
+    is_overload = False
+
     def __init__(self, guard: Guard) -> None:
+        super().__init__("draining")
         self._guard = guard
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
@@ -665,65 +662,35 @@ class Draining:
         return FREE
 
 
-def _inside(gate: Gate) -> Gate:
-    """Return the gate that does the work."""
-    return gate.gate if isinstance(gate, Shadow) else gate
-
-
-def _named(gates: Iterable[Gate]) -> Iterator[tuple[str, Gate]]:
-    """Yield the gates with names of their own: three are called Pressure, and one's own may be as one of ours."""
-    kinds = Counter(type(_inside(gate)).__name__ for gate in gates)
-    told: Counter[str] = Counter()
-    for gate in gates:
-        name = type(_inside(gate)).__name__
-        if kinds[name] > 1 and isinstance(_inside(gate), Pressure):
-            name = f"{name}({_cause(_inside(gate))})"
-        told[name] += 1
-        yield name if told[name] == 1 else f"{name} {told[name]}", gate
-
-
-def _standing(gate: Gate) -> events.GateStanding:
-    gate = _inside(gate)
-    cause = _read(gate, "cause")
+def _standing(gate: GateBase) -> events.GateStanding:
     return events.GateStanding(
-        name=type(gate).__name__,
-        cause=cause if isinstance(cause, str) else None,
-        usage=_number(gate, "usage", "active"),
-        limit=_number(gate, "limit"),
+        name=gate.name,
+        cause=_refusal_of(gate).cause or "unknown",
+        usage=_number(lambda: gate.usage),
+        limit=_number(lambda: gate.limit),
+        shadow=isinstance(gate, Shadow),
     )
 
 
-def _number(gate: Gate, *names: str) -> float | None:
-    return finite(_read(gate, *names))
-
-
-def _read(gate: Gate, *names: str) -> object:
-    """Return the first of these attributes that ``gate`` has; one of the user's own may raise."""
+def _number(read: Callable[[], float | None]) -> float | None:
+    """Return the number; None for none, and where a gate of the user's raises."""
     try:
-        return next((getattr(gate, name) for name in names if hasattr(gate, name)), None)
+        return finite(read())
     except Exception:
         return None
 
 
-def _works(gate: Gate) -> bool:
-    return any(hasattr(gate, question) for question in ("sample", "excess", "to_shed", "expired"))
-
-
-def _limit_of(gate: Gate) -> object:
-    try:
-        return getattr(gate, "limit", 0)
-    except Exception:
-        return 0
-
-
-def _cause(gate: Gate) -> str:
-    cause = _read(gate, "cause")
-    return cause if isinstance(cause, str) else "shed"
-
-
-def _refusal_of(gate: Gate) -> TryAgainLater:
+def _refusal_of(gate: GateBase) -> TryAgainLater:
     """Return what ends a session for ``gate``."""
-    return TryAgainLater(cause=_cause(gate), is_overload=_read(gate, "is_overload") is not False)
+    try:
+        cause, is_overload = gate.cause, gate.is_overload
+    except Exception:  # of one of the user's
+        cause, is_overload = "shed", True
+    return TryAgainLater(cause=cause if isinstance(cause, str) else "shed", is_overload=is_overload is not False)
+
+
+def _listed(sessions: Iterable[Session]) -> Sequence[Session]:
+    return [*(sessions or ())]  # of a gate of the user's that returns nothing where there is nobody
 
 
 def _checked_observers(observers: Iterable[events.Observer]) -> list[events.Observer]:
@@ -741,7 +708,7 @@ def _checked_observers(observers: Iterable[events.Observer]) -> list[events.Obse
     return observers
 
 
-def _reject(returned: object) -> None:
+def _reject_coroutine(returned: object) -> None:
     if inspect.iscoroutine(returned):
         returned.close()
         raise TypeError("this has to be a plain function; it is async and was not awaited")

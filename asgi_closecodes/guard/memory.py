@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterable, Mapping
 
 from asgi_closecodes.events import Observer, SheddingFutile
-from asgi_closecodes.gates import Gate, Memory, Pressure
+from asgi_closecodes.gates import GateBase, Memory, Pressure
 from asgi_closecodes.gates.rounds import Phase
 from asgi_closecodes.session import Session
 from asgi_closecodes.session.cycles import break_cycles
@@ -16,13 +16,16 @@ from . import give_back
 
 
 def round_shedders(
-    gates: Iterable[Gate], existing: Mapping[Gate, RoundShedder], sessions: Collection[Session], report: Observer
-) -> dict[Gate, RoundShedder]:
+    gates: Iterable[GateBase],
+    existing: Mapping[GateBase, RoundShedder],
+    sessions: Collection[Session],
+    report: Observer,
+) -> dict[GateBase, RoundShedder]:
     """Return a driver for each gate that sheds in rounds, those in ``existing`` as they are.
 
     Where no session is open, a new one knows the usage without any.
     """
-    shedders: dict[Gate, RoundShedder] = {}
+    shedders: dict[GateBase, RoundShedder] = {}
     for gate in gates:
         if isinstance(gate, Pressure) and gate.rounds is not None:
             shedders[gate] = existing.get(gate) or RoundShedder(gate, report)
@@ -93,7 +96,7 @@ class RoundShedder:
                 self._give_back()
             elif phase is Phase.FUTILE:
                 gate = self.gate
-                self._report(SheddingFutile(type(gate).__name__, gate.cause, usage, gate.limit, self._rounds.shed))
+                self._report(SheddingFutile(gate.name, gate.cause, usage, gate.limit, self._rounds.shed))
         return self._rounds.remaining
 
     def record_shed(self, sessions: Iterable[Session]) -> None:

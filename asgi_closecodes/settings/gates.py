@@ -12,7 +12,7 @@ from asgi_closecodes.gates import (
     ClusterSessions,
     ClusterSessionsPerKey,
     Cpu,
-    Gate,
+    GateBase,
     HandshakeRate,
     HandshakesInProgress,
     LoopLag,
@@ -26,13 +26,13 @@ from asgi_closecodes.gates.sessions import Limited
 from .model import Settings
 
 
-def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate]:
+def gates_of(settings: Settings, existing: Mapping[str, GateBase]) -> dict[str, GateBase]:
     """Return the gates that ``settings`` describe, in order, by the name of the setting that is their limit.
 
     Those in ``existing`` that count are kept, and none is changed: :func:`set_limits` does that. They count without a
     limit too: one that is set later finds what is open.
     """
-    gates: dict[str, Gate | None] = {
+    gates: dict[str, GateBase | None] = {
         "max_loop_lag": _lag(settings.max_loop_lag),
         "max_memory": _memory(settings.max_memory),
         "max_cpu": _cpu(settings.max_cpu),
@@ -52,16 +52,19 @@ def gates_of(settings: Settings, existing: Mapping[str, Gate]) -> dict[str, Gate
                 gates[name] = kept
             else:
                 gate.take_over(kept)
-    return {name: gate for name, gate in gates.items() if gate is not None}
+    described = {name: gate for name, gate in gates.items() if gate is not None}
+    for name, gate in described.items():
+        gate.name = name
+    return described
 
 
-def set_limits(gates: Mapping[str, Gate], settings: Settings) -> None:
+def set_limits(gates: Mapping[str, GateBase], settings: Settings) -> None:
     """Give ``gates`` the limits that ``settings`` describe."""
     for name, gate in gates.items():
         if isinstance(gate, (ClusterSessions, ClusterSessionsPerKey)):
             gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
         if isinstance(gate, MaxSessionsPerKey):
-            gate.when_full = "refuse" if name in settings.shadow else settings.when_client_full
+            gate.when_full = settings.when_client_full
         if isinstance(gate, HandshakesInProgress):
             gate.handshake_timeout = settings.handshake_timeout
         if isinstance(gate, HandshakeRate):
@@ -87,19 +90,19 @@ def _cpu(limit: float | None) -> Pressure | None:
     return None if limit is None else Pressure(Cpu(), limit, limit * 0.8, (limit + 1) / 2 if limit < 1 else None)
 
 
-def _rate(settings: Settings, existing: Gate | None) -> Gate | None:
+def _rate(settings: Settings, existing: GateBase | None) -> GateBase | None:
     if settings.handshakes_per_second is None:
         return None
     return existing or HandshakeRate(settings.handshakes_per_second)
 
 
-def _cluster(settings: Settings, existing: Gate | None) -> Gate | None:
+def _cluster(settings: Settings, existing: GateBase | None) -> GateBase | None:
     if settings.redis_url is None:
         return None
     return existing or ClusterSessions(None, settings.redis_url.get_secret_value(), settings.cluster_name)
 
 
-def _cluster_per_client(settings: Settings, existing: Gate | None) -> Gate | None:
+def _cluster_per_client(settings: Settings, existing: GateBase | None) -> GateBase | None:
     if settings.redis_url is None:
         return None
     url = settings.redis_url.get_secret_value()

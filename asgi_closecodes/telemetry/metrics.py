@@ -119,7 +119,7 @@ REFUSALS = Metric(
     "closecodes_refusals_total",
     "Sessions that a gate refused, by `close` or `http`; in mode `shadow` it only would have.",
     ("gate", "cause", "mode"),
-    tuple(("Draining", "drain", mode) for mode in _MODES if mode != "shadow"),
+    tuple(("draining", "drain", mode) for mode in _MODES if mode != "shadow"),
 )
 OVERLOADS = Metric(
     "counter",
@@ -131,7 +131,7 @@ GATE_USAGE = Metric("gauge", "closecodes_gate_usage", "How much of a gate's limi
 GATE_LIMIT = Metric(
     "gauge",
     "closecodes_gate_limit",
-    "A gate's limit, as long as it has one. Pressure gates are `Pressure(lag)` and so on.",
+    "A gate's limit, as long as it has one.",
     ("gate",),
 )
 ADMISSION = Metric(
@@ -323,11 +323,10 @@ class MetricsObserver(abc.ABC):
     def _expect_refusals(self) -> None:
         # At 0 before the first one: a counter that appears with 1 has not increased, for Prometheus.
         for gate in _gates_of(self._standings()):
-            if gate.cause is not None:
-                labels = self._gates(gate.name), self._causes(gate.cause)
-                self._add(OVERLOADS, labels, 0)
-                for mode in _MODES:
-                    self._add(REFUSALS, (*labels, mode), 0)
+            labels = self._gates(gate.name), self._causes(gate.cause)
+            self._add(OVERLOADS, labels, 0)
+            for mode in _MODES:
+                self._add(REFUSALS, (*labels, mode), 0)
 
     def _gauges(self) -> Iterator[tuple[Metric, Labels, float]]:
         """Yield what the gauges show now.
@@ -338,7 +337,7 @@ class MetricsObserver(abc.ABC):
         standings = self._standings()
         gates: dict[str, events.GateStanding] = {}
         for gate in _gates_of(standings):
-            label = self._gates(f"{gate.name}({gate.cause})" if gate.name == "Pressure" else gate.name)
+            label = self._gates(gate.name)
             if label not in gates or _nearness(gate) > _nearness(gates[label]):
                 gates[label] = gate
         values = {(GATE_USAGE, label): gate.usage for label, gate in gates.items()}

@@ -89,9 +89,9 @@ def _line(rng):
         return {
             "level": "warning",
             "logger": "asgi_closecodes.gate",
-            "message": "refused a session of /rooms/{id}: MaxSessions (full); retry after 2.3 s",
+            "message": "refused a session of /rooms/{id}: max_sessions (full); retry after 2.3 s",
             "event.name": "closecodes.session.refused",
-            "closecodes.gate.name": "MaxSessions",
+            "closecodes.gate.name": "max_sessions",
             "closecodes.gate.cause": "full",
             "closecodes.gate.usage": 1000,
             "closecodes.gate.limit": 1000,

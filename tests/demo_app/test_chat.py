@@ -93,7 +93,7 @@ def test_a_person_has_two_sessions_at_most_in_whatever_room(chat, people):
     other.say("not me")
     assert other.hears() == "frank: not me"
     [record, *_] = chat.wait_for_records(1, event__name="closecodes.session.refused")
-    assert (record["closecodes.gate.name"], record["closecodes.gate.limit"]) == ("MaxSessionsPerKey", 2)
+    assert (record["closecodes.gate.name"], record["closecodes.gate.limit"]) == ("max_sessions_per_key", 2)
 
     first.close()  # a place is free again as soon as its session is over
 

@@ -73,7 +73,7 @@ async def test_the_first_refusal_gives_back_what_was_entered_and_asks_nobody_els
     with pytest.raises(TryAgainLater) as raised:
         await enter(AllOf(diary.gate("a"), diary.gate("b", on_entry=refusal), diary.gate("c")), diary)
     assert raised.value is refusal
-    assert refusal.gate == "Written"
+    assert refusal.gate == "written"
     assert diary.lines == ["a?", "a in", "b?", "a out"]
     assert diary.events == []
 
@@ -94,8 +94,8 @@ async def test_a_failing_release_is_reported_and_does_not_keep_the_others(diary)
     await enter(AllOf(*gates), diary)
     assert diary.lines[-3:] == ["c out", "b out", "a out"]
     assert [(event.exception, event.step, event.gate) for event in diary.events] == [
-        (second, "release", "Written"),
-        (first, "release", "Written"),
+        (second, "release", "written"),
+        (first, "release", "written"),
     ]
 
 
@@ -150,7 +150,7 @@ async def test_a_gate_that_fails_open_is_passed_and_reported(diary):
     await enter(AllOf(diary.gate("a"), diary.gate("b", on_entry=error), diary.gate("c")), diary)
     assert diary.lines == ["a?", "a in", "b?", "c?", "c in", "session", "c out", "a out"]
     [event] = diary.events
-    assert (event.exception, event.step, event.admitted, event.gate) == (error, "admit", True, "Written")
+    assert (event.exception, event.step, event.admitted, event.gate) == (error, "admit", True, "written")
 
 
 @pytest.mark.anyio
@@ -159,7 +159,7 @@ async def test_a_gate_that_fails_closed_refuses(diary):
     gates = diary.gate("a"), diary.gate("b", on_entry=error), diary.gate("c")
     with pytest.raises(TryAgainLater) as raised:
         await enter(AllOf(*gates, failure="closed"), diary)
-    assert (raised.value.cause, raised.value.gate, raised.value.__cause__) == ("gate", "Written", error)
+    assert (raised.value.cause, raised.value.gate, raised.value.__cause__) == ("gate", "written", error)
     assert diary.lines == ["a?", "a in", "b?", "a out"]
     assert [(event.exception, event.admitted) for event in diary.events] == [(error, False)]
 
@@ -222,7 +222,7 @@ async def test_a_gate_that_is_none_is_contained_and_reported(diary, mistake, fai
         for thing in made:
             thing.close()
     [event] = diary.events
-    assert (event.gate, event.step, event.admitted) == ("Forgot", "admit", failure == "open")
+    assert (event.gate, event.step, event.admitted) == ("forgot", "admit", failure == "open")
 
 
 @pytest.mark.anyio
@@ -338,7 +338,7 @@ async def test_a_users_gate_refuses_with_1013_its_delay_and_its_cause():
     assert peer.closed == (1013, "try again later; retry_after=600.0; cause=closed")
     [refused] = of(SessionRefused, events)
     assert (refused.gate, refused.cause, refused.retry_after, refused.mode) == (
-        "OfficeHours",
+        "office_hours",
         "closed",
         600,
         "close",
@@ -366,12 +366,12 @@ async def test_the_place_is_given_back_after_the_close_was_sent():
     peer = Peer()
 
     async def note_places():
-        places.append((gate.active, peer.heard[-1:]))
+        places.append((gate.usage, peer.heard[-1:]))
 
     peer._point = note_places
     await visit(gate, accepts, peer)
     assert places[-1] == (1, ["close"])
-    assert gate.active == 0
+    assert gate.usage == 0
 
 
 class Lease:
@@ -452,7 +452,7 @@ async def test_a_refusal_that_comes_out_of_a_task_group_is_a_refusal(diary):
 
     with pytest.raises(TryAgainLater) as raised:
         await enter(AllOf(Grouped()), diary)
-    assert (raised.value.cause, raised.value.gate) == ("grouped", "Grouped")
+    assert (raised.value.cause, raised.value.gate) == ("grouped", "grouped")
     assert diary.events == []
 
 

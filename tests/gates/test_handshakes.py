@@ -19,18 +19,18 @@ async def test_a_place_is_free_again_as_soon_as_the_handshake_is_answered():
     refusal = await refused(gate, second)
     assert (refusal.cause, refusal.usage, refusal.limit) == ("setup", 1, 1)
     first.answer()
-    assert gate.active == 0
+    assert gate.usage == 0
     assert await admitted(gate, second)
     await place.__aexit__(None, None, None)  # the session is over: nothing is given back a second time
-    assert gate.active == 1
+    assert gate.usage == 1
 
 
 @pytest.mark.anyio
 async def test_a_handshake_that_is_never_answered_gives_its_place_back_when_it_ends():
     gate = HandshakesInProgress(1)
     async with gate.admit(Visitor()):
-        assert gate.active == 1
-    assert gate.active == 0
+        assert gate.usage == 1
+    assert gate.usage == 0
 
 
 @pytest.mark.anyio
@@ -81,7 +81,7 @@ def test_what_is_in_progress_is_what_came_and_was_neither_answered_nor_ended(ste
             with pytest.raises(StopIteration):
                 inside.pop(number)[1].__aexit__(None, None, None).send(None)
             waiting.discard(number)
-        assert gate.active == len(waiting)
+        assert gate.usage == len(waiting)
 
 
 # HandshakeRate

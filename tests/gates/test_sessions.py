@@ -96,10 +96,10 @@ async def test_sessions_come_in_up_to_the_limit_and_a_place_is_free_again_when_o
         async with gate.admit(NOBODY):
             with pytest.raises(TryAgainLater) as refused:
                 await gate.admit(NOBODY).__aenter__()
-            assert gate.active == 2
+            assert gate.usage == 2
         async with gate.admit(NOBODY):
-            assert gate.active == 2
-    assert gate.active == 0
+            assert gate.usage == 2
+    assert gate.usage == 0
     refusal = refused.value
     assert (refusal.cause, refusal.usage, refusal.limit, refusal.retry_after) == ("full", 2, 2, None)
 
@@ -194,8 +194,8 @@ async def test_a_limit_may_be_set_below_what_is_in_use_and_lifted_again(gate):
             await one_more().__aenter__()
         gate.limit = None
         async with one_more():
-            assert gate.active == 2
-    assert gate.active == 0
+            assert gate.usage == 2
+    assert gate.usage == 0
 
 
 @pytest.mark.anyio
@@ -204,14 +204,14 @@ async def test_a_limit_of_zero_admits_nobody(kind):
     gate = kind(0)
     with pytest.raises(TryAgainLater):
         await gate.admit(session_of(("192.0.2.7", 1))).__aenter__()
-    assert gate.active == 0
+    assert gate.usage == 0
 
 
 @pytest.mark.anyio
 async def test_asking_for_admission_without_entering_holds_nothing():
     for gate in (MaxSessions(1), MaxSessionsPerKey(1)):
         gate.admit(session_of(("192.0.2.7", 1)))
-        assert gate.active == 0
+        assert gate.usage == 0
 
 
 @pytest.mark.anyio
@@ -222,7 +222,7 @@ async def test_a_key_that_cannot_be_used_is_a_fault_of_the_gate(key, failure):
     guard = Guard(Settings(gate_failure=failure), gate=gate)
     peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
     assert peer.closed[0] == 1013 if failure == "closed" else peer.heard == ["accept"]
-    assert gate.active == 0
+    assert gate.usage == 0
 
 
 # Keys that the handler knows
@@ -247,7 +247,7 @@ async def test_a_session_counts_under_the_key_that_its_handler_sets(when):
         assert stay.codes() == [None, None]
     assert (gate.active, len(gate._sessions)) == (0, 0)
     [refusal] = of(SessionRefused, events)
-    assert (refusal.gate, refusal.cause, refusal.usage, refusal.limit) == ("MaxSessionsPerKey", "client", 1, 1)
+    assert (refusal.gate, refusal.cause, refusal.usage, refusal.limit) == ("max_sessions_per_key", "client", 1, 1)
     assert not of(SessionFailed, events)
 
 
@@ -378,7 +378,7 @@ async def test_a_reserve_is_kept_from_a_priority():
     assert await admitted(gate, Visitor(priority=0))
     assert await admitted(gate, Visitor(priority=7))
     assert not await admitted(gate, Visitor(priority=0))
-    assert gate.active == 10
+    assert gate.usage == 10
 
 
 @pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])

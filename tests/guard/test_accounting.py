@@ -58,7 +58,7 @@ def counters(gate):
     if isinstance(gate, Slow):
         yield gate.inside
     if isinstance(gate, (MaxSessions, MaxSessionsPerKey, HandshakesInProgress)):
-        yield gate.active
+        yield gate.usage
     if isinstance(gate, MaxSessionsPerKey):
         yield len(gate._sessions)
 

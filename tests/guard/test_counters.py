@@ -32,7 +32,7 @@ def clock(monkeypatch):
     return clock
 
 
-def refused(gate="MaxSessions", cause="full", mode="close", is_overload=True):
+def refused(gate="max_sessions", cause="full", mode="close", is_overload=True):
     return events.SessionRefused(FACTS, Close(1013), gate, cause, 1.0, mode, 5, 5, is_overload)
 
 
@@ -43,14 +43,14 @@ def test_a_spell_of_refusals_begins_once_and_ends_once(clock):
         saturation(refused())
         clock.now += 2
     saturation.look()
-    assert seen == [events.GateSaturated("MaxSessions", "full", 5, 5)]
+    assert seen == [events.GateSaturated("max_sessions", "full", 5, 5)]
     assert saturation.is_watched
     clock.now += 7.9
     saturation.look()
     assert len(seen) == 1
     clock.now += 0.2
     saturation.look()
-    assert seen[1:] == [events.GateRecovered("MaxSessions", "full", 3, 4.0)]
+    assert seen[1:] == [events.GateRecovered("max_sessions", "full", 3, 4.0)]
     assert not saturation.is_watched
     saturation(refused())
     assert seen[2:] == seen[:1]
@@ -60,8 +60,8 @@ def test_gates_of_one_name_are_told_apart_by_their_cause(clock):
     seen = []
     saturation = Saturation(seen.append)
     for cause in ("lag", "memory", "lag"):
-        saturation(refused("Pressure", cause))
-    assert [(event.gate, event.cause) for event in seen] == [("Pressure", "lag"), ("Pressure", "memory")]
+        saturation(refused("pressure", cause))
+    assert [(event.gate, event.cause) for event in seen] == [("pressure", "lag"), ("pressure", "memory")]
 
 
 @pytest.mark.parametrize("event", [refused(is_overload=False), refused(mode="shadow")])
@@ -114,8 +114,8 @@ async def test_a_recovery_is_noticed_without_a_lifespan_and_without_sessions(gat
         await Peer().visit(CloseCodeMiddleware(Handler(), guard))
         if isinstance(gate, MaxSessions):
             await until(lambda: of(events.GateRecovered, seen))
-            assert "the gate MaxSessions refuses sessions (full)" in caplog.messages
-            assert "the gate MaxSessions refuses nobody any more (full); it refused 1 in 0.0 s" in caplog.messages
+            assert "the gate max_sessions refuses sessions (full)" in caplog.messages
+            assert "the gate max_sessions refuses nobody any more (full); it refused 1 in 0.0 s" in caplog.messages
         else:
             assert not of(events.GateSaturated, seen)
         scope.cancel()

@@ -66,6 +66,10 @@ async def test_a_new_limit_counts_those_who_came_before_it():
         assert len(guard.sessions) == 5
 
 
+def in_use(usage, limit, *, shadow=False):
+    return {"name": "max_sessions", "cause": "full", "usage": usage, "limit": limit, "shadow": shadow}
+
+
 @pytest.mark.anyio
 async def test_a_limit_below_what_is_in_use_refuses_until_enough_have_left():
     guard = Guard(Settings(max_sessions=3, max_sessions_per_client=3, shed="never"))
@@ -77,8 +81,8 @@ async def test_a_limit_below_what_is_in_use_refuses_until_enough_have_left():
         await stay.come(1)
         await settle()
         assert stay.codes() == [None, None, None, 1013]
-        assert gates(guard)["MaxSessions"] == {"name": "MaxSessions", "active": 3, "limit": 1, "shadow": False}
-    assert gates(guard)["MaxSessions"]["active"] == 0
+        assert gates(guard)["max_sessions"] == in_use(3, 1)
+    assert gates(guard)["max_sessions"]["usage"] == 0
     async with Stay(guard) as stay:
         await stay.come(2)
         await settle()
@@ -113,7 +117,7 @@ async def test_all_changes_are_made_or_none(changes):
             assert stay.codes() == [None, None]
     else:
         assert changes["max_loop_lag"] == guard.settings.max_loop_lag
-        assert gates(guard)["MaxSessions"]["limit"] == 1
+        assert gates(guard)["max_sessions"]["limit"] == 1
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_the_environment_is_not_read_again_by_a_change(monkeypatch):
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "10")
     monkeypatch.setenv("CLOSECODES_MAX_CPU", "nonsense")
     guard.update(error_code=4000)
-    assert gates(guard)["MaxSessions"]["limit"] == 9
+    assert gates(guard)["max_sessions"]["limit"] == 9
 
 
 @pytest.mark.anyio
@@ -204,13 +208,13 @@ async def test_a_gate_that_goes_into_the_shadow_and_back_keeps_its_places():
         await settle()
         assert stay.codes() == [None] * 4
         # Those whom it would have refused are not in it.
-        assert gates(guard)["MaxSessions"] == {"name": "MaxSessions", "active": 2, "limit": 2, "shadow": True}
+        assert gates(guard)["max_sessions"] == in_use(2, 2, shadow=True)
         guard.update(shadow=[])
         await stay.come(1)
         await settle()
         assert stay.codes() == [None] * 4 + [1013]
-        assert gates(guard)["MaxSessions"] == {"name": "MaxSessions", "active": 2, "limit": 2, "shadow": False}
-    assert gates(guard)["MaxSessions"]["active"] == 0
+        assert gates(guard)["max_sessions"] == in_use(2, 2)
+    assert gates(guard)["max_sessions"]["usage"] == 0
     assert guard.snapshot()["refusals"] == {"full": 1}
 
 
@@ -231,11 +235,10 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
     guard = Guard(
         Settings(max_sessions=3, max_sessions_per_client=3, shadow="max_sessions_per_client"), gate=MaxSessions(7)
     )
-    names = ["MaxSessionsPerKey", "HandshakesInProgress", "MaxSessions", "MaxSessions 2"]
+    names = ["max_sessions_per_client", "max_sessions", "max_sessions_2"]
 
     def expected(sessions, **rest):
-        active = [sessions, 0, sessions, sessions]
-        limits = [3, None, 3, 7]
+        limits = [3, 3, 7]
         return {
             "sessions": sessions,
             "leaving": 0,
@@ -243,8 +246,14 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
             "stalled": 0,
             "draining": False,
             "gates": [
-                {"name": name, "active": count, "limit": limit, "shadow": name == "MaxSessionsPerKey"}
-                for name, count, limit in zip(names, active, limits, strict=True)
+                {
+                    "name": name,
+                    "cause": "client" if "client" in name else "full",
+                    "usage": sessions,
+                    "limit": limit,
+                    "shadow": "client" in name,
+                }
+                for name, limit in zip(names, limits, strict=True)
             ],
             "errors": 0,
             "refusals": {},
@@ -285,14 +294,14 @@ def test_a_snapshot_has_no_number_for_what_a_gate_cannot_say():
         limit = math.inf  # which JSON cannot express
 
         @property
-        def active(self):
+        def usage(self):
             raise LookupError
 
         def admit(self, session):
             raise NotImplementedError
 
-    assert Guard(gate=Odd()).snapshot()["gates"][-1:] == [
-        {"name": "Odd", "active": None, "limit": None, "shadow": False}
+    assert Guard(gate=Odd()).snapshot()["gates"] == [
+        {"name": "odd", "cause": "shed", "usage": None, "limit": None, "shadow": False}
     ]
 
 
@@ -307,7 +316,7 @@ async def test_a_gate_of_ones_own_may_have_any_numbers(number, caplog):
     seen = []
 
     class Odd:
-        limit = usage = active = number
+        limit = usage = number
 
         def admit(self, _session):
             raise TryAgainLater(cause="odd", usage=number, limit=number)
@@ -659,7 +668,7 @@ async def test_two_middlewares_with_one_guard_share_its_limit_and_its_counts():
         assert one.codes() == [None, None, None, 1013]
         await guard.drain(0)
     assert {*one.codes(), *other.codes()} == {1012, 1013}
-    assert gates(guard)["MaxSessions"]["active"] == 0
+    assert gates(guard)["max_sessions"]["usage"] == 0
 
 
 @pytest.mark.anyio
@@ -676,7 +685,11 @@ def test_a_gate_of_one_s_own_is_asked_after_those_of_the_settings():
     gate = Pressure(LoopLag(clock=Clock()), 1, 0.5)
     guard = Guard(Settings(max_sessions=1, handshakes_per_second=5), gate=gate)
     assert guard.gate.gates[-2] is gate
-    assert [entry["name"] for entry in guard.snapshot()["gates"]][-3:] == ["MaxSessions", "HandshakeRate", "Pressure"]
+    assert [entry["name"] for entry in guard.snapshot()["gates"]][-3:] == [
+        "max_sessions",
+        "handshakes_per_second",
+        "lag",
+    ]
 
 
 # The accounting, step by step against a model
@@ -758,10 +771,13 @@ class Model:
         assert snapshot["sessions"] == len(self.inside)
         assert snapshot["leaving"] == 0
         assert {session.id for session in guard.sessions} == {visit.session.id for visit in self.inside}
-        assert {entry["name"]: (entry["active"], entry["limit"]) for entry in snapshot["gates"]} == {
-            "MaxSessionsPerKey": (self.busiest, self.max_sessions_per_client),
-            "HandshakesInProgress": (0, None),
-            "MaxSessions": (len(self.inside), self.max_sessions),
+        assert {entry["name"]: (entry["usage"], entry["limit"]) for entry in snapshot["gates"]} == {
+            name: standing
+            for name, standing in {
+                "max_sessions_per_client": (self.busiest, self.max_sessions_per_client),
+                "max_sessions": (len(self.inside), self.max_sessions),
+            }.items()
+            if standing[1] is not None
         }
         per_client = next(gate for gate in guard.gate.gates if isinstance(gate, MaxSessionsPerKey))
         for host in ("192.0.2.1", "192.0.2.2"):
@@ -806,7 +822,7 @@ def test_a_guard_knows_at_every_moment_who_is_there_and_what_has_happened(backen
                 model.check(guard)
             tasks.cancel_scope.cancel()
         assert not guard.sessions
-        assert all(not entry["active"] for entry in guard.snapshot()["gates"])
+        assert all(not entry["usage"] for entry in guard.snapshot()["gates"])
 
     anyio.run(main, backend=backend)
 
@@ -905,7 +921,7 @@ async def test_of_8_000_sessions_half_of_which_are_cancelled_nothing_is_left(cap
 
     assert turnstile.inside == 0
     assert not guard.sessions
-    assert [entry["active"] or 0 for entry in guard.snapshot()["gates"]] == [0, 0, 0, 0]
+    assert not any(entry["usage"] for entry in guard.snapshot()["gates"])
     assert guard.snapshot()["leaving"] == 0
     gate = next(gate for gate in guard.gate.gates if isinstance(gate, MaxSessionsPerKey))
     assert not gate._sessions

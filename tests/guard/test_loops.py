@@ -138,7 +138,8 @@ def strays(monkeypatch):
 
 
 def usage(guard):
-    return {gate["name"]: gate["active"] for gate in guard.snapshot()["gates"] if gate["active"] is not None}
+    gates = [gate for gate in guard.snapshot()["gates"] if gate["cause"] != "lag"]
+    return {gate["name"]: gate["usage"] for gate in gates if gate["usage"] is not None}
 
 
 # Event loops one after the other
@@ -224,20 +225,20 @@ def test_sessions_loop_closed_give_back_places(next_backend):
         await (await Stay(guard).__aenter__()).come(2)
 
     closed_in_the_middle(first)
-    assert usage(guard)["MaxSessions"] == 2
+    assert usage(guard)["max_sessions"] == 2
 
     async def second():
         async with Stay(guard) as stay:
             await stay.come(2)
             assert usage(guard) == {
-                "MaxSessions": 2,
-                "MaxSessionsPerKey": 2,
-                "MaxSessionsPerKey 2": 2,
-                "HandshakesInProgress": 0,
+                "max_sessions": 2,
+                "max_sessions_per_client": 2,
+                "max_sessions_per_key": 2,
+                "max_handshakes_in_progress": 0,
             }
             assert stay.codes() == [None, None]
             gc.collect()
-            assert usage(guard)["MaxSessions"] == 2
+            assert usage(guard)["max_sessions"] == 2
             assert len(guard.sessions) == 2
 
     anyio.run(second, backend=next_backend)
@@ -297,7 +298,7 @@ def test_sessions_loop_closed_while_another_runs_are_dropped():
 
         closed_in_the_middle(first)
         elsewhere.portal.call(until, lambda: len(guard.sessions) == 1)
-        assert usage(guard)["MaxSessions"] == 1
+        assert usage(guard)["max_sessions"] == 1
     assert [event.close for event in of(events.SessionClosed, seen)] == [None, None, Close(1001)]
 
 
@@ -325,7 +326,7 @@ def test_sessions_loop_closed_release_slow_gates():
     asyncio.run(guard.drain(0))
     assert len(released) == 1
     assert not guard.sessions
-    assert usage(guard)["MaxSessions"] == 0
+    assert usage(guard)["max_sessions"] == 0
 
 
 def test_shedding_loop_closed_in_it_sheds_in_the_next():
@@ -445,7 +446,7 @@ def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
         async def main():
             async with guard.lifespan(), Stay(guard) as stay:
                 await stay.come(3)
-                assert usage(guard)["MaxSessions"] == 3
+                assert usage(guard)["max_sessions"] == 3
                 await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
                 guard.update(max_sessions=1, shed_rate=1000)
                 await until(lambda: len(guard.sessions) == 1)
@@ -471,7 +472,7 @@ def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
             assert guard._is_ticking
             after = guard.snapshot()
             assert (after["errors"], after["closes"]) == (before["errors"], before["closes"]) == (3, {1011: 3})
-            assert usage(guard)["MaxSessions"] == 2
+            assert usage(guard)["max_sessions"] == 2
         assert set(usage(guard).values()) == {0}
 
     asyncio.run(parent())
@@ -638,7 +639,7 @@ def test_fork_child_gives_back_nothing_of_the_parents():
     loop[0].set_exception_handler(lambda *_: None)
     loop[0].run_until_complete(parent())
     in_a_child(check)
-    assert usage(guard)["MaxSessions"] == 3
+    assert usage(guard)["max_sessions"] == 3
     loop[0].close()
 
 
@@ -679,7 +680,7 @@ def test_update_concurrent_loses_none():
             assert [guard._gates[name].limit for name in names] == [number] * 3
 
 
-STEPS = ["gates_of", "set_limits", "Rules", "logs", "AllOf"]
+STEPS = ["gates_of", "set_limits", "Rules", "logs", "AllOf", "name_gates"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -827,12 +828,12 @@ def test_max_sessions_in_threads_counts_exactly(reserve):
                 gate.take(session)
             except TryAgainLater:
                 continue
-            worst.append(gate.active)
+            worst.append(gate.usage)
             gate.give_back(session)
 
     with switching_often():
         in_threads(*[visit] * 4)
-    assert gate.active == 0
+    assert gate.usage == 0
     assert max(worst) <= 3
 
 
@@ -848,7 +849,7 @@ def test_handshakes_in_threads_count_exactly():
                 gate.take(session)
             except TryAgainLater:
                 continue
-            worst.append(gate.active)
+            worst.append(gate.usage)
             session.answer()
         is_over.set()
 
@@ -858,7 +859,7 @@ def test_handshakes_in_threads_count_exactly():
 
     with switching_often():
         in_threads(*[visit] * 4, look)
-    assert gate.active == 0
+    assert gate.usage == 0
     assert max(worst) <= 3
 
 
@@ -967,7 +968,7 @@ def test_guard_in_several_loops_counts_exactly(backends):
 
     with switching_often():
         in_threads(*(lambda backend=backend, seed=seed: visits(backend, seed) for seed, backend in enumerate(backends)))
-    assert usage(guard) == {"MaxSessions": 0, "MaxSessionsPerKey": 0, "HandshakesInProgress": 0}
+    assert usage(guard) == {"max_sessions": 0, "max_sessions_per_client": 0, "max_handshakes_in_progress": 0}
     snapshot = guard.snapshot()
     assert (snapshot["sessions"], snapshot["leaving"]) == (0, 0)
     assert not guard._gates["max_sessions_per_client"]._sessions
@@ -1084,7 +1085,7 @@ def test_testclient_sockets_without_with_count_exactly():
     guard = Guard(Settings(max_sessions=2, max_sessions_per_client=5))
     client = TestClient(CloseCodeMiddleware(Handler(), guard))
     with client.websocket_connect("/"), client.websocket_connect("/"):
-        assert usage(guard)["MaxSessions"] == 2
+        assert usage(guard)["max_sessions"] == 2
         assert len(guard._loops) == 2
         with client.websocket_connect("/") as third:
             assert third.receive()["code"] == 1013

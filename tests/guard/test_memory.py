@@ -85,7 +85,7 @@ async def test_memory_gate_that_sheds_in_vain_says_so_once_and_refuses():
         refused = await Peer().visit(stay.app)
         assert refused.closed[1].endswith("cause=memory")
     [event] = of(SheddingFutile, seen)
-    assert (event.gate, event.cause, event.limit, event.shed) == ("Pressure", "memory", 1.0, 40 - left)
+    assert (event.gate, event.cause, event.limit, event.shed) == ("memory", "memory", 1.0, 40 - left)
 
 
 @pytest.mark.anyio
@@ -216,7 +216,7 @@ async def test_memory_gate_whose_sensor_fails_is_reported_and_the_rest_goes_on()
         await stay.come(3)
         guard.update(max_sessions=1)
         await until(lambda: len(guard.sessions) == 1)
-    assert [event.callback for event in of(CallbackFailed, seen)] == ["Pressure.sample"]
+    assert [event.callback for event in of(CallbackFailed, seen)] == ["memory.sample"]
 
 
 # Giving back

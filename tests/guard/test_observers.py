@@ -178,7 +178,7 @@ class Odd:
     limit = "much"
 
     @property
-    def active(self):
+    def usage(self):
         raise ValueError("a bug")
 
     def admit(self, _session):
@@ -192,9 +192,8 @@ async def test_a_watcher_sees_how_the_gates_stand_now():
     async with Stay(guard) as stay:
         await stay.come(2)
         assert watcher.look().gates == (
-            GateStanding("MaxSessionsPerKey", "client", None, 3),
-            GateStanding("HandshakesInProgress", "setup", 0, None),
-            GateStanding("MaxSessions", "full", 2, 5),
+            GateStanding("max_sessions_per_client", "client", 2, 3),
+            GateStanding("max_sessions", "full", 2, 5, shadow=True),
         )
         guard.update(max_sessions=1)
         assert watcher.look().gates[-1].limit == 1
@@ -207,10 +206,10 @@ async def test_a_watcher_sees_how_the_gates_stand_now():
 @pytest.mark.parametrize(
     ("gate", "standing"),
     [
-        (Pressure(Dial(0.25), 0.5, 0.2), GateStanding("Pressure", "dial", 0.25, 0.5)),
-        (Shadow(Pressure(Dial(None), 0.5, 0.2)), GateStanding("Pressure", "dial", None, 0.5)),
-        (HandshakeRate(5), GateStanding("HandshakeRate", "rate", None, 5)),
-        (Odd(), GateStanding("Odd", None, None, None)),
+        (Pressure(Dial(0.25), 0.5, 0.2), GateStanding("dial", "dial", 0.25, 0.5)),
+        (Shadow(Pressure(Dial(None), 0.5, 0.2)), GateStanding("dial", "dial", None, 0.5, shadow=True)),
+        (HandshakeRate(5), GateStanding("handshake_rate", "rate", None, 5)),
+        (Odd(), GateStanding("odd", "shed", None, None)),
     ],
 )
 def test_how_other_gates_stand(gate, standing):
@@ -228,7 +227,7 @@ def test_how_other_gates_stand(gate, standing):
 def test_a_watcher_does_not_keep_the_guard():
     watcher = Watcher()
     guard = Guard(gate=MaxSessions(1), observers=[watcher])
-    assert watcher.look().gates[-1].name == "MaxSessions"
+    assert watcher.look().gates[-1].name == "max_sessions"
     del guard
     gc.collect()
     assert watcher.look() is None

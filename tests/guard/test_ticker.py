@@ -84,7 +84,7 @@ async def test_a_handshake_that_takes_too_long_is_closed_and_its_place_is_free()
         await peer.visit(CloseCodeMiddleware(slow, guard))
     assert peer.closed[0] == 1013
     assert peer.closed[1].endswith("cause=setup")
-    assert all(not gate["active"] for gate in guard.snapshot()["gates"])
+    assert all(not gate["usage"] for gate in guard.snapshot()["gates"])
 
 
 class Faulty:
@@ -119,9 +119,9 @@ async def test_a_gate_that_fails_in_the_background_is_reported_once_and_asked_ag
         guard.update(max_sessions=1)
         await until(lambda: len(guard.sessions) == 1)
     assert [event.callback for event in of(CallbackFailed, seen)] == [
-        "Faulty.sample",
-        "Faulty.excess",
-        "Faulty.to_shed",
+        "faulty.sample",
+        "faulty.excess",
+        "faulty.to_shed",
     ]
 
 
@@ -214,7 +214,7 @@ def test_a_gate_that_awaits_the_task_that_it_cancels_keeps_no_other_from_stoppin
         asyncio.run(main())
     assert sent == (["lifespan.shutdown.complete"] if by == "gate" else [])
     assert len(stopped) == (by == "gate")
-    assert [failure.callback for failure in of(CallbackFailed, seen)] == (["Hasty.stop"] if by == "gate" else [])
+    assert [failure.callback for failure in of(CallbackFailed, seen)] == (["hasty.stop"] if by == "gate" else [])
 
 
 @pytest.mark.anyio
@@ -242,7 +242,7 @@ async def test_a_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
         await CloseCodeMiddleware(app, guard)({"type": "lifespan"}, None, send)
     assert sent == [("lifespan.shutdown.complete", 1)]
     [failure] = of(CallbackFailed, seen)
-    assert failure.callback == "Stuck.stop"
+    assert failure.callback == "stuck.stop"
     assert isinstance(failure.exception, TimeoutError)
 
 
@@ -491,4 +491,4 @@ async def test_an_async_answer_does_not_stop_the_background_work():
     async with Stay(guard) as stay:
         await stay.come(1)
         await until(lambda: gate.asked > 3)
-    assert "Async.excess" in [event.callback for event in of(CallbackFailed, seen)]
+    assert "async.excess" in [event.callback for event in of(CallbackFailed, seen)]

@@ -72,7 +72,7 @@ def test_the_keys_of_a_refusal(records):
     assert (
         written(records[0]).items()
         >= {
-            "closecodes.gate.name": "MaxSessions",
+            "closecodes.gate.name": "max_sessions",
             "closecodes.gate.cause": "full",
             "closecodes.gate.usage": 5,
             "closecodes.gate.limit": 5,
@@ -85,13 +85,13 @@ def test_the_keys_of_a_refusal(records):
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("close", "refused a session of /rooms/{id}: MaxSessions (full); retry after 2.3 s"),
-        ("http", "refused a session of /rooms/{id}: MaxSessions (full); retry after 2.3 s"),
-        ("shadow", "would have refused a session of /rooms/{id}: MaxSessions (full)"),
+        ("close", "refused a session of /rooms/{id}: max_sessions (full); retry after 2.3 s"),
+        ("http", "refused a session of /rooms/{id}: max_sessions (full); retry after 2.3 s"),
+        ("shadow", "would have refused a session of /rooms/{id}: max_sessions (full)"),
     ],
 )
 def test_a_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message):
-    LogObserver()(events.SessionRefused(FACTS, CLOSE, "MaxSessions", "full", 2.3, mode, 5, 5))
+    LogObserver()(events.SessionRefused(FACTS, CLOSE, "max_sessions", "full", 2.3, mode, 5, 5))
     assert records[0].getMessage() == message
     assert written(records[0])["closecodes.refusal.mode"] == mode
 

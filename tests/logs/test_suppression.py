@@ -96,9 +96,9 @@ async def test_refusals_are_counted_after_the_first_five_of_a_gate_and_cause(rec
     guard._logs.sum_up(now=True)
     assert told(records, "refusal") == 40
     summary = vars(records[-1])
-    assert (summary["closecodes.gate.name"], summary["closecodes.gate.cause"]) == ("MaxSessions", "full")
+    assert (summary["closecodes.gate.name"], summary["closecodes.gate.cause"]) == ("max_sessions", "full")
     assert records[-1].getMessage() == (
-        "35 more were counted, not written: refused a session of /: MaxSessions (full); retry after 1.9 s"
+        "35 more were counted, not written: refused a session of /: max_sessions (full); retry after 1.9 s"
     ).replace("1.9", records[-1].getMessage().split()[-2])
 
 

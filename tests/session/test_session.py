@@ -265,8 +265,8 @@ def test_a_server_is_only_told_what_asgi_allows_and_closed_exactly_once(
     referee, guard, gate, escaped = outcome
     assert not any(isinstance(leaf, Fouls) for leaf in session.leaves(escaped or ValueError()))
     assert not guard.sessions
-    assert gate.active == 0
-    assert all(not getattr(place, "active", 0) for place in guard.gate.gates)
+    assert gate.usage == 0
+    assert not any(place.usage for place in guard.gate.gates)
     if escaped is not None:
         assert kind.refuses_codes, "only a server that refuses 1011 is left to say it by itself"
     elif not referee.peer_left and kind.stuck_when is None:
@@ -453,7 +453,7 @@ def test_a_session_that_is_thrown_away_with_its_event_loop_ends_quietly():
     visit = asyncio.run(begin())
     visit.close()
     assert not guard.sessions
-    assert guard.snapshot()["gates"][0]["active"] == 0
+    assert guard.snapshot()["gates"][0]["usage"] == 0
 
 
 @pytest.mark.anyio

@@ -13,8 +13,8 @@ def names(guard):
     return [gate["name"] for gate in guard.snapshot()["gates"]]
 
 
-def test_without_limits_only_the_counting_gates_are_there():
-    assert names(Guard(Settings())) == ["MaxSessionsPerKey", "HandshakesInProgress", "MaxSessions"]
+def test_without_limits_no_gate_is_shown():
+    assert names(Guard(Settings())) == []
 
 
 def test_all_limits_are_gates_in_the_order_in_which_they_are_asked():
@@ -28,8 +28,8 @@ def test_all_limits_are_gates_in_the_order_in_which_they_are_asked():
         "max_cpu": 0.9,
     }
     guard = Guard(Settings(**limits))
-    counting = ["MaxSessionsPerKey", "HandshakesInProgress", "MaxSessions", "HandshakeRate"]
-    assert names(guard) == ["Pressure(lag)", "Pressure(memory)", "Pressure(cpu)", *counting]
+    counting = ["max_sessions_per_client", "max_handshakes_in_progress", "max_sessions", "handshakes_per_second"]
+    assert names(guard) == ["max_loop_lag", "max_memory", "max_cpu", *counting]
     pressures = [gate for gate in guard.gate.gates if isinstance(gate, Pressure)]
     assert [(gate.cause, gate.refuse_above) for gate in pressures] == [("lag", 0.5), ("memory", 0.8), ("cpu", 0.9)]
     assert all(gate.resume_below < gate.refuse_above < gate.shed_above for gate in pressures)
@@ -51,7 +51,7 @@ def test_a_change_keeps_the_gates_that_count_and_what_they_know():
     [rate] = [gate for gate in guard.gate.gates if isinstance(gate, HandshakeRate)]
     assert (rate.rate, rate.burst) == (20, 3)
     guard.update(handshakes_per_second=None, max_loop_lag=2)
-    assert "HandshakeRate" not in names(guard)
+    assert "handshakes_per_second" not in names(guard)
     assert guard.snapshot()["gates"][0]["limit"] == 2
     assert of(LimitsSet, seen)[-1].changed == {"handshakes_per_second": None, "max_loop_lag": 2}
 
@@ -67,7 +67,8 @@ def test_a_change_is_made_as_a_whole_or_not_at_all():
 def test_limits_in_the_shadow_only_look():
     guard = Guard(Settings(max_sessions=5, max_sessions_per_client=1, shadow="max_sessions"))
     assert [isinstance(gate, Shadow) for gate in guard.gate.gates] == [False, False, False, True, False]
-    assert guard.snapshot()["gates"][-1] == {"name": "MaxSessions", "active": 0, "limit": 5, "shadow": True}
+    [*_, gate] = guard.snapshot()["gates"]
+    assert gate == {"name": "max_sessions", "cause": "full", "usage": 0, "limit": 5, "shadow": True}
     guard.update(shadow="")
     assert not any(isinstance(gate, Shadow) for gate in guard.gate.gates)
 

@@ -90,13 +90,13 @@ async def test_a_session_from_its_start_to_its_end(numbers):
         await until(lambda: numbers.by("sessions_active", "route") == {"/rooms/{id}": 2})
         assert numbers("sessions_started_total") == 2
         assert numbers("admission_seconds_count", result="admitted") == 2
-        assert numbers("gate_usage", gate="MaxSessions") == 2
-        assert numbers("gate_limit", gate="MaxSessions") == 5
+        assert numbers("gate_usage", gate="max_sessions") == 2
+        assert numbers("gate_limit", gate="max_sessions") == 5
         assert not numbers.by("sessions_closed_total", "code")
     assert not numbers.by("sessions_active", "route")
     assert numbers.by("sessions_closed_total", "code", "initiator") == {("1001", "client"): 2}
     assert numbers.by("session_duration_seconds_count", "outcome") == {"completed": 2}
-    assert numbers("gate_usage", gate="MaxSessions") == 0
+    assert numbers("gate_usage", gate="max_sessions") == 0
     assert not numbers.by("errors_total", "route")
 
 
@@ -139,14 +139,14 @@ async def test_refusals(numbers):
         await stay.come(3)
         guard.update(shadow="max_sessions")
         await stay.come(1)
-        expected = {("MaxSessions", "full", mode): 1 for mode in ("close", "http", "shadow")}
+        expected = {("max_sessions", "full", mode): 1 for mode in ("close", "http", "shadow")}
         await until(lambda: numbers.by("refusals_total", "gate", "cause", "mode") == expected)
         assert numbers("admission_seconds_count", result="refused") == 2
         assert numbers("admission_seconds_count", result="admitted") == 2
         assert numbers("sessions_started_total") == 2
         await guard.drain(0)
         await Peer().visit(stay.app)
-        assert numbers("refusals_total", gate="Draining", cause="drain", mode="http") == 1
+        assert numbers("refusals_total", gate="draining", cause="drain", mode="http") == 1
         assert numbers("draining") == 1
     assert numbers.by("session_duration_seconds_count", "outcome") == {"shed": 2}
     assert numbers.by("sessions_closed_total", "code", "initiator") == {("1012", "middleware"): 2}
@@ -192,10 +192,10 @@ def test_every_label_set_that_is_bounded_is_there_from_the_start(numbers):
         for initiator in ("client", "handler", "middleware"):
             assert numbers("sessions_closed_total", code=code, initiator=initiator) == 0
     for mode in ("close", "http", "shadow"):
-        assert numbers("refusals_total", gate="MaxSessions", cause="full", mode=mode) == 0
-    assert numbers("refusals_total", gate="Pressure", cause="lag", mode="close") is None
+        assert numbers("refusals_total", gate="max_sessions", cause="full", mode=mode) == 0
+    assert numbers("refusals_total", gate="max_loop_lag", cause="lag", mode="close") is None
     guard.update(max_loop_lag=0.5)
-    assert numbers("refusals_total", gate="Pressure", cause="lag", mode="close") == 0
+    assert numbers("refusals_total", gate="max_loop_lag", cause="lag", mode="close") == 0
     assert numbers("draining") == numbers("event_loop_lag_seconds") == 0
 
 
@@ -223,24 +223,23 @@ def test_the_gates_as_they_are_now(numbers):
     def shown(name):
         return {gate: value for gate, value in numbers.by(name, "gate").items() if value != float("inf")}
 
-    assert shown("gate_limit") == {"MaxSessions": 5, "Pressure(dial)": 0.5, "MaxSessionsPerKey": 4}
-    assert shown("gate_usage") == {"Pressure(dial)": 0.25}
-    assert numbers("gate_limit", gate="HandshakesInProgress") is None
-    assert numbers("gate_usage", gate="MaxSessionsPerKey") is None
-    other.gate.gates[3].active = 1  # MaxSessions: 1 of 1 is nearer than 0 of 5
-    assert shown("gate_limit")["MaxSessions"] == shown("gate_usage")["MaxSessions"] == 1
-    guard.gate.gates[3].active = 3
-    assert shown("gate_usage")["MaxSessions"] == 1
+    assert shown("gate_limit") == {"max_sessions": 5, "dial": 0.5, "max_sessions_per_key": 4}
+    assert shown("gate_usage") == {"dial": 0.25}
+    assert numbers("gate_limit", gate="max_handshakes_in_progress") is None
+    other.gate.gates[3].usage = 1  # max_sessions: 1 of 1 is nearer than 0 of 5
+    assert shown("gate_limit")["max_sessions"] == shown("gate_usage")["max_sessions"] == 1
+    guard.gate.gates[3].usage = 3
+    assert shown("gate_usage")["max_sessions"] == 1
     guard.update(max_sessions=2)
-    assert (shown("gate_usage")["MaxSessions"], shown("gate_limit")["MaxSessions"]) == (3, 2)
+    assert (shown("gate_usage")["max_sessions"], shown("gate_limit")["max_sessions"]) == (3, 2)
     dial.shown = None
-    assert numbers("gate_usage", gate="Pressure(dial)") == 0
+    assert numbers("gate_usage", gate="dial") == 0
     guard.update(max_loop_lag=1, max_sessions=0)
-    assert numbers("gate_limit", gate="Pressure(lag)") == 1
-    assert numbers("gate_usage", gate="Pressure(lag)") is None
+    assert numbers("gate_limit", gate="max_loop_lag") == 1
+    assert numbers("gate_usage", gate="max_loop_lag") is None
     guard.update(max_loop_lag=None)
-    assert numbers("gate_limit", gate="Pressure(lag)") in {None, float("inf")}
-    assert shown("gate_usage")["MaxSessions"] == 3
+    assert numbers("gate_limit", gate="max_loop_lag") in {None, float("inf")}
+    assert shown("gate_usage")["max_sessions"] == 3
     del other
     assert numbers("draining") == 0
 
@@ -381,7 +380,7 @@ async def test_nothing_stays_active_whatever_happens(numbers):
                 while not guard.sessions:
                     await anyio.lowlevel.checkpoint()
                 active = sum(numbers.by("sessions_active", "route").values())
-                assert active == len(guard.sessions) == numbers("gate_usage", gate="MaxSessions")
+                assert active == len(guard.sessions) == numbers("gate_usage", gate="max_sessions")
     assert not guard.sessions
     assert set(numbers.by("sessions_active", "route").values()) == set()
     assert not numbers.observer._counted_at

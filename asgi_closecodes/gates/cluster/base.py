@@ -7,6 +7,7 @@ from typing import get_args
 
 from asgi_closecodes import events
 from asgi_closecodes.bounds import is_between
+from asgi_closecodes.gates.base import token
 from asgi_closecodes.gates.sessions import Limited
 from asgi_closecodes.naming import shown
 
@@ -22,6 +23,11 @@ class ClusterGate(Limited, abc.ABC):
 
     _task: ProcessTask
     _is_stopped = False
+    _cluster_name = "default"
+
+    def _default_name(self) -> str:
+        name = super()._default_name()
+        return name if self._cluster_name == "default" else token(f"{name}.{self._cluster_name}")
 
     def _join(self, terms: Terms, ttl: float, fallback: Fallback) -> None:
         self._report: events.Observer = _nobody

@@ -54,7 +54,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     :param redis_url: see :class:`ClusterSessions`; or a :class:`CountStore`.
     :param key: the key of a session: text, bytes, a whole number, or None for one that is not limited. By default
         :func:`client_network`. Only its hash is stored.
-    :param name: tells limits on the same Redis apart.
+    :param name: tells limits on the same Redis apart; the gate's own is ``cluster_sessions_per_key``, and ``.name``
+        behind it where it is not ``default``.
     :param ttl: seconds after which the sessions of a process that died count no more.
     :param fallback: ``share`` and ``open`` mean the same here.
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the new one takes the place of the key's oldest
@@ -76,6 +77,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         fallback: Fallback = "share",
         when_full: Literal["refuse", "replace_oldest"] = "refuse",
     ) -> None:
+        self._cluster_name = name
+        self._in_shadow = False
         self._store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
         self._health = Health(name, self._tell)
         self._task = ProcessTask(self._say, self._due, self._leave, self._tell, self._store.forget)
@@ -88,7 +91,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._worker = worker_id()
         self._seq = 0
         self._beat_at = self._said_at = -math.inf
-        self._said_as = self.when_full
+        self._said_as = self._mode
         self._changed: set[str] = set()
         """Keys of which the store does not know the number."""
         self._waiting: dict[str, list[_Asking]] = {}
@@ -112,7 +115,17 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
 
         :raises TypeError: if the key is neither text, bytes nor a whole number.
         """
+        self._in_shadow = False
         return _Place(self, self.digest(session), session)
+
+    def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Return the same, for which no other session leaves."""
+        self._in_shadow = True
+        return _Place(self, self.digest(session), session)
+
+    @property
+    def _mode(self) -> Literal["refuse", "replace_oldest"]:
+        return "refuse" if self._in_shadow else self.when_full
 
     def digest(self, session: Session) -> str | None:
         """Return what stands for the key of ``session`` in the store."""
@@ -155,7 +168,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             raise TryAgainLater(
                 cause=self.cause, usage=self.active_of(digest), limit=self._limit, is_overload=self.is_overload
             )
-        self.take(digest, session)
+        (self.take_or_refuse if self._in_shadow else self.take)(digest, session)
         self._changed.add(digest)
 
     def _decide_alone(self, asking: Iterable[tuple[str, list[_Asking]]]) -> None:
@@ -185,7 +198,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
 
     async def _say(self) -> None:
         self._beat_at = time.monotonic()
-        if self._beat_at - self._said_at > _SAID_AGAIN or self._said_as != self.when_full:
+        if self._beat_at - self._said_at > _SAID_AGAIN or self._said_as != self._mode:
             self._say_all()
         self._is_called = False
         self._seq += 1
@@ -229,7 +242,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         await self._health.succeeded(self._store)
 
     def _say_all(self) -> None:
-        self._said_at, self._said_as = self._beat_at, self.when_full
+        self._said_at, self._said_as = self._beat_at, self._mode
         self._changed.update(key for key in self._sessions.copy() if isinstance(key, str))
 
     def _count_of(self, digest: str, more: int) -> KeyCount:

@@ -29,7 +29,8 @@ class ClusterSessions(ClusterGate):
 
     :param limit: sessions of the whole cluster; None is no limit, 0 admits nobody. The lowest that a process has holds.
     :param redis_url: of a Redis (6.2 or later) or Valkey, see :class:`RedisStore`; or another :class:`LeaseStore`.
-    :param name: tells limits on the same Redis apart.
+    :param name: tells limits on the same Redis apart; the gate's own is ``cluster_sessions``, and ``.name`` behind it
+        where it is not ``default``.
     :param ttl: seconds that a lease lasts.
     :param fallback: what admits when a lease has ended and Redis is away. ``share``: each process, up to what it had
         and an equal part of 80 % of what was free; ``open``: everybody; ``closed``: nobody.
@@ -47,6 +48,7 @@ class ClusterSessions(ClusterGate):
         fallback: Fallback = "share",
     ) -> None:
         store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
+        self._cluster_name = name
         self._lease = Lease(0)
         self._worker = Worker(self._lease, store, name, self._tell)
         self._task = self._worker.task
@@ -61,7 +63,7 @@ class ClusterSessions(ClusterGate):
             self._lease.limit = self._limit
 
     @property
-    def active(self) -> int:
+    def usage(self) -> int:
         """Open sessions of this process."""
         return self._lease.used
 

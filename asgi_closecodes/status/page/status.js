@@ -88,7 +88,11 @@ function show(snapshot) {
   bars(at("closes"), "Code", snapshot.closes, (code) => `${code} ${MEANINGS[code] ?? ""}`);
   bars(at("refusals"), "Cause", snapshot.refusals);
   bars(at("sheds"), "Cause", snapshot.sheds);
-  const gates = snapshot.gates.map(({ name, active, limit, shadow }) => [shadow ? `${name} (shadow)` : name, active, limit]);
+  const gates = snapshot.gates.map(({ name, usage, limit, shadow }) => [
+    shadow ? `${name} (shadow)` : name,
+    usage === null || Number.isInteger(usage) ? usage : Number(usage.toPrecision(3)),
+    limit,
+  ]);
   fill(at("gates"), ["Gate", "In use", "Limit"], gates, "none");
   const errors = snapshot.error_groups.map((group) => [
     group.type,

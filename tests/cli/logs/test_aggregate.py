@@ -22,7 +22,7 @@ def tallied(kind, lines):
 
 
 def refusal(cause="full", mode="close", code=1013):
-    return events.SessionRefused(FACTS, Close(code, "try again later"), "MaxSessions", cause, 2.3, mode, 5, 5)
+    return events.SessionRefused(FACTS, Close(code, "try again later"), "max_sessions", cause, 2.3, mode, 5, 5)
 
 
 def test_equal_errors_are_one_kind_with_all_that_were_counted():

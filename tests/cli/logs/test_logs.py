@@ -237,7 +237,7 @@ def test_what_is_no_time_is_a_usage_error(log, when):
 def test_closes_are_counted_by_code_and_refusals_by_cause(log):
     refused = {
         "event.name": "closecodes.session.refused",
-        "closecodes.gate.name": "MaxSessions",
+        "closecodes.gate.name": "max_sessions",
         "closecodes.gate.cause": "full",
         "closecodes.refusal.mode": "close",
         "closecodes.refusal.suppressed": 4,
@@ -252,7 +252,7 @@ def test_closes_are_counted_by_code_and_refusals_by_cause(log):
     assert lines[0][:2] == ["6", "closes"]
     assert [line for line in lines if line[:2] == ["1011", "1"]]
     assert [line for line in lines if line[:2] == ["1013", "5"]]
-    assert [line[-1] for line in lines if line[:3] == ["full", "MaxSessions", "5"]] == ["refused", "(shadow)"]
+    assert [line[-1] for line in lines if line[:3] == ["full", "max_sessions", "5"]] == ["refused", "(shadow)"]
     assert "Sessions that ended well are not in this log" in output
     append(
         log, lines_of(record("19:04:00", **{"event.name": "closecodes.session.closed", "websocket.close.code": 1000}))

@@ -32,8 +32,13 @@ def test_the_cluster_is_asked_last():
         cluster_ttl=10,
         cluster_fallback="closed",
     )
-    names = [type(gate).__name__ for gate in Guard(settings).gate.gates]
-    assert names[-4:] == ["HandshakeRate", "ClusterSessionsPerKey", "ClusterSessions", "Draining"]
+    names = [gate.name for gate in Guard(settings).gate.gates]
+    assert names[-4:] == [
+        "handshakes_per_second",
+        "cluster_max_sessions_per_client",
+        "cluster_max_sessions",
+        "draining",
+    ]
     per_client, sessions = cluster_gates(Guard(settings))
     assert (sessions.limit, sessions.ttl, sessions.fallback) == (100, 10, "closed")
     assert (per_client.limit, per_client.ttl, per_client.fallback) == (5, 10, "closed")

@@ -56,7 +56,7 @@ async def test_a_place_is_free_for_others_when_its_session_ends(processes, serve
     assert await processes.come(1, second) == 0
     await processes.end(first, 4)
     await processes.fill(10, second)
-    assert second.active == 4
+    assert second.usage == 4
 
 
 async def test_who_stops_gives_the_places_back_at_once(processes, server):
@@ -100,7 +100,7 @@ async def test_a_server_that_stands_still(processes, server, seconds):
         processes.add(20, server.url, fallback="closed")
     await processes.fill(20)
     gate = processes.gates[0]
-    await processes.end(gate, gate.active)
+    await processes.end(gate, gate.usage)
     held = processes.open
     server.pause()
     start = time.monotonic()
@@ -131,7 +131,7 @@ async def test_a_server_that_pauses_its_clients(processes, server):
     await processes.until(lambda: processes.of(events.ClusterAway))
     await processes.until(lambda: processes.of(events.ClusterBack))
     await processes.fill(20)
-    assert gate.active == 20
+    assert gate.usage == 20
 
 
 @pytest.mark.parametrize("loss", ["flush", "evict", "restart", "old dump"])
@@ -284,7 +284,7 @@ async def test_of_two_limits_the_lower_one_holds_and_both_are_named(processes, s
     [event] = processes.of(events.ClusterMisconfigured)
     assert "50" in event.problem
     assert "5:" in event.problem
-    await processes.end(low, low.active)
+    await processes.end(low, low.usage)
     await low.stop()
     processes.gates.remove(low)
     await processes.fill(20, high)  # as soon as nobody has the lower one
@@ -389,7 +389,7 @@ async def test_a_forked_child_is_another_worker(processes, server):
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        said = f"{gate.lease.worker != ours} {gate.active} {gate.lease.take()}"
+        said = f"{gate.lease.worker != ours} {gate.usage} {gate.lease.take()}"
         os.write(writable, said.encode())
         os._exit(0)
     os.waitpid(child, 0)
@@ -406,7 +406,7 @@ async def test_a_rolling_restart_passes_no_limit_and_loses_no_place(processes, s
     await processes.fill(40)
     for old in [*processes.gates]:
         new = processes.add(40, server.url)
-        await processes.end(old, old.active)
+        await processes.end(old, old.usage)
         await old.stop()
         processes.gates.remove(old)
         await processes.fill(40, new)
@@ -428,7 +428,7 @@ def test_another_event_loop_begins_anew(server):
 
     async def visit():
         async with gate.admit(Visitor()):
-            return gate.active
+            return gate.usage
 
     for _ in range(3):
         assert asyncio.run(visit()) == 1
@@ -455,7 +455,7 @@ def test_on_trio_it_says_so(server):
 async def test_without_a_limit_it_counts_and_asks_nobody(processes, tmp_path):
     gate = processes.add(None, f"unix://{tmp_path}/none.sock")
     assert await processes.come(50) == 50
-    assert gate.active == 50
+    assert gate.usage == 50
     processes.look()
     assert not processes.told
 

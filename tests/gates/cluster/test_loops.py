@@ -92,12 +92,12 @@ def test_gate_in_several_loops_counts_exactly(kind, server, switching, caplog):
         held = []
         while admitted < 60:
             admitted += sum(await asyncio.gather(*(enter(gate, held) for _ in range(4))))
-            most.append(gate.active)
+            most.append(gate.usage)
             await leave(held)
             gate.sample()
 
     in_loops(main, main, main)
-    assert gate.active == 0
+    assert gate.usage == 0
     assert max(most) <= 6
     assert not of(events.ClusterAway, told), of(events.ClusterAway, told)[0]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -161,7 +161,7 @@ def test_gate_loop_closed_goes_on_in_the_next(kind, server):
 
     asyncio.run(asyncio.wait_for(second(), 30))
     assert not of(events.ClusterSyncFailed, told)
-    assert gate.active == 0
+    assert gate.usage == 0
     del kept
     gc.collect()
 
@@ -216,7 +216,7 @@ def test_gate_loop_closed_that_asked_answers_in_others(kind, server):
     thread.join()
     if kind == "sessions":
         assert gate.lease.waiting == 0
-    assert gate.active == 0
+    assert gate.usage == 0
     kept.clear()
     gc.collect()
 

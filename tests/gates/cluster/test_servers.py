@@ -32,7 +32,7 @@ async def test_one_limit_and_one_of_a_key_hold(processes, each_server):
     await processes.fill(40)
     assert await processes.come(20) == 0
     first, second = processes.gates[:2]
-    await processes.end(first, first.active)
+    await processes.end(first, first.usage)
     await first.stop()
     processes.gates.remove(first)
     await processes.fill(40, second)

@@ -119,7 +119,7 @@ def test_more_sessions_than_it_takes_are_told_when_to_come_back_and_do(new_page,
         assert 0 < numbers[0] - numbers[-1] < 5
 
         log = visitor.of("#log")
-        expect(log.get_by_text("refused a session of /crash-on-message: MaxSessions (full)").first).to_be_visible()
+        expect(log.get_by_text("refused a session of /crash-on-message: max_sessions (full)").first).to_be_visible()
         # They come back by themselves, and not in a rush: a tight loop would make thousands of attempts.
         for _ in range(3):
             visitor.click("Raise the limit")

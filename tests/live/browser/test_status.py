@@ -45,7 +45,7 @@ def test_a_person_sees_what_is_going_on_and_drains(server, sessions, new_page):
     expect(page.locator("#closes tbody tr")).to_have_text(["1011 error1"])
     expect(page.locator("#errors tbody tr td").first).to_contain_text("<img src=x onerror=alert(1)>")
     expect(page.locator("#errors tbody tr td").nth(1)).to_have_text("/crash/{b}")
-    expect(page.get_by_role("row", name="MaxSessions 2 3")).to_be_visible()
+    expect(page.get_by_role("row", name="max_sessions 2 3")).to_be_visible()
     assert page.locator("main img").count() == 0
 
     sessions.pop().close()

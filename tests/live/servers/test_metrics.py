@@ -45,8 +45,8 @@ def test_one_process(tmp_path, holding):
         visitors = [holding.enter_context(Visitor(server)) for _ in range(3)]
         value = scrape(server)
         assert value("sessions_active", route="/rooms/{room}") == value("sessions_active") == 3
-        assert value("gate_usage", gate="MaxSessions") == 3
-        assert value("gate_limit", gate="MaxSessions") == 1000
+        assert value("gate_usage", gate="max_sessions") == 3
+        assert value("gate_limit", gate="max_sessions") == 1000
         for visitor in visitors:
             visitor.vanish()
         assert eventually(lambda: scrape(server)("sessions_active") == 0)
@@ -70,8 +70,8 @@ def test_two_workers_and_one_that_is_killed(tmp_path, holding):
         value = scrape(server)
         assert value("sessions_active", route="/rooms/{room}") == value("sessions_active") == total
         assert value("sessions_started_total") == value("admission_seconds_count", result="admitted") == total
-        assert value("gate_limit", gate="MaxSessions") == 1000
-        assert eventually(lambda: scrape(server)("gate_usage", gate="MaxSessions") == most)
+        assert value("gate_limit", gate="max_sessions") == 1000
+        assert eventually(lambda: scrape(server)("gate_usage", gate="max_sessions") == most)
         for process in at:  # one of each
             next(visitor for visitor in visitors if visitor.process == process).crash()
         assert eventually(lambda: scrape(server)("sessions_active") == total - 2)
@@ -87,7 +87,7 @@ def test_two_workers_and_one_that_is_killed(tmp_path, holding):
             if visitor.process != busy:
                 visitor.vanish()
         assert eventually(lambda: scrape(server)("sessions_active") == 0)
-        assert eventually(lambda: scrape(server)("gate_usage", gate="MaxSessions") == 0)
+        assert eventually(lambda: scrape(server)("gate_usage", gate="max_sessions") == 0)
 
 
 def scrape_or_nothing(server):

@@ -45,7 +45,7 @@ def test_the_first_handshake_after_a_stall_is_refused_and_later_ones_are_not(set
         assert eventually(lambda: connect(running, "/echo/a", say="x", patience=0.2).open, within=20)
         assert time.monotonic() - start > 1  # it does not flap
         [*_, record] = running.wait_for_records(1, event__name="closecodes.session.refused")
-        assert record["closecodes.gate.name"] == "Pressure"
+        assert record["closecodes.gate.name"] == "max_loop_lag"
         assert record["closecodes.gate.limit"] == 0.5
         assert record["closecodes.gate.usage"] > 0.5
 

@@ -198,7 +198,7 @@ def test_a_refusal_by_http(server, daphne):
         assert 0 <= int(seen.header("retry-after")) - hint <= 1.1
         [*_, record] = server.wait_for_records(1, closecodes__refusal__mode="http")
         assert record["level"] == "warning"
-        assert record["closecodes.gate.name"] == "MaxSessions"
+        assert record["closecodes.gate.name"] == "max_sessions"
 
 
 def test_a_refusal_by_http_holds_no_socket(server, daphne):
@@ -346,7 +346,7 @@ def test_a_unix_socket_has_no_client(setup, tmp_path):
 def test_every_place_is_free_in_the_end(server):
     for guard in ("", "one", "http", "auto", "few", "keyed", "reraise", "private", "debug", "bald", "offers", "shed"):
         assert eventually(is_empty(server, guard)), guard
-        assert all(gate["active"] == 0 for gate in snapshot(server, guard)["gates"])
+        assert all(gate["usage"] == 0 for gate in snapshot(server, guard)["gates"])
 
 
 def failures(server, path):

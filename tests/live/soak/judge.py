@@ -22,8 +22,8 @@ def left_over(state, start):
             if snapshot.get(name):
                 yield f"{name} = {snapshot[name]}"
         for gate in snapshot["gates"]:
-            if gate.get("active"):
-                yield f"{gate['name']}.active = {gate['active']}"
+            if gate["cause"] not in {"lag", "memory", "cpu"} and gate["usage"]:
+                yield f"{gate['name']}: {gate['usage']} in use"
     if state["session objects"]:
         yield f"{state['session objects']} Session objects"
     if (more := len(state["descriptors"]) - len(start["descriptors"])) > 0:
