@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import inspect
 import math
 import os
 import time
@@ -33,6 +32,7 @@ from asgi_closecodes.token_bucket import Rate
 
 from . import unused
 from .counters import Tally
+from .dispatch import Dispatcher, reject_coroutine
 from .memory import RoundShedder, round_shedders
 from .retry_after import RetryQueue
 from .saturation import Saturation
@@ -51,9 +51,6 @@ STOP_TIMEOUT = 10.0
 
 _AT_ONCE = 25
 """Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
-
-_MOST_ONCE = 256
-"""Kinds of faults that are reported once each."""
 
 _LOOK = 5.0
 """Seconds between two looks at who has been idle."""
@@ -121,15 +118,10 @@ class Guard:
             self._saturation: (events.SessionRefused,),
             self._keep_watch: (events.LogsSuppressed, events.GateSaturated),
         }
-        self._followers = tuple(observers)
-        self._observers: dict[type, tuple[events.Observer, ...]] = {
-            kind: (*(observer for observer, kinds in own.items() if kind in kinds), *self._followers)
-            for kind in events.KINDS
-        }
+        self._dispatcher = Dispatcher(own, observers)
         objects: list[object] = [*observers]  # for mypy, which takes a function for nothing else
         self._watchers = [observer for observer in objects if isinstance(observer, events.WatchingObserver)]
         self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
-        self._reported: set[Hashable] = set()
         self._draining_gate = Draining(self)
         self._gates: dict[str, GateBase] = {}
         self._own_gate_name = type(gate).__name__
@@ -384,38 +376,18 @@ class Guard:
     @property
     def is_followed(self) -> bool:
         """Whether anybody wants to know how a session goes where nothing is wrong with it."""
-        return bool(self._followers) or self._logs.is_detailed
+        return bool(self._dispatcher.followers) or self._logs.is_detailed
 
     def report(self, event: events.Event) -> None:
-        """Hand ``event`` to every observer. One that raises is reported once, and called again."""
-        for observer in self._observers.get(type(event)) or self._observers_of(type(event)):
-            try:
-                returned = observer(event)
-                if returned is not None:
-                    _reject_coroutine(returned)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as error:  # a CancelledError too: of a future that it asked, nobody cancels a call
-                self._failed_once(f"observer {name_of(observer)}", id(observer), error)
-
-    def _observers_of(self, kind: type) -> tuple[events.Observer, ...]:
-        """Return whom a class of events is for that is none of ours: a gate of the user's may report its own."""
-        return next((self._observers[base] for base in kind.__mro__ if base in self._observers), self._followers)
+        """Hand ``event`` to every observer that it is for."""
+        self._dispatcher.report(event)
 
     def report_once(self, key: Hashable, event: events.Event) -> None:
-        """Report the first of all events of one ``key``; those of too many keys are one together."""
-        with COUNTING:
-            key = key if key in self._reported or len(self._reported) < _MOST_ONCE else None
-            is_new = key not in self._reported
-            self._reported.add(key)
-        if is_new:
-            self.report(event)
-
-    def _failed_once(self, name: str, key: Hashable, error: BaseException) -> None:
-        self.report_once(key, events.CallbackFailed(name, error))
+        """Report the first of all events of one ``key``."""
+        self._dispatcher.report_once(key, event)
 
     def _order_failed(self, error: Exception) -> None:
-        self._failed_once("shed", "shed", error)
+        self._dispatcher.failed_once("shed", "shed", error)
 
     # Background work
 
@@ -474,7 +446,7 @@ class Guard:
             except (Exception, asyncio.CancelledError) as error:  # this too: of a task that it has cancelled itself
                 if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
                     raise
-                self._failed_once(f"{gate.name}.stop", (id(gate), "stop"), error)
+                self._dispatcher.failed_once(f"{gate.name}.stop", (id(gate), "stop"), error)
 
     def _is_needed(self) -> bool:
         return (
@@ -583,12 +555,12 @@ class Guard:
         """Return what a gate or an observer answers, or ``default`` where it fails."""
         try:
             answer = question()
-            _reject_coroutine(answer)
+            reject_coroutine(answer)
             return read(answer)
         except Exception as error:
             who = asked.name if isinstance(asked, GateBase) else type(asked).__name__
             what = getattr(question, "__name__", "")
-            self._failed_once(f"{who}.{what}", (id(asked), what), error)
+            self._dispatcher.failed_once(f"{who}.{what}", (id(asked), what), error)
             return default
 
     def _in_background(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
@@ -706,12 +678,6 @@ def _checked_observers(observers: Iterable[events.Observer]) -> list[events.Obse
         if not callable(observer):
             raise TypeError(f"observers: {shown(observer)} cannot be called; an observer is a function of an event")
     return observers
-
-
-def _reject_coroutine(returned: object) -> None:
-    if inspect.iscoroutine(returned):
-        returned.close()
-        raise TypeError("this has to be a plain function; it is async and was not awaited")
 
 
 _Arguments = ParamSpec("_Arguments")

@@ -131,8 +131,8 @@ async def test_session_closed_counts_until_its_transport_is_gone(handler):
 @pytest.mark.anyio
 async def test_session_closed_is_aborted_after_the_close_timeout(monkeypatch):
     monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
-    transport, guard, seen = Transport(), Guard(), []
-    guard._observers[SessionAbandoned] = (seen.append,)
+    transport, seen = Transport(), []
+    guard = Guard(observers=[lambda event: seen.append(event) if isinstance(event, SessionAbandoned) else None])
     async with running(returns, guard, Server(transport)):
         pass
     assert transport.aborts == 1
@@ -150,7 +150,7 @@ async def test_session_that_stays_held_is_abandoned_once(caplog):
     assert event.after >= 0.05
     assert seen.index(event) < seen.index(*of(SessionClosed, seen))
     assert counts(guard) == (0, 0, 0)
-    assert guard.gate.gates[-2].active == 0
+    assert guard.gate.gates[-2].usage == 0
     assert "closecodes.session.abandoned" in {record.__dict__["event.name"] for record in caplog.records}
 
 
@@ -483,7 +483,7 @@ def test_counts_never_drift_whatever_becomes_of_a_connection(sessions):
                 await asyncio.sleep(0)
             [counted] = [one for one in guard.gate.gates if isinstance(one, MaxSessionsPerKey)]
             assert counted.active + len(counted._leaving.of("192.0.2.1")) <= 4
-            assert gate.active == len(guard.sessions) <= 3
+            assert gate.usage == len(guard.sessions) <= 3
             assert len(guard._leaving) <= len(guard.sessions)
         for one in [*guard.sessions]:
             one.end_soon(TryAgainLater(cause="test"))
@@ -494,7 +494,7 @@ def test_counts_never_drift_whatever_becomes_of_a_connection(sessions):
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert counts(guard) == (0, 0, 0)
-        assert gate.active == counted.active == len(counted._leaving) == guard.departures._waiting == 0
+        assert gate.usage == counted.active == len(counted._leaving) == guard.departures._waiting == 0
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "CLOSE_TIMEOUT", 0.02)

@@ -1,0 +1,72 @@
+"""Events to observers. One that fails is reported once, and called again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Iterable, Mapping
+
+from asgi_closecodes import events
+from asgi_closecodes.concurrency import COUNTING
+from asgi_closecodes.naming import name_of
+
+_MAX_ONCE = 256
+"""Kinds of faults that are reported once each."""
+
+
+class Dispatcher:
+    """Hands each event to the observers that it is for.
+
+    :param own: observers of some kinds of events, which hear of them first.
+    :param followers: observers of all events.
+    """
+
+    __slots__ = ("__weakref__", "_observers", "_reported", "followers")
+
+    def __init__(
+        self, own: Mapping[events.Observer, Iterable[type]], followers: Iterable[events.Observer] = ()
+    ) -> None:
+        self.followers = tuple(followers)
+        self._observers: dict[type, tuple[events.Observer, ...]] = {
+            kind: (*(observer for observer, kinds in own.items() if kind in kinds), *self.followers)
+            for kind in events.KINDS
+        }
+        self._reported: set[Hashable] = set()
+
+    def report(self, event: events.Event) -> None:
+        """Hand ``event`` to every observer that it is for."""
+        for observer in self._observers.get(type(event)) or self._observers_of(type(event)):
+            try:
+                returned = observer(event)
+                if returned is not None:
+                    reject_coroutine(returned)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a CancelledError too: of a future that it asked, nobody cancels a call
+                self.failed_once(f"observer {name_of(observer)}", id(observer), error)
+
+    def _observers_of(self, kind: type) -> tuple[events.Observer, ...]:
+        """Return whom a class of events is for that is none of ours: a gate of the user's may report its own."""
+        return next((self._observers[base] for base in kind.__mro__ if base in self._observers), self.followers)
+
+    def report_once(self, key: Hashable, event: events.Event) -> None:
+        """Report the first of all events of one ``key``; those of too many keys are one together."""
+        with COUNTING:
+            key = key if key in self._reported or len(self._reported) < _MAX_ONCE else None
+            is_new = key not in self._reported
+            self._reported.add(key)
+        if is_new:
+            self.report(event)
+
+    def failed_once(self, name: str, key: Hashable, error: BaseException) -> None:
+        """Report once that something which the user plugged in has failed."""
+        self.report_once(key, events.CallbackFailed(name, error))
+
+
+def reject_coroutine(returned: object) -> None:
+    """Do nothing.
+
+    :raises TypeError: if ``returned`` is a coroutine, which nobody awaits.
+    """
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise TypeError("this has to be a plain function; it is async and was not awaited")
