@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 from .codes import Close
 
@@ -29,7 +29,7 @@ __all__ = [
     "GateFailed",
     "GateRecovered",
     "GateSaturated",
-    "GateStanding",
+    "GateState",
     "LimitsSet",
     "LogsSuppressed",
     "Observer",
@@ -48,7 +48,7 @@ __all__ = [
     "SettingIgnored",
     "SheddingFutile",
     "SignalLeftAlone",
-    "Standing",
+    "Snapshot",
 ]
 
 Phase: TypeAlias = Literal["connecting", "open", "closed"]
@@ -492,10 +492,10 @@ One that does not only want to know what happens, but how things stand, is a :cl
 class WatchingObserver(Protocol):
     """An observer that asks how a guard stands."""
 
-    def watch(self, look: Callable[[], Standing | None], /) -> None:
+    def watch(self, look: Callable[[], Snapshot | None], /) -> None:
         """Take ``look``, once from each guard that the observer is given to.
 
-        It returns a :class:`Standing` at any time and from any thread, and None when the guard is gone.
+        It returns a :class:`Snapshot` at any time and from any thread, and None when the guard is gone.
         """
 
 
@@ -507,9 +507,8 @@ class SamplingObserver(WatchingObserver, Protocol):
         """Do so; the background ticker calls it about ten times a second."""
 
 
-@dataclass(frozen=True, slots=True)
-class GateStanding:
-    """How a gate stands."""
+class GateState(TypedDict):
+    """A gate that has a limit, or is the user's, in a :class:`Snapshot`."""
 
     name: str
     cause: str
@@ -518,22 +517,31 @@ class GateStanding:
     """How much of the limit is in use; None if that is unknown, or no one number."""
     limit: float | None
     """None is no limit."""
-    shadow: bool = False
+    shadow: bool
     """Whether it only says whom it would have refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How a guard stands."""
+class Snapshot(TypedDict):
+    """The state of a guard, and its counts since the start of the process, as plain data."""
 
-    gates: tuple[GateStanding, ...]
-    """Those that have a limit, and the user's."""
+    open: int
+    """Admitted sessions that were not told to end."""
+    leaving: int
+    """Sessions that have ended, or were told to, and still count."""
+    leaving_refused: int
+    """Refused sessions whose connection the server still holds."""
+    stalled: int
+    """Open sessions whose handler has waited in one ``send`` for over 5 s; 0 where ``send_timeout`` is not set."""
+    draining: bool
     loop_lag: float | None
     """Seconds that the event loop was late; a stall counts half after 15 s. None if nobody looked."""
-    draining: bool
-    stalled: int = 0
-    """Open sessions whose handler has waited in one ``send`` for over 5 s; 0 where ``send_timeout`` is not set."""
-    leaving: int = 0
-    """Sessions that have ended, or were told to, and still count."""
-    leaving_refused: int = 0
-    """Refused sessions whose connection the server still holds."""
+    gates: list[GateState]
+    errors: int
+    refusals: dict[str, int]
+    """By cause."""
+    sheds: dict[str, int]
+    """By cause."""
+    closes: dict[int | str, int]
+    """Sessions that are over, by close code."""
+    error_groups: list[dict[str, Any]]
+    """What failed lately, by bug, the latest first."""

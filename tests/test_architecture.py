@@ -45,7 +45,7 @@ def test_public_names_are_there():
             events,
             " ".join(
                 [
-                    "Event GateStanding Observer Outcome Phase SessionFacts Standing",
+                    "Event GateState Observer Outcome Phase SessionFacts Snapshot",
                     *(kind.__name__ for kind in events.KINDS),
                 ]
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, TypedDict
 
 from asgi_closecodes import events
 from asgi_closecodes.bounds import MAX_LABELS, OTHER, FirstOnes, is_between
@@ -14,6 +14,16 @@ from asgi_closecodes.error_identity import type_name
 
 _MOST_GROUPS = 20
 """Different errors that a snapshot tells of."""
+
+
+class Counts(TypedDict):
+    """The counts of a :class:`asgi_closecodes.events.Snapshot`."""
+
+    errors: int
+    refusals: dict[str, int]
+    sheds: dict[str, int]
+    closes: dict[int | str, int]
+    error_groups: list[dict[str, Any]]
 
 
 class Tally:
@@ -68,7 +78,7 @@ class Tally:
                 case _:
                     pass
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> Counts:
         """Return all counts, of one and the same moment."""
         with COUNTING:
             return {

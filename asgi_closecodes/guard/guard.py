@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 import os
 import time
@@ -148,7 +147,7 @@ class Guard:
             problem = "it is given in code too, which comes first: take one of the two away"
             self.report(events.SettingIgnored(name, None, problem))
         for watcher in self._watchers:
-            watcher.watch(_weak(self.look))
+            watcher.watch(_weak(self.snapshot))
         unused.made(self)
 
     def _follow(self, settings: Settings) -> None:
@@ -221,28 +220,21 @@ class Guard:
         self.report(events.LimitsSet(settings.limits(), changed))
         self._tick_if_needed()
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return the state of this process as plain data: sessions, gates, and counts since the start."""
+    def snapshot(self) -> events.Snapshot:
+        """Return the state of this process, and counts since its start, as plain data; from any thread."""
+        with COUNTING:
+            leaving = len(self._leaving)
+            open_sessions = len(self.sessions) - leaving
         return {
-            "sessions": len(self.sessions),
-            "leaving": len(self._leaving),
+            "open": open_sessions,
+            "leaving": leaving,
             "leaving_refused": self.departures.refused,
             "stalled": self._timeouts.stalled(),
             "draining": self.draining,
-            "gates": [dataclasses.asdict(_standing(gate)) for gate in self._shown_gates],
+            "loop_lag": self._lag.value(),
+            "gates": [_state_of(gate) for gate in self._shown_gates],
             **self._tally.counts(),
         }
-
-    def look(self) -> events.Standing:
-        """Return how this process stands, for observers; from any thread."""
-        return events.Standing(
-            gates=tuple(map(_standing, self._shown_gates)),
-            loop_lag=self._lag.value(),
-            draining=self.draining,
-            stalled=self._timeouts.stalled(),
-            leaving=len(self._leaving),
-            leaving_refused=self.departures.refused,
-        )
 
     async def drain(self, window: float | None = None) -> None:
         """Refuse new sessions with 1012, and close the open ones with 1012, evenly over ``window``.
@@ -634,14 +626,14 @@ class Draining(GateBase):
         return FREE
 
 
-def _standing(gate: GateBase) -> events.GateStanding:
-    return events.GateStanding(
-        name=gate.name,
-        cause=_refusal_of(gate).cause or "unknown",
-        usage=_number(lambda: gate.usage),
-        limit=_number(lambda: gate.limit),
-        shadow=isinstance(gate, Shadow),
-    )
+def _state_of(gate: GateBase) -> events.GateState:
+    return {
+        "name": gate.name,
+        "cause": _refusal_of(gate).cause or "unknown",
+        "usage": _number(lambda: gate.usage),
+        "limit": _number(lambda: gate.limit),
+        "shadow": isinstance(gate, Shadow),
+    }
 
 
 def _number(read: Callable[[], float | None]) -> float | None:

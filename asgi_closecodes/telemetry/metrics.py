@@ -223,7 +223,7 @@ class MetricsObserver(abc.ABC):
         self._inherited: Counter[str] = Counter()
         """In a child process: active sessions of the parent's by route, which are to be taken off."""
         _observers.add(self)
-        self._looks: list[Callable[[], events.Standing | None]] = []
+        self._looks: list[Callable[[], events.Snapshot | None]] = []
         self._clusters: dict[str, _Cluster] = {}
         self._shown: dict[tuple[Metric, str], None] = {}
         """The gauges of gates that have had a value, so that none stays as it was when its gate is gone."""
@@ -312,18 +312,18 @@ class MetricsObserver(abc.ABC):
 
     # How things stand
 
-    def watch(self, look: Callable[[], events.Standing | None]) -> None:
+    def watch(self, look: Callable[[], events.Snapshot | None]) -> None:
         """Ask ``look`` whenever the gauges are read. Several guards may share this observer."""
         self._looks.append(look)
         self._expect_refusals()
 
-    def _standings(self) -> list[events.Standing]:
-        return [standing for look in self._looks if (standing := look()) is not None]
+    def _snapshots(self) -> list[events.Snapshot]:
+        return [snapshot for look in self._looks if (snapshot := look()) is not None]
 
     def _expect_refusals(self) -> None:
         # At 0 before the first one: a counter that appears with 1 has not increased, for Prometheus.
-        for gate in _gates_of(self._standings()):
-            labels = self._gates(gate.name), self._causes(gate.cause)
+        for gate in _gates_of(self._snapshots()):
+            labels = self._gates(gate["name"]), self._causes(gate["cause"])
             self._add(OVERLOADS, labels, 0)
             for mode in _MODES:
                 self._add(REFUSALS, (*labels, mode), 0)
@@ -334,24 +334,24 @@ class MetricsObserver(abc.ABC):
         Of several gates of one name the one that is nearest to its limit is shown.
         """
         self._forget_inherited()
-        standings = self._standings()
-        gates: dict[str, events.GateStanding] = {}
-        for gate in _gates_of(standings):
-            label = self._gates(gate.name)
+        snapshots = self._snapshots()
+        gates: dict[str, events.GateState] = {}
+        for gate in _gates_of(snapshots):
+            label = self._gates(gate["name"])
             if label not in gates or _nearness(gate) > _nearness(gates[label]):
                 gates[label] = gate
-        values = {(GATE_USAGE, label): gate.usage for label, gate in gates.items()}
-        values |= {(GATE_LIMIT, label): gate.limit for label, gate in gates.items()}
+        values = {(GATE_USAGE, label): gate["usage"] for label, gate in gates.items()}
+        values |= {(GATE_LIMIT, label): gate["limit"] for label, gate in gates.items()}
         self._shown |= {key: None for key, value in values.items() if value is not None}
         for key in [*self._shown]:
             metric, label = key
             value = values.get(key)
             yield metric, (label,), _NOTHING[metric] if value is None else value
-        yield LOOP_LAG, (), max((standing.loop_lag or 0.0 for standing in standings), default=0.0)
-        yield SESSIONS_LEAVING, (), sum(standing.leaving for standing in standings)
-        yield REFUSALS_LEAVING, (), sum(standing.leaving_refused for standing in standings)
-        yield DRAINING, (), float(any(standing.draining for standing in standings))
-        yield SESSIONS_STALLED, (), float(sum(standing.stalled for standing in standings))
+        yield LOOP_LAG, (), max((snapshot["loop_lag"] or 0.0 for snapshot in snapshots), default=0.0)
+        yield SESSIONS_LEAVING, (), sum(snapshot["leaving"] for snapshot in snapshots)
+        yield REFUSALS_LEAVING, (), sum(snapshot["leaving_refused"] for snapshot in snapshots)
+        yield DRAINING, (), float(any(snapshot["draining"] for snapshot in snapshots))
+        yield SESSIONS_STALLED, (), float(sum(snapshot["stalled"] for snapshot in snapshots))
         now = time.monotonic()
         for name, cluster in [*self._clusters.items()]:
             yield CLUSTER_LIMIT, (name,), cluster.synced.limit
@@ -386,11 +386,12 @@ class _Cluster:
 _NOTHING = {GATE_USAGE: 0.0, GATE_LIMIT: math.inf}
 
 
-def _gates_of(standings: Iterable[events.Standing]) -> Iterator[events.GateStanding]:
-    return (gate for standing in standings for gate in standing.gates)
+def _gates_of(snapshots: Iterable[events.Snapshot]) -> Iterator[events.GateState]:
+    return (gate for snapshot in snapshots for gate in snapshot["gates"])
 
 
-def _nearness(gate: events.GateStanding) -> tuple[float, bool]:
-    if gate.usage is None or gate.limit is None:
-        return 0.0, gate.limit is not None
-    return gate.usage / gate.limit if gate.limit else math.inf, True
+def _nearness(gate: events.GateState) -> tuple[float, bool]:
+    usage, limit = gate["usage"], gate["limit"]
+    if usage is None or limit is None:
+        return 0.0, limit is not None
+    return usage / limit if limit else math.inf, True

@@ -84,7 +84,7 @@ class Office(HTTPRooms2D):
 def test_gate_has_an_explicit_name(gate, name):
     guard = Guard(gate=gate)
     assert names(guard) == [name]
-    assert [standing.name for standing in guard.look().gates] == [name]
+    assert [gate["name"] for gate in guard.snapshot()["gates"]] == [name]
 
 
 def test_gates_of_settings_are_named_as_their_settings():

@@ -439,7 +439,7 @@ def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
     def check():
         assert not guard._logs.has_unsaid
         snapshot = guard.snapshot()
-        assert (snapshot["sessions"], snapshot["leaving"], snapshot["draining"]) == (0, 0, False)
+        assert (snapshot["open"], snapshot["leaving"], snapshot["draining"]) == (0, 0, False)
         assert (snapshot["errors"], snapshot["closes"], snapshot["error_groups"]) == (0, {}, [])
         assert set(usage(guard).values()) == {0}
 
@@ -742,7 +742,7 @@ def test_update_and_snapshot_while_errors_happen_never_raise():
     def look():
         while not is_over.is_set():
             guard.snapshot()
-            guard.look()
+            guard.snapshot()
             done[1] += 1
 
     logger = logging.getLogger("asgi_closecodes")
@@ -776,7 +776,7 @@ def test_look_sensor_stops_meanwhile_does_not_raise():
 
     def look():
         while not is_over.is_set():
-            guard.look()
+            guard.snapshot()
 
     with switching_often():
         in_threads(tick, look)
@@ -970,7 +970,7 @@ def test_guard_in_several_loops_counts_exactly(backends):
         in_threads(*(lambda backend=backend, seed=seed: visits(backend, seed) for seed, backend in enumerate(backends)))
     assert usage(guard) == {"max_sessions": 0, "max_sessions_per_client": 0, "max_handshakes_in_progress": 0}
     snapshot = guard.snapshot()
-    assert (snapshot["sessions"], snapshot["leaving"]) == (0, 0)
+    assert (snapshot["open"], snapshot["leaving"]) == (0, 0)
     assert not guard._gates["max_sessions_per_client"]._sessions
 
 
@@ -997,7 +997,7 @@ def test_sums_over_several_loops_are_exact():
     with switching_often():
         in_threads(*(lambda number=number: visits(number) for number in range(4)))
     snapshot = guard.snapshot()
-    assert snapshot["sessions"] == snapshot["leaving"] == 0
+    assert snapshot["open"] == snapshot["leaving"] == 0
     assert set(usage(guard).values()) == {0}
     failed, refused = len(of(events.SessionFailed, seen)), len(of(events.SessionRefused, seen))
     assert failed + refused == 240

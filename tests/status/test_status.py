@@ -188,7 +188,7 @@ async def test_the_snapshot(guard):
             "limits": guard.settings.limits(),
             "pid": os.getpid(),
         }
-        assert (seen["sessions"], seen["draining"], seen["limits"]["max_sessions"]) == (0, False, 2)
+        assert (seen["open"], seen["draining"], seen["limits"]["max_sessions"]) == (0, False, 2)
         assert seen["closes"] == {"1011": 1}
         assert [(group["type"], group["count"]) for group in seen["error_groups"]] == [("ValueError", 1)]
         assert "a secret" not in response.text
@@ -200,7 +200,7 @@ async def test_a_full_process_still_answers(guard):
         app = CloseCodeMiddleware(StatusApp(guard, authorize=None), guard)
         async with client_of(app) as client:
             seen = (await client.get("/")).json()
-        assert (seen["sessions"], seen["limits"]["max_sessions"]) == (2, 2)
+        assert (seen["open"], seen["limits"]["max_sessions"]) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,12 @@ def snapshot(server, guard=""):
     return tell(server)[guard]
 
 
+def held(server, guard=""):
+    """Return how many sessions count: those that are open, and those that leave."""
+    state = snapshot(server, guard)
+    return state["open"] + state["leaving"]
+
+
 def eventually(condition, within=10):
     """Return what ``condition`` returns as soon as that is true, or in the end."""
     deadline = time.monotonic() + within
@@ -180,7 +186,7 @@ def eventually(condition, within=10):
 
 
 def is_empty(server, guard):
-    return lambda: snapshot(server, guard)["sessions"] == 0
+    return lambda: held(server, guard) == 0
 
 
 HINT = re.compile(r"try again later; retry_after=([0-9]+\.[0-9]); cause=(full|client|gate)")

@@ -71,7 +71,8 @@ function plot(now) {
 
 function show(snapshot) {
   const now = Date.now();
-  const { sessions, draining, leaving, leaving_refused: refused, stalled, limits, pid } = snapshot;
+  const { open, draining, leaving, leaving_refused: refused, stalled, limits, pid } = snapshot;
+  const sessions = open + leaving;
   const limit = limits.max_sessions;
   if (pid !== process) history.length = 0;
   process = pid;

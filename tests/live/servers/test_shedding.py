@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.support.peers import HINT, Raw, connect, eventually, is_empty, snapshot, tell
+from tests.support.peers import HINT, Raw, connect, eventually, held, is_empty, snapshot, tell
 
 HANDLERS = {
     # path: seconds after which it is gone at the latest; it has one second of grace
@@ -42,7 +42,7 @@ def nobody_is_there(server):
 def test_a_shed_session_gets_its_code_whatever_its_handler_does(server, setup, daphne, handler, mute):
     with Raw(server, f"/shed/{handler}") as peer:
         assert peer.answer() == 101
-        assert eventually(lambda: snapshot(server, "shed")["sessions"] == 1)
+        assert eventually(lambda: held(server, "shed") == 1)
         time.sleep(0.05)  # let the handler reach what it waits for
         start = time.monotonic()
         tell(server, "shed", shed="1")
@@ -91,7 +91,7 @@ def test_a_session_that_is_shed_is_no_error(server, news):
 
 def test_a_handshake_that_is_not_answered_is_ended_too(server, daphne):
     with Raw(server, "/shed/answer-late") as peer:
-        assert eventually(lambda: snapshot(server, "shed")["sessions"] == 1)
+        assert eventually(lambda: held(server, "shed") == 1)
         time.sleep(0.05)
         tell(server, "shed", shed="1")
         assert peer.answer() == 101
@@ -108,7 +108,7 @@ def test_who_is_above_a_lowered_limit_leaves_the_newest_first(server, daphne, ho
         seen = peer.close_frame()
         assert seen.code == (4013 if daphne else 1013)
         assert daphne or HINT.fullmatch(seen.reason)
-    assert eventually(lambda: snapshot(server, "shed")["sessions"] == 2)
+    assert eventually(lambda: held(server, "shed") == 2)
     for peer in peers[:2]:
         peer.send(1, b"still here")
         assert peer.frame() == (1, b"still here")
@@ -128,7 +128,7 @@ def test_a_client_s_dead_sessions_do_not_lock_it_out(server, daphne, holding):
     seen = zombies[0].close_frame()
     assert seen.code == (4013 if daphne else 1013)
     assert daphne or seen.reason.endswith("cause=replaced")
-    assert eventually(lambda: snapshot(server, "shed")["sessions"] == 5)
+    assert eventually(lambda: held(server, "shed") == 5)
 
 
 def test_a_drain_tells_everybody_and_lets_nobody_in(server, daphne, holding):

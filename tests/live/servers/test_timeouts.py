@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.support.peers import Raw, eventually, snapshot, tell
+from tests.support.peers import Raw, eventually, held, snapshot, tell
 from tests.support.servers import serve
 
 FINDS_SOCKET = {"uvicorn-sansio", "uvicorn-wsproto", "hypercorn-asyncio", "hypercorn-trio"}
@@ -27,9 +27,9 @@ def timed(started):
     yield started
     # Whoever is left is cancelled, or ended.
     tell(started, "shed", idle_timeout="0.5", cancel_after_disconnect="True", send_timeout="None")
-    if not eventually(lambda: snapshot(started, "shed")["sessions"] == 0, within=5):
+    if not eventually(lambda: held(started, "shed") == 0, within=5):
         tell(started, "shed", shed="1")
-        assert eventually(lambda: snapshot(started, "shed")["sessions"] == 0, within=30)
+        assert eventually(lambda: held(started, "shed") == 0, within=30)
     tell(started, "shed", idle_timeout="None", cancel_after_disconnect="False")
 
 
@@ -68,7 +68,7 @@ def test_idle_session_is_closed_with_3008(timed, setup, mute):
         if not mute:
             with contextlib.suppress(ConnectionError):
                 peer.send(8, seen.code.to_bytes(2))
-        assert eventually(lambda: snapshot(timed, "shed")["sessions"] == 0)
+        assert eventually(lambda: held(timed, "shed") == 0)
     assert sheds(timed, "idle") == before + 1
     [*_, record] = timed.wait_for_records(
         before + 1, event__name="closecodes.session.shed", closecodes__gate__cause="idle"
@@ -135,7 +135,7 @@ def test_handler_without_its_peer_is_cancelled(timed, setup, handler, way):
             peer.send(8, (1000).to_bytes(2))
             time.sleep(0.1)
     if told:  # elsewhere the server may tell of it late, or never
-        assert eventually(lambda: snapshot(timed, "shed")["sessions"] == 0)
+        assert eventually(lambda: held(timed, "shed") == 0)
     assert not timed.records(event__name="closecodes.session.exception")
     assert "Traceback" not in timed.log()
 
@@ -147,7 +147,7 @@ def test_idle_timeout_frees_what_hypercorn_never_tells_of(tmp_path, behind):
     with serve("hypercorn-asyncio", "tests.live.servers.wrapped:wrapped", tmp_path) as server:
 
         def is_open():
-            return snapshot(server, "shed")["sessions"] == 1
+            return held(server, "shed") == 1
 
         for _ in range(10):  # it depends on what its tasks have read until then
             with Raw(server, "/shed/echo", behind=behind) as peer:

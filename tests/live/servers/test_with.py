@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.support.peers import HINT, Raw, connect, connect_with_httpx_ws, eventually, is_empty, snapshot, tell
+from tests.support.peers import HINT, Raw, connect, connect_with_httpx_ws, eventually, held, is_empty, snapshot, tell
 from tests.support.servers import serve
 
 from .apps import SECRET
@@ -181,7 +181,7 @@ def test_a_full_server_says_when_to_come_back_and_has_room_again_when_somebody_l
         assert daphne or (0.9 <= hints[0] <= 3 and hints == sorted(hints))
         [*_, record] = server.wait_for_records(1, event__name="closecodes.session.refused", url__path="/echo")
         assert record["closecodes.gate.cause"] in {"full", "client"}
-        assert snapshot(server, "one")["sessions"] == 1
+        assert held(server, "one") == 1
         peer.send(8, b"\x03\xe8")
         peer.close_frame()
     assert eventually(is_empty(server, "one"))
@@ -357,7 +357,7 @@ def test_broadcast_to_a_shed_member_is_the_speakers_failure(server, daphne):
     earlier = len(failures(server, "/speak"))
     with Raw(server, "/shed/join") as member, Raw(server, "/speak") as speaker:
         assert member.answer() == speaker.answer() == 101
-        assert eventually(lambda: snapshot(server, "shed")["sessions"] == 1)
+        assert eventually(lambda: held(server, "shed") == 1)
         tell(server, "shed", shed="1")
         member.close_frame()
         speaker.send(1, b"hello")
