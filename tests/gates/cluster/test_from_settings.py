@@ -15,7 +15,7 @@ from .proxy import Proxy
 
 
 def cluster_gates(guard):
-    return [gate for gate in guard._working_gates() if isinstance(gate, (ClusterSessions, ClusterSessionsPerKey))]
+    return [gate for gate in guard._working_gates if isinstance(gate, (ClusterSessions, ClusterSessionsPerKey))]
 
 
 def test_without_redis_there_is_no_gate():
