@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from asgi_closecodes.events import Observer
 from asgi_closecodes.naming import shown
@@ -88,25 +88,26 @@ class GateBase:
             suffix = f"_{(number := number + 1)}"
             self._name = f"{default[: _MAX_NAME - len(suffix)]}{suffix}"
 
-    @property
-    def cause(self) -> str:
-        """A token that clients are told whom this gate refuses or sheds."""
-        return "shed"
+    # Properties for type checkers, so that a property may take their place; attributes, so that one may as well.
+    if TYPE_CHECKING:
 
-    @property
-    def is_overload(self) -> bool:
-        """Whether its refusals say that the process lacks something; one client's own limit does not."""
-        return True
+        @property
+        def cause(self) -> str:
+            """A token that clients are told whom this gate refuses or sheds."""
 
-    @property
-    def limit(self) -> float | None:
-        """The limit, None where there is none."""
-        return None
+        @property
+        def is_overload(self) -> bool:
+            """Whether its refusals say that the process lacks something; one client's own limit does not."""
 
-    @property
-    def usage(self) -> float | None:
-        """How much of the limit is in use, None if it is unknown."""
-        return None
+        @property
+        def limit(self) -> float | None:
+            """The limit, None where there is none."""
+
+        @property
+        def usage(self) -> float | None:
+            """How much of the limit is in use, None if it is unknown."""
+    else:
+        cause, is_overload, limit, usage = "shed", True, None, None
 
     @property
     def is_watched(self) -> bool:

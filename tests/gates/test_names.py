@@ -288,6 +288,26 @@ async def test_names_are_what_refusals_tell():
     ]
 
 
+@pytest.mark.parametrize("how", ["attributes of the class", "attributes of the gate", "properties"])
+def test_a_gate_says_its_numbers_as_it_likes(how):
+    members = {"cause": "mine", "is_overload": False, "limit": 7, "usage": 3}
+
+    class Own(HTTPRooms2D):
+        def __init__(self):
+            super().__init__()
+            if how == "attributes of the gate":
+                vars(self).update(members)
+                self.usage = 3
+
+    if how == "attributes of the class":
+        vars_of = members
+    else:
+        vars_of = {name: property(lambda _, value=value: value) for name, value in members.items()}
+    kind = Own if how == "attributes of the gate" else type("Own", (Own,), vars_of)
+    [gate] = Guard(gate=kind()).snapshot()["gates"]
+    assert gate == {"name": "own", "cause": "mine", "usage": 3, "limit": 7, "shadow": False}
+
+
 # Shadow
 
 
