@@ -71,7 +71,7 @@ class Guard:
     :param subprotocol: chooses one of the offered subprotocols where a refused handshake is accepted only
         to be closed; by default the first.
     :raises SettingsError: if the settings cannot be used.
-    :raises ValueError: if ``exceptions`` cannot be used.
+    :raises ValueError: if ``exceptions`` cannot be used, or two gates have been given the same name.
     :raises TypeError: if ``settings`` or ``gate`` are none, an observer cannot be called, or settings are given here.
     """
 
@@ -201,12 +201,13 @@ class Guard:
 
         Sessions above a lowered limit are shed, see the setting ``shed``.
 
-        :raises SettingsError: if the settings cannot be used.
+        :raises SettingsError: if the settings cannot be used, or not be changed while the application runs.
+        :raises ValueError: if a gate of one's own has been given the name of a limit that is set.
         """
         with COUNTING:  # two threads that change settings lose neither's
             before = self.settings
             try:
-                settings = checked_change(before, before.changed(**changes))
+                settings = checked_change(before, before.changed(**changes), is_running=bool(self._lifespans))
             except ValueError:
                 changes.clear()  # a traceback keeps it, and there may be a password in it
                 raise

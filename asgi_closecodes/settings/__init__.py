@@ -1,8 +1,7 @@
 """Settings: their values, their sources, and the gates that they describe."""
 
-from .gates import gates_of
+from .gates import LIMITS, gates_of
 from .model import PREFIX, Settings, SettingsError, checked_change, no_settings_of_its_own, unknown_settings
-from .types import LIMITS
 
 __all__ = [
     "LIMITS",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from pydantic import (
-    ByteSize,
-)
+from pydantic import ByteSize
 
 from asgi_closecodes.gates import (
     ClusterSessions,
@@ -23,87 +23,174 @@ from asgi_closecodes.gates import (
 )
 from asgi_closecodes.gates.sessions import Limited
 
-from .model import Settings
+if TYPE_CHECKING:
+    from .model import Settings
+
+
+def _set_limit(gate: Limited, limit: int | None) -> None:
+    if gate.limit != limit:
+        gate.limit = limit
+
+
+def _pressure(gate: Pressure | None, existing: GateBase | None) -> Pressure | None:
+    """Return ``gate``, or the one that it would stand in for if that is the same."""
+    if gate is not None and isinstance(existing, Pressure):
+        if gate.same_as(existing):
+            return existing
+        gate.take_over(existing)
+    return gate
+
+
+def _lag(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    limit = settings.max_loop_lag
+    return _pressure(None if limit is None else Pressure(LoopLag(), limit, limit / 2, limit * 2), existing)
+
+
+def _memory(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    limit = settings.max_memory
+    if limit is None:
+        return None
+    if isinstance(limit, ByteSize):
+        return _pressure(Pressure(Memory(int(limit)), 1.0, 0.9, 1.1), existing)
+    return _pressure(Pressure(Memory(), limit, limit * 0.9, _half_of_the_rest(limit)), existing)
+
+
+def _cpu(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    limit = settings.max_cpu
+    return _pressure(None if limit is None else Pressure(Cpu(), limit, limit * 0.8, _half_of_the_rest(limit)), existing)
+
+
+def _half_of_the_rest(share: float) -> float | None:
+    return (share + 1) / 2 if share < 1 else None
+
+
+def _per_client(_settings: Settings, existing: GateBase | None) -> GateBase:
+    return existing or MaxSessionsPerKey(None)
+
+
+def _change_per_client(gate: MaxSessionsPerKey, settings: Settings) -> None:
+    gate.when_full = settings.when_client_full
+    _set_limit(gate, settings.max_sessions_per_client)
+
+
+def _handshakes(_settings: Settings, existing: GateBase | None) -> GateBase:
+    return existing or HandshakesInProgress(None)
+
+
+def _change_handshakes(gate: HandshakesInProgress, settings: Settings) -> None:
+    gate.handshake_timeout = settings.handshake_timeout
+    _set_limit(gate, settings.max_handshakes_in_progress)
+
+
+def _sessions(_settings: Settings, existing: GateBase | None) -> GateBase:
+    return existing or MaxSessions(None)
+
+
+def _change_sessions(gate: MaxSessions, settings: Settings) -> None:
+    _set_limit(gate, settings.max_sessions)
+
+
+def _rate(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    rate = settings.handshakes_per_second
+    return None if rate is None else existing or HandshakeRate(rate)
+
+
+def _change_rate(gate: HandshakeRate, settings: Settings) -> None:
+    gate.rate, gate.burst = settings.handshakes_per_second or 0, settings.handshake_burst
+    gate.cap = settings.retry_after_cap
+
+
+def _cluster_per_client(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    url = settings.redis_url
+    if url is None:
+        return None
+    return existing or ClusterSessionsPerKey(None, url.get_secret_value(), name=settings.cluster_name)
+
+
+def _change_cluster_per_client(gate: ClusterSessionsPerKey, settings: Settings) -> None:
+    gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
+    gate.when_full = settings.when_client_full
+    _set_limit(gate, settings.cluster_max_sessions_per_client)
+
+
+def _cluster(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    url = settings.redis_url
+    if url is None:
+        return None
+    return existing or ClusterSessions(None, url.get_secret_value(), settings.cluster_name)
+
+
+def _change_cluster(gate: ClusterSessions, settings: Settings) -> None:
+    gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
+    _set_limit(gate, settings.cluster_max_sessions)
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedGate:
+    """A gate that settings describe."""
+
+    settings: tuple[str, ...]
+    """Those that it follows; the first is its limit, and its name."""
+    gate: Callable[[Settings, GateBase | None], GateBase | None]
+    """Returns the gate, the existing one if that still does, unchanged; None where it is not needed."""
+    change: Callable[[Any, Settings], None] = lambda _gate, _settings: None
+    """Has the gate do what the settings say."""
+
+    @property
+    def limit(self) -> str:
+        """The setting that is its limit."""
+        return self.settings[0]
+
+
+# In the order in which they are asked. Those that count are there without a limit too: one that is set later finds
+# what is open.
+DESCRIBED = (
+    DescribedGate(("max_loop_lag",), _lag),
+    DescribedGate(("max_memory",), _memory),
+    DescribedGate(("max_cpu",), _cpu),
+    DescribedGate(("max_sessions_per_client", "when_client_full"), _per_client, _change_per_client),
+    DescribedGate(("max_handshakes_in_progress", "handshake_timeout"), _handshakes, _change_handshakes),
+    DescribedGate(("max_sessions",), _sessions, _change_sessions),
+    DescribedGate(("handshakes_per_second", "handshake_burst", "retry_after_cap"), _rate, _change_rate),
+    DescribedGate(
+        (
+            "cluster_max_sessions_per_client",
+            "when_client_full",
+            "cluster_ttl",
+            "cluster_fallback",
+            "redis_url",
+            "cluster_name",
+        ),
+        _cluster_per_client,
+        _change_cluster_per_client,
+    ),
+    DescribedGate(
+        ("cluster_max_sessions", "cluster_ttl", "cluster_fallback", "redis_url", "cluster_name"),
+        _cluster,
+        _change_cluster,
+    ),
+)
+
+LIMITS = tuple(described.limit for described in DESCRIBED)
+"""The settings that are limits of a gate."""
 
 
 def gates_of(settings: Settings, existing: Mapping[str, GateBase]) -> dict[str, GateBase]:
     """Return the gates that ``settings`` describe, in order, by the name of the setting that is their limit.
 
-    Those in ``existing`` that count are kept, and none is changed: :func:`set_limits` does that. They count without a
-    limit too: one that is set later finds what is open.
+    Those in ``existing`` that still do are kept, and none is changed: :func:`set_limits` does that.
     """
-    gates: dict[str, GateBase | None] = {
-        "max_loop_lag": _lag(settings.max_loop_lag),
-        "max_memory": _memory(settings.max_memory),
-        "max_cpu": _cpu(settings.max_cpu),
-        "max_sessions_per_client": existing.get("max_sessions_per_client") or MaxSessionsPerKey(None),
-        "max_handshakes_in_progress": existing.get("max_handshakes_in_progress") or HandshakesInProgress(None),
-        "max_sessions": existing.get("max_sessions") or MaxSessions(None),
-        "handshakes_per_second": _rate(settings, existing.get("handshakes_per_second")),
-        "cluster_max_sessions_per_client": _cluster_per_client(
-            settings, existing.get("cluster_max_sessions_per_client")
-        ),
-        "cluster_max_sessions": _cluster(settings, existing.get("cluster_max_sessions")),
-    }
-    for name, gate in gates.items():
-        kept = existing.get(name)
-        if isinstance(gate, Pressure) and isinstance(kept, Pressure):
-            if gate.same_as(kept):
-                gates[name] = kept
-            else:
-                gate.take_over(kept)
-    described = {name: gate for name, gate in gates.items() if gate is not None}
-    for name, gate in described.items():
-        gate.name = name
-    return described
+    gates = {}
+    for described in DESCRIBED:
+        gate = described.gate(settings, existing.get(described.limit))
+        if gate is not None:
+            gate.name = described.limit
+            gates[described.limit] = gate
+    return gates
 
 
 def set_limits(gates: Mapping[str, GateBase], settings: Settings) -> None:
     """Give ``gates`` the limits that ``settings`` describe."""
-    for name, gate in gates.items():
-        if isinstance(gate, (ClusterSessions, ClusterSessionsPerKey)):
-            gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
-        if isinstance(gate, MaxSessionsPerKey):
-            gate.when_full = settings.when_client_full
-        if isinstance(gate, HandshakesInProgress):
-            gate.handshake_timeout = settings.handshake_timeout
-        if isinstance(gate, HandshakeRate):
-            gate.rate, gate.burst = settings.handshakes_per_second or 0, settings.handshake_burst
-            gate.cap = settings.retry_after_cap
-        if isinstance(gate, Limited) and gate.limit != (limit := getattr(settings, name)):
-            gate.limit = limit
-
-
-def _lag(limit: float | None) -> Pressure | None:
-    return None if limit is None else Pressure(LoopLag(), limit, limit / 2, limit * 2)
-
-
-def _memory(limit: float | ByteSize | None) -> Pressure | None:
-    if limit is None:
-        return None
-    if isinstance(limit, ByteSize):
-        return Pressure(Memory(int(limit)), 1.0, 0.9, 1.1)
-    return Pressure(Memory(), limit, limit * 0.9, (limit + 1) / 2 if limit < 1 else None)
-
-
-def _cpu(limit: float | None) -> Pressure | None:
-    return None if limit is None else Pressure(Cpu(), limit, limit * 0.8, (limit + 1) / 2 if limit < 1 else None)
-
-
-def _rate(settings: Settings, existing: GateBase | None) -> GateBase | None:
-    if settings.handshakes_per_second is None:
-        return None
-    return existing or HandshakeRate(settings.handshakes_per_second)
-
-
-def _cluster(settings: Settings, existing: GateBase | None) -> GateBase | None:
-    if settings.redis_url is None:
-        return None
-    return existing or ClusterSessions(None, settings.redis_url.get_secret_value(), settings.cluster_name)
-
-
-def _cluster_per_client(settings: Settings, existing: GateBase | None) -> GateBase | None:
-    if settings.redis_url is None:
-        return None
-    url = settings.redis_url.get_secret_value()
-    return existing or ClusterSessionsPerKey(None, url, name=settings.cluster_name)
+    for described in DESCRIBED:
+        if (gate := gates.get(described.limit)) is not None:
+            described.change(gate, settings)

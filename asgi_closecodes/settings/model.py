@@ -22,8 +22,8 @@ from asgi_closecodes.exceptions import MAX_RETRY_AFTER
 from asgi_closecodes.gates.cluster import checked_name
 from asgi_closecodes.naming import shown
 
+from .gates import LIMITS
 from .types import (
-    LIMITS,
     ClusterLimit,
     Code,
     Count,
@@ -277,12 +277,14 @@ class Settings(BaseSettings):
         }
 
 
-def checked_change(before: Settings, after: Settings) -> Settings:
+def checked_change(before: Settings, after: Settings, *, is_running: bool) -> Settings:
     """Return ``after``.
 
-    :raises SettingsError: if it changes where the processes of a cluster meet: what is open is counted there.
+    :param is_running: whether the application has started.
+    :raises SettingsError: if it changes what is read only at the start, or where the processes of a cluster meet: what
+        is open is counted there.
     """
-    for name in ("redis_url", "cluster_name"):
+    for name in ("redis_url", "cluster_name", *(("drain_on_sigterm",) if is_running else ())):
         if getattr(before, name) != getattr(after, name):
             raise SettingsError(f"{name} cannot be changed while the application runs: restart it")
     return after

@@ -22,6 +22,8 @@ from asgi_closecodes.gates import Memory
 from asgi_closecodes.gates.cluster import checked_url
 from asgi_closecodes.naming import shown
 
+from .gates import LIMITS
+
 
 def none(value: object) -> object:
     """Read an environment's way to say None."""
@@ -114,20 +116,6 @@ def _needs_redis(limit: object, info: ValidationInfo) -> object:
         raise ValueError("needs redis_url, where the processes meet, as redis://localhost:6379/0")
     return limit
 
-
-LIMITS = (
-    # In the order in which the gates are asked.
-    "max_loop_lag",
-    "max_memory",
-    "max_cpu",
-    "max_sessions_per_client",
-    "max_handshakes_in_progress",
-    "max_sessions",
-    "handshakes_per_second",
-    "cluster_max_sessions_per_client",
-    "cluster_max_sessions",
-)
-"""The settings that are limits of a gate."""
 
 Count = Annotated[int, BeforeValidator(not_boolean), Field(le=MAX_NUMBER)]
 

@@ -13,8 +13,7 @@ from pydantic import SecretStr
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.events import SettingIgnored
 from asgi_closecodes.naming import shown
-from asgi_closecodes.settings import unknown_settings
-from asgi_closecodes.settings.types import LIMITS
+from asgi_closecodes.settings import LIMITS, unknown_settings
 from tests.support.asgi import of
 
 README = Path(__file__).parents[2] / "README.md"
@@ -207,6 +206,75 @@ def test_a_number_without_a_text_is_refused(name):
     """Python writes no number of more than 4300 digits."""
     with pytest.raises(SettingsError, match=rf"\n  {name}( = <int>)? \(or"):
         Settings(**{name: 10**5000})
+
+
+# Changes while it runs
+
+GIVEN = {
+    "redis_url": "redis://localhost",
+    "max_loop_lag": 1,
+    "max_memory": 0.6,
+    "max_cpu": 0.6,
+    **dict.fromkeys([name for name in LIMITS if name not in {"max_loop_lag", "max_memory", "max_cpu"}], 100),
+}
+FIXED = ("redis_url", "cluster_name", "drain_on_sigterm")
+READ_WHEN_USED = ("shed_rate", "drain_window")
+
+
+def another_value(name, current):
+    return next(value for value, parsed in reversed(GOOD[name]) if parsed not in (None, current))
+
+
+def state(guard):
+    """What follows the settings: of the gates all that is public and plain."""
+    plain = (int, float, str, type(None))
+    gates = [
+        {name: value for name in dir(gate) if name[0] != "_" and isinstance(value := getattr(gate, name), plain)}
+        for gate in guard.gate.gates
+    ]
+    timeouts = guard._timeouts._idle, guard._timeouts._send, guard._timeouts._cancels, guard._timeouts._grace
+    logs = guard._logs._limits, vars(guard._logs._redactor)
+    others = guard._queue.cap, guard._queue.admits_per_second, guard._refusals.per_second, guard._victims.order
+    return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name not in FIXED])
+def test_update_changes_what_follows_each_setting(name):
+    guard = Guard(Settings(**GIVEN))
+    before = state(guard)
+    value = another_value(name, getattr(guard.settings, name))
+    guard.update(**{name: value})
+    assert (state(guard) == before) is (name in READ_WHEN_USED)
+    assert state(guard) == state(Guard(Settings(**{**GIVEN, name: value})))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("name", FIXED)
+async def test_update_refuses_what_is_read_at_the_start(name):
+    guard = Guard(Settings(redis_url="redis://localhost"))
+    before = guard.settings
+    async with guard.lifespan():
+        with pytest.raises(SettingsError, match=f"{name} cannot be changed while the application runs: restart it"):
+            guard.update(max_sessions=7, **{name: another_value(name, getattr(before, name))})
+        assert guard.settings is before
+        guard.update(max_sessions=7, **{name: getattr(before, name)})
+        assert guard.settings.max_sessions == 7
+
+
+def test_a_drain_on_sigterm_may_be_set_before_the_start():
+    guard = Guard()
+    guard.update(drain_on_sigterm=True)
+    assert guard.settings.drain_on_sigterm
+
+
+def test_gates_are_asked_in_the_order_of_limits():
+    guard = Guard(Settings(**GIVEN))
+    assert [gate.name for gate in guard.gate.gates[1:-1]] == [*LIMITS]
+    assert [*guard.settings.limits()][: len(LIMITS)] == [*LIMITS]
+    with pytest.raises(SettingsError, match=f"no limit; use {', '.join(LIMITS)}, or all"):
+        Settings(shadow="max_session")
+    assert Settings(shadow="all").shadow == {*LIMITS}
 
 
 @pytest.mark.parametrize("name", ["max_sessions", "log_burst", "shed_rate", "max_memory"])
