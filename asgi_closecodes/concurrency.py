@@ -8,9 +8,10 @@ import contextvars
 import os
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Container, Coroutine
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import anyio
 
@@ -243,12 +244,25 @@ def cancelled_from_outside() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def move_on_after(seconds: float) -> anyio.CancelScope | Timeout:
+class Patience(Protocol):
+    """Decision whether there is more time."""
+
+    @property
+    def ask_at(self) -> float:
+        """Monotonic seconds when :meth:`is_over` is worth asking again."""
+
+    def is_over(self, now: float) -> bool:
+        """Whether there is none."""
+
+
+def move_on_after(seconds: float, patience: Patience | None = None) -> anyio.CancelScope | Timeout:
     """Return a context manager that cancels what is done in it after so many seconds, and goes on behind it.
 
     ``cancelled_caught`` says whether it has.
+
+    :param patience: decides instead on asyncio.
     """
-    return Timeout(seconds) if on_asyncio() else anyio.move_on_after(seconds)
+    return Timeout(seconds, patience=patience) if on_asyncio() else anyio.move_on_after(seconds)
 
 
 class Timeout:
@@ -259,11 +273,18 @@ class Timeout:
     :param seconds: after which it cancels.
     :param task: by default the current one, from now on.
     :param cancelling: how often another one was cancelled before it began with what is to end in time.
+    :param patience: decides instead of ``seconds``.
     """
 
-    __slots__ = ("_cancelling", "_has_expired", "_task", "_timer", "cancelled_caught")
+    __slots__ = ("_cancelling", "_has_expired", "_patience", "_task", "_timer", "cancelled_caught")
 
-    def __init__(self, seconds: float, task: asyncio.Task[object] | None = None, cancelling: int = 0) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        task: asyncio.Task[object] | None = None,
+        cancelling: int = 0,
+        patience: Patience | None = None,
+    ) -> None:
         if task is None:
             task = asyncio.current_task()
             assert task is not None
@@ -271,11 +292,17 @@ class Timeout:
         self._task: asyncio.Task[object] | None = task
         self._cancelling = cancelling
         self._has_expired = False
+        self._patience = patience
+        if patience is not None:
+            seconds = patience.ask_at - time.monotonic()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
         self.cancelled_caught = False
 
     def _expire(self) -> None:
         assert self._task is not None
+        if self._patience is not None and not self._patience.is_over(now := time.monotonic()):
+            self._timer = asyncio.get_running_loop().call_later(max(self._patience.ask_at - now, 0.0), self._expire)
+            return
         self._has_expired = True
         self._task.cancel()
 

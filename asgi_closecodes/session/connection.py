@@ -10,6 +10,7 @@ import asyncio
 from typing import Any
 
 from .channel import Channel
+from .patience import AbortTimer, Patience
 
 _MAX_HOPS = 6
 """Objects between a server's ``send`` and its transport; hypercorn has three."""
@@ -60,6 +61,8 @@ class Connection:
     def unsent(self) -> int | None:
         """Bytes that the peer's system has not taken yet; None if that is unknown, as on Windows.
 
+        What the transport keeps counts too: the system's part is filled up from it.
+
         Fewer of them are the only sign that a slow peer reads: a server's ``send`` may wait for minutes until there is
         room for a whole message again.
         """
@@ -69,9 +72,12 @@ class Connection:
             from termios import TIOCOUTQ  # noqa: PLC0415
 
             ioctl(self._socket().fileno(), TIOCOUTQ, size)
+            return size[0] + self._buffered()
         except (Exception, asyncio.CancelledError):  # it is closed, or no socket at all
             return None
-        return size[0]
+
+    def _buffered(self) -> int:
+        return int(self._transport.get_write_buffer_size())
 
     def _socket(self) -> Any:
         return self._transport.get_extra_info("socket")
@@ -83,21 +89,16 @@ class Connection:
         except (Exception, asyncio.CancelledError):
             return
 
-    def abort_later(self, seconds: float, *, is_closed_here: bool) -> asyncio.TimerHandle | None:
+    def abort_later(self, patience: Patience, *, is_closed_here: bool) -> AbortTimer | None:
         """Abort it if it is still held then, where nobody waits for that."""
-
-        def abort_if_held() -> None:
-            if self.is_held(is_closed_here=is_closed_here):
-                self.abort()
-
         try:
-            return asyncio.get_running_loop().call_later(seconds, abort_if_held)
+            return AbortTimer(self, patience, is_closed_here=is_closed_here)
         except RuntimeError:  # trio, or the coroutine is thrown away
             return None
 
-    def cancel(self, seconds: float, *, is_closed_here: bool) -> None:
+    def cancel(self, patience: Patience, *, is_closed_here: bool) -> None:
         """Do what is to be done when the wait for it is cancelled: have it aborted in time."""
-        self.abort_later(seconds, is_closed_here=is_closed_here)
+        self.abort_later(patience, is_closed_here=is_closed_here)
 
 
 class StreamConnection(Connection):
@@ -108,7 +109,7 @@ class StreamConnection(Connection):
     def _is_held(self, _is_closed_here: bool, /) -> bool:
         return bool(self._transport.get_write_buffer_size() > 0)
 
-    def cancel(self, seconds: float, *, is_closed_here: bool) -> None:  # noqa: ARG002 - at once
+    def cancel(self, patience: Patience, *, is_closed_here: bool) -> None:  # noqa: ARG002 - at once
         """Abort it: hypercorn's stop waits for what is not written, unless that is cancelled instead of this."""
         self.abort()
 
@@ -126,6 +127,9 @@ class TrioConnection(Connection):
 
     def _socket(self) -> Any:
         return self._transport
+
+    def _buffered(self) -> int:
+        return 0
 
     def abort(self) -> None:
         """Close the socket: whoever writes to it or reads from it gets an error."""

@@ -17,6 +17,7 @@ import anyio.lowlevel
 from asgi_closecodes.concurrency import COUNTING
 
 from .connection import Connection
+from .patience import Patience
 
 _FIRST_DELAY_S = 0.001
 _LONGEST_DELAY_S = 0.05
@@ -36,24 +37,24 @@ class Step(enum.Enum):
 class Departure:
     """Decides how long a connection that is held counts, and when it is aborted. It does nothing itself.
 
-    :param closed_at: when this side has closed it.
-    :param abort_after: seconds from then on.
-    :param abandon_after: seconds from then on.
+    :param now: when the wait for it begins.
+    :param patience: after which it is aborted.
+    :param abandon_at: when it counts no more.
     """
 
-    __slots__ = ("_abandon_at", "_abort_at", "_began_at", "_has_aborted")
+    __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "patience")
 
-    def __init__(self, closed_at: float, now: float, abort_after: float, abandon_after: float) -> None:
+    def __init__(self, now: float, patience: Patience, abandon_at: float) -> None:
         self._began_at = now
-        self._abort_at = closed_at + abort_after
-        self._abandon_at = closed_at + abandon_after
+        self._abandon_at = abandon_at
         self._has_aborted = False
+        self.patience = patience
 
     def step(self, now: float, *, is_held: bool) -> Step:
         """Return what is to be done now."""
         if not is_held:
             return Step.GONE
-        if now >= self._abort_at and not self._has_aborted:
+        if not self._has_aborted and self.patience.is_over(now):
             self._has_aborted = True
             return Step.ABORT
         return Step.ABANDON if now >= self._abandon_at else Step.WAIT
@@ -63,13 +64,14 @@ class Departure:
 
         :param waiting: connections that are waited for: the more they are, the less each is looked at.
         """
-        due = self._abandon_at if self._has_aborted else min(self._abort_at, self._abandon_at)
+        due = self._abandon_at if self._has_aborted else min(self.patience.ask_at, self._abandon_at)
         longest = max(_LONGEST_DELAY_S, waiting / _MOST_LOOKS_PER_SECOND)
         return max(min((now - self._began_at) / 4 + _FIRST_DELAY_S, longest, due - now), 0.0)
 
-    def seconds_to_abort(self, now: float) -> float | None:
-        """Return the seconds until it is to be aborted, or None if it was."""
-        return None if self._has_aborted else max(self._abort_at - now, 0.0)
+    @property
+    def is_to_be_aborted(self) -> bool:
+        """Whether that has not been done."""
+        return not self._has_aborted
 
 
 class Departures:
@@ -95,8 +97,8 @@ class Departures:
                     case Step.GONE:
                         return True
                     case Step.ABANDON:
-                        if (seconds := departure.seconds_to_abort(now)) is not None:
-                            connection.abort_later(seconds, is_closed_here=is_closed_here)
+                        if departure.is_to_be_aborted:
+                            connection.abort_later(departure.patience, is_closed_here=is_closed_here)
                         return False
                     case Step.ABORT:
                         connection.abort()
@@ -104,8 +106,7 @@ class Departures:
                     case Step.WAIT:
                         await anyio.sleep(departure.delay(now, self._waiting))
         except BaseException:
-            seconds = departure.seconds_to_abort(time.monotonic())
-            connection.cancel(seconds or 0, is_closed_here=is_closed_here)
+            connection.cancel(departure.patience, is_closed_here=is_closed_here)
             raise
         finally:
             self._count(-1, refused)

@@ -48,6 +48,7 @@ from .connection import Connection, connection_of
 from .departure import Departure, Departures
 from .failures import Origin, is_cancelled, origin_of, session_in
 from .not_found import says_not_found
+from .patience import Patience
 from .scope import can_deny, client_of, never_tells_codes, offered_subprotocols, route_of
 from .state import MOVES, OVER, UNANSWERED, Phase
 
@@ -293,7 +294,7 @@ class Session(Channel):
                 await self._say(COMPLETED)
         except BaseException:
             if is_over and (connection := self._held_connection()) is not None:
-                connection.cancel(CLOSE_TIMEOUT, is_closed_here=self.phase is Phase.CLOSED)
+                connection.cancel(self._patience(connection), is_closed_here=self.phase is Phase.CLOSED)
             raise
         if is_over or is_settled:
             await self._depart(began_at)
@@ -358,7 +359,7 @@ class Session(Channel):
         with anyio.CancelScope(shield=True):
             sent = await self._say(plan, timeout=CANCELLED_CLOSE_TIMEOUT)
         if (connection := self._held_connection()) is not None:
-            connection.abort_later(CLOSE_TIMEOUT, is_closed_here=self.phase is Phase.CLOSED)
+            connection.abort_later(self._patience(connection), is_closed_here=self.phase is Phase.CLOSED)
         return sent
 
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
@@ -591,7 +592,8 @@ class Session(Channel):
         self._host.leaves(self)
         if self._ending is not None:
             began_at = self._ending.began_at
-        departure = Departure(began_at, time.monotonic(), CLOSE_TIMEOUT, self._host.rules.abandon_after)
+        abandon_at = began_at + self._host.rules.abandon_after
+        departure = Departure(time.monotonic(), self._patience(connection, began_at), abandon_at)
         is_gone = await self._host.departures.wait(
             connection, departure, is_closed_here=self.phase is Phase.CLOSED, refused=refused
         )
@@ -607,7 +609,16 @@ class Session(Channel):
             return None
         return connection
 
-    # The last plan
+    def _patience(self, connection: Connection, began_at: float | None = None) -> Patience:
+        """Return how long the connection is kept from when this side began to close.
+
+        Only what a handler has ended by itself lasts longer for a peer that reads: a drain is waited for.
+        """
+        began_at = time.monotonic() if began_at is None else began_at
+        until = began_at + self._host.rules.abandon_after if self._ending is None else began_at
+        return Patience(connection, CLOSE_TIMEOUT, until, began_at)
+
+    # The close
 
     async def _say(self, plan: ClosePlan, *, twin: bool = True, timeout: float | None = None) -> bool:
         """End the session as ``plan`` says unless it has ended; return whether the server took it.
@@ -627,7 +638,8 @@ class Session(Channel):
         if self.phase in OVER:
             return False
         failure: Exception | None = None
-        with move_on_after(timeout) as limit:
+        connection = self.connection if timeout >= CLOSE_TIMEOUT else None
+        with move_on_after(timeout, None if connection is None else self._patience(connection)) as limit:
             try:
                 await self._end_uninterrupted(plan, twin=twin)
             except OSError:
@@ -636,7 +648,7 @@ class Session(Channel):
                 failure = error
         if limit.cancelled_caught:
             self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
-            if timeout >= CLOSE_TIMEOUT and (connection := self.connection) is not None:
+            if connection is not None:
                 connection.abort()
         elif failure is None:
             return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
@@ -896,7 +908,7 @@ class Session(Channel):
         self._initiator = "handler"
         timer = None
         if (connection := self.connection) is not None:
-            timer = connection.abort_later(CLOSE_TIMEOUT, is_closed_here=True)
+            timer = connection.abort_later(self._patience(connection), is_closed_here=True)
         try:
             await self._send_close(message, twin=True)
         finally:

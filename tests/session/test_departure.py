@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import math
+import socket
 
 import anyio
 import pytest
@@ -16,6 +17,7 @@ from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.session import session
 from asgi_closecodes.session.connection import Connection, StreamConnection, connection_of
 from asgi_closecodes.session.departure import Departure, Step
+from asgi_closecodes.session.patience import Patience
 from tests.support.asgi import Peer, of
 from tests.support.fakes import until
 
@@ -226,6 +228,40 @@ def test_session_cancelled_is_aborted_later(monkeypatch):
         await until(lambda: transport.aborts == 1)
 
     asyncio.run(main())
+
+
+class Slow(Transport):
+    """One whose peer takes a byte at each look, up to the last."""
+
+    def __init__(self, buffered, end):
+        super().__init__(buffered)
+        self.end = end
+
+    def get_write_buffer_size(self):
+        self.buffered = max(self.buffered - 1, 0)
+        return self.buffered
+
+    def get_extra_info(self, name, default=None):
+        return self.end if name == "socket" else default
+
+
+@pytest.mark.parametrize("handler", [returns, crash, close])
+@pytest.mark.parametrize("buffered", [5, 10**6])
+def test_close_waits_while_the_peer_reads(handler, buffered, monkeypatch):
+    """An abort would take from a slow peer what the server alone delivers; but not for ever."""
+
+    async def main():
+        guard = Guard(Settings(abandon_after=60 if buffered == 5 else 0.3))
+        with anyio.fail_after(20):
+            await Stuck(transport).visit(CloseCodeMiddleware(handler, guard))
+
+    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        transport = Slow(buffered, ends[0])
+        asyncio.run(main())
+    assert transport.aborts
+    assert (transport.buffered == 0) == (buffered == 5)
 
 
 class Stuck(Server):
@@ -441,14 +477,15 @@ seconds = st.floats(0, 100)
 def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon_after, waited, waiting):
     """It aborts once, at its time and not before it, and it is over when it is abandoned at the latest."""
     now = closed_at + waited
-    one = Departure(closed_at, now, abort_after, abandon_after)
+    patience = Patience(Connection(None), abort_after, closed_at + abandon_after, closed_at)
+    one = Departure(now, patience, closed_at + abandon_after)
     aborted_at = None
     for _ in range(10_000):
         step = one.step(now, is_held=True)
         if step is Step.ABORT:
             assert aborted_at is None
             aborted_at = now
-            assert one.seconds_to_abort(now) is None
+            assert not one.is_to_be_aborted
         elif step is Step.WAIT:
             delay = one.delay(now, waiting)
             assert 0 <= delay <= max(0.05, waiting / 5000)

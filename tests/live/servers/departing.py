@@ -15,6 +15,8 @@ configure_logging(format="json")
 session.CLOSE_TIMEOUT = float(os.environ.get("CLOSE_TIMEOUT", "10"))
 
 MEGABYTE = "x" * 1_000_000
+FAREWELL = 30_000_000
+"""Bytes, more than sockets hold."""
 FLOOD = 0.3
 """Seconds in which a peer that does not read stops its handler."""
 
@@ -42,6 +44,11 @@ async def returns(receive, send):
 
 async def flood_and_return(receive, send):
     await flood(send, FLOOD)
+
+
+async def long_farewell(receive, send):
+    await send({"type": "websocket.send", "bytes": bytes(FAREWELL)})
+    await send({"type": "websocket.close", "code": 4000})
 
 
 async def close(receive, send):
@@ -72,6 +79,7 @@ HANDLERS = {
         stay,
         flood_and_stay,
         returns,
+        long_farewell,
         flood_and_return,
         close,
         flood_and_close,

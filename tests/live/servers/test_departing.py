@@ -157,6 +157,23 @@ def test_peers_that_do_not_behave_count_while_held(departing, setup, clients):
         assert first["level"] == "warning"
 
 
+def test_peer_that_reads_slowly_gets_what_was_sent(departing, setup):
+    """A handler that sends a large message and closes loses none of it, however long its peer takes."""
+    if setup == "daphne":
+        pytest.skip("sends no message of more than 1 MiB")
+    with Raw(departing, "/any/long-farewell") as peer:
+        peer.answer()
+        until = time.monotonic() + 4 * CLOSE_TIMEOUT
+        parts = [peer._data]
+        while time.monotonic() < until:
+            parts.append(peer.socket.recv(1 << 16))
+            time.sleep(0.02)
+        peer._data = b"".join(parts)
+        peer.socket.settimeout(30)
+        assert len(peer.frame()[1]) == 30_000_000
+        assert peer.close_frame().code == 4000
+
+
 def test_one_client_holds_at_most_twice_its_limit(departing, setup, clients):
     """It comes without a pause, and neither reads nor answers a close."""
     these, most = [], 0

@@ -1,0 +1,84 @@
+"""The time that a peer has for a close: more of it while it reads what was sent before.
+
+A slow peer takes minutes for a last large message, and the server alone would deliver it all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+
+class Patience:
+    """Decides when a connection is to be dropped after its close.
+
+    :param seconds: after which it is, if its peer has read nothing in the second half of them.
+    :param until: monotonic seconds when it is, whatever its peer does.
+    :param since: the same, when the close began.
+    """
+
+    __slots__ = ("_connection", "_due", "_has_begun", "_seconds", "_unsent", "_until")
+
+    def __init__(self, connection: Connection, seconds: float, until: float, since: float) -> None:
+        self._connection = connection
+        self._seconds = seconds
+        self._until = until
+        self._due = since + seconds
+        self._has_begun = False
+        self._unsent = 0
+
+    @property
+    def ask_at(self) -> float:
+        """Monotonic seconds when :meth:`is_over` is worth asking again."""
+        return self._due if self._has_begun else self._due - self._seconds / 2
+
+    def is_over(self, now: float) -> bool:
+        """Whether the connection is to be dropped now."""
+        if not self._has_begun and now >= self.ask_at:
+            self._has_begun = True
+            if self._measure() and self._until > self._due:
+                self._due = max(self._due, now + self._seconds / 2)  # its close may have waited for all of the time
+        if now < self._due:
+            return False
+        if now < self._until and (before := self._unsent) and 0 < self._measure() < before:
+            self._due = min(now + self._seconds, self._until)
+            return False
+        return True
+
+    def _measure(self) -> int:
+        self._unsent = self._connection.unsent or 0
+        return self._unsent
+
+
+class AbortTimer:
+    """Aborts a connection of asyncio's when its ``patience`` is over, unless it is gone by then.
+
+    :raises RuntimeError: if no event loop of asyncio runs.
+    """
+
+    __slots__ = ("_connection", "_is_closed_here", "_patience", "_timer")
+
+    def __init__(self, connection: Connection, patience: Patience, *, is_closed_here: bool) -> None:
+        self._connection = connection
+        self._patience = patience
+        self._is_closed_here = is_closed_here
+        self._arm(asyncio.get_running_loop())
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(max(self._patience.ask_at - time.monotonic(), 0.0), self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._connection.is_held(is_closed_here=self._is_closed_here):
+            return
+        if self._patience.is_over(time.monotonic()):
+            self._connection.abort()
+        else:
+            self._arm(loop)
+
+    def cancel(self) -> None:
+        """Leave the connection alone."""
+        self._timer.cancel()
