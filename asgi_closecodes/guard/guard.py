@@ -312,6 +312,7 @@ class Guard:
             places.let_go()
         for session in [one for one in [*self.sessions] if one.loop.is_among(gone)]:
             session.lost()
+        self.departures.drop(gone)
 
     def serves(self, scope: Scope) -> bool:
         """Whether ``scope`` belongs to a session of this guard that has begun."""
@@ -588,6 +589,7 @@ class Guard:
         self.gate = AllOf(*self.gate.gates, failure=self.gate.failure)
         self.sessions.clear()
         self._leaving.clear()
+        self.departures = Departures()
         self._loops.clear()
         self._lifespans.clear()
         for claim in (self._ticks, self._is_busy, self._drains):

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Container
 
 import anyio
 import anyio.lowlevel
 
-from asgi_closecodes.concurrency import COUNTING
+from asgi_closecodes.concurrency import COUNTING, EventLoop, running_loop
 
 from .connection import Connection
 from .patience import Patience
@@ -77,19 +78,30 @@ class Departure:
 class Departures:
     """The connections of a guard that are waited for."""
 
-    __slots__ = ("_waiting", "refused")
+    __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting = 0
-        self.refused = 0
+        self._waiting: dict[Departure, tuple[EventLoop, bool]] = {}
+
+    @property
+    def refused(self) -> int:
         """Those of sessions that were refused."""
+        with COUNTING:
+            return sum(is_refused for _, is_refused in self._waiting.values())
+
+    def drop(self, loops: Container[object]) -> None:
+        """Wait for none of these event loops' any more, which are gone."""
+        with COUNTING:
+            for departure in [one for one, (loop, _) in self._waiting.items() if loop.is_among(loops)]:
+                del self._waiting[departure]
 
     async def wait(self, connection: Connection, departure: Departure, *, is_closed_here: bool, refused: bool) -> bool:
         """Wait until ``connection`` is gone; return False if it was given up.
 
         It is aborted in time even then, and if this is cancelled.
         """
-        self._count(1, refused)
+        with COUNTING:
+            self._waiting[departure] = EventLoop(running_loop()), refused
         try:
             while True:
                 now = time.monotonic()
@@ -104,14 +116,12 @@ class Departures:
                         connection.abort()
                         await anyio.lowlevel.checkpoint()
                     case Step.WAIT:
-                        await anyio.sleep(departure.delay(now, self._waiting))
+                        await anyio.sleep(departure.delay(now, len(self._waiting)))
+        except GeneratorExit:  # the coroutine is thrown away: its event loop is gone, or this is a child process
+            raise
         except BaseException:
             connection.cancel(departure.patience, is_closed_here=is_closed_here)
             raise
         finally:
-            self._count(-1, refused)
-
-    def _count(self, more: int, refused: bool) -> None:
-        with COUNTING:
-            self._waiting += more
-            self.refused += more if refused else 0
+            with COUNTING:
+                self._waiting.pop(departure, None)

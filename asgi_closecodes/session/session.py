@@ -292,6 +292,8 @@ class Session(Channel):
                 is_settled = await self._ended_by(error)
             else:
                 await self._say(COMPLETED)
+        except GeneratorExit:
+            raise
         except BaseException:
             if is_over and (connection := self._held_connection()) is not None:
                 connection.cancel(self._patience(connection), is_closed_here=self.phase is Phase.CLOSED)

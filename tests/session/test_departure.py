@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import math
+import os
 import socket
 
 import anyio
@@ -178,6 +180,49 @@ async def test_session_refused_counts_apart_until_it_is_gone():
         await until(lambda: counts(guard) == (0, 0, 1))
         assert guard.snapshot()["leaving_refused"] == 1
         transport.is_gone = True
+    assert counts(guard) == (0, 0, 0)
+
+
+def refused(guard):
+    """An event loop in which a refused session departs, and the task."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    task = loop.create_task(Server(Transport()).visit(CloseCodeMiddleware(stay, guard)))
+    loop.run_until_complete(until(lambda: counts(guard) == (0, 0, 1)))
+    return loop, task
+
+
+def test_session_refused_counts_no_more_without_its_loop():
+    guard = Guard(Settings(max_sessions=0))
+    loop, task = refused(guard)
+    loop.close()
+
+    async def next_one():
+        await Peer().visit(CloseCodeMiddleware(stay, guard))
+        assert counts(guard) == (0, 0, 0)
+        nonlocal task
+        del task
+        gc.collect()
+        assert counts(guard) == (0, 0, 0)
+
+    asyncio.run(next_one())
+
+
+def test_session_refused_counts_not_in_a_forked_child():
+    guard = Guard(Settings(max_sessions=0))
+    loop, task = refused(guard)
+    child = os.fork()
+    if not child:
+        before = counts(guard)
+        del task
+        gc.collect()
+        os._exit(before != (0, 0, 0) or counts(guard) != (0, 0, 0))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert counts(guard) == (0, 0, 1)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    loop.close()
     assert counts(guard) == (0, 0, 0)
 
 
