@@ -21,9 +21,11 @@ from .connection import Connection
 from .patience import Patience
 
 _FIRST_DELAY_S = 0.001
-_LONGEST_DELAY_S = 0.05
-_MOST_LOOKS_PER_SECOND = 5000
-"""Looks at all connections that are waited for together."""
+_LONGEST_DELAY_S = 0.1
+_LONGEST_DELAY_OF_REFUSED_S = 0.25
+"""Nobody waits for their places: they have none."""
+_MOST_LOOKS_PER_SECOND = 2000
+"""Looks at all connections that are waited for together: 20 us each."""
 
 
 class Step(enum.Enum):
@@ -41,14 +43,16 @@ class Departure:
     :param now: when the wait for it begins.
     :param patience: after which it is aborted.
     :param abandon_at: when it counts no more.
+    :param is_refused: whether it was never admitted.
     """
 
-    __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "patience")
+    __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "is_refused", "patience")
 
-    def __init__(self, now: float, patience: Patience, abandon_at: float) -> None:
+    def __init__(self, now: float, patience: Patience, abandon_at: float, *, is_refused: bool = False) -> None:
         self._began_at = now
         self._abandon_at = abandon_at
         self._has_aborted = False
+        self.is_refused = is_refused
         self.patience = patience
 
     def step(self, now: float, *, is_held: bool) -> Step:
@@ -61,13 +65,15 @@ class Departure:
         return Step.ABANDON if now >= self._abandon_at else Step.WAIT
 
     def delay(self, now: float, waiting: int) -> float:
-        """Return the seconds until the next look: few at first, and later a quarter of those that it has taken.
+        """Return the seconds until the next look: few at first, and later a share of those that it has taken.
 
         :param waiting: connections that are waited for: the more they are, the less each is looked at.
         """
         due = self._abandon_at if self._has_aborted else min(self.patience.ask_at, self._abandon_at)
-        longest = max(_LONGEST_DELAY_S, waiting / _MOST_LOOKS_PER_SECOND)
-        return max(min((now - self._began_at) / 4 + _FIRST_DELAY_S, longest, due - now), 0.0)
+        longest = _LONGEST_DELAY_OF_REFUSED_S if self.is_refused else _LONGEST_DELAY_S
+        longest = max(longest, waiting / _MOST_LOOKS_PER_SECOND)
+        share = 1.0 if self.is_refused else 0.25
+        return max(min((now - self._began_at) * share + _FIRST_DELAY_S, longest, due - now), 0.0)
 
     @property
     def is_to_be_aborted(self) -> bool:
@@ -81,27 +87,27 @@ class Departures:
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting: dict[Departure, tuple[EventLoop, bool]] = {}
+        self._waiting: dict[Departure, EventLoop] = {}
 
     @property
     def refused(self) -> int:
         """Those of sessions that were refused."""
         with COUNTING:
-            return sum(is_refused for _, is_refused in self._waiting.values())
+            return sum(departure.is_refused for departure in self._waiting)
 
     def drop(self, loops: Container[object]) -> None:
         """Wait for none of these event loops' any more, which are gone."""
         with COUNTING:
-            for departure in [one for one, (loop, _) in self._waiting.items() if loop.is_among(loops)]:
+            for departure in [one for one, loop in self._waiting.items() if loop.is_among(loops)]:
                 del self._waiting[departure]
 
-    async def wait(self, connection: Connection, departure: Departure, *, is_closed_here: bool, refused: bool) -> bool:
+    async def wait(self, connection: Connection, departure: Departure, *, is_closed_here: bool) -> bool:
         """Wait until ``connection`` is gone; return False if it was given up.
 
         It is aborted in time even then, and if this is cancelled.
         """
         with COUNTING:
-            self._waiting[departure] = EventLoop(running_loop()), refused
+            self._waiting[departure] = EventLoop(running_loop())
         try:
             while True:
                 now = time.monotonic()

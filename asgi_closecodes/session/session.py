@@ -595,10 +595,9 @@ class Session(Channel):
         if self._ending is not None:
             began_at = self._ending.began_at
         abandon_at = began_at + self._host.rules.abandon_after
-        departure = Departure(time.monotonic(), self._patience(connection, began_at), abandon_at)
-        is_gone = await self._host.departures.wait(
-            connection, departure, is_closed_here=self.phase is Phase.CLOSED, refused=refused
-        )
+        patience = self._patience(connection, began_at)
+        departure = Departure(time.monotonic(), patience, abandon_at, is_refused=refused)
+        is_gone = await self._host.departures.wait(connection, departure, is_closed_here=self.phase is Phase.CLOSED)
         if not is_gone:
             self.report(events.SessionAbandoned(self.facts(), self.closed_with, time.monotonic() - began_at))
 

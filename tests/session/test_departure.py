@@ -518,12 +518,19 @@ def test_connection_left_by_its_peer_is_held_while_it_is_flushed():
 seconds = st.floats(0, 100)
 
 
-@given(closed_at=seconds, abort_after=seconds, abandon_after=seconds, waited=seconds, waiting=st.integers(0, 10**6))
-def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon_after, waited, waiting):
+@given(
+    closed_at=seconds,
+    abort_after=seconds,
+    abandon_after=seconds,
+    waited=seconds,
+    waiting=st.integers(0, 10**6),
+    is_refused=st.booleans(),
+)
+def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon_after, waited, waiting, is_refused):
     """It aborts once, at its time and not before it, and it is over when it is abandoned at the latest."""
     now = closed_at + waited
     patience = Patience(Connection(None), abort_after, closed_at + abandon_after, closed_at)
-    one = Departure(now, patience, closed_at + abandon_after)
+    one = Departure(now, patience, closed_at + abandon_after, is_refused=is_refused)
     aborted_at = None
     for _ in range(10_000):
         step = one.step(now, is_held=True)
@@ -533,7 +540,7 @@ def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon
             assert not one.is_to_be_aborted
         elif step is Step.WAIT:
             delay = one.delay(now, waiting)
-            assert 0 <= delay <= max(0.05, waiting / 5000)
+            assert 0 <= delay <= max(0.25 if is_refused else 0.1, waiting / 2000)
             now = max(now + delay, math.nextafter(now, math.inf))
         else:
             break
@@ -576,7 +583,7 @@ def test_counts_never_drift_whatever_becomes_of_a_connection(sessions):
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert counts(guard) == (0, 0, 0)
-        assert gate.usage == counted.active == len(counted._leaving) == guard.departures._waiting == 0
+        assert gate.usage == counted.active == len(counted._leaving) == len(guard.departures._waiting) == 0
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "CLOSE_TIMEOUT", 0.02)
