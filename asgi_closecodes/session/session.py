@@ -235,8 +235,8 @@ class Session(Channel):
 
     def _set_key(self, key: Hashable) -> None:
         before, self._key = self._key, key
-        if self._places is None:
-            return
+        if self._places is None or self.is_leaving:
+            return  # one that ends takes nobody's place: it counts where it did until it is over
         try:
             self._places.recount()
         except BaseException:

@@ -11,6 +11,7 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, TryAgainLater, events
 from asgi_closecodes.gates import MaxSessionsPerKey
 from tests.support.asgi import Peer, of
+from tests.support.fakes import until
 
 
 def plain_thread(call):
@@ -105,3 +106,35 @@ def test_key_set_when_the_loop_has_ended_raises():
     thread.start()
     thread.join()
     assert failures
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("when_full", ["refuse", "replace_oldest"])
+async def test_key_set_by_one_that_ends_takes_no_place(when_full):
+    """What a handler that cleans up says of its user costs no session of that user its place."""
+    gate = MaxSessionsPerKey(1, key=lambda session: session.key, when_full=when_full)
+    guard, cleaned_up = Guard(gate=gate), anyio.Event()
+
+    async def app(scope, receive, send):
+        session = scope["extensions"]["closecodes"]
+        name = scope["path"]
+        session.key = name
+        await receive()
+        await send({"type": "websocket.accept"})
+        if name == "bob":
+            await cleaned_up.wait()
+            return
+        await session.shed()
+        session.key = "bob"
+        assert (gate.active_of("ann"), gate.active_of("bob")) == (1, 1)
+        cleaned_up.set()
+
+    bob, ann = Peer(path="bob"), Peer(path="ann")
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(bob.visit, CloseCodeMiddleware(app, guard))
+            await until(lambda: gate.active_of("bob"))
+            tasks.start_soon(ann.visit, CloseCodeMiddleware(app, guard))
+    assert (ann.closed[0], bob.closed[0]) == (1013, 1000)
+    assert cleaned_up.is_set()
+    assert gate.active == 0
