@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+from typing import Any
 
 from .session import Session
 
@@ -26,9 +27,12 @@ def break_cycles(session: Session) -> None:
                         attribute.close()
 
 
-def _is_closed(owner: object) -> bool:
+def _is_closed(owner: Any) -> bool:
+    """Whether nothing can arrive any more: asyncio's TLS delivers data to what is only closing, once it is read on."""
     try:
-        return owner.transport.is_closing() is True  # type: ignore[attr-defined] # has none: not known to be closed
+        transport = owner.transport
+        socket = transport.get_extra_info("socket")
+        return transport.is_closing() is True and (socket is None or socket.fileno() < 0)
     except Exception:
         return False
 

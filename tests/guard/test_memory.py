@@ -307,8 +307,11 @@ def test_trim_is_left_out_where_malloc_is_another(real_trim, monkeypatch, libc):
 class Connection:
     """An object as that of a server, with a parser that holds it."""
 
-    def __init__(self, closed=True):
-        self.transport = types.SimpleNamespace(is_closing=lambda: closed)
+    def __init__(self, closed=True, fileno=-1):
+        socket = types.SimpleNamespace(fileno=lambda: fileno)
+        self.transport = types.SimpleNamespace(
+            is_closing=lambda: closed, get_extra_info=lambda name: {"socket": socket}[name]
+        )
         self.protocol = Protocol()
 
     async def send(self, message):
@@ -328,9 +331,10 @@ class Protocol:
             yield
 
 
-@pytest.mark.parametrize("closed", [True, False])
-def test_cycles_of_a_closed_connection_are_broken(closed):
-    connection = Connection(closed)
+@pytest.mark.parametrize(("is_closing", "fileno", "closed"), [(True, -1, True), (True, 7, False), (False, 7, False)])
+def test_cycles_of_a_closed_connection_are_broken(is_closing, fileno, closed):
+    """What is only closing may get data still: a parser that is closed raises StopIteration in the server then."""
+    connection = Connection(is_closing, fileno)
     session = Guard(Settings()).session({"type": "websocket"}, connection.receive, connection.send)
     break_cycles(session)
     assert (connection.protocol.parser.gi_frame is None) is closed
