@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import anyio
 import anyio.lowlevel
@@ -42,13 +42,15 @@ class Departure:
 
     :param now: when the wait for it begins.
     :param patience: after which it is aborted.
-    :param abandon_at: when it counts no more.
+    :param abandon_at: tells when it counts no more, which may change meanwhile.
     :param is_refused: whether it was never admitted.
     """
 
     __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "is_refused", "patience")
 
-    def __init__(self, now: float, patience: Patience, abandon_at: float, *, is_refused: bool = False) -> None:
+    def __init__(
+        self, now: float, patience: Patience, abandon_at: Callable[[], float], *, is_refused: bool = False
+    ) -> None:
         self._began_at = now
         self._abandon_at = abandon_at
         self._has_aborted = False
@@ -62,14 +64,16 @@ class Departure:
         if not self._has_aborted and self.patience.is_over(now):
             self._has_aborted = True
             return Step.ABORT
-        return Step.ABANDON if now >= self._abandon_at else Step.WAIT
+        return Step.ABANDON if now >= self._abandon_at() else Step.WAIT
 
     def delay(self, now: float, waiting: int) -> float:
         """Return the seconds until the next look: few at first, and later a share of those that it has taken.
 
         :param waiting: connections that are waited for: the more they are, the less each is looked at.
         """
-        due = self._abandon_at if self._has_aborted else min(self.patience.ask_at, self._abandon_at)
+        due = self._abandon_at()
+        if not self._has_aborted:
+            due = min(due, self.patience.ask_at)
         longest = _LONGEST_DELAY_OF_REFUSED_S if self.is_refused else _LONGEST_DELAY_S
         longest = max(longest, waiting / _MOST_LOOKS_PER_SECOND)
         share = 1.0 if self.is_refused else 0.25

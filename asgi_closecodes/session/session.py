@@ -594,9 +594,12 @@ class Session(Channel):
         self._host.leaves(self)
         if self._ending is not None:
             began_at = self._ending.began_at
-        abandon_at = began_at + self._host.rules.abandon_after
-        patience = self._patience(connection, began_at)
-        departure = Departure(time.monotonic(), patience, abandon_at, is_refused=refused)
+        departure = Departure(
+            time.monotonic(),
+            self._patience(connection, began_at),
+            lambda: began_at + self._host.rules.abandon_after,
+            is_refused=refused,
+        )
         is_gone = await self._host.departures.wait(connection, departure, is_closed_here=self.phase is Phase.CLOSED)
         if not is_gone:
             self.report(events.SessionAbandoned(self.facts(), self.closed_with, time.monotonic() - began_at))

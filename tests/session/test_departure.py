@@ -158,6 +158,15 @@ async def test_session_that_stays_held_is_abandoned_once(caplog):
     assert "closecodes.session.abandoned" in {record.__dict__["event.name"] for record in caplog.records}
 
 
+@pytest.mark.anyio
+async def test_session_that_leaves_follows_a_changed_limit():
+    transport, guard = Deaf(), Guard(Settings(max_sessions=1))
+    async with running(returns, guard, Server(transport)):
+        await until(lambda: counts(guard) == (1, 1, 0))
+        guard.update(abandon_after=0.01)
+    assert counts(guard) == (0, 0, 0)
+
+
 def test_session_abandoned_is_aborted_all_the_same(monkeypatch):
     """A second's patience with the count is none with the connection."""
 
@@ -530,7 +539,7 @@ def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon
     """It aborts once, at its time and not before it, and it is over when it is abandoned at the latest."""
     now = closed_at + waited
     patience = Patience(Connection(None), abort_after, closed_at + abandon_after, closed_at)
-    one = Departure(now, patience, closed_at + abandon_after, is_refused=is_refused)
+    one = Departure(now, patience, lambda: closed_at + abandon_after, is_refused=is_refused)
     aborted_at = None
     for _ in range(10_000):
         step = one.step(now, is_held=True)
