@@ -595,7 +595,7 @@ class Guard:
         for claim in (self._ticks, self._is_busy, self._drains):
             claim.forget()
         self.draining = self._has_warned = False
-        for part in (self._tally, self._saturation, self._logs):
+        for part in (self._tally, self._saturation, self._logs, self._timeouts):
             part.forget()
         self._rest()
 

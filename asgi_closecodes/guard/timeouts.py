@@ -141,6 +141,12 @@ class SessionTimeouts:
             now = self._now()
             self._ring.extend(_Watched(session, now) for session in [*self._sessions])
 
+    def forget(self) -> None:
+        """Begin anew in a child process: the sessions are the parent's."""
+        self._ring.clear()
+        self._stalls.clear()
+        self._expired.clear()
+
     def add(self, session: Session) -> None:
         """Look at ``session`` too, from now on."""
         if self.is_needed:
@@ -185,7 +191,10 @@ class SessionTimeouts:
         """Look at the next ones; every name of this loop counts, at 50 000 sessions."""
         ring, idle, cancels = self._ring, self._idle, self._cancels
         for _ in range(min(looks, len(ring))):
-            watched = ring.popleft()
+            try:
+                watched = ring.popleft()
+            except IndexError:
+                return  # another thread has taken the limits away
             session = watched.session
             if session._places is None:  # noqa: SLF001 - it is over; a property takes as long as all the rest
                 self._stalls.discard(watched)

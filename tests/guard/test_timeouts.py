@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import random
 from types import SimpleNamespace
 
@@ -427,6 +428,19 @@ async def test_guard_counts_stalled_sessions_where_it_looks(monkeypatch):
         await until(lambda: guard.snapshot()["stalled"] == 1)
         peer.reads.set()
         await until(lambda: guard.snapshot()["stalled"] == 0)
+        tasks.cancel_scope.cancel()
+
+
+async def test_forked_child_looks_at_none_of_the_parents(monkeypatch):
+    monkeypatch.setattr(timeouts, "STALLED_AFTER_S", 0.1)
+    guard = Guard(Settings(send_timeout=60))
+    async with anyio.create_task_group() as tasks:
+        await visiting(guard, flood, Mute(anyio.Event()), tasks)
+        await until(lambda: guard.snapshot()["stalled"] == 1)
+        if not (child := os.fork()):
+            os._exit(guard.snapshot()["stalled"] or len(guard._timeouts._ring))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert guard.snapshot()["stalled"] == 1
         tasks.cancel_scope.cancel()
 
 
