@@ -35,6 +35,10 @@ BENCHMARK = Benchmark(
 ROOM = 10**9
 
 
+def _address(number):
+    return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+
 def _turns(runner, count, prepare, admit):
     """Return what runs ``admit`` over what ``prepare`` makes of so many new clients, all of whom are gone afterwards."""
     clients = itertools.count()
@@ -47,7 +51,7 @@ def _turns(runner, count, prepare, admit):
     def turn():
         gc.collect()
         blocks = sys.getallocatedblocks()
-        took = runner.run(timed([prepare(f"c{next(clients)}") for _ in range(count)]))
+        took = runner.run(timed([prepare(_address(next(clients))) for _ in range(count)]))
         gc.collect()
         return {US: took, BLOCKS: (sys.getallocatedblocks() - blocks) / count}
 
