@@ -512,7 +512,7 @@ class GateState(TypedDict):
 
     name: str
     cause: str
-    """What clients are told whom it sheds, and refuses unless the refusal has a cause of its own."""
+    """A token for clients whom it sheds, or refuses without another cause."""
     usage: float | None
     """How much of the limit is in use; None if that is unknown, or no one number."""
     limit: float | None
@@ -544,4 +544,4 @@ class Snapshot(TypedDict):
     closes: dict[int | str, int]
     """Sessions that are over, by close code."""
     error_groups: list[dict[str, Any]]
-    """What failed lately, by bug, the latest first."""
+    """Failures of late by bug, the latest first."""

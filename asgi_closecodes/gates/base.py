@@ -1,4 +1,4 @@
-"""Gates: what decides whether there is room for one more session.
+"""Gates: they decide whether there is room for one more session.
 
 A gate is anything with ``admit(session)`` that returns an async context manager: entering it reserves
 capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. There is no release call.
@@ -6,6 +6,7 @@ capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. T
 
 from __future__ import annotations
 
+import abc
 import re
 from collections.abc import Container, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -34,7 +35,7 @@ class Gate(Protocol):
         """
 
 
-class GateBase:
+class GateBase(abc.ABC):
     """A gate with a name, numbers to show, and work beside admission. Only ``admit`` has to be there.
 
     About ten times a second the background ticker calls ``sample``, ``excess``, ``to_shed`` and ``expired``.
@@ -105,7 +106,7 @@ class GateBase:
 
         @property
         def usage(self) -> float | None:
-            """How much of the limit is in use, None if it is unknown."""
+            """The part of the limit that is in use, None if it is unknown."""
     else:
         cause, is_overload, limit, usage = "shed", True, None, None
 
@@ -114,9 +115,9 @@ class GateBase:
         """Whether the ticker has something to do for it."""
         return self._is_ticked
 
+    @abc.abstractmethod
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
         """Return a context manager that holds the session's place; see :meth:`Gate.admit`."""
-        raise NotImplementedError
 
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
         """Return the same for :class:`Shadow`: it may refuse, and has no other session leave."""
@@ -264,8 +265,7 @@ def token(text: str) -> str:
 
 
 def _check_admit(gate: object, what: str) -> None:
-    admit = getattr(gate, "admit", None)
-    if not callable(admit) or getattr(admit, "__func__", None) is GateBase.admit:
+    if not callable(getattr(gate, "admit", None)):
         remedy = "AllOf(...) makes one gate of several" if isinstance(gate, (list, tuple, set)) else "see gates.Gate"
         raise TypeError(f"{what} has no method admit(session); {remedy}")
 
@@ -290,7 +290,7 @@ class _Free(AbstractAsyncContextManager[None]):
 
 
 FREE = _Free()
-"""What a gate that only looks, and holds nothing, returns for those whom it admits."""
+"""The place that a gate gives which only looks, and holds nothing."""
 
 
 def recount(place: AbstractAsyncContextManager[Any]) -> None:

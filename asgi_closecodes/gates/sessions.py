@@ -58,7 +58,7 @@ class Limited(GateBase):
 
     @property
     def limit(self) -> int | None:
-        """What may be in use at once; None is no limit, 0 admits nobody."""
+        """The most that may be in use at once; None is no limit, 0 admits nobody."""
         return self._limit
 
     @limit.setter

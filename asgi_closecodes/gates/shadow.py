@@ -62,7 +62,7 @@ class Shadow(GateBase):
 
     @property
     def usage(self) -> float | None:
-        """How much of it is in use."""
+        """The part of it that is in use."""
         return self.gate.usage
 
     @property

@@ -1,4 +1,4 @@
-"""What a session is closed with, in whatever phase it is. Nothing here sends anything, or knows the session."""
+"""The close of a session, whatever its phase. Nothing here sends anything, or knows the session."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from asgi_closecodes.exceptions import CloseWith, TryAgainLater, close_for_statu
 from .scope import can_deny, is_from_browser
 
 HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
-"""What an unanswered handshake gets: accepted and closed, an HTTP response, or ASGI's plain HTTP 403."""
+"""The answer to a handshake that has none yet: accept and close, an HTTP response, or ASGI's plain HTTP 403."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the sessions of a guard end; see the settings of the same names."""
+    """Settings that decide how sessions end, by the same names."""
 
     error_code: int = CloseCode.INTERNAL_ERROR
     try_again_code: int = CloseCode.TRY_AGAIN_LATER
@@ -40,7 +40,7 @@ class ClosePlan(NamedTuple):
 
     close: Close
     mode: HandshakeMode = "reject"
-    """What becomes of a handshake that is not answered yet."""
+    """The answer to a handshake that has none yet."""
     status: int = HTTPStatus.FORBIDDEN
     """The HTTP status in mode ``http``."""
     retry_after: float | None = None

@@ -29,7 +29,7 @@ _MOST_LOOKS_PER_SECOND = 2000
 
 
 class Step(enum.Enum):
-    """What is to be done about a connection."""
+    """The next step with a connection."""
 
     WAIT = "the server holds it"
     ABORT = "it has been held for as long as a close may take"

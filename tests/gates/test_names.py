@@ -172,16 +172,15 @@ def test_the_same_gate_twice_has_one_name():
 # What an object has
 
 
-@pytest.mark.parametrize("kind", [type("Forgot", (GateBase,), {}), type("Wrong", (GateBase,), {"admit": 5})])
-def test_a_gate_that_forgets_admit_is_refused(kind):
-    with pytest.raises(TypeError, match=r"(Forgot|Wrong) has no method admit\(session\); see gates.Gate"):
-        Guard(gate=kind())
+@pytest.mark.parametrize("own", [{}, {"__init__": lambda self: None}])
+def test_a_gate_that_forgets_admit_is_refused(own):
+    with pytest.raises(TypeError, match="abstract class Forgot .*admit"):
+        Guard(gate=type("Forgot", (GateBase,), own)())
 
 
-def test_a_silent_gate_that_forgets_admit_is_refused():
-    kind = type("Forgot", (GateBase,), {"__init__": lambda self: None})
-    with pytest.raises(TypeError, match=r"gate: Forgot has no method admit\(session\)"):
-        Guard(gate=kind())
+def test_a_gate_whose_admit_is_no_method_is_refused():
+    with pytest.raises(TypeError, match=r"Wrong has no method admit\(session\); see gates.Gate"):
+        Guard(gate=type("Wrong", (GateBase,), {"admit": 5})())
 
 
 def test_gate_base_is_used_as_it_is():

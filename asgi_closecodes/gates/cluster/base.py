@@ -18,7 +18,7 @@ SHORTEST_TTL = 2.0
 """Seconds: a lease has to outlast a refresh, one that fails after a second, and another one."""
 
 
-class ClusterGate(Limited, abc.ABC):
+class ClusterGate(Limited):
     """A gate whose processes meet in a store: a task of each talks to it."""
 
     _task: ProcessTask
