@@ -1,8 +1,8 @@
 """One connection: its phase, what goes in and out, and its one close. The only code that talks ASGI messages.
 
-A session moves through the phases of state.py, whose :data:`MOVES` says what may be sent in each. The handler
-talks through its channel; whatever it says there, and however it ends, the session sees to it that this side
-says its last plan exactly once.
+A session moves through the phases of state.py; its :data:`MOVES` says what may be sent in each. The handler talks
+through its channel (channel.py). However it ends, failures.py says whose fault that is, and closing.py what the session
+is closed with. This module closes it, exactly once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _TURNS = 10
 """Turns of the event loop that a cut off receive() may take to return."""
 
 _GOODBYES = frozenset({"websocket.close", "websocket.http.response.start", "websocket.http.response.body"})
-"""Saying them once more after the last plan changes nothing; servers differ in whether they raise."""
+"""Sent once more after the close they change nothing; servers differ in whether they raise."""
 
 
 class _Ending(NamedTuple):
@@ -280,7 +280,7 @@ class Session(Channel):
             await app(self.scope, *self.receive_and_send())
 
     async def finish(self, error: BaseException | None = None) -> bool:
-        """Say the last plan after the handler has ended; return whether nobody else has to know its ``error``."""
+        """Close after the handler has ended; return whether nobody else has to know its ``error``."""
         if isinstance(self._handler, Timeout) and self._handler.stop(error):
             error = None  # it overstayed
         self._handler = None
