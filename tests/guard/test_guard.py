@@ -26,6 +26,7 @@ from asgi_closecodes.events import (
     SessionFailed,
     SessionOpened,
     SessionRefused,
+    SessionShed,
 )
 from asgi_closecodes.gates import LoopLag, MaxSessions, MaxSessionsPerKey, Pressure
 from asgi_closecodes.gates.base import FREE
@@ -680,6 +681,31 @@ async def test_two_middlewares_without_a_guard_share_nothing():
         await settle()
         assert stay.codes() == [None, 1013]
         assert (await Peer().visit(other)).heard == ["accept"]
+
+
+@pytest.mark.anyio
+async def test_drain_and_clients_own_limit_are_no_overload():
+    seen = []
+    settings = Settings(max_sessions=2, max_sessions_per_client=1, when_client_full="replace_oldest")
+    guard = Guard(settings, observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(2)  # the second takes the place of the first
+        await until(lambda: stay.codes() == [1013, None])
+        guard.update(max_sessions=0, max_sessions_per_client=None)
+        await until(lambda: len(guard.sessions) - guard.snapshot()["leaving"] == 0)
+        guard.update(max_sessions=5)
+        await stay.come(1)
+        await settle()
+        await guard.drain(0)
+        await Peer().visit(stay.app)
+    overloads = {(type(event).__name__, event.cause): event.is_overload for event in of(SessionRefused, seen)}
+    overloads |= {(type(event).__name__, event.cause): event.is_overload for event in of(SessionShed, seen)}
+    assert overloads == {
+        ("SessionRefused", "drain"): False,
+        ("SessionShed", "replaced"): False,
+        ("SessionShed", "full"): True,
+        ("SessionShed", "drain"): False,
+    }
 
 
 def test_a_gate_of_one_s_own_is_asked_after_those_of_the_settings():

@@ -148,6 +148,7 @@ async def test_refusals(numbers):
         await Peer().visit(stay.app)
         assert numbers("refusals_total", gate="draining", cause="drain", mode="http") == 1
         assert numbers("draining") == 1
+        assert numbers.by("overloads_total", "gate", "cause") == {("max_sessions", "full"): 2}, "no shadow, no drain"
     assert numbers.by("session_duration_seconds_count", "outcome") == {"shed": 2}
     assert numbers.by("sessions_closed_total", "code", "initiator") == {("1012", "middleware"): 2}
 
