@@ -240,9 +240,9 @@ class MaxSessionsPerKey(Limited):
         return next(iter(sessions))
 
     def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
-        with COUNTING:
-            self._sessions.put(key, session, number)
-            self.active += 1
+        """Count a session of ``key``; the caller has the lock."""
+        self._sessions.put(key, session, number)
+        self.active += 1
 
     def _holds_twice(self, key: Hashable, limit: int, asking: int = 0) -> bool:
         """Whether ``key`` has twice its limit, with those that were replaced and are not over yet."""

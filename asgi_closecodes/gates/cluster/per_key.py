@@ -137,7 +137,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         :raises TryAgainLater: if this process refuses it by itself.
         """
         if digest is None or self._limit is None:
-            self._hold(digest, session)
+            with COUNTING:
+                self._hold(digest, session)
             return None
         waiting = len(self._waiting.get(digest, ()))
         if self.when_full == "replace_oldest" and self._holds_twice(digest, self._limit, waiting):
