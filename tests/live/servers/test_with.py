@@ -240,11 +240,14 @@ def test_a_subprotocol_is_echoed_so_that_browsers_see_the_code(server, path, ech
 
 
 def test_a_scope_without_extensions_asgi_and_client(server, daphne):
+    """A client may see its end before its place is free: each waits for it."""
     assert eventually(is_empty(server, "bald"))
     seen = connect(server, "/bald/raise-before-accept")
     assert seen.code == 1011
     assert daphne or seen.ref
+    assert eventually(is_empty(server, "bald"))
     assert str(connect(server, "/bald/deny")) == "HTTP 403"
+    assert eventually(is_empty(server, "bald"))
     with Raw(server, "/bald/echo") as peer:
         assert peer.answer() == 101
         assert connect(server, "/bald/echo").code == (4013 if daphne else 1013)
