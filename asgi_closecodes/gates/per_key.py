@@ -175,11 +175,11 @@ class MaxSessionsPerKey(Limited):
             raise TypeError(f"key={shown(key)} cannot be called; use a function of the session")
         if inspect.iscoroutinefunction(key):  # each coroutine would be a key of its own
             raise TypeError(f"key={shown(key)} is async; it is called, not awaited: use a plain function")
-        super().__init__(limit, name)
+        self._forget()
         self.key = key
         """The key of a session."""
         self.when_full = when_full
-        self._forget()
+        super().__init__(limit, name)
 
     def _forget(self) -> None:
         self._sessions = SessionsByKey()

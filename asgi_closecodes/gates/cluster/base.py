@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import get_args
+from typing import Any, get_args
 
 from asgi_closecodes import events
 from asgi_closecodes.bounds import is_between
@@ -21,19 +21,25 @@ SHORTEST_TTL = 2.0
 class ClusterGate(Limited):
     """A gate whose processes meet in a store: a task of each talks to it."""
 
-    _task: ProcessTask
-    _is_stopped = False
-    _cluster_name = "default"
+    def __init__(
+        self, cluster_name: str, task: ProcessTask, terms: Terms, ttl: float, fallback: Fallback, **parameters: Any
+    ) -> None:
+        """Build the gate.
+
+        :param parameters: those of the next class, as the limit.
+        """
+        self._cluster_name = cluster_name
+        self._task = task
+        self._terms = terms
+        self._report: events.Observer = _nobody
+        self._is_stopped = False
+        super().__init__(**parameters)
+        self.ttl = ttl
+        self.fallback = fallback
 
     def _default_name(self) -> str:
         name = super()._default_name()
         return name if self._cluster_name == "default" else token(f"{name}.{self._cluster_name}")
-
-    def _join(self, terms: Terms, ttl: float, fallback: Fallback) -> None:
-        self._report: events.Observer = _nobody
-        self._terms = terms
-        self.ttl = ttl
-        self.fallback = fallback
 
     def _follow_limit(self) -> None:
         super()._follow_limit()

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from itertools import count, repeat
 from types import TracebackType
 from typing import Literal, TypeAlias
 
@@ -22,20 +21,15 @@ from asgi_closecodes.gates.per_key import MaxSessionsPerKey, client_network
 from asgi_closecodes.session import Session
 
 from .base import ClusterGate
-from .lease import FIRST_TIMEOUT, RETRY, TIMEOUT, Fallback, Terms, worker_id
+from .counts import Counts, Decisions
+from .lease import FIRST_TIMEOUT, RETRY, TIMEOUT, Fallback, Terms
 from .lease_keeper import Health
 from .redis.client import RedisStore
-from .store import CountReply, CountRequest, CountStore, KeyCount
+from .store import CountStore
 from .task import ProcessTask
 
-_MOST_AT_ONCE = 500
-"""Keys in one call, so that it does not hold up the server's others."""
-
-_SAID_AGAIN = 8 * 3600.0
-"""Seconds after which everything is said again; the store forgets what nobody speaks of for a day."""
-
-_DEAF = 3
-"""Attempts to be called that have to fail, while the store answers, to be told of."""
+MAX_SUBSCRIBE_FAILURES = 3
+"""Failed attempts to subscribe, while the store answers, after which that is reported."""
 
 _Answer: TypeAlias = "asyncio.Future[TryAgainLater | None]"
 """The refusal of a session that asks for a place, or None where it is counted."""
@@ -77,38 +71,26 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         fallback: Fallback = "share",
         when_full: Literal["refuse", "replace_oldest"] = "refuse",
     ) -> None:
-        self._cluster_name = name
         self._in_shadow = False
         self._store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
         self._health = Health(name, self._tell)
-        self._task = ProcessTask(self._say, self._due, self._leave, self._tell, self._store.forget)
-        self._ear = ProcessTask(self._listen, self._deaf_for, _nothing, self._tell)
-        MaxSessionsPerKey.__init__(self, limit, key, when_full)
-        self._join(Terms(), ttl, fallback)
+        self._subscription = ProcessTask(self._subscribe, self._subscribe_wait, _nothing, self._tell)
+        task = ProcessTask(self._sync, self._wait, self._leave, self._tell, self._store.forget)
+        super().__init__(name, task, Terms(), ttl, fallback, limit=limit, key=key, when_full=when_full)
 
     def _forget(self) -> None:
         super()._forget()
-        self._worker = worker_id()
-        self._seq = 0
-        self._beat_at = self._said_at = -math.inf
-        self._said_as = self._mode
-        self._changed: set[str] = set()
-        """Keys of which the store does not know the number."""
-        self._waiting: dict[str, list[_Asking]] = {}
-        self._asked: dict[str, list[_Asking]] = {}
-        """Those of the call that is under way, to be asked again where its event loop is closed under it."""
-        self._heard: set[str] = set()
-        """Sessions that were replaced, of which the store does not know that this worker has heard."""
-        self._is_called = False
-        self._deaf_at = -math.inf
-        self._deaf = 0
+        self._counts: Counts[PendingAdmission] = Counts(self._sessions)
+        self._subscribe_failures = 0
+        self._subscribe_failed_at = -math.inf
         self._refused: set[Session] = set()
 
     def _follow_limit(self) -> None:
         super()._follow_limit()
-        self._said_at = -math.inf  # what is open is said with the next call
+        with COUNTING:
+            self._counts.mark_all_changed()
         if self._limit is None:
-            self._ear.stop_soon()
+            self._subscription.stop_soon()
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places of the session's key.
@@ -123,10 +105,6 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._in_shadow = True
         return _Place(self, self.digest(session), session)
 
-    @property
-    def _mode(self) -> Literal["refuse", "replace_oldest"]:
-        return "refuse" if self._in_shadow else self.when_full
-
     def digest(self, session: Session) -> str | None:
         """Return what stands for the key of ``session`` in the store."""
         return _digest(self.key(session))
@@ -140,158 +118,95 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             with COUNTING:
                 self._hold(digest, session)
             return None
-        waiting = len(self._waiting.get(digest, ()))
+        with COUNTING:
+            waiting = self._counts.waiting_for(digest)
         if self.when_full == "replace_oldest" and self._holds_twice(digest, self._limit, waiting):
-            usage = self.active_of(digest)
-            raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit, is_overload=self.is_overload)
+            raise self._refusal(digest)
         self.start()
         if not self._health.is_good:
-            self._take_alone(digest, session)
+            self._admit_locally(digest, session)
             return None
-        asking = _Asking(session)
+        pending = PendingAdmission(session)
         with COUNTING:
-            self._waiting.setdefault(digest, []).append(asking)
+            self._counts.ask_for(digest, pending)
         self._task.look()
-        return asking.answer
+        return pending.answer
 
     def give_back(self, key: Hashable, session: Session) -> None:
         """Count one session of a key less, once."""
         with COUNTING:
             before = self.active
             super().give_back(key, session)
-            is_less = self.active < before
-        if isinstance(key, str) and self._limit is not None and is_less:
-            self._changed.add(key)
+            is_changed = isinstance(key, str) and self._limit is not None and self.active < before
+            if is_changed:
+                self._counts.mark_changed(str(key))
+        if is_changed:
             self._task.look()
 
-    def _take_alone(self, digest: str, session: Session) -> None:
+    def _refusal(self, digest: str) -> TryAgainLater:
+        usage = self.active_of(digest)
+        return TryAgainLater(cause=self.cause, usage=usage, limit=self._limit, is_overload=self.is_overload)
+
+    def _admit_locally(self, digest: str, session: Session) -> None:
         if self.fallback == "closed":
-            raise TryAgainLater(
-                cause=self.cause, usage=self.active_of(digest), limit=self._limit, is_overload=self.is_overload
-            )
+            raise self._refusal(digest)
         (self.take_or_refuse if self._in_shadow else self.take)(digest, session)
-        self._changed.add(digest)
-
-    def _decide_alone(self, asking: Iterable[tuple[str, list[_Asking]]]) -> None:
         with COUNTING:
-            for digest, all_asking in asking:
-                for one in _open(all_asking):
-                    try:
-                        self._take_alone(digest, one.session)
-                    except TryAgainLater as refusal:
-                        one.settle(refusal)
-                    else:
-                        self._admit(digest, one)
+            self._counts.mark_changed(digest)
 
-    def _admit(self, digest: str, asking: _Asking) -> None:
-        if not asking.settle(None):  # its event loop was closed
-            self.give_back(digest, asking.session)
+    def _decide_locally(self, all_pending: Iterable[tuple[str, PendingAdmission]]) -> None:
+        for digest, pending in all_pending:
+            try:
+                self._admit_locally(digest, pending.session)
+            except TryAgainLater as refusal:
+                pending.settle(refusal)
+            else:
+                self._settle_admitted(digest, pending)
 
-    # The task that tells the store
+    def _settle_admitted(self, digest: str, pending: PendingAdmission) -> None:
+        if not pending.settle(None):  # its event loop was closed
+            self.give_back(digest, pending.session)
 
-    def _due(self) -> float:
-        now = time.monotonic()
-        if not self._health.is_good:
-            return max(self._beat_at + RETRY - now, 0.0)
-        if self._waiting or self._changed or self._heard or self._is_called:
-            return 0.0
-        return max(self._beat_at + self.ttl / 3 - now, 0.0)
+    # The task that syncs with the store
 
-    async def _say(self) -> None:
-        self._beat_at = time.monotonic()
-        if self._beat_at - self._said_at > _SAID_AGAIN or self._said_as != self._mode:
-            self._say_all()
-        self._is_called = False
-        self._seq += 1
+    def _wait(self) -> float:
+        return self._counts.wait(self.ttl, is_reachable=self._health.is_good)
+
+    async def _sync(self) -> None:
+        replaces = self.when_full == "replace_oldest" and not self._in_shadow
         with COUNTING:
-            for digest, lost in self._asked.items():
-                self._waiting.setdefault(digest, []).extend(_open(lost))
-            digests = [*dict.fromkeys([*self._waiting, *self._changed])][:_MOST_AT_ONCE]
-            self._asked = asking = {digest: self._waiting.pop(digest, []) for digest in digests}
-            self._changed.difference_update(digests)
-            request = CountRequest(
-                worker=self._worker,
-                seq=self._seq,
-                ttl=self.ttl,
-                limit=-1 if self._limit is None else self._limit,
-                counts=[self._count_of(digest, len(_open(asking[digest]))) for digest in digests],
-                replaces=self._said_as == "replace_oldest",
-                heard=[*self._heard],
-            )
-            unnumbered = {
-                digest: [session for session, number in self._sessions.of(digest).items() if number is None]
-                for digest in digests
-            }
+            sync = self._counts.ask(ttl=self.ttl, limit=self._limit, replaces=replaces)
         try:
-            async with asyncio.timeout(TIMEOUT if self._seq > 1 and self._health.is_good else FIRST_TIMEOUT):
-                reply = await self._store.count(request)
+            async with asyncio.timeout(FIRST_TIMEOUT if self._counts.is_first or not self._health.is_good else TIMEOUT):
+                reply = await self._store.count(sync.request)
         except BaseException as error:
-            self._changed.update(digests)
-            self._decide_alone(asking.items())
+            with COUNTING:
+                self._decide_locally(self._counts.abandon(sync))
             if not isinstance(error, Exception):
                 raise
             self._health.failed(self._store.explained(error), 0.0, self.fallback, is_adrift=True)
             await self._store.close()
             return
-        if not reply.known and self._seq > 1:  # it has lost what it knew
-            self._say_all()
         with COUNTING:
-            for digest, (admitted, first) in zip(digests, reply.admitted, strict=True):
-                numbers = count(first) if first else repeat(None)
-                self._answer(digest, unnumbered[digest], asking[digest], admitted, numbers)
-            self._replaced(request, reply)
+            self._carry_out(self._counts.answer(sync, reply))
         await self._health.succeeded(self._store)
 
-    def _say_all(self) -> None:
-        self._said_at, self._said_as = self._beat_at, self._mode
-        self._changed.update(key for key in self._sessions.copy() if isinstance(key, str))
-
-    def _count_of(self, digest: str, more: int) -> KeyCount:
-        sessions = self._sessions.of(digest)
-        numbers = [number for number in sessions.values() if number is not None]
-        return KeyCount(digest, len(sessions), more, numbers if self._said_as == "replace_oldest" else ())
-
-    def _answer(
-        self,
-        digest: str,
-        unnumbered: list[Session],
-        asking: list[_Asking],
-        admitted: int,
-        numbers: Iterator[int | None],
-    ) -> None:
-        for session, number in zip(unnumbered, numbers, strict=False):
-            if session in self._sessions.of(digest):
-                self._sessions.put(digest, session, number)
-        asking = _open(asking)
-        if len(asking) < admitted:  # who was cancelled meanwhile is counted there
-            self._changed.add(digest)
-        refused = max(len(asking) - admitted, 0)
-        # Of more than the limit that came at once, each would have been replaced by one of the last.
-        cause = "replaced" if admitted and self._said_as == "replace_oldest" else self.cause
-        for one in asking[:refused]:
-            one.settle(TryAgainLater(cause=cause, usage=self._limit, limit=self._limit, is_overload=self.is_overload))
-        for one in asking[refused:]:
-            self._hold(digest, one.session, next(numbers))
-            self._admit(digest, one)
-
-    def _replaced(self, request: CountRequest, reply: CountReply) -> None:
-        for name in reply.replaced:
-            digest, _, number = name.rpartition(":")
-            for session in [one for one, its in self._sessions.of(digest).items() if str(its) == number]:
-                self._replace(digest, session)
-        self._heard.difference_update(request.heard)
-        self._heard.update(reply.replaced)
+    def _carry_out(self, decisions: Decisions[PendingAdmission]) -> None:
+        for all_pending, cause in ((decisions.refused, self.cause), (decisions.superseded, "replaced")):
+            for pending in all_pending:
+                pending.settle(
+                    TryAgainLater(cause=cause, usage=self._limit, limit=self._limit, is_overload=self.is_overload)
+                )
+        for digest, pending, number in decisions.admitted:
+            self._hold(digest, pending.session, number)
+            self._settle_admitted(digest, pending)
+        for digest, session in decisions.replaced:
+            self._replace(digest, session)
 
     async def _leave(self) -> None:
         with COUNTING:
-            waiting, self._waiting = self._waiting, {}
-        self._decide_alone(waiting.items())
-        self._changed.clear()
-        self._heard.clear()
-        request = CountRequest(self._worker, self._seq + 1, ttl=0, limit=-1)  # without time left it is dead at once
-        self._worker = worker_id()
-        self._seq = 0
-        self._said_at = -math.inf
+            self._decide_locally(self._counts.take_waiting())
+            request = self._counts.leave()
         try:
             async with asyncio.timeout(FIRST_TIMEOUT if self._health.is_good else TIMEOUT):
                 await self._store.close()  # a cancelled command may have left an answer behind
@@ -301,27 +216,27 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         finally:
             await self._store.close()
 
-    # The task that is called when one of its sessions was replaced
+    # The task that is notified when one of its sessions was replaced
 
-    def _deaf_for(self) -> float:
-        return max(self._deaf_at + RETRY - time.monotonic(), 0.0)
+    def _subscribe_wait(self) -> float:
+        return max(self._subscribe_failed_at + RETRY - time.monotonic(), 0.0)
 
-    async def _listen(self) -> None:
+    async def _subscribe(self) -> None:
         try:
-            await self._store.listen(self._worker, self._called)
+            await self._store.listen(self._counts.worker, self._on_notified)
         except Exception as error:
-            self._deaf_at = time.monotonic()
-            self._deaf += self._health.is_good
-            if self._deaf == _DEAF:
+            self._subscribe_failed_at = time.monotonic()
+            self._subscribe_failures += self._health.is_good
+            if self._subscribe_failures == MAX_SUBSCRIBE_FAILURES:
                 problem = (
                     f"this process is not called when one of its sessions is replaced: {self._store.explained(error)}. "
                     f"Such a session may leave {self.ttl / 3:g} s late"
                 )
                 self._tell(events.ClusterMisconfigured(self._health.name, problem))
 
-    def _called(self) -> None:
-        self._deaf = 0
-        self._is_called = True
+    def _on_notified(self) -> None:
+        self._subscribe_failures = 0
+        self._counts.notify()
         self._task.look()
 
     # What the guard asks
@@ -333,12 +248,12 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         """
         super().start()
         if self._limit is not None and self.when_full == "replace_oldest":
-            self._ear.start()
+            self._subscription.start()
 
     async def stop(self) -> None:
         """Stop until it is started or asked again, and say what has ended."""
         self._is_stopped = True
-        await self._ear.stop()
+        await self._subscription.stop()
         await super().stop()
 
     def expired(self) -> Iterator[Session]:
@@ -346,23 +261,23 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         yield from [session for session in self._refused.copy() if not session.is_leaving]
 
     def refuse_late(self, session: Session) -> None:
-        """Have a session end that has begun, unless it is forgiven."""
+        """Have a session end that has begun, unless that is cancelled."""
         self._refused.add(session)
 
-    def forgive(self, session: Session) -> None:
+    def cancel_late_refusal(self, session: Session) -> None:
         """Take note that a session does not want another key any more."""
         self._refused.discard(session)
 
     def forked(self) -> None:
         """Begin anew in a child process: tasks and connections are the parent's."""
         self._task.forget()
-        self._ear.forget()
+        self._subscription.forget()
         self._store.forget()
         self._health.forget()
         self._forget()
 
 
-class _Asking:
+class PendingAdmission:
     """A session that asks for a place, of a key that stands beside it; in whatever event loop."""
 
     __slots__ = ("_is_settled", "_loop", "answer", "session")
@@ -390,10 +305,6 @@ class _Asking:
     def _answer(self, refusal: TryAgainLater | None) -> None:
         if not self.answer.done():
             self.answer.set_result(refusal)
-
-
-def _open(asking: list[_Asking]) -> list[_Asking]:
-    return [one for one in asking if one.is_open]
 
 
 class _Place:
@@ -447,7 +358,7 @@ class _Place:
         self._gate.give_back(before, self._session)
 
     def _drop_next(self) -> None:
-        self._gate.forgive(self._session)
+        self._gate.cancel_late_refusal(self._session)
         if self._answer is not None:
             self._answer.cancel()
             self._answer = None

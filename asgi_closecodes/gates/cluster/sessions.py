@@ -48,14 +48,11 @@ class ClusterSessions(ClusterGate):
         fallback: Fallback = "share",
     ) -> None:
         store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
-        self._cluster_name = name
         self._lease = Lease(0)
         self._worker = Worker(self._lease, store, name, self._tell)
-        self._task = self._worker.task
         self._place = _Place(self)
         self._waiting: dict[object, EventLoop] = {}
-        super().__init__(limit)
-        self._join(self._lease, ttl, fallback)
+        super().__init__(name, self._worker.task, self._lease, ttl, fallback, limit=limit)
 
     def _follow_limit(self) -> None:
         super()._follow_limit()

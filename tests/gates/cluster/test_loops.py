@@ -147,7 +147,7 @@ def test_gate_loop_closed_goes_on_in_the_next(kind, server):
     async def first():
         while not await enter(gate, held):
             await asyncio.sleep(0.01)
-        return gate._task._task, gate._waiting
+        return gate._task._task, dict(vars(gate))
 
     kept = loop.run_until_complete(first())
     loop.close()

@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import TryAgainLater, events
 from asgi_closecodes.gates import ClusterSessionsPerKey
-from asgi_closecodes.gates.cluster import CountRequest, KeyCount, RedisStore
+from asgi_closecodes.gates.cluster import CountRequest, KeyCount, RedisStore, counts
 from asgi_closecodes.gates.cluster.per_key import _digest
 from tests.support.asgi import of
 from tests.support.fakes import Visitor
@@ -209,3 +209,16 @@ async def test_a_limit_that_is_set_later_finds_what_is_open(processes):
 def test_what_cannot_be_used_is_refused(options):
     with pytest.raises(ValueError, match="use |begins"):
         ClusterSessionsPerKey(**{"limit": 1, "redis_url": "redis://localhost", **options})
+
+
+async def test_gate_more_keys_than_in_one_call_reports_all(processes, server, monkeypatch):
+    """Nor is a key reported again and again, for which there is nothing new."""
+    monkeypatch.setattr(counts, "MAX_KEYS_PER_SYNC", 3)
+    gate = processes.add()
+    for number in range(8):
+        assert await processes.come(1, key=f"user{number}") == 1
+    await processes.end(gate, 8)
+    await processes.until(lambda: _only_the_worker(server))
+    assert gate._wait() > 0
+    await processes.come(1)
+    assert gate._wait() > 0

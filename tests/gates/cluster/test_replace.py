@@ -333,8 +333,8 @@ async def test_a_server_whose_clock_goes_back_knows_who_is_older(processes, serv
     for gate in processes.gates:  # as if they had come when the clock was ahead
         for session, number in [*gate._sessions.of(_digest("ann")).items()]:
             gate._sessions.put(_digest("ann"), session, number + ahead)
-        gate._say_all()
-    await processes.until(lambda: not any(gate._changed for gate in processes.gates))
+        gate._counts._report_all()
+    await processes.until(lambda: all(gate._counts.is_settled for gate in processes.gates))
     third = await processes.enter(one)
     await processes.until_replaced(first)
     await processes.enter(one)
@@ -380,15 +380,15 @@ async def test_a_process_that_stood_still_sheds_when_it_goes_on(processes, serve
 async def test_a_dead_process_holds_nothing_and_nothing_is_kept_of_it(processes, server):
     dead, living = processes.add(server.url), processes.add(server.url)
     await processes.fill(dead, dead)
-    for task in (dead._task, dead._ear):
+    for task in (dead._task, dead._subscription):
         task._task.cancel()
         task._end = per_key._nothing
-    dead._said_at = 1e9
+    dead._counts._full_sync_at = 1e9
     processes.gates.remove(dead)
     await processes.enter(living)
     said = "closecodes:{default}:keys:said"
-    assert len(server.command("HGET", said, dead._worker).split()) == 2
-    await processes.until(lambda: server.command("HKEYS", said) == [living._worker.encode()])
+    assert len(server.command("HGET", said, dead._counts.worker).split()) == 2
+    await processes.until(lambda: server.command("HKEYS", said) == [living._counts.worker.encode()])
     mine = [visitor for visitor in processes.visitors if not visitor.ended]
     await processes.enter(living)
     assert (counted(server), processes.held()) == (2, 2)
@@ -443,11 +443,11 @@ async def test_a_forked_child_is_another_worker(processes, server):
     gate = processes.add(server.url, 1, ttl=600)
     old = await processes.enter(gate)
     await processes.until_heard(server)
-    ours = gate._worker
+    ours = gate._counts.worker
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writable, f"{gate._worker != ours} {gate.active} {gate._store._listening}".encode())
+        os.write(writable, f"{gate._counts.worker != ours} {gate.active} {gate._store._listening}".encode())
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(readable, 100) == b"True 0 None"
@@ -620,10 +620,7 @@ async def settled(processes, server):
     """Until all that is known is said and heard."""
     await processes.until(
         lambda: (
-            all(
-                gate._health.is_good and not (gate._changed or gate._waiting or gate._heard or gate._is_called)
-                for gate in processes.gates
-            )
+            all(gate._health.is_good and gate._counts.is_settled for gate in processes.gates)
             and counted(server) == processes.held()
         )
     )
