@@ -33,7 +33,7 @@ def status(redis_url: str, name: str, as_json: bool) -> None:
     try:
         state = asyncio.run(_state_of(store))
     except Exception as error:
-        raise click.ClickException(f"the Redis cannot be asked: {store.explained(error)}") from None
+        raise click.ClickException(f"the Redis cannot be asked: {store.describe_error(error)}") from None
     if as_json:
         click.echo(json.dumps(asdict(state)))
     elif state.workers:

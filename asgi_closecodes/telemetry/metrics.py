@@ -282,7 +282,7 @@ class MetricsObserver(abc.ABC):
             case events.ClusterSyncFailed(name=name):
                 self._add(CLUSTER_SYNC_FAILURES, (name,))
             case events.ClusterFallback(name=name) if name in self._clusters:
-                self._clusters[name].is_adrift = True
+                self._clusters[name].in_fallback = True
 
     def _route(self, session: events.SessionFacts) -> str:
         return UNKNOWN if session.route is None else self._routes(session.route)
@@ -359,7 +359,7 @@ class MetricsObserver(abc.ABC):
             yield CLUSTER_QUOTA, (name,), cluster.synced.quota
             yield CLUSTER_LEASE_AGE, (name,), now - cluster.at
             yield CLUSTER_LEARNING, (name,), float(now - cluster.at < cluster.synced.learning)
-            yield CLUSTER_FALLBACK, (name,), float(cluster.is_adrift)
+            yield CLUSTER_FALLBACK, (name,), float(cluster.in_fallback)
 
 
 _observers: weakref.WeakSet[MetricsObserver] = weakref.WeakSet()
@@ -380,7 +380,7 @@ class _Cluster:
 
     synced: events.ClusterSynced
     at: float
-    is_adrift: bool
+    in_fallback: bool
 
 
 _NOTHING = {GATE_USAGE: 0.0, GATE_LIMIT: math.inf}

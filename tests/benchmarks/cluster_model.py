@@ -68,7 +68,7 @@ class Model:
         if self.learn <= self.beat and not r.leave:
             room = max(limit - (self.alloc - grant) - r.used, 0)
             given = min(r.need, room)
-            advice = r.used + given + min(r.spare, (room - given) // (2 * workers))
+            advice = r.used + given + min(r.headroom, (room - given) // (2 * workers))
         new = max(keep, advice)
         self.alloc += new - grant
         self.used += r.used - was_used

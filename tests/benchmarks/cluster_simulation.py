@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from asgi_closecodes.gates.cluster.lease import Lease
-from asgi_closecodes.gates.cluster.sessions import PATIENCE
+from asgi_closecodes.gates.cluster.sessions import PLACE_TIMEOUT_S
 
 from .cluster_model import Model
 
@@ -42,7 +42,7 @@ class Simulation:
         self.is_away = False
         self.leases = [self.lease() for _ in range(workers)]
         self.used = np.zeros(workers, dtype=np.int64)
-        self.waiting = np.zeros((workers, round(PATIENCE / STEP)), dtype=np.int64)
+        self.waiting = np.zeros((workers, round(PLACE_TIMEOUT_S / STEP)), dtype=np.int64)
         """Sessions that wait for a place, by the time that they have left."""
         self.alive = np.ones(workers, dtype=bool)
         self.dead = np.zeros((0, 2))
@@ -88,7 +88,7 @@ class Simulation:
         is_false = total < capacity * (1 - ROOM)
         for index in np.flatnonzero(refused):
             lease = self.leases[index]
-            lease._missed += int(refused[index])
+            lease._shortfall += int(refused[index])
             if is_false and self.now >= lease.ends:
                 self.by_fallback += int(refused[index])
             elif is_false:
@@ -125,7 +125,7 @@ class Simulation:
 
     def room(self, lease, used):
         most = lease.quota if self.now < lease.ends else 0
-        if lease._drifts(self.now):
+        if lease._is_in_fallback(self.now):
             most = max(most, min(lease._share(), self.limit))
         return max(int(most) - used, 0)
 

@@ -14,7 +14,7 @@ from asgi_closecodes.naming import shown
 from .lease import Fallback, Terms
 from .task import ProcessTask
 
-SHORTEST_TTL = 2.0
+MIN_TTL_S = 2.0
 """Seconds: a lease has to outlast a refresh, one that fails after a second, and another one."""
 
 
@@ -53,9 +53,9 @@ class ClusterGate(Limited):
 
     @ttl.setter
     def ttl(self, ttl: float) -> None:
-        if not is_between(ttl, SHORTEST_TTL, 3600):
+        if not is_between(ttl, MIN_TTL_S, 3600):
             raise ValueError(
-                f"ttl={shown(ttl)}: use {SHORTEST_TTL:g} to 3600 seconds; a shorter lease would end between two syncs"
+                f"ttl={shown(ttl)}: use {MIN_TTL_S:g} to 3600 seconds; a shorter lease would end between two syncs"
             )
         self._terms.ttl = ttl
 
@@ -90,7 +90,7 @@ class ClusterGate(Limited):
         """Have said what is due, unless this process has left: the ticker goes on for a while after the lifespan."""
         if not self._is_stopped:
             self.start()
-            self._task.look()
+            self._task.wake_if_due()
 
     async def stop(self) -> None:
         """Stop until it is started or asked again, and give back what this process held."""

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from asgi_closecodes.gates.per_key import SessionsByKey
 from asgi_closecodes.session import Session
 
-from .lease import RETRY, worker_id
+from .lease import RETRY_INTERVAL_S, worker_id
 from .store import CountReply, CountRequest, KeyCount
 
 MAX_KEYS_PER_SYNC = 500
@@ -154,7 +154,7 @@ class Counts(Generic[PendingT]):
         """Return the seconds until the next sync is due."""
         if is_reachable and not self.is_settled:
             return 0.0
-        interval = ttl / 3 if is_reachable else RETRY
+        interval = ttl / 3 if is_reachable else RETRY_INTERVAL_S
         return max(self._synced_at + interval - self._clock(), 0.0)
 
     def ask(self, *, ttl: float, limit: int | None, replaces: bool) -> Sync[PendingT]:
@@ -179,7 +179,7 @@ class Counts(Generic[PendingT]):
             limit=-1 if limit is None else limit,
             counts=[self._count_of(digest, len(pending[digest]), replaces=replaces) for digest in digests],
             replaces=replaces,
-            heard=[*self._acknowledged],
+            acknowledged=[*self._acknowledged],
         )
         unnumbered = {
             digest: [session for session, number in self._sessions.of(digest).items() if number is None]
@@ -218,7 +218,7 @@ class Counts(Generic[PendingT]):
             digest, _, number = name.rpartition(":")
             sessions = self._sessions.of(digest)
             decisions.replaced.extend((digest, one) for one, its in sessions.items() if str(its) == number)
-        self._acknowledged.difference_update(sync.request.heard)
+        self._acknowledged.difference_update(sync.request.acknowledged)
         self._acknowledged.update(reply.replaced)
         self._end(sync)
         return decisions

@@ -25,28 +25,28 @@ _CLOCK: Callable[[], float] = (
     partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 )
 
-TIMEOUT = 1.0
+SYNC_TIMEOUT_S = 1.0
 """Seconds that a sync may take."""
 
-FIRST_TIMEOUT = 3.0
+FIRST_SYNC_TIMEOUT_S = 3.0
 """Seconds that it may take where there is no connection yet: TLS, a password and Sentinels are many round trips."""
 
-MARGIN = 0.95
+LEASE_SHARE = 0.95
 """Share of the ttl that a lease lasts, from before it was asked for: the store waits for all of it."""
 
-LONGEST_REFRESH = 0.4
+MAX_REFRESH_SHARE = 0.4
 """Share of the ttl within which every worker syncs, give or take; the script knows it too."""
 
-RETRY = 1.0
+RETRY_INTERVAL_S = 1.0
 """Seconds between two syncs while the store is away."""
 
-AWAY = 5.0
+UNREACHABLE_FOR_S = 5.0
 """Seconds for which a failed sync says that the store is away."""
 
-SHARE = 0.8
+FALLBACK_SHARE = 0.8
 """What all workers together may use, while the store is away, of the places that nobody had before."""
 
-MOST_SPARE = 64
+MAX_HEADROOM = 64
 """Places that a worker asks for in advance, at most."""
 
 
@@ -62,7 +62,7 @@ class Request:
     used: int
     have: int
     need: int
-    spare: int
+    headroom: int
     limit: int
     ttl: int
     leave: int
@@ -79,7 +79,7 @@ class Reply:
     seq: int
     grant: int
     """What is recorded for this worker."""
-    advice: int
+    quota: int
     """What it may use."""
     alloc: int
     """What is recorded for all workers."""
@@ -126,18 +126,18 @@ class Lease(Terms):
         "_clock",
         "_failed_at",
         "_failing_since",
-        "_is_adrift",
+        "_in_fallback",
         "_is_pending",
         "_jitter",
         "_known",
         "_lasts",
         "_limit",
         "_limit_set_at",
-        "_missed",
         "_next",
         "_rate",
         "_recorded",
         "_sent_at",
+        "_shortfall",
         "_target",
         "_target_at",
         "ends",
@@ -177,7 +177,7 @@ class Lease(Terms):
         self.ends = -math.inf
         """The moment at which the lease ends."""
         self.seq = self._acked = 0
-        self.timeout = FIRST_TIMEOUT
+        self.timeout = FIRST_SYNC_TIMEOUT_S
         """Seconds that the next sync may take."""
         self._lasts = 0.0
         self.reply: Reply | None = None
@@ -187,8 +187,8 @@ class Lease(Terms):
         """Whether the cluster had no place left at the last sync."""
         self._sent_at = self._acked_at = self._failed_at = self._next = -math.inf
         self._failing_since = math.inf
-        self._is_pending = self._is_adrift = False
-        self._recorded = self._admitted = self._missed = 0
+        self._is_pending = self._in_fallback = False
+        self._recorded = self._admitted = self._shortfall = 0
         self._rate = 0.0
         self._target: int | None = None
         self._target_at = -math.inf
@@ -214,7 +214,7 @@ class Lease(Terms):
     def take(self) -> bool:
         """Count one session more, if there is a place for it."""
         now = self._clock()
-        if (now < self.ends and self.used < self.quota) or (self._drifts(now) and self.used < self._share()):
+        if (now < self.ends and self.used < self.quota) or (self._is_in_fallback(now) and self.used < self._share()):
             self.used += 1
             self._admitted += 1
             return True
@@ -224,19 +224,20 @@ class Lease(Terms):
         """Count one session less."""
         self.used -= 1
 
-    def miss(self) -> None:
+    def record_shortfall(self) -> None:
         """Count a session that got no place: the next sync asks for one."""
-        self._missed += 1
+        self._shortfall += 1
 
-    def _drifts(self, now: float) -> bool:
+    def _is_in_fallback(self, now: float) -> bool:
         if now >= self.ends:
             # That the lease has ended is not enough: this process may have been stopped, and others taken over.
-            self._is_adrift = now - self._failed_at < AWAY and (self.reply is not None or self._is_away_for_long())
-        return self._is_adrift
+            has_failed = now - self._failed_at < UNREACHABLE_FOR_S
+            self._in_fallback = has_failed and (self.reply is not None or self._is_unreachable_for_long())
+        return self._in_fallback
 
-    def _is_away_for_long(self) -> bool:
+    def _is_unreachable_for_long(self) -> bool:
         # At the start: one slow sync among many processes that start together is no reason for all to help themselves.
-        return self._failed_at - self._failing_since >= AWAY
+        return self._failed_at - self._failing_since >= UNREACHABLE_FOR_S
 
     def _share(self) -> float:
         match self.fallback:
@@ -246,11 +247,11 @@ class Lease(Terms):
                 return 0
             case "share":
                 if self._known is None:
-                    return int(SHARE * self.limit)
+                    return int(FALLBACK_SHARE * self.limit)
                 # Together not more than the limit, however the sessions are spread, if all know the same of it: each
                 # keeps what it had, and of what was free all get the same.
                 limit, alloc = min(self._known.limit, self.limit), max(self._known.alloc, 1)
-                free = SHARE * max(limit - alloc, 0) / max(self._known.workers, 1)
+                free = FALLBACK_SHARE * max(limit - alloc, 0) / max(self._known.workers, 1)
                 return int(self._known.grant * min(limit / alloc, 1) + free)
 
     @property
@@ -259,15 +260,15 @@ class Lease(Terms):
         return max(self.ends - self._clock(), 0.0)
 
     @property
-    def is_adrift(self) -> bool:
+    def in_fallback(self) -> bool:
         """Whether the fallback decides: the store is away, or has lost what it knew before this worker was back."""
-        return self._drifts(self._clock())
+        return self._is_in_fallback(self._clock())
 
     @property
     def may_wait(self) -> bool:
         """Whether the next sync may bring the place that a session did not get."""
         if self.reply is None:
-            return not self.is_adrift
+            return not self.in_fallback
         return self.time_left > 0 and not self.is_full
 
     @property
@@ -278,11 +279,11 @@ class Lease(Terms):
     # Syncs
 
     @property
-    def spare(self) -> int:
+    def headroom(self) -> int:
         """Places to have in advance: as many as two refreshes need, and at least a 16th of an equal part, up to 8."""
         workers, limit = (1, 0) if self.reply is None else (self.reply.workers, self.reply.limit)
         least = min(max(limit // (16 * max(workers, 1)), 1), 8)
-        return min(max(math.ceil(2 * self._rate * self.ttl / 3), least), MOST_SPARE)
+        return min(max(math.ceil(2 * self._rate * self.ttl / 3), least), MAX_HEADROOM)
 
     @property
     def pace(self) -> float:
@@ -300,10 +301,10 @@ class Lease(Terms):
     def _is_urgent(self) -> bool:
         return (
             self.waiting > 0
-            or self._missed > 0
+            or self._shortfall > 0
             or self._recorded != max(self.quota, self.used)
-            or self.quota - self.used > 2 * self.spare
-            or (self._admitted > 0 and self.quota - self.used < self.spare / 2 and not self.is_full)
+            or self.quota - self.used > 2 * self.headroom
+            or (self._admitted > 0 and self.quota - self.used < self.headroom / 2 and not self.is_full)
         )
 
     def ask(self, *, leave: bool = False) -> Request:
@@ -311,18 +312,19 @@ class Lease(Terms):
         now = self._clock()
         is_valid = now < self.ends
         self._measure(now)
-        self.timeout = TIMEOUT if self.reply is not None and self._failing_since == math.inf else FIRST_TIMEOUT
-        self._lasts = self.ttl * MARGIN
+        is_connected = self.reply is not None and self._failing_since == math.inf
+        self.timeout = SYNC_TIMEOUT_S if is_connected else FIRST_SYNC_TIMEOUT_S
+        self._lasts = self.ttl * LEASE_SHARE
         if not is_valid:
             self.quota = self.used  # others may have the rest by now
         elif leave:
             self.quota = 0
-        elif self.quota - self.used > 2 * self.spare:
-            self.quota = self.used + self.spare
+        elif self.quota - self.used > 2 * self.headroom:
+            self.quota = self.used + self.headroom
         self.seq += 1
         self._is_pending = True
         self._sent_at = now
-        self._next = now + self.ttl * self._jitter(0.27, LONGEST_REFRESH)
+        self._next = now + self.ttl * self._jitter(0.27, MAX_REFRESH_SHARE)
         return Request(
             worker=self.worker,
             seq=self.seq,
@@ -331,8 +333,8 @@ class Lease(Terms):
             leased=int(is_valid),
             used=self.used,
             have=self.quota,
-            need=self.waiting + min(self._missed, MOST_SPARE),
-            spare=self.spare,
+            need=self.waiting + min(self._shortfall, MAX_HEADROOM),
+            headroom=self.headroom,
             limit=self.limit,
             ttl=int(self.ttl * 1000),
             leave=int(leave),
@@ -351,17 +353,17 @@ class Lease(Terms):
         self._is_pending = False
         now = self._clock()
         self._acked, self._acked_at = reply.seq, now
-        was_adrift = self._drifts(now)
+        was_in_fallback = self._is_in_fallback(now)
         before, self.reply = self.reply, reply
         if self._known is None or not reply.learning:
             self._known = reply
         self.ends = self._sent_at + self._lasts
-        self._is_adrift = was_adrift and reply.learning > 0
+        self._in_fallback = was_in_fallback and reply.learning > 0
         self._failed_at, self._failing_since = -math.inf, math.inf
-        self._missed = 0
+        self._shortfall = 0
         self._recorded = reply.grant
         # Beyond the limit not even the places that become free are used again.
-        self.quota = max(reply.advice, self.used) if reply.alloc <= reply.limit else 0
+        self.quota = max(reply.quota, self.used) if reply.alloc <= reply.limit else 0
         self.is_full = reply.alloc >= reply.limit or reply.learning > 0
         self._follow(reply, before)
 
@@ -373,7 +375,7 @@ class Lease(Terms):
             self._target = None
             return
         # Not anew with every sync: what the others have shed since is not known yet, and would be shed twice.
-        if self._target is None or self._acked_at - self._target_at >= LONGEST_REFRESH * self.ttl:
+        if self._target is None or self._acked_at - self._target_at >= MAX_REFRESH_SHARE * self.ttl:
             # Rounded at random, so that all workers together come to the limit, and not each below its own part.
             self._target = self.used - int(self.used * over / reply.used + self._jitter(0, 1))
             self._target_at = self._acked_at
@@ -382,7 +384,7 @@ class Lease(Terms):
         """Take note that the last sync was not answered."""
         self._is_pending = False
         now = self._clock()
-        self._next = now + RETRY * self._jitter(0.5, 1)
+        self._next = now + RETRY_INTERVAL_S * self._jitter(0.5, 1)
         # If it took longer, this process was stopped meanwhile: that says nothing of the store.
         if now - self._sent_at < 1.5 * self.timeout:
             self._failed_at, self._failing_since = now, min(self._failing_since, now)

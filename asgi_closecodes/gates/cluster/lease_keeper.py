@@ -8,7 +8,7 @@ import time
 from asgi_closecodes import events
 from asgi_closecodes.concurrency import COUNTING
 
-from .lease import FIRST_TIMEOUT, TIMEOUT, Fallback, Lease, Reply
+from .lease import FIRST_SYNC_TIMEOUT_S, SYNC_TIMEOUT_S, Fallback, Lease, Reply
 from .store import LeaseStore, Store
 from .task import ProcessTask
 
@@ -27,50 +27,50 @@ class Health:
 
     def forget(self) -> None:
         """Begin anew, in a child process."""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._failures = 0
         self._since = 0.0
-        self._is_adrift = self._is_looked_at = False
+        self._in_fallback = self._is_config_checked = False
 
     @property
     def is_good(self) -> bool:
         """Whether the last call did not fail."""
         return not self._failures
 
-    def failed(self, problem: str, lease: float, fallback: Fallback, *, is_adrift: bool) -> None:
+    def failed(self, problem: str, lease: float, fallback: Fallback, *, in_fallback: bool) -> None:
         """Tell of a call that failed."""
         self.report(events.ClusterSyncFailed(self.name, problem))
         if not self._failures:
             self._since = time.monotonic()
         self._failures += 1
-        if problem not in self._told:
-            self._told.add(problem)
+        if problem not in self._reported:
+            self._reported.add(problem)
             self.report(events.ClusterAway(self.name, problem, lease, fallback))
-        if is_adrift and not self._is_adrift:
-            self._is_adrift = True
+        if in_fallback and not self._in_fallback:
+            self._in_fallback = True
             self.report(events.ClusterFallback(self.name, fallback))
 
     async def succeeded(self, store: Store) -> None:
         """Tell that the store is back; look once at how it is configured."""
         if self._failures:
             self.report(events.ClusterBack(self.name, self._failures, time.monotonic() - self._since))
-            self._told.clear()
+            self._reported.clear()
             self._failures = 0
-            self._is_adrift = False
-        if self._is_looked_at:
+            self._in_fallback = False
+        if self._is_config_checked:
             return
-        self._is_looked_at = True
+        self._is_config_checked = True
         try:
-            async with asyncio.timeout(TIMEOUT):
-                risk = await store.risk()
+            async with asyncio.timeout(SYNC_TIMEOUT_S):
+                problem = await store.check_config()
         except Exception:
             await store.close()  # it may not be allowed to tell
         else:
-            if risk is not None:
-                self.report(events.ClusterMisconfigured(self.name, risk))
+            if problem is not None:
+                self.report(events.ClusterMisconfigured(self.name, problem))
 
 
-class Worker:
+class LeaseKeeper:
     """Keeps ``lease`` with ``store``.
 
     :param name: of the limit, for events.
@@ -83,7 +83,7 @@ class Worker:
         self._name = name
         self._report = report
         self._health = Health(name, report)
-        self._told_of_limit: int | None = None
+        self._reported_limit: int | None = None
         self.task = ProcessTask(self._sync, lease.wait, self._leave, report, store.forget)
 
     def forked(self) -> None:
@@ -104,8 +104,8 @@ class Worker:
         except Exception as error:
             with COUNTING:
                 lease.fail()
-            problem = self._store.explained(error)
-            self._health.failed(problem, lease.time_left, lease.fallback, is_adrift=lease.is_adrift)
+            problem = self._store.describe_error(error)
+            self._health.failed(problem, lease.time_left, lease.fallback, in_fallback=lease.in_fallback)
             await self._store.close()
         else:
             before = lease.reply
@@ -120,12 +120,12 @@ class Worker:
             request = self.lease.ask(leave=True)
             self.lease.reset()
         try:
-            async with asyncio.timeout(FIRST_TIMEOUT):
+            async with asyncio.timeout(FIRST_SYNC_TIMEOUT_S):
                 await self._store.close()  # a cancelled command may have left an answer behind
                 if may_be_recorded:
                     await self._store.sync(request)
         except Exception as error:
-            self._report(events.ClusterSyncFailed(self._name, self._store.explained(error)))
+            self._report(events.ClusterSyncFailed(self._name, self._store.describe_error(error)))
         finally:
             await self._store.close()
 
@@ -142,7 +142,7 @@ class Worker:
                 workers=reply.workers,
                 learning=reply.learning / 1000,
                 lease=lease.time_left,
-                fallback=lease.is_adrift,
+                fallback=lease.in_fallback,
             )
         )
         if reply.learning and not (before is not None and before.learning):
@@ -150,9 +150,9 @@ class Worker:
         # Right after a change the others, and what is recorded, may still have the limit before it.
         settled = before is None or lease.limit_age > lease.ttl
         if reply.limit >= lease.limit:
-            self._told_of_limit = None
-        elif settled and reply.limit != self._told_of_limit:
-            self._told_of_limit = reply.limit
+            self._reported_limit = None
+        elif settled and reply.limit != self._reported_limit:
+            self._reported_limit = reply.limit
             problem = (
                 f"this process has a limit of {lease.limit}, another one of {reply.limit}: the lower one holds. "
                 "Give all the same limit, or another cluster_name to what is another application"

@@ -22,7 +22,7 @@ from asgi_closecodes.session import Session
 
 from .base import ClusterGate
 from .counts import Counts, Decisions
-from .lease import FIRST_TIMEOUT, RETRY, TIMEOUT, Fallback, Terms
+from .lease import FIRST_SYNC_TIMEOUT_S, RETRY_INTERVAL_S, SYNC_TIMEOUT_S, Fallback, Terms
 from .lease_keeper import Health
 from .redis.client import RedisStore
 from .store import CountStore
@@ -129,7 +129,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         pending = PendingAdmission(session)
         with COUNTING:
             self._counts.ask_for(digest, pending)
-        self._task.look()
+        self._task.wake_if_due()
         return pending.answer
 
     def give_back(self, key: Hashable, session: Session) -> None:
@@ -141,7 +141,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             if is_changed:
                 self._counts.mark_changed(str(key))
         if is_changed:
-            self._task.look()
+            self._task.wake_if_due()
 
     def _refusal(self, digest: str) -> TryAgainLater:
         usage = self.active_of(digest)
@@ -177,14 +177,15 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         with COUNTING:
             sync = self._counts.ask(ttl=self.ttl, limit=self._limit, replaces=replaces)
         try:
-            async with asyncio.timeout(FIRST_TIMEOUT if self._counts.is_first or not self._health.is_good else TIMEOUT):
+            is_new = self._counts.is_first or not self._health.is_good  # there may be no connection
+            async with asyncio.timeout(FIRST_SYNC_TIMEOUT_S if is_new else SYNC_TIMEOUT_S):
                 reply = await self._store.count(sync.request)
         except BaseException as error:
             with COUNTING:
                 self._decide_locally(self._counts.abandon(sync))
             if not isinstance(error, Exception):
                 raise
-            self._health.failed(self._store.explained(error), 0.0, self.fallback, is_adrift=True)
+            self._health.failed(self._store.describe_error(error), 0.0, self.fallback, in_fallback=True)
             await self._store.close()
             return
         with COUNTING:
@@ -208,18 +209,18 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             self._decide_locally(self._counts.take_waiting())
             request = self._counts.leave()
         try:
-            async with asyncio.timeout(FIRST_TIMEOUT if self._health.is_good else TIMEOUT):
+            async with asyncio.timeout(FIRST_SYNC_TIMEOUT_S if self._health.is_good else SYNC_TIMEOUT_S):
                 await self._store.close()  # a cancelled command may have left an answer behind
                 await self._store.count(request)
         except Exception as error:
-            self._tell(events.ClusterSyncFailed(self._health.name, self._store.explained(error)))
+            self._tell(events.ClusterSyncFailed(self._health.name, self._store.describe_error(error)))
         finally:
             await self._store.close()
 
     # The task that is notified when one of its sessions was replaced
 
     def _subscribe_wait(self) -> float:
-        return max(self._subscribe_failed_at + RETRY - time.monotonic(), 0.0)
+        return max(self._subscribe_failed_at + RETRY_INTERVAL_S - time.monotonic(), 0.0)
 
     async def _subscribe(self) -> None:
         try:
@@ -228,8 +229,9 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             self._subscribe_failed_at = time.monotonic()
             self._subscribe_failures += self._health.is_good
             if self._subscribe_failures == MAX_SUBSCRIBE_FAILURES:
+                reason = self._store.describe_error(error)
                 problem = (
-                    f"this process is not called when one of its sessions is replaced: {self._store.explained(error)}. "
+                    f"this process is not called when one of its sessions is replaced: {reason}. "
                     f"Such a session may leave {self.ttl / 3:g} s late"
                 )
                 self._tell(events.ClusterMisconfigured(self._health.name, problem))
@@ -237,7 +239,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     def _on_notified(self) -> None:
         self._subscribe_failures = 0
         self._counts.notify()
-        self._task.look()
+        self._task.wake_if_due()
 
     # What the guard asks
 

@@ -13,11 +13,11 @@ from asgi_closecodes.session import Session
 
 from .base import ClusterGate
 from .lease import Fallback, Lease
-from .lease_keeper import Worker
+from .lease_keeper import LeaseKeeper
 from .redis.client import RedisStore
 from .store import LeaseStore
 
-PATIENCE = 3.0
+PLACE_TIMEOUT_S = 3.0
 """Seconds that a session waits for a place in a cluster that has some left."""
 
 
@@ -49,10 +49,10 @@ class ClusterSessions(ClusterGate):
     ) -> None:
         store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
         self._lease = Lease(0)
-        self._worker = Worker(self._lease, store, name, self._tell)
+        self._keeper = LeaseKeeper(self._lease, store, name, self._tell)
         self._place = _Place(self)
         self._waiting: dict[object, EventLoop] = {}
-        super().__init__(name, self._worker.task, self._lease, ttl, fallback, limit=limit)
+        super().__init__(name, self._keeper.task, self._lease, ttl, fallback, limit=limit)
 
     def _follow_limit(self) -> None:
         super()._follow_limit()
@@ -81,8 +81,8 @@ class ClusterSessions(ClusterGate):
                 lease.used += 1
             return
         self.start()
-        self._task.look()
-        with anyio.move_on_after(PATIENCE):
+        self._task.wake_if_due()
+        with anyio.move_on_after(PLACE_TIMEOUT_S):
             while lease.may_wait:
                 waiting = object()
                 self._wait(waiting, EventLoop(running_loop()))
@@ -93,8 +93,8 @@ class ClusterSessions(ClusterGate):
                 if self.take():
                     return
         with COUNTING:
-            lease.miss()
-        self._task.look()
+            lease.record_shortfall()
+        self._task.wake_if_due()
         usage = lease.used if lease.reply is None else lease.reply.used
         raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit)
 
@@ -134,7 +134,7 @@ class ClusterSessions(ClusterGate):
     def forked(self) -> None:
         """Begin anew in a child process."""
         self._waiting = {}
-        self._worker.forked()
+        self._keeper.forked()
 
 
 class _Place:

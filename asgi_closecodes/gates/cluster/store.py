@@ -17,10 +17,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 class Store(Protocol):
     """Whatever the methods of a store raise means that it cannot be used for now."""
 
-    async def risk(self) -> str | None:
+    async def check_config(self) -> str | None:
         """Return why this store may lose what it knows, if its configuration says so."""
 
-    def explained(self, error: Exception) -> str:
+    def describe_error(self, error: Exception) -> str:
         """Return what an error of this store means and what to do about it, in one line without secrets."""
 
     async def close(self) -> None:
@@ -64,13 +64,13 @@ class CountRequest:
     counts: Sequence[KeyCount] = ()
     replaces: bool = False
     """Whether who asks for a place gets that of the oldest session, where there is none."""
-    heard: Sequence[str] = ()
-    """Which of its sessions it knows to be replaced, as the store has named them."""
+    acknowledged: Sequence[str] = ()
+    """Those of its sessions that it knows to be replaced, as the store has named them."""
 
     def arguments(self) -> Sequence[str | int]:
         """Return the arguments of the script."""
         arguments: list[str | int] = [self.worker, self.seq, int(self.ttl * 1000), self.limit, int(self.replaces)]
-        arguments += [len(self.heard), *self.heard]
+        arguments += [len(self.acknowledged), *self.acknowledged]
         for count in self.counts:
             arguments += [count.open, count.more, ",".join(map(str, count.numbers))]
         return arguments
@@ -83,7 +83,7 @@ class CountReply:
     known: bool
     """Whether it knew this worker."""
     replaced: Sequence[str]
-    """Sessions of this worker that have lost their place and are not known to have heard of it: digest:number."""
+    """Sessions of this worker that have lost their place, until it has acknowledged that: digest:number."""
     admitted: Sequence[tuple[int, int]]
     """Of each key how many get a place, the last of those who ask, and the first number for those without one, or 0."""
 
@@ -102,7 +102,7 @@ class CountStore(Store, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class WorkerState:
     """One worker, as the store knows it."""
 
     id: str
@@ -124,7 +124,7 @@ class State:
     used: int
     learning: float
     """Seconds for which nobody gets more."""
-    workers: tuple[Worker, ...]
+    workers: tuple[WorkerState, ...]
 
 
 def checked_name(name: str) -> str:

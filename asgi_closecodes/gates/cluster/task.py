@@ -18,7 +18,7 @@ class ProcessTask:
     :param turn: what is to be done.
     :param due: returns the seconds until it is to be done again.
     :param end: called when the task ends, cancelled or not.
-    :param report: told what they raise.
+    :param report: called with what they raise.
     :param lost: called before the task goes on in place of one whose event loop was closed under it.
     """
 
@@ -42,7 +42,7 @@ class ProcessTask:
         self._loop: EventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._told: list[tuple[EventLoop, asyncio.Event]] = []
+        self._waiters: list[tuple[EventLoop, asyncio.Event]] = []
 
     @property
     def is_running(self) -> bool:
@@ -65,9 +65,9 @@ class ProcessTask:
                 loop = asyncio.get_running_loop()
                 self._task = loop.create_task(self._contained(), context=contextvars.Context())
                 # Who waits in another event loop starts another one.
-                self._task.add_done_callback(lambda _task: self._tell())
+                self._task.add_done_callback(lambda _task: self._wake_waiters())
 
-    def look(self) -> None:
+    def wake_if_due(self) -> None:
         """Take the next turn if it is due; from any thread."""
         if self._due() <= 0:
             self._wake_up()
@@ -77,11 +77,11 @@ class ProcessTask:
         self.start()
         here = EventLoop.running()
         assert here is not None
-        told = asyncio.Event()
+        taken = asyncio.Event()
         with COUNTING:
-            self._told.append((here, told))
+            self._waiters.append((here, taken))
         self._wake_up()
-        await told.wait()
+        await taken.wait()
 
     def _wake_up(self) -> None:
         loop, wake = self._loop, self._wake
@@ -120,10 +120,10 @@ class ProcessTask:
                 try:
                     await self._turn()
                 finally:
-                    self._tell()
+                    self._wake_waiters()
                 await self._pause()
         finally:
-            self._tell()
+            self._wake_waiters()
             if self._task is task:  # else another event loop has taken over while this one stood still
                 await self._end()
 
@@ -134,10 +134,10 @@ class ProcessTask:
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
 
-    def _tell(self) -> None:
+    def _wake_waiters(self) -> None:
         with COUNTING:
-            told, self._told = self._told, []
-        for loop, event in told:
+            waiters, self._waiters = self._waiters, []
+        for loop, event in waiters:
             if loop.is_here:
                 event.set()
             else:

@@ -171,8 +171,8 @@ def test_counts_sync_that_failed_is_reported_again(worker):
 def test_counts_unreachable_store_is_asked_after_a_pause(worker, now):
     worker.come("ann")
     worker.fail(worker.ask(1))
-    assert worker.counts.wait(TTL, is_reachable=False) == counts.RETRY
-    now[0] += counts.RETRY
+    assert worker.counts.wait(TTL, is_reachable=False) == counts.RETRY_INTERVAL_S
+    now[0] += counts.RETRY_INTERVAL_S
     assert worker.counts.wait(TTL, is_reachable=False) == 0
 
 
@@ -216,7 +216,7 @@ def test_counts_replaced_is_acknowledged_until_it_is_known(worker, client, now):
     worker.sync(1, replaces=True)
     assert worker.replaced == [old]
     lost = worker.ask(1, replaces=True)
-    assert len(lost.request.heard) == 1
+    assert len(lost.request.acknowledged) == 1
     worker.fail(lost)
     worker.sync(1, replaces=True)
     assert worker.replaced == [old]

@@ -181,7 +181,7 @@ async def test_a_server_that_is_gone_for_longer_than_the_lease(processes, fallba
         await processes.until(lambda: gate.lease.reply.workers == 2)
         server.stop()
         await processes.until(lambda: processes.of(events.ClusterFallback))
-        await processes.until(lambda: gate.lease.is_adrift and other.lease.is_adrift)
+        await processes.until(lambda: gate.lease.in_fallback and other.lease.in_fallback)
         await processes.come(20)
         assert processes.open in together
         admitted = processes.open

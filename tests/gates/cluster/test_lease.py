@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from asgi_closecodes.gates.cluster.lease import SHARE
+from asgi_closecodes.gates.cluster.lease import FALLBACK_SHARE
 
 from .fake_cluster import KEYS, TTL, Cluster
 
@@ -52,7 +52,7 @@ def test_a_first_worker_gets_what_it_needs_at_once(cluster):
     worker = cluster.worker()
     worker.waiting = 7
     reply = cluster.sync(worker)
-    assert 7 <= reply.advice <= 20
+    assert 7 <= reply.quota <= 20
     assert [worker.take() for _ in range(7)] == [True] * 7
 
 
@@ -105,7 +105,7 @@ def test_sessions_that_outlive_their_worker_stay_counted(cluster):
     fill(cluster, leaving)
     cluster.sync(leaving, leave=True)
     other.waiting = 5
-    assert cluster.sync(other).advice == 20 - leaving.used
+    assert cluster.sync(other).quota == 20 - leaving.used
 
 
 def test_an_unanswered_sync_promises_nothing(cluster):
@@ -178,7 +178,7 @@ def test_what_admits_when_the_store_is_away(cluster, fallback, admitted):
         cluster.now += 1
         worker.fail()
     cluster.now += 1
-    assert worker.is_adrift
+    assert worker.in_fallback
     assert sum(worker.take() for _ in range(100)) == admitted
 
 
@@ -200,7 +200,7 @@ def test_all_shares_together_are_not_above_the_limit_however_the_sessions_are_sp
             while worker.take():
                 pass
         together = sum(worker.used for worker in workers)
-        assert before + SHARE * (limit - before) - len(workers) <= together <= limit
+        assert before + FALLBACK_SHARE * (limit - before) - len(workers) <= together <= limit
 
 
 def test_a_session_that_ends_while_the_store_is_away_makes_room_for_another(cluster):
@@ -245,7 +245,7 @@ def test_a_store_that_was_flushed_gives_nothing_until_all_have_spoken(cluster):
     second.waiting = 10
     assert cluster.sync(second).learning > 0
     new.waiting = 10
-    assert cluster.sync(new).advice == 0
+    assert cluster.sync(new).quota == 0
     assert sum(worker.used for worker in (first, second, new)) <= 20
     assert cluster.sync(first).grant == first.used
     for _ in range(4):
@@ -362,7 +362,7 @@ def test_a_place_that_is_promised_stays_until_the_promise_is_taken_back(cluster)
     fill(cluster, second)
     request = first.ask()
     reply = cluster.deliver(request)
-    assert reply.advice == 0  # there is nothing to have in advance any more,
+    assert reply.quota == 0  # there is nothing to have in advance any more,
     assert first.take()  # but what was promised was taken before the answer came
     first.answer(reply)
     fill(cluster, second)
@@ -508,7 +508,7 @@ def test_who_goes_on_by_itself_after_that_knows_how_many_there_are(cluster, is_a
     if is_away_again:
         outage(cluster, workers, 2 * TTL)
     for worker in workers:
-        assert worker.is_adrift
+        assert worker.in_fallback
         while worker.take():
             pass
     assert 15 <= sum(worker.used for worker in workers) <= 20

@@ -22,7 +22,7 @@ syncs = st.lists(
         st.integers(0, 12),  # used
         st.integers(0, 12),  # have
         st.integers(0, 5),  # need
-        st.integers(0, 5),  # spare
+        st.integers(0, 5),  # headroom
         st.integers(1, 30),  # limit
         st.integers(0, 19),  # leaves if 0
     ),
@@ -38,7 +38,7 @@ def test_both_answer_the_same(server, steps):
         cluster = Cluster(client)
         model = Model()
         seqs, acked, acked_at, now = [0] * 5, [0] * 5, [0] * 5, 0
-        for worker, ms, lost, was_answered, leased, used, have, need, spare, limit, leaves in steps:
+        for worker, ms, lost, was_answered, leased, used, have, need, headroom, limit, leaves in steps:
             now += ms
             seqs[worker] += lost + 1
             request = Request(
@@ -50,7 +50,7 @@ def test_both_answer_the_same(server, steps):
                 used=used,
                 have=have,
                 need=need,
-                spare=spare,
+                headroom=headroom,
                 limit=limit,
                 ttl=30_000,
                 leave=int(leaves == 0),

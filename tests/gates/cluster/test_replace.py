@@ -37,7 +37,7 @@ class Lossy(RedisStore):
     """Loses what it is told to lose."""
 
     lost = None
-    is_deaf = False
+    drops_messages = False
 
     async def count(self, request):
         lost, self.lost = self.lost, None
@@ -49,10 +49,10 @@ class Lossy(RedisStore):
         return reply
 
     async def listen(self, worker, call):
-        await super().listen(worker, lambda: self.is_deaf or call())
+        await super().listen(worker, lambda: self.drops_messages or call())
 
-    def explained(self, error):
-        return "lost" if isinstance(error, TimeoutError) else super().explained(error)
+    def describe_error(self, error):
+        return "lost" if isinstance(error, TimeoutError) else super().describe_error(error)
 
 
 class Processes:
@@ -107,7 +107,7 @@ class Processes:
         await self.until(lambda: {one for one in self.visitors if one.ended} == {*visitors})
         assert all([refusal.cause for refusal in one.ended] == ["replaced"] for one in visitors)
 
-    async def until_heard(self, server):
+    async def until_subscribed(self, server):
         """Until all that replace are called."""
         listening = sum(gate.when_full == "replace_oldest" for gate in self.gates)
         await self.until(lambda: len(server.command("PUBSUB", "CHANNELS", "closecodes:*")) == listening)
@@ -143,7 +143,7 @@ async def test_the_oldest_is_replaced_wherever_it_is(processes, each_server):
     gates = [processes.add(each_server.url, 3, ttl=600) for _ in range(3)]
     first, second, third = await processes.fill(*gates)
     bob = await processes.enter(gates[0], "bob")
-    await processes.until_heard(each_server)
+    await processes.until_subscribed(each_server)
     # In another process, in another one, and in its own. With this ttl nothing but a message brings it.
     for oldest in ([first], [first, second], [first, second, third]):
         await processes.enter(gates[2])
@@ -198,12 +198,12 @@ async def test_whose_age_nobody_says_is_not_replaced(processes, server):
 
 @pytest.mark.parametrize("loss", ["killed", "black hole", "no permission", "no message"])
 async def test_who_does_not_hear_leaves_with_the_next_count(processes, server, loss, monkeypatch):
-    monkeypatch.setattr(redis_client, "PULSE", 0.2)
+    monkeypatch.setattr(redis_client, "PING_AFTER_S", 0.2)
     async with Proxy(server.socket) as proxy:
         url = proxy.url
         if loss == "no permission":
-            server.command("ACL", "SETUSER", "deaf", "on", "nopass", "~*", "+@all", "resetchannels")
-            url = url.replace("//", "//deaf:any@")
+            server.command("ACL", "SETUSER", "mute", "on", "nopass", "~*", "+@all", "resetchannels")
+            url = url.replace("//", "//mute:any@")
         holder, newcomer = processes.add(Lossy(url), 1), processes.add(server.url, 1, ttl=600)
         old = await processes.enter(holder)
         if loss == "no permission":
@@ -212,11 +212,11 @@ async def test_who_does_not_hear_leaves_with_the_next_count(processes, server, l
             assert "channels closecodes:*" in told.problem
             assert "0.666667 s late" in told.problem
         else:
-            await processes.until_heard(server)
+            await processes.until_subscribed(server)
         if loss == "killed":
             server.command("CLIENT", "KILL", "TYPE", "pubsub")
         proxy.drop_messages = loss == "black hole"
-        holder._store.is_deaf = loss == "no message"
+        holder._store.drops_messages = loss == "no message"
         await processes.enter(newcomer)
         assert counted(server) == 1  # whether it was heard or not
         await processes.until_replaced(old)
@@ -225,11 +225,11 @@ async def test_who_does_not_hear_leaves_with_the_next_count(processes, server, l
 
 @pytest.mark.parametrize("loss", ["killed", "black hole", "restart"])
 async def test_who_did_not_hear_is_called_again(processes, loss, monkeypatch):
-    monkeypatch.setattr(redis_client, "PULSE", 0.2)
+    monkeypatch.setattr(redis_client, "PING_AFTER_S", 0.2)
     with running() as server:
         async with Proxy(server.socket) as proxy:
             holder, newcomer = processes.add(proxy.url, 1, ttl=600), processes.add(server.url, 1, ttl=600)
-            await processes.until_heard(server)
+            await processes.until_subscribed(server)
             if loss == "killed":
                 server.command("CLIENT", "KILL", "TYPE", "pubsub")
             elif loss == "restart":
@@ -240,7 +240,7 @@ async def test_who_did_not_hear_is_called_again(processes, loss, monkeypatch):
                 gone = len(proxy.connections)
                 await processes.until(lambda: len(proxy.connections) < gone)
                 proxy.drop_messages = False
-            await processes.until_heard(server)
+            await processes.until_subscribed(server)
             if loss == "restart":
                 await processes.until_known(server)
             old = await processes.enter(holder)
@@ -296,16 +296,16 @@ async def test_who_has_not_heard_yet_is_told_again_and_counts_no_more(server):
     for seq in (2, 3):
         assert (await say("one", seq, 2, 0, (first, first + 1))).replaced == [name]
         assert counted(server) == 2
-    assert (await say("one", 4, 1, 0, (first + 1,), heard=[name])).replaced == []
+    assert (await say("one", 4, 1, 0, (first + 1,), acknowledged=[name])).replaced == []
     assert counted(server) == 2
     await told.close()
 
 
 async def test_a_quiet_connection_is_left_alone(processes, server, monkeypatch):
-    monkeypatch.setattr(redis_client, "PULSE", 0.1)
+    monkeypatch.setattr(redis_client, "PING_AFTER_S", 0.1)
     gate = processes.add(server.url)
     gate._store._timeout = 0.2
-    await processes.until_heard(server)
+    await processes.until_subscribed(server)
 
     def connections():
         return {line.split()[0] for line in is_left_behind(server) if "sub=1" in line}
@@ -367,7 +367,7 @@ async def test_a_process_that_stood_still_sheds_when_it_goes_on(processes, serve
     async with Proxy(server.socket) as proxy:
         still, other = processes.add(proxy.url, ttl=30), processes.add(server.url, ttl=30)
         first, second = await processes.fill(still, still)
-        await processes.until_heard(server)
+        await processes.until_subscribed(server)
         proxy.delay = 0.3  # what it is told comes late, as to one that is stopped
         third, fourth = await processes.fill(other, other)
         assert counted(server) == 2
@@ -405,7 +405,7 @@ async def test_no_connection_and_no_task_is_left(processes, server):
     for _ in range(3):
         gate = processes.add(server.url)
         await processes.enter(gate)
-    await processes.until_heard(server)
+    await processes.until_subscribed(server)
     assert len(is_left_behind(server)) == before + 6
     for gate in processes.gates:
         await gate.stop()
@@ -432,7 +432,7 @@ async def test_it_may_be_stopped_anywhere(processes, server, turns):
 async def test_a_limit_that_is_taken_away_ends_it(processes, server):
     gate = processes.add(server.url)
     await processes.enter(gate)
-    await processes.until_heard(server)
+    await processes.until_subscribed(server)
     gate.limit = None
     with anyio.fail_after(5):
         while server.command("PUBSUB", "CHANNELS") or server.command("ZCARD", "closecodes:{default}:keys"):
@@ -442,7 +442,7 @@ async def test_a_limit_that_is_taken_away_ends_it(processes, server):
 async def test_a_forked_child_is_another_worker(processes, server):
     gate = processes.add(server.url, 1, ttl=600)
     old = await processes.enter(gate)
-    await processes.until_heard(server)
+    await processes.until_subscribed(server)
     ours = gate._counts.worker
     readable, writable = os.pipe()
     child = os.fork()
@@ -462,7 +462,7 @@ async def test_by_sentinels(processes, binary, tmp_path):
         url = f"redis+sentinel://127.0.0.1:{port}/mymaster/1"
         one, other = processes.add(url, 1, ttl=600), processes.add(url, 1, ttl=600)
         await processes.until_known(primary, db=1)
-        await processes.until_heard(primary)
+        await processes.until_subscribed(primary)
         old = await processes.enter(one)
         await processes.enter(other)
         await processes.until_replaced(old)
@@ -612,7 +612,7 @@ STEPS = st.lists(
     max_size=15,
 )
 FAULTS = st.lists(
-    st.tuples(st.sampled_from(["request", "reply", "deaf", "flush", "restart"]), st.integers(0, 2)), max_size=4
+    st.tuples(st.sampled_from(["request", "reply", "message", "flush", "restart"]), st.integers(0, 2)), max_size=4
 )
 
 
@@ -688,8 +688,8 @@ def test_whatever_is_lost_no_place_is_and_nobody_is_shed_twice(server, limit, st
                     store = processes.gates[where]._store
                     if fault == "flush":
                         server.command("FLUSHALL")
-                    elif fault == "deaf":
-                        store.is_deaf = True
+                    elif fault == "message":
+                        store.drops_messages = True
                     elif fault == "restart":
                         await processes.gates[where].stop()
                         processes.gates[where].start()

@@ -74,16 +74,16 @@ async def test_what_the_readme_lets_a_user_do_is_enough(processes, binary):
             await keyed.stop()
         assert not processes.of(events.ClusterSyncFailed)
         store = RedisStore(url)
-        state, risk = await store.state(), await store.risk()
+        state, problem = await store.state(), await store.check_config()
         await store.close()
-        assert (state.limit, len(state.workers), risk) == (10, 2, None)
+        assert (state.limit, len(state.workers), problem) == (10, 2, None)
         with server.client() as client:
             refused = {entry["object"] for entry in client.acl_log()}
         assert refused <= {"client", "client|setinfo"}  # redis-py's own, which it can do without
 
 
 async def test_what_it_lets_a_user_do_whose_sessions_are_replaced_is_enough(processes, binary, monkeypatch):
-    monkeypatch.setattr(redis_client, "PULSE", 0.05)  # so that there are PINGs
+    monkeypatch.setattr(redis_client, "PING_AFTER_S", 0.05)  # so that there are PINGs
     with running(binary) as server:
         url = user_with(server, f"{ACL} {ACL_TO_REPLACE}")
         gates = [

@@ -52,7 +52,7 @@ class Asking:
     async def problem_of(self, part):
         with pytest.raises(Exception) as failed:  # noqa: PT011 - what it says is what is looked at
             await (self.sync if part in SYNC else self.count)()
-        return self.store.explained(failed.value)
+        return self.store.describe_error(failed.value)
 
     async def aclose(self):
         await self.store.close()

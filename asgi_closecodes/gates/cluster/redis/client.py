@@ -9,13 +9,13 @@ from importlib.resources import files
 from typing import Any
 
 from asgi_closecodes.gates.cluster.lease import Reply, Request
-from asgi_closecodes.gates.cluster.store import CountReply, CountRequest, State, Worker, checked_name
+from asgi_closecodes.gates.cluster.store import CountReply, CountRequest, State, WorkerState, checked_name
 from asgi_closecodes.gates.cluster.task import is_cancelled
 
-from .errors import explained
+from .errors import describe_error
 from .url import Client, checked_url, connect
 
-PULSE = 5.0
+PING_AFTER_S = 5.0
 """Seconds without a call after which it is asked whether the connection still lives on which one would come."""
 
 SYNC = files(__package__).joinpath("sync.lua").read_text()
@@ -77,18 +77,18 @@ class RedisStore:
             calls = client.pubsub()
             await calls.subscribe(f"{self._counting}:{worker}")
             while not is_cancelled():
-                heard = await calls.get_message(timeout=PULSE)
-                if heard is None:
+                message = await calls.get_message(timeout=PING_AFTER_S)
+                if message is None:
                     await calls.ping()
-                    heard = await calls.get_message(timeout=self._timeout)
-                if heard is None:
+                    message = await calls.get_message(timeout=self._timeout)
+                if message is None:
                     raise TimeoutError("no answer to a PING")
-                if heard["type"] != "pong":
+                if message["type"] != "pong":
                     call()
         finally:
             await close(client)
 
-    async def risk(self) -> str | None:
+    async def check_config(self) -> str | None:
         """Return why this Redis may lose the leases, if it says so."""
         memory = await self._connected().info("memory")
         policy = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else ""
@@ -119,7 +119,7 @@ class RedisStore:
             with _naming(grants_key):
                 grant, used, _, since, _ = records.get(worker, (0, 0, 0, 0, 0))
             workers.append(
-                Worker(worker.decode(), grant, used, max(now - since, 0) / 1000, max(float(ends) - now, 0) / 1000)
+                WorkerState(worker.decode(), grant, used, max(now - since, 0) / 1000, max(float(ends) - now, 0) / 1000)
             )
         return State(
             limit=limit,
@@ -144,9 +144,9 @@ class RedisStore:
             await close(self._client)
             self._client = None  # not before: who is cancelled meanwhile closes the rest later
 
-    def explained(self, error: Exception) -> str:
+    def describe_error(self, error: Exception) -> str:
         """Return what ``error`` means and what to do about it, in one line without secrets."""
-        return explained(error, has_answered=self._has_answered)
+        return describe_error(error, has_answered=self._has_answered)
 
     def forget(self) -> None:
         """Leave the client alone after a fork: to close it here would take it from the parent's event loop."""

@@ -37,7 +37,7 @@ _MEANINGS = {
 }
 
 
-def explained(error: BaseException, *, has_answered: bool = True) -> str:
+def describe_error(error: BaseException, *, has_answered: bool = True) -> str:
     """Return what ``error`` of a store means and what to do about it, in one line without secrets.
 
     :param has_answered: whether the store could be used before.
