@@ -6,38 +6,61 @@ import math
 import time
 from collections.abc import Callable
 
+from .bounds import MAX_NUMBER
 from .concurrency import COUNTING
 
 
-class Rate:
-    """At most ``per_second`` events a second over time, and ``burst`` at once.
+class TokenBucket:
+    """At most ``per_second`` events a second over time, and ``burst`` at once; both may be changed at any time.
 
     :param per_second: events a second; 0 lets none through.
     :param burst: events that may come together after a pause; at least 1.
+    :param is_full: whether the burst may come at the start; else what comes, comes evenly from there on.
     :param clock: monotonic seconds.
     """
 
     __slots__ = ("_at", "_clock", "_tokens", "burst", "per_second")
 
-    def __init__(self, per_second: float, burst: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        per_second: float,
+        burst: float,
+        *,
+        is_full: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.per_second = per_second
         self.burst = burst
         self._clock = clock
         self._at = clock()
-        self._tokens = math.inf  # full, however large the burst becomes
+        self._tokens = math.inf if is_full else 0.0  # full, however large the burst becomes
 
     def take(self) -> bool:
         """Whether one more event may happen now; if so, it counts."""
         if self.per_second <= 0:
             return False
         with COUNTING:
-            now = self._clock()
-            self._tokens = min(self._tokens + (now - self._at) * self.per_second, max(self.burst, 1))
-            self._at = now
+            self._refill()
             if self._tokens < 1:
                 return False
             self._tokens -= 1
             return True
+
+    def take_all(self) -> int:
+        """Return how many more events may happen now; they count, whether they happen or not."""
+        if self.per_second <= 0:
+            return 0
+        with COUNTING:
+            self._refill()
+            count = int(self._tokens)
+            self._tokens -= count
+            return count
+
+    def _refill(self) -> None:
+        now = self._clock()
+        per_second = min(self.per_second, MAX_NUMBER)  # a window may be too short for its number to be one
+        self._tokens = min(self._tokens + (now - self._at) * per_second, max(self.burst, 1), MAX_NUMBER)
+        self._at = now
 
     def wait(self) -> float:
         """Return the seconds until the next event may happen, if nothing happens until then."""
@@ -47,7 +70,7 @@ class Rate:
         return max(1 - tokens, 0) / self.per_second
 
 
-class Window:
+class FixedWindow:
     """At most ``limit`` events in each stretch of ``seconds``, which starts with the first event after the last one.
 
     :param clock: monotonic seconds.

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asgi_closecodes.token_bucket import Rate
+from asgi_closecodes.token_bucket import TokenBucket
 
 gaps = st.lists(st.one_of(st.just(0.0), st.floats(0, 2), st.floats(0, 0.01)), min_size=1, max_size=150)
 starts = st.floats(0, 1e6)
@@ -20,7 +20,7 @@ class Clock:
 @given(rates, st.floats(0, 50), starts, gaps)
 def test_no_window_holds_more_than_the_burst_and_the_rate(per_second, burst, start, gaps):
     clock = Clock(start)
-    rate = Rate(per_second, burst, clock=clock)
+    rate = TokenBucket(per_second, burst, clock=clock)
     taken = []
     for gap in gaps:
         clock.now += gap
@@ -34,14 +34,14 @@ def test_no_window_holds_more_than_the_burst_and_the_rate(per_second, burst, sta
 @given(rates, st.integers(1, 200), starts)
 @example(3, 1, 123456.7)
 def test_the_whole_burst_is_let_through_at_once(per_second, burst, start):
-    rate = Rate(per_second, burst, clock=Clock(start))
+    rate = TokenBucket(per_second, burst, clock=Clock(start))
     assert [rate.take() for _ in range(burst + 1)] == [True] * burst + [False]
 
 
 @given(rates, st.integers(1, 20), starts)
 def test_after_a_pause_the_burst_is_back(per_second, burst, start):
     clock = Clock(start)
-    rate = Rate(per_second, burst, clock=clock)
+    rate = TokenBucket(per_second, burst, clock=clock)
     while rate.take():
         pass
     clock.now += 1.001 / per_second
@@ -54,7 +54,7 @@ def test_after_a_pause_the_burst_is_back(per_second, burst, start):
 @given(st.floats(1, 100))
 def test_what_is_asked_for_steadily_below_the_rate_is_never_refused(per_second):
     clock = Clock(1000.0)
-    rate = Rate(per_second, 2, clock=clock)
+    rate = TokenBucket(per_second, 2, clock=clock)
     for _ in range(100):
         clock.now += 1.001 / per_second
         assert rate.take()
@@ -63,14 +63,14 @@ def test_what_is_asked_for_steadily_below_the_rate_is_never_refused(per_second):
 @pytest.mark.parametrize("per_second", [0, 0.0, -1])
 def test_a_rate_of_zero_lets_nothing_through(per_second):
     clock = Clock()
-    rate = Rate(per_second, 10, clock=clock)
+    rate = TokenBucket(per_second, 10, clock=clock)
     for clock.now in (0.0, 1.0, 1e9):
         assert not rate.take()
 
 
 def test_a_rate_may_be_changed_while_it_is_used():
     clock = Clock(5.0)
-    rate = Rate(0, 0, clock=clock)
+    rate = TokenBucket(0, 0, clock=clock)
     assert not rate.take()
     rate.per_second = rate.burst = 4
     assert [rate.take() for _ in range(5)] == [True] * 4 + [False]
@@ -80,6 +80,54 @@ def test_a_rate_may_be_changed_while_it_is_used():
 
 
 def test_the_clock_is_the_monotonic_one():
-    rate = Rate(0.001, 1)
+    rate = TokenBucket(0.001, 1)
     assert rate.take()
     assert not rate.take()
+
+
+# All at once, as sessions are shed
+
+
+@given(rates, st.lists(st.floats(0, 3), max_size=50))
+def test_bucket_empty_takes_no_more_than_its_share(per_second, gaps):
+    clock = Clock()
+    bucket = TokenBucket(per_second, per_second, is_full=False, clock=clock)
+    total = 0
+    for gap in gaps:
+        clock.now += gap
+        total += bucket.take_all()
+        assert total <= per_second * clock.now + 1e-3
+
+
+def test_bucket_small_steps_add_up():
+    clock = Clock()
+    bucket = TokenBucket(0.7, 0.7, is_full=False, clock=clock)
+    due = 0
+    for _ in range(100):
+        clock.now += 0.1
+        due += bucket.take_all()
+    assert due in (6, 7)
+
+
+def test_bucket_after_a_pause_takes_the_burst_alone():
+    clock = Clock()
+    bucket = TokenBucket(5, 5, is_full=False, clock=clock)
+    assert bucket.take_all() == 0
+    clock.now += 3600
+    assert bucket.take_all() == 5
+    assert bucket.take_all() == 0
+
+
+def test_bucket_infinite_rate_is_a_number():
+    """A drain over next to no time asks for it."""
+    clock = Clock()
+    bucket = TokenBucket(float("inf"), float("inf"), is_full=False, clock=clock)
+    assert bucket.take_all() == 0
+    clock.now += 1
+    assert bucket.take_all() > 10**9
+    assert bucket.take_all() == 0
+
+
+@pytest.mark.parametrize("per_second", [0, -1])
+def test_bucket_rate_of_zero_takes_none(per_second):
+    assert TokenBucket(per_second, 5).take_all() == 0

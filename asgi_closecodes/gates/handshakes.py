@@ -13,7 +13,7 @@ from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
-from asgi_closecodes.token_bucket import Rate
+from asgi_closecodes.token_bucket import TokenBucket
 
 from .base import FREE, GateBase
 from .sessions import Limited, Place
@@ -127,7 +127,7 @@ class HandshakeRate(GateBase):
             if not is_between(seconds, 0):
                 raise ValueError(f"{parameter}={shown(seconds)}: use a number of seconds, 0 or more")
         self._clock = clock
-        self._limiter = Rate(0, 0, clock=clock)
+        self._limiter = TokenBucket(0, 0, clock=clock)
         self._start = clock()
         self._turn = -math.inf
         self.rate = rate

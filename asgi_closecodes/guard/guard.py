@@ -27,7 +27,7 @@ from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session, session_of
 from asgi_closecodes.settings import LIMITS, Settings, checked_change, no_settings_of_its_own, unknown_settings
 from asgi_closecodes.settings.gates import gates_of, set_limits
-from asgi_closecodes.token_bucket import Rate
+from asgi_closecodes.token_bucket import TokenBucket
 
 from . import unused
 from .counters import Tally
@@ -35,7 +35,7 @@ from .dispatch import Dispatcher, reject_coroutine
 from .memory import RoundShedder, round_shedders
 from .retry_after import RetryQueue
 from .saturation import Saturation
-from .shedding import Pace, Victims
+from .shedding import Victims
 from .sigterm import drain_at_sigterm
 from .timeouts import SessionTimeouts
 
@@ -126,8 +126,8 @@ class Guard:
         self._own_gate_name = type(gate).__name__
         self.gate = AllOf()
         self._queue = RetryQueue()
-        self._refusals = Rate(0, 0)
-        self._pace = Pace()
+        self._refusals = TokenBucket(0, 0)
+        self._pace = TokenBucket(0, 0, is_full=False)
         self._timeouts = SessionTimeouts(self.sessions)
         self._victims = Victims("newest", self._order_failed)
         self._round_shedders: dict[GateBase, RoundShedder] = {}
@@ -262,12 +262,12 @@ class Guard:
         count = len(self.sessions)
         told: set[Session] = set()  # in another event loop it takes a while until it shows
         self.report(events.DrainStarted(count, window))
-        pace = Pace()
         per_second = max(count / window, 1.0) if window else math.inf
+        pace = TokenBucket(per_second, per_second, is_full=False)
         async with anyio.create_task_group() as tasks:
             while self.draining and (untold := [session for session in self._untold() if session not in told]):
                 if time.monotonic() - start < window:
-                    untold = await self._victims.choose(untold, pace.due(per_second))
+                    untold = await self._victims.choose(untold, pace.take_all())
                 told.update(untold)
                 for number, session in enumerate(untold, 1):
                     tasks.start_soon(session.end, ServiceRestart("service restart", cause="drain", retry_after=1.0))
@@ -526,8 +526,8 @@ class Guard:
             if not session.is_leaving
         ]
         if excess > 0 or to_shed:
-            due = self._pace.due(self.settings.shed_rate or max(len(self.sessions) / 100, 1.0))
-            if due > 0:
+            self._pace.per_second = self._pace.burst = self.settings.shed_rate or max(len(self.sessions) / 100, 1.0)
+            if (due := self._pace.take_all()) > 0:
                 self._in_background(self._shed, to_shed[:due], min(excess, due - len(to_shed)), fullest)
         elif self.settings.shed == "idle" and time.monotonic() - self._looked_at > _LOOK:
             self._looked_at = time.monotonic()

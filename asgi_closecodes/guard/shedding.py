@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 import anyio.lowlevel
 
-from asgi_closecodes.bounds import MAX_NUMBER
 from asgi_closecodes.session import Session
 
 Order: TypeAlias = Literal["newest", "oldest", "idle"] | Callable[[Session], Any]
@@ -21,30 +20,6 @@ SETTLED = 10.0
 
 _CHUNK = 500
 """Sessions that are looked at in one turn of the event loop."""
-
-
-class Pace:
-    """So many a second, evenly.
-
-    :param clock: monotonic seconds.
-    """
-
-    __slots__ = ("_at", "_clock", "_saved")
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._at = clock()
-        self._saved = 0.0
-
-    def due(self, per_second: float) -> int:
-        """Return how many are due since the last call; what is not used is lost, up to the fraction."""
-        now = self._clock()
-        per_second = min(per_second, MAX_NUMBER)  # a window may be too short for its number to be one
-        self._saved = min(self._saved + (now - self._at) * per_second, max(per_second, 1.0))
-        self._at = now
-        due = int(self._saved)
-        self._saved -= due
-        return due
 
 
 class Victims:

@@ -14,14 +14,14 @@ from typing import Any, Literal, NamedTuple
 
 from asgi_closecodes import events
 from asgi_closecodes.error_identity import is_plain, traceback_of, type_name
-from asgi_closecodes.token_bucket import Rate, Unlimited, Window
+from asgi_closecodes.token_bucket import FixedWindow, TokenBucket, Unlimited
 
 from .messages import LINES, SESSION, SUMMARIES, SUPPRESSED, Line, Message, Redactor, Sampler
 from .redaction import one_line
 from .sampling import Storms
 
 _ALMOST_NONE = 1e-9
-"""Records a minute where none are wanted after the burst: a Rate of 0 lets no burst through either."""
+"""Records a minute where none are wanted after the burst: a TokenBucket of 0 lets no burst through either."""
 
 
 _MOST_REFUSALS = 64
@@ -75,8 +75,8 @@ class LogObserver:
         _living.add(self)
         self._storms: dict[Sampler, Storms[_Kind]] = {
             "error": Storms(Unlimited),
-            "refusal": Storms(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
-            "saturation": Storms(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
+            "refusal": Storms(lambda: FixedWindow(5, 10.0), most=_MOST_REFUSALS),
+            "saturation": Storms(lambda: FixedWindow(5, 10.0), most=_MOST_REFUSALS),
         }
         self.follow(path=path, client=client, burst=burst, per_minute=per_minute)
 
@@ -97,7 +97,7 @@ class LogObserver:
             self._storms["error"].limit(Unlimited)
         else:
             per_minute = max(per_minute, _ALMOST_NONE)
-            self._storms["error"].limit(lambda: Rate(per_minute / 60, burst), Rate(per_minute, burst * 5))
+            self._storms["error"].limit(lambda: TokenBucket(per_minute / 60, burst), TokenBucket(per_minute, burst * 5))
 
     def forget(self) -> None:
         """Begin anew, in a child process: what was counted is for the parent to write."""

@@ -29,7 +29,7 @@ About = TypeVar("About")
 
 
 class Allowance(Protocol):
-    """How often something may happen; see :class:`asgi_closecodes.token_bucket.Rate`."""
+    """How often something may happen; see :class:`asgi_closecodes.token_bucket.TokenBucket`."""
 
     def take(self) -> bool:
         """Whether one more may happen now; if so, it counts."""

@@ -28,7 +28,7 @@ from asgi_closecodes.guard import guard as module
 from asgi_closecodes.guard.retry_after import RetryQueue
 from asgi_closecodes.guard.shedding import Victims
 from asgi_closecodes.guard.sigterm import drain_at_sigterm
-from asgi_closecodes.token_bucket import Rate
+from asgi_closecodes.token_bucket import TokenBucket
 from tests.support.asgi import Handler, Peer, of
 from tests.support.every_event import FACTS
 from tests.support.fakes import Stay, Visitor, until
@@ -879,7 +879,7 @@ def test_counters_in_threads_count_exactly():
 
 
 def test_rates_in_threads_let_no_more_through():
-    rate = Rate(1e-9, 500, clock=lambda: 0.0)
+    rate = TokenBucket(1e-9, 500, clock=lambda: 0.0)
     queue = RetryQueue(cap=1e9, clock=lambda: 0.0, uniform=lambda low, high: 1.0)
     let_in, hints = [], []
 
@@ -903,7 +903,7 @@ class Yielding(int):
 
 
 def test_rate_that_is_full_in_threads_lets_no_more_through():
-    rate, let_in = Rate(1e-9, Yielding(500)), []
+    rate, let_in = TokenBucket(1e-9, Yielding(500)), []
     with switching_often():
         in_threads(*[lambda: let_in.extend(rate.take() for _ in range(500))] * 8)
     assert sum(let_in) == 500

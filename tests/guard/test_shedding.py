@@ -6,41 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_closecodes.guard.shedding import Pace, Victims
-from tests.support.fakes import Clock, Visitor
-
-# Pace
-
-
-@given(st.floats(0.1, 1000), st.lists(st.floats(0, 3), max_size=50))
-def test_no_second_holds_more_than_its_share(per_second, gaps):
-    clock = Clock()
-    pace = Pace(clock)
-    total, start = 0, clock.now
-    for gap in gaps:
-        clock.now += gap
-        total += pace.due(per_second)
-        assert total <= per_second * (clock.now - start) + max(per_second, 1) + 1e-3
-
-
-def test_what_is_due_in_small_steps_adds_up():
-    clock = Clock()
-    pace = Pace(clock)
-    due = 0
-    for _ in range(100):
-        clock.now += 0.1
-        due += pace.due(0.7)
-    assert due in (6, 7)
-
-
-def test_a_pause_is_not_made_up_for():
-    clock = Clock()
-    pace = Pace(clock)
-    clock.now += 3600
-    assert pace.due(5) == 5
-
-
-# Victims
+from asgi_closecodes.guard.shedding import Victims
+from tests.support.fakes import Visitor
 
 
 def choose(sessions, count, order="newest", failures=None):

@@ -10,10 +10,9 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed, SignalLeftAlone
 from asgi_closecodes.gates import AllOf, MaxSessions, Pressure
-from asgi_closecodes.guard.shedding import Pace
 from asgi_closecodes.naming import shown
 from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Clock, Dial, Stay, until
+from tests.support.fakes import Dial, Stay, until
 
 
 @pytest.mark.anyio
@@ -317,13 +316,6 @@ async def test_a_drain_over_next_to_no_time_ends():
         await stay.come(3)
         await guard.drain(5e-324)
         assert stay.codes() == [1012] * 3
-
-
-def test_a_pace_without_a_bound_is_a_number():
-    clock = Clock()
-    pace = Pace(clock)
-    clock.now += 1
-    assert pace.due(float("inf")) > 10**9
 
 
 @pytest.mark.anyio

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from asgi_closecodes.logs import sampling
 from asgi_closecodes.logs.sampling import FORGOTTEN_AFTER, SUMMARY_AFTER, Storms
-from asgi_closecodes.token_bucket import Rate, Unlimited, Window
+from asgi_closecodes.token_bucket import FixedWindow, TokenBucket, Unlimited
 
 
 class Clock:
@@ -21,7 +21,9 @@ class Clock:
 
 def limited(clock, *, burst=10, per_minute=10, overall=50):
     return Storms(
-        lambda: Rate(per_minute / 60, burst, clock=clock), Rate(per_minute, overall, clock=clock), clock=clock
+        lambda: TokenBucket(per_minute / 60, burst, clock=clock),
+        TokenBucket(per_minute, overall, clock=clock),
+        clock=clock,
     )
 
 
@@ -121,9 +123,9 @@ def test_lines_and_counts_add_up(most, steps):
                 case "wide":
                     tested.limit(Unlimited)
                 case "narrow":
-                    tested.limit(lambda: Rate(0.01, 1, clock=clock), Rate(1, 2, clock=clock))
+                    tested.limit(lambda: TokenBucket(0.01, 1, clock=clock), TokenBucket(1, 2, clock=clock))
                 case "window":
-                    tested.limit(lambda: Window(2, 10.0, clock=clock))
+                    tested.limit(lambda: FixedWindow(2, 10.0, clock=clock))
             assert len(tested._kinds) <= most + 2
     finally:
         sampling.MOST_KINDS = before
