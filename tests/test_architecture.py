@@ -64,7 +64,7 @@ def test_public_names_neither_come_nor_go_by_accident(module, names):
 def test_importing_the_package_imports_no_extra():
     extras = (
         "prometheus_client opentelemetry sentry_sdk psutil redis click rich fastapi trio uvicorn hypercorn httpx "
-        "demo_app tests"
+        "pythonjsonlogger demo_app tests"
     )
     code = f"import sys, asgi_closecodes; print(*{{*{extras.split()!r}}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)

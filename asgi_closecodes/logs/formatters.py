@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
-
 from asgi_closecodes.error_identity import is_library, type_name
 
 from .redaction import one_line
@@ -56,55 +54,64 @@ def _text_of(value: object) -> str:
 _encoded = json.JSONEncoder(allow_nan=False, default=_text_of).encode
 
 
-class JsonFormatter(BaseJsonFormatter):
+_NO_EXTRAS = frozenset({*vars(logging.makeLogRecord({})), "asctime", "color_message", "message", "taskName"})
+"""Attributes of a record that are its own; color_message is uvicorn's second copy of its message."""
+
+
+class JsonFormatter(logging.Formatter):
     """One line of JSON a record.
 
     Beside the extras it has ``timestamp`` (RFC 3339, UTC), ``level`` (lower case), ``logger``, ``message``,
     ``process.pid``, and for an exception ``exception.type``, ``.message``, ``.stacktrace`` (at most 32 KiB) and
-    ``.notes``. What JSON cannot hold is written as text.
+    ``.notes``. A dictionary that is logged instead of a message counts as extras. What JSON cannot hold is written as
+    text.
     """
 
     def __init__(self) -> None:
-        # color_message is uvicorn's second copy of its message.
-        super().__init__(reserved_attrs=[*RESERVED_ATTRS, "color_message"])
+        super().__init__()
 
-    def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
-        """Return nothing: the exception is written by :meth:`add_fields`, in parts."""
-        del ei
-        return ""
-
-    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        """Fill ``log_data`` from ``record``."""
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line for ``record``, in printable ASCII."""
+        message: object = record.msg
+        extras = message if isinstance(message, dict) else {}
+        record.message = "" if isinstance(message, dict) else record.getMessage()
         time = dt.datetime.fromtimestamp(record.created, dt.UTC)
-        log_data.update(
-            {
-                "timestamp": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-                "level": record.levelname.lower(),
-                "logger": record.name,
-                "message": record.message,
-                "process.pid": record.process,
-            }
-        )
-        fixed = dict(log_data)
-        super().add_fields(log_data, record, message_dict)
-        log_data.update(fixed)  # an extra of the same name does not get to say who speaks, and when
-        text = log_data.pop("exc_info", None)
-        error = _error_of(record)
-        if error is not None:
-            log_data["exception.type"] = type_name(error[0])
-            log_data["exception.message"] = _capped(_text_of(error[1]))
-            log_data["exception.stacktrace"] = _capped(stack_trace(error))
-            if notes := _notes_of(error[1]):
-                log_data["exception.notes"] = notes
-        elif text:  # formatted before it was queued
-            log_data["exception.stacktrace"] = _capped(_text_of(text))
-
-    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
-        """Return ``log_data`` in one line of printable ASCII."""
+        fixed: dict[Any, object] = {
+            "timestamp": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.message,
+            "process.pid": record.process,
+        }
+        fields = {**fixed, **extras}
+        if record.stack_info:
+            fields["stack_info"] = record.stack_info
+        fields |= {key: value for key, value in vars(record).items() if _is_extra(key)}
+        fields |= fixed  # an extra of the same name does not get to say who speaks, and when
+        fields |= _exception_fields(record)
         try:
-            return _encoded(log_data)
+            return _encoded(fields)
         except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no string, a loop
-            return _encoded({_text_of(key): _plain(value) for key, value in log_data.items()})
+            return _encoded({_text_of(key): _plain(value) for key, value in fields.items()})
+
+
+def _is_extra(key: object) -> bool:
+    return key not in _NO_EXTRAS and not (isinstance(key, str) and key.startswith("_"))
+
+
+def _exception_fields(record: logging.LogRecord) -> dict[str, object]:
+    error = _error_of(record)
+    if error is None:
+        text = record.exc_text  # formatted before it was queued
+        return {"exception.stacktrace": _capped(_text_of(text))} if text else {}
+    fields: dict[str, object] = {
+        "exception.type": type_name(error[0]),
+        "exception.message": _capped(_text_of(error[1])),
+        "exception.stacktrace": _capped(stack_trace(error)),
+    }
+    if notes := _notes_of(error[1]):
+        fields["exception.notes"] = notes
+    return fields
 
 
 def _plain(value: object) -> object:

@@ -46,6 +46,23 @@ def as_json(record):
 # JSON
 
 
+def test_json_of_a_dictionary_has_its_items():
+    """But for those that say who speaks, and when."""
+    written = as_json(record_of({"user": 5, "logger": "forged", "level": "forged"}, room="lobby"))
+    assert written["user"] == 5
+    assert written["room"] == "lobby"
+    assert (written["logger"], written["level"], written["message"]) == ("some.logger", "error", "")
+
+
+def test_json_of_a_stack_has_it():
+    assert as_json(record_of(stack_info="Stack (most recent call last):\n  here"))["stack_info"].endswith("here")
+
+
+def test_json_has_no_attribute_of_the_record_itself():
+    written = as_json(record_of(_private=1, color_message="said", taskName="Task-1"))
+    assert sorted(written) == ["level", "logger", "message", "process.pid", "timestamp"]
+
+
 @given(nasty, nasty, nasty)
 def test_whatever_is_in_it_is_one_line_of_json(message, value, of_error):
     error = ValueError(of_error)
