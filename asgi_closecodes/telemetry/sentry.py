@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from asgi_closecodes.logs.tokens import masked_path
@@ -23,35 +23,21 @@ _ADDRESS = re.compile(r"(?P<path>/[^\s\"'<>?#]*)(?:[?#][^\s\"'<>]*)?|(?<=\S)\?[^
 
 
 def before_send(event: _Event, hint: object) -> _Event:
-    """Strip an event of what may be secret: ``sentry_sdk.init(..., before_send=before_send)``.
+    """Strip an event of what may be secret, and no option of sentry_sdk leaves out.
 
-    That is local variables, the request but for its method and URL, query strings in the texts of breadcrumbs, and what
-    looks like a token in a path. The text of an exception stays: it is the application's to keep clean. The same
-    function is for ``before_send_transaction``; it changes the event in place.
+    ``sentry_sdk.init(..., include_local_variables=False, before_send=before_send,
+    before_send_transaction=before_send)``: the option has frames go without their local variables. This takes the
+    request but for its method and URL, query strings in the texts of breadcrumbs, and what looks like a token in a
+    path. The text of an exception stays: it is the application's to keep clean. It changes the event in place.
     """
     del hint
     parts = cast("dict[str, Any]", event)
-    for key in ("exception", "threads"):
-        for frame in _below(parts.get(key), "values", "stacktrace", "frames"):
-            frame.pop("vars", None)
-    for request in _below(parts.get("request")):
+    if isinstance(request := parts.get("request"), dict):
         parts["request"] = {key: _cleaned(request[key]) for key in ("method", "url") if key in request}
     for key in _TEXTS:
         if key in parts:
             parts[key] = _cleaned(parts[key])
     return event
-
-
-def _below(node: object, *keys: str) -> Iterator[dict[str, Any]]:
-    """Yield the dicts that ``keys`` lead to, through lists."""
-    if isinstance(node, list):
-        for item in node:
-            yield from _below(item, *keys)
-    elif isinstance(node, dict):
-        if keys:
-            yield from _below(node.get(keys[0]), *keys[1:])
-        else:
-            yield node
 
 
 def _cleaned(value: object) -> object:

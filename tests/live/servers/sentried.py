@@ -19,7 +19,9 @@ class ToStdout(sentry_sdk.transport.Transport):
             print(json.dumps({"sentry": item.type, "payload": item.payload.json}), flush=True)
 
 
-# As generous with data as it can be.
+PRIVATE = {"include_local_variables": False, "before_send": before_send, "before_send_transaction": before_send}
+
+# As generous with data as it can be otherwise.
 sentry_sdk.init(
     "http://key@127.0.0.1:9/1",
     transport=ToStdout,
@@ -27,7 +29,7 @@ sentry_sdk.init(
     send_default_pii=True,
     max_request_body_size="always",
     attach_stacktrace=True,
-    **({} if "NAIVE" in os.environ else {"before_send": before_send, "before_send_transaction": before_send}),
+    **({} if "NAIVE" in os.environ else PRIVATE),
 )
 
 guard = Guard()
