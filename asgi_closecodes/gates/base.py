@@ -10,7 +10,7 @@ import abc
 import re
 from collections.abc import Container, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from asgi_closecodes.events import Observer
 from asgi_closecodes.naming import shown
@@ -23,8 +23,7 @@ _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{_MAX_NAME}}}")
 class Gate(Protocol):
     """Decides whether there is room for one more session. Inherit :class:`GateBase` for more than that.
 
-    The context manager may have ``recount()``, which is called when a handler has set the session's ``key``, and
-    raises :class:`TryAgainLater` if there is no room for it under that one.
+    The context manager may be a :class:`PlaceOfKey` too: that is told when a handler has set the session's ``key``.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
@@ -32,6 +31,17 @@ class Gate(Protocol):
 
         Entering it raises :class:`TryAgainLater` to refuse the session. Anything else that it raises is a
         fault of the gate: it is logged, and the setting ``gate_failure`` decides.
+        """
+
+
+@runtime_checkable
+class PlaceOfKey(Protocol):
+    """A place in a gate that counts by key."""
+
+    def recount(self) -> None:
+        """Move to the key that the session has now.
+
+        :raises TryAgainLater: if there is no room under it; the place stays where it is.
         """
 
 
@@ -49,7 +59,7 @@ class GateBase(abc.ABC):
 
     __slots__ = ("_given_name", "_name")
 
-    _class_name: ClassVar[str | None] = None
+    _class_name: ClassVar[str | None] = None  # the class attribute ``name``; it is inherited
     _is_ticked: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -295,5 +305,5 @@ FREE = _Free()
 
 def recount(place: AbstractAsyncContextManager[Any]) -> None:
     """Have the gate of ``place`` count its session under the key that it has now, if it counts by key."""
-    if (recount := getattr(place, "recount", None)) is not None:
-        recount()
+    if isinstance(place, PlaceOfKey):
+        place.recount()

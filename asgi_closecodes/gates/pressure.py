@@ -14,9 +14,9 @@ from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
-from .base import FREE, GateBase, default_name, token
+from .base import FREE, GateBase, token
 from .rounds import Rounds
-from .sensors import Memory, Sensor
+from .sensors import ForgettingSensor, Memory, ReportingSensor, Sensor
 
 SHORTEST = 5.0
 """Seconds that refusing lasts at least."""
@@ -81,7 +81,12 @@ class Pressure(GateBase):
         self.set(refuse_above, resume_below, shed_above)
 
     def _default_name(self) -> str:
-        return token(self.sensor.name) if isinstance(self.sensor.name, str) else default_name(type(self))
+        if not isinstance(self.sensor.name, str):
+            raise TypeError(
+                f"the name of the sensor {type(self.sensor).__qualname__} is {shown(self.sensor.name)}; "
+                "give it a text, as 'queue': it is the cause that clients are told"
+            )
+        return token(self.sensor.name)
 
     def set(self, refuse_above: float, resume_below: float, shed_above: float | None = None) -> None:
         """Change the thresholds.
@@ -106,11 +111,15 @@ class Pressure(GateBase):
 
     def _described(self) -> tuple[object, ...]:
         bounds = self.refuse_above, self.resume_below, self.shed_above
-        return (*bounds, type(self.sensor), getattr(self.sensor, "limit", None))
+        return (*bounds, type(self.sensor), self._bytes)
+
+    @property
+    def _bytes(self) -> int | None:
+        return self.sensor.limit if isinstance(self.sensor, Memory) else None
 
     def take_over(self, other: Pressure) -> None:
         """Keep what ``other``, which this gate stands in for, knows of the usage without a session."""
-        mine, theirs = getattr(self.sensor, "limit", None), getattr(other.sensor, "limit", None)
+        mine, theirs = self._bytes, other._bytes
         if self.rounds is not None and other.rounds is not None and other.rounds.baseline is not None:
             if mine is None or theirs is None:
                 self.rounds.baseline = other.rounds.baseline if mine is theirs else None
@@ -182,8 +191,8 @@ class Pressure(GateBase):
 
     def attach(self, report: Observer) -> None:
         """Have the sensor tell events to ``report``, if it has any."""
-        if (attach := getattr(self.sensor, "attach", None)) is not None:
-            attach(report)
+        if isinstance(self.sensor, ReportingSensor):
+            self.sensor.attach(report)
 
     def sample(self) -> None:
         """Let the sensor take a sample; the background ticker calls it."""
@@ -194,8 +203,8 @@ class Pressure(GateBase):
 
     def pause(self) -> None:
         """Have the sensor forget what it knew, if it can: nobody samples for now."""
-        if (stop := getattr(self.sensor, "stop", None)) is not None:
-            stop()
+        if isinstance(self.sensor, ForgettingSensor):
+            self.sensor.stop()
 
     def excess(self) -> int:
         """Return how many sessions are too many: any number, as long as the value is too high.

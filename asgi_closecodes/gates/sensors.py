@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from asgi_closecodes.bounds import is_between
 from asgi_closecodes.events import Event, Observer, SensorUnknown
@@ -33,6 +33,22 @@ class Sensor(Protocol):
 
     def value(self) -> float | None:
         """Return the value now, or None if it is unknown."""
+
+
+@runtime_checkable
+class ReportingSensor(Sensor, Protocol):
+    """One that reports events."""
+
+    def attach(self, report: Observer) -> None:
+        """Report to ``report`` from now on."""
+
+
+@runtime_checkable
+class ForgettingSensor(Sensor, Protocol):
+    """One whose samples are worth nothing after a pause."""
+
+    def stop(self) -> None:
+        """Forget them: nobody samples for now."""
 
 
 class LoopLag:

@@ -553,7 +553,7 @@ class Guard:
             return read(answer)
         except Exception as error:
             who = asked.name if isinstance(asked, GateBase) else type(asked).__name__
-            what = getattr(question, "__name__", "")
+            what = name_of(question).rpartition(".")[2]
             self._dispatcher.failed_once(f"{who}.{what}", (id(asked), what), error)
             return default
 

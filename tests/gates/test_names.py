@@ -10,12 +10,14 @@ from asgi_closecodes.gates import (
     AllOf,
     ClusterSessions,
     ClusterSessionsPerKey,
+    Cpu,
     GateBase,
     HandshakeRate,
     HandshakesInProgress,
     LoopLag,
     MaxSessions,
     MaxSessionsPerKey,
+    Memory,
     Pressure,
     Shadow,
 )
@@ -85,6 +87,49 @@ def test_gate_has_an_explicit_name(gate, name):
     guard = Guard(gate=gate)
     assert names(guard) == [name]
     assert [gate["name"] for gate in guard.snapshot()["gates"]] == [name]
+
+
+@pytest.mark.parametrize(
+    ("gate", "name"),
+    [
+        (lambda: MaxSessions(1), "max_sessions"),
+        (lambda: MaxSessionsPerKey(1), "max_sessions_per_key"),
+        (lambda: HandshakesInProgress(1), "handshakes_in_progress"),
+        (lambda: HandshakeRate(1), "handshake_rate"),
+        (lambda: Pressure(LoopLag(), 1, 0.5), "lag"),
+        (lambda: Pressure(Memory(), 1, 0.5), "memory"),
+        (lambda: Pressure(Cpu(), 1, 0.5), "cpu"),
+        (lambda: ClusterSessions(1, REDIS), "cluster_sessions"),
+        (lambda: ClusterSessionsPerKey(1, REDIS), "cluster_sessions_per_key"),
+    ],
+)
+def test_renaming_a_class_changes_no_name(gate, name):
+    """Nor that of the sensor: nobody's alert is to break by it."""
+    built = gate()
+    kinds = [type(built), *([type(built.sensor)] if isinstance(built, Pressure) else [])]
+    before = [kind.__name__ for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.__name__ = "Renamed"
+        renamed = gate()
+        assert names(Guard(gate=renamed)) == [name]
+        assert renamed.cause == built.cause
+    finally:
+        for kind, its in zip(kinds, before, strict=True):
+            kind.__name__ = its
+
+
+def test_heir_of_a_gate_has_its_name():
+    assert names(Guard(gate=type("Paid", (MaxSessions,), {})(1))) == ["max_sessions"]
+    assert names(Guard(gate=type("Paid", (MaxSessions,), {"name": "paid"})(1))) == ["paid"]
+
+
+@pytest.mark.parametrize("name", [None, 5, b"queue"])
+def test_sensor_whose_name_is_no_text_is_refused(name):
+    sensor = Dial()
+    sensor.name = name
+    with pytest.raises(TypeError, match="the name of the sensor Dial is .*give it a text"):
+        Pressure(sensor, 1, 0.5)
 
 
 def test_gates_of_settings_are_named_as_their_settings():

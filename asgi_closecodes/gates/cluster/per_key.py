@@ -61,6 +61,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     :raises TypeError: if ``key`` cannot be called.
     """
 
+    _class_name = "cluster_sessions_per_key"
+
     def __init__(  # noqa: PLR0917
         self,
         limit: int | None,
