@@ -1,6 +1,14 @@
 """The server's side of one WebSocket, in memory: a peer that says what it is told to, then leaves."""
 
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Self, TypeVar
+
 import anyio.lowlevel
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_Event = TypeVar("_Event")
 
 
 class Peer:
@@ -9,8 +17,10 @@ class Peer:
     :param point: awaited before every message in and after every message out, where a server may be cancelled.
     """
 
-    def __init__(self, *says, point=anyio.lowlevel.checkpoint, **scope):
-        self.scope = {
+    def __init__(
+        self, *says: str, point: Callable[[], Awaitable[object]] = anyio.lowlevel.checkpoint, **scope: Any
+    ) -> None:
+        self.scope: dict[str, Any] = {
             "type": "websocket",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
@@ -26,52 +36,52 @@ class Peer:
             "extensions": {"websocket.http.response": {}},
             **scope,
         }
-        self.sent = []
+        self.sent: list[Message] = []
         self._point = point
-        self._says = [
+        self._says: list[Message] = [
             {"type": "websocket.connect"},
             *({"type": "websocket.receive", "text": text} for text in says),
             {"type": "websocket.disconnect", "code": 1001, "reason": ""},
         ]
 
-    async def receive(self):
+    async def receive(self) -> Message:
         await self._point()
         return self._says.pop(0) if len(self._says) > 1 else self._says[0]
 
-    async def send(self, message):
+    async def send(self, message: Message) -> None:
         self.sent.append(message)
         await self._point()
 
-    async def visit(self, app):
+    async def visit(self, app: ASGIApp) -> Self:
         await app(self.scope, self.receive, self.send)
         return self
 
     @property
-    def heard(self):
+    def heard(self) -> list[str]:
         """The types of the messages that the application sent, without their common prefix."""
         return [message["type"].removeprefix("websocket.") for message in self.sent]
 
     @property
-    def closed(self):
+    def closed(self) -> tuple[int, str]:
         """The code and the reason of the one close."""
         [close] = [message for message in self.sent if message["type"] == "websocket.close"]
         return close.get("code", 1000), close.get("reason") or ""
 
     @property
-    def status(self):
+    def status(self) -> int:
         """The HTTP status that answered the handshake."""
         [start] = [message for message in self.sent if message["type"] == "websocket.http.response.start"]
-        return start["status"]
+        return int(start["status"])
 
 
 class Handler:
     """A plain ASGI application that accepts, waits for its peer to leave, and raises ``error`` if there is one."""
 
-    def __init__(self, error=None):
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
-        self.scopes = []
+        self.scopes: list[Scope] = []
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scopes.append(scope)
         await receive()
         await send({"type": "websocket.accept"})
@@ -81,19 +91,19 @@ class Handler:
             pass
 
 
-def of(kind, events):
+def of(kind: type[_Event], events: Iterable[object]) -> list[_Event]:
     """Return those of ``events`` that are of ``kind``."""
     return [event for event in events if isinstance(event, kind)]
 
 
-async def get(app, path="/"):
+async def get(app: ASGIApp, path: str = "/") -> list[Message]:
     """Return the messages with which ``app`` answers a GET."""
-    sent = []
+    sent: list[Message] = []
 
-    async def receive():
+    async def receive() -> Message:
         return {"type": "http.request"}
 
-    async def send(message):
+    async def send(message: Message) -> None:
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 
-def tree(root, files):
+
+def tree(root: Path, files: Mapping[str, object]) -> Path:
     for path, text in files.items():
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -11,11 +14,19 @@ def tree(root, files):
     return root
 
 
-def v2(path="/app", **more):
+def v2(path: str = "/app", **more: str) -> dict[str, str]:
     return {"proc/self/cgroup": f"0::{path}", **more}
 
 
-def group(path, *, maximum="max", high="max", current=0, anon=0, inactive=0):
+def group(
+    path: str,
+    *,
+    maximum: str | int = "max",
+    high: str | int = "max",
+    current: int = 0,
+    anon: int = 0,
+    inactive: int = 0,
+) -> dict[str, str | int]:
     base = f"sys/fs/cgroup{path}"
     return {
         f"{base}/memory.max": maximum,

@@ -4,10 +4,15 @@ Each case: a name, the options, what happens, and the wait in seconds after each
 is a close (code, reason), "opened", "message", or a number of seconds that pass. The random number is always 1.
 """
 
+from __future__ import annotations
+
 import json
 import urllib.request
+from typing import Any
 
-CASES = [
+from .servers import Running
+
+CASES: list[tuple[str, Any, Any, Any]] = [
     ("doubles_up_to_the_cap", {}, [1006] * 8, [1, 2, 4, 8, 16, 32, 60, 60]),
     ("has_a_cap_to_choose", {"cap": 5}, [1006] * 5, [1, 2, 4, 5, 5]),
     ("overload_without_a_hint_is_no_haste", {}, [1013] * 5, [4, 4, 4, 8, 16]),
@@ -76,7 +81,7 @@ ATTEMPTS_IN_TEN_SECONDS = 5
 """Against a server that accepts and closes with 1013, hint or not."""
 
 
-def plain(what):
+def plain(what: tuple[int, str] | str | float) -> list[Any]:
     """A step as a list: ["close", code, reason], ["pass", seconds], ["opened"] or ["message"]."""
     if isinstance(what, tuple):
         return ["close", *what]
@@ -88,7 +93,7 @@ def plain(what):
 assert json.dumps(CASES, allow_nan=False)
 
 
-def seen(server):
+def seen(server: Running) -> Any:
     """What the server saw of its clients."""
     with urllib.request.urlopen(server.url.replace("ws", "http", 1) + "/seen", timeout=10) as response:
         return json.load(response)

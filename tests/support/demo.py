@@ -1,9 +1,14 @@
 """The demo as a newcomer starts it."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
 
 import httpx
 
@@ -12,7 +17,20 @@ from .ports import free_port
 from .servers import ROOT, START, Running, stop
 
 
-def start(*options, command=("-m", "demo_app"), stderr=subprocess.PIPE, **environment):
+class Demo(Running):
+    """The demo that runs."""
+
+    greeting: str
+    page: str
+    http: httpx.Client
+
+
+def start(
+    *options: str,
+    command: Sequence[str] = ("-m", "demo_app"),
+    stderr: int | IO[str] = subprocess.PIPE,
+    **environment: Any,
+) -> subprocess.Popen[str]:
     """Run ``python -m demo_app``."""
     return subprocess.Popen(
         [sys.executable, *command, *options],
@@ -25,7 +43,7 @@ def start(*options, command=("-m", "demo_app"), stderr=subprocess.PIPE, **enviro
     )
 
 
-def outcome(*options, **environment):
+def outcome(*options: str, **environment: Any) -> tuple[int, str, str]:
     """Return the exit status and the output of a demo that does not start."""
     with start(*options, **environment) as process:
         try:
@@ -35,7 +53,7 @@ def outcome(*options, **environment):
     return process.returncode, output, errors
 
 
-def accepts(demo):
+def accepts(demo: Running) -> bool:
     try:
         demo.connect().close()
     except OSError:
@@ -44,15 +62,16 @@ def accepts(demo):
 
 
 @contextlib.contextmanager
-def running_demo(tmp_path, *options, port=None, **environment):
+def running_demo(tmp_path: Path, *options: str, port: int | None = None, **environment: Any) -> Iterator[Demo]:
     """Run it until the block ends. ``http`` is a client of it, its log is in a file, as after ``2> demo.log``."""
     port = port or free_port()
     log = tmp_path / "demo.log"
     with contextlib.ExitStack() as stack:
         process = start("--port", str(port), *options, stderr=stack.enter_context(log.open("a")), **environment)
+        assert process.stdout is not None
         stack.callback(process.stdout.close)
         stack.callback(stop, process)
-        demo = Running(process, ("127.0.0.1", port), log)
+        demo = Demo(process, ("127.0.0.1", port), log)
         demo.greeting = process.stdout.readline()
         demo.page = f"http://127.0.0.1:{port}"
         demo.http = stack.enter_context(httpx.Client(base_url=demo.page, timeout=10, trust_env=False))

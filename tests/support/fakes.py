@@ -1,39 +1,46 @@
 """Stand-ins for what gates see: sessions, clocks, sensors."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
 import anyio
 import anyio.to_thread
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asgi_closecodes import CloseCodeMiddleware
+from asgi_closecodes import CloseCodeMiddleware, Guard, TryAgainLater
 
 from .asgi import Handler, Peer
 
 
 class Clock:
-    def __init__(self, now=1000.0):
+    def __init__(self, now: float = 1000.0) -> None:
         self.now = now
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
 class Visitor:
     """As much of a session as gates need; each is another one."""
 
-    def __init__(self, client=("192.0.2.7", 1), **rest):
+    def __init__(self, client: object = ("192.0.2.7", 1), **rest: Any) -> None:
         self.scope = {"client": client}
         self.is_leaving = False
-        self.ended = []
-        self.answered = []
+        self.ended: list[TryAgainLater] = []
+        self.answered: list[Callable[[Any], object]] = []
         vars(self).update({"priority": 0, "shed_exempt": False, "arrived_at": 0.0, "message_count": 0, **rest})
 
-    def end_soon(self, refusal):
+    def end_soon(self, refusal: TryAgainLater) -> None:
         self.is_leaving = True
         self.ended.append(refusal)
 
-    def when_answered(self, call):
+    def when_answered(self, call: Callable[[Any], object]) -> None:
         self.answered.append(call)
 
-    def answer(self):
+    def answer(self) -> None:
         for call in self.answered:
             call(self)
 
@@ -43,20 +50,18 @@ class Dial:
 
     name = "dial"
 
-    def __init__(self, shown=0.0):
+    def __init__(self, shown: float | None = 0.0) -> None:
         self.shown = shown
 
-    def sample(self):
+    def sample(self) -> None:
         pass
 
-    def value(self):
+    def value(self) -> float | None:
         return self.shown
 
 
-async def admitted(gate, session=None):
+async def admitted(gate: Any, session: object = None) -> bool:
     """Whether ``gate`` lets a session in, which stays."""
-    from asgi_closecodes import TryAgainLater
-
     try:
         await gate.admit(session or Visitor()).__aenter__()
     except TryAgainLater:
@@ -64,10 +69,8 @@ async def admitted(gate, session=None):
     return True
 
 
-async def refused(gate, session=None):
+async def refused(gate: Any, session: object = None) -> TryAgainLater:
     """The refusal of ``gate``."""
-    from asgi_closecodes import TryAgainLater
-
     try:
         await gate.admit(session or Visitor()).__aenter__()
     except TryAgainLater as refusal:
@@ -75,17 +78,17 @@ async def refused(gate, session=None):
     raise AssertionError("was admitted")
 
 
-def of_key(session):
+def of_key(session: Any) -> Any:
     return session.key
 
 
 class Keyed:
     """A handler that sets the key that the path says, ``before`` or ``after`` it accepts, and waits for its peer."""
 
-    def __init__(self, when="before"):
+    def __init__(self, when: str = "before") -> None:
         self.when = when
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         for moment in ("before", "accept", "after"):
             if moment == "accept":
@@ -99,11 +102,11 @@ class Keyed:
 class Guest(Peer):
     """A peer that stays."""
 
-    def __init__(self, gone, **scope):
+    def __init__(self, gone: anyio.Event, **scope: Any) -> None:
         super().__init__(**scope)
         self.gone = gone
 
-    async def receive(self):
+    async def receive(self) -> Message:
         if len(self._says) == 1:
             await self.gone.wait()
         return await super().receive()
@@ -112,21 +115,23 @@ class Guest(Peer):
 class Stay:
     """Peers that stay until they are told to leave."""
 
-    def __init__(self, guard, handler=None):
+    def __init__(self, guard: Guard, handler: ASGIApp | None = None) -> None:
         self.app = CloseCodeMiddleware(handler or Handler(), guard)
-        self.peers = []
+        self.peers: list[Guest] = []
         self.gone = anyio.Event()
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         self.tasks = anyio.create_task_group()
         await self.tasks.__aenter__()
         return self
 
-    async def __aexit__(self, *error):
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
         self.gone.set()
-        return await self.tasks.__aexit__(*error)
+        return await self.tasks.__aexit__(cls, error, trace)
 
-    async def come(self, count, **scope):
+    async def come(self, count: int, **scope: Any) -> None:
         for _ in range(count):
             peer = Guest(self.gone, **scope)
             self.peers.append(peer)
@@ -134,11 +139,11 @@ class Stay:
             while not peer.sent:
                 await anyio.sleep(0)
 
-    def codes(self):
+    def codes(self) -> list[int | None]:
         return [peer.closed[0] if "close" in peer.heard else None for peer in self.peers]
 
 
-async def until(condition):
+async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(10):
         while not condition():
             await anyio.sleep(0.01)

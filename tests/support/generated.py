@@ -3,13 +3,17 @@
 ``python -m tests.support.generated`` writes them; a test compares.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
-from asgi_closecodes.logs.messages import LINES, SUMMARIES, SUPPRESSED
+from asgi_closecodes import events
+from asgi_closecodes.logs.messages import LINES, SUMMARIES, SUPPRESSED, Line, Sampler
 from asgi_closecodes.telemetry.metrics import METRICS
 from tests.support.every_event import EVENTS
 
@@ -18,7 +22,7 @@ SCHEMA = ROOT / "asgi_closecodes/logs/schema.json"
 README = ROOT / "README.md"
 
 
-def schema(before):
+def schema(before: dict[str, Any]) -> dict[str, Any]:
     """Return schema.json with the events as they are; what each key means stands there alone."""
     names = [(line.name, _first_sentence(kind)) for kind, line in LINES.items()]
     names += [(name, _summary(sampler)) for sampler, name in SUMMARIES.items()]
@@ -42,7 +46,7 @@ def schema(before):
     return {**before, "properties": properties, "allOf": conditions}
 
 
-def _needed(kind, line):
+def _needed(kind: Any, line: Line) -> list[str]:
     keys = list(line.keys)
     if line.sampler is not None:
         keys.append(SUPPRESSED[line.sampler])
@@ -51,16 +55,16 @@ def _needed(kind, line):
     return keys
 
 
-def _summary(sampler):
+def _summary(sampler: Sampler) -> str:
     return f"records with {SUPPRESSED[sampler]} that were counted instead of written"
 
 
-def _first_sentence(kind):
-    text = " ".join(kind.__doc__.split()).replace("``", "").removesuffix(".")
+def _first_sentence(kind: type[events.Event]) -> str:
+    text = " ".join((kind.__doc__ or "").split()).replace("``", "").removesuffix(".")
     return re.split(r"[.;] ", text)[0]
 
 
-def table_of_events():
+def table_of_events() -> list[str]:
     """Return the rows of the README's table of events."""
     rows = ["| logger | `event.name`, and what happened | level |", "|---|---|---|"]
     by_logger = sorted(LINES.items(), key=lambda item: ("error", "gate", "session", "config").index(_logger(item[1])))
@@ -74,11 +78,12 @@ def table_of_events():
     return rows
 
 
-def _logger(line):
+def _logger(line: Line) -> str:
     return line.logger.name.rpartition(".")[2]
 
 
-def _levels(kind, line):
+def _levels(kind: type[events.Event], line: Line) -> str:
+    example: Any
     [example] = [event for event in EVENTS if type(event) is kind]
     names = [logging.getLevelName(line.level_of(example))]
     if hasattr(example, "is_overload"):
@@ -87,7 +92,7 @@ def _levels(kind, line):
     return ", ".join(names)
 
 
-def table_of_metrics():
+def table_of_metrics() -> list[str]:
     """Return the rows of the README's table of metrics."""
     rows = ["| metric | what it is | labels |", "|---|---|---|"]
     for metric in METRICS:
@@ -96,7 +101,7 @@ def table_of_metrics():
     return rows
 
 
-def readme(before):
+def readme(before: str) -> str:
     """Return the README with its tables of events and metrics as they are."""
     for name, rows in (("events", table_of_events()), ("metrics", table_of_metrics())):
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
@@ -105,7 +110,7 @@ def readme(before):
     return before
 
 
-def as_json(value):
+def as_json(value: object) -> str:
     """Return the text of schema.json."""
     return json.dumps(value, indent=2) + "\n"
 

@@ -1,7 +1,10 @@
 """Lines of a log as events become them."""
 
+from __future__ import annotations
+
 import dataclasses
 import logging
+from typing import Any, NoReturn
 
 import ecs_logging
 import structlog
@@ -13,13 +16,20 @@ from asgi_closecodes.logs import JsonFormatter, LogObserver
 from .every_event import FACTS
 
 
-def logged(*happened, formatter=None, level=logging.DEBUG):
+def logged(
+    *happened: events.Event, formatter: logging.Formatter | None = None, level: int = logging.DEBUG
+) -> list[bytes]:
     """Log events, and return the lines, by default of our own formatter."""
-    formatter = formatter or JsonFormatter()
+    used = formatter or JsonFormatter()
     logger = logging.getLogger("asgi_closecodes")
-    lines, before = [], logger.level
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(formatter.format(record).encode())
+    before = logger.level
+    lines: list[bytes] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(used.format(record).encode())
+
+    handler = Lines()
     logger.addHandler(handler)
     logger.setLevel(level)
     observer = LogObserver()
@@ -33,20 +43,29 @@ def logged(*happened, formatter=None, level=logging.DEBUG):
     return lines
 
 
-def failure(fingerprint="0123456789ab", error=None, session="0123456789ab", route="/rooms/{id}"):
+def failure(
+    fingerprint: str = "0123456789ab",
+    error: Exception | None = None,
+    session: str = "0123456789ab",
+    route: str = "/rooms/{id}",
+) -> events.SessionFailed:
     facts = dataclasses.replace(FACTS, id=session, route=route)
     return events.SessionFailed(
         facts, "ABCDEFGHJKMN", fingerprint, error or ValueError("x"), Close(1011, "internal error"), True
     )
 
 
-def with_structlog(*last):
-    before = [structlog.stdlib.add_log_level, structlog.stdlib.ExtraAdder(), structlog.processors.TimeStamper("iso")]
+def with_structlog(*last: Any) -> logging.Formatter:
+    before: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper("iso"),
+    ]
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=[meta, *last])
 
 
-FORMATTERS = {
+FORMATTERS: dict[str, logging.Formatter] = {
     "ours": JsonFormatter(),
     "python-json-logger": PlainJsonFormatter(),
     "python-json-logger with a format": PlainJsonFormatter("{asctime}{levelname}{name}{message}", style="{"),
@@ -60,12 +79,12 @@ FORMATTERS = {
 }
 
 
-def failed():
+def failed() -> events.SessionFailed:
     try:
         join(5)
     except LookupError as error:
         return events.SessionFailed(FACTS, "ABCDEFGHJKMN", "0123456789ab", error, Close(1011, "internal error"), True)
 
 
-def join(room):
+def join(room: int) -> NoReturn:
     raise LookupError(f"no room {room}")

@@ -1,17 +1,25 @@
 """What a client sees of one connection, in one line; and clients that do not behave."""
 
+from __future__ import annotations
+
 import base64
 import os
 import re
 import socket
 import struct
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import httpx
 import httpx_ws
 import websockets.exceptions
 import websockets.sync.client
+
+from .servers import Running
+
+_Result = TypeVar("_Result")
 
 REF = re.compile(r"internal error; ref=([0-9A-HJKMNP-TV-Z]{12})")
 
@@ -29,7 +37,7 @@ class Seen:
     received: tuple[str, ...] = ()
     open: bool = False
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.open:
             return "open"
         if self.status is not None:
@@ -37,23 +45,32 @@ class Seen:
         return "no answer" if self.code is None else f"{self.code} {self.reason}".strip()
 
     @property
-    def ref(self):
+    def ref(self) -> str:
         """The error id in the reason or in the body of a refusal."""
         found = REF.fullmatch(self.reason) or REF.fullmatch(self.body)
         assert found, self
         return found[1]
 
-    def header(self, name):
+    def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name), None)
 
 
-def connect(server, path, *, say=None, origin=None, subprotocols=None, patience=10, **options):
+def connect(
+    server: Running,
+    path: str,
+    *,
+    say: str | bytes | None = None,
+    origin: Any = None,
+    subprotocols: Sequence[Any] | None = None,
+    patience: float = 10,
+    **options: Any,
+) -> Seen:
     """Connect with ``websockets``, say something, and wait for the end, if it comes."""
     try:
         with websockets.sync.client.connect(
             server.url + path, origin=origin, subprotocols=subprotocols, close_timeout=1, proxy=None, **options
         ) as websocket:
-            received = []
+            received: list[Any] = []
             try:
                 if say is not None:
                     websocket.send(say)
@@ -74,9 +91,10 @@ def connect(server, path, *, say=None, origin=None, subprotocols=None, patience=
         return Seen()
 
 
-def connect_with_httpx_ws(server, path):
+def connect_with_httpx_ws(server: Running, path: str) -> Seen:
     """The same with httpx-ws."""
     transport = httpx.HTTPTransport()
+    websocket: httpx_ws.WebSocketSession
     try:
         with (
             httpx.Client(transport=transport, trust_env=False, timeout=10) as client,
@@ -94,7 +112,7 @@ def connect_with_httpx_ws(server, path):
         return Seen(status=response.status_code, headers=tuple(response.headers.items()))
 
 
-def handshake(path, *, extra=b""):
+def handshake(path: str | bytes, *, extra: bytes = b"") -> bytes:
     """Return the bytes of a client's handshake."""
     key = base64.b64encode(os.urandom(16))
     path = path if isinstance(path, bytes) else path.encode()
@@ -107,25 +125,27 @@ def handshake(path, *, extra=b""):
 class Raw:
     """A client over a plain socket, which answers nothing unless it is told to."""
 
-    def __init__(self, server, path="/echo", *, extra=b"", behind=b""):
+    def __init__(
+        self, server: Running, path: str | bytes = "/echo", *, extra: bytes = b"", behind: bytes = b""
+    ) -> None:
         self.socket = server.connect()
         self.socket.sendall(handshake(path, extra=extra) + behind)
         self._data = b""
 
-    def _read(self, enough):
+    def _read(self, enough: Callable[[], bool]) -> None:
         while not enough():
             received = self.socket.recv(65536)
             if not received:
                 raise ConnectionError(f"the server left after {self._data[:200]!r}")
             self._data += received
 
-    def answer(self):
+    def answer(self) -> int:
         """Return the status of the HTTP response."""
         self._read(lambda: b"\r\n\r\n" in self._data)
         head, _, self._data = self._data.partition(b"\r\n\r\n")
         return int(head.split()[1])
 
-    def frame(self):
+    def frame(self) -> tuple[int, bytes]:
         """Return the opcode and the payload of the next frame; a server does not mask."""
         self._read(lambda: len(self._data) >= 2)
         length, start = self._data[1] & 127, 2
@@ -138,46 +158,46 @@ class Raw:
         self._data = self._data[start + length :]
         return frame
 
-    def close_frame(self):
+    def close_frame(self) -> Seen:
         """Skip to the close frame; return it as seen."""
         while (frame := self.frame())[0] != 8:
             pass
         payload = frame[1]
         return Seen(int.from_bytes(payload[:2]) if payload else 1005, payload[2:].decode())
 
-    def send(self, opcode, payload):
+    def send(self, opcode: int, payload: bytes) -> None:
         """Send one short frame, masked with zeros."""
         self.socket.sendall(bytes([0x80 | opcode, 0x80 | len(payload)]) + b"\0\0\0\0" + payload)
 
-    def vanish(self):
+    def vanish(self) -> None:
         """Leave without a word: a reset instead of a close frame and FIN."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.socket.close()
 
 
-def tell(server, guard="", **what):
+def tell(server: Running, guard: str = "", **what: Any) -> Any:
     """Tell ``guard`` something; return all guards' snapshots."""
     url = f"{server.url.replace('ws', 'http', 1)}/{guard}"
     return httpx.get(url, params=what, trust_env=False, timeout=60).json()
 
 
-def snapshot(server, guard=""):
+def snapshot(server: Running, guard: str = "") -> Any:
     return tell(server)[guard]
 
 
-def held(server, guard=""):
+def held(server: Running, guard: str = "") -> int:
     """Return how many sessions count: those that are open, and those that leave."""
     state = snapshot(server, guard)
-    return state["open"] + state["leaving"]
+    return int(state["open"] + state["leaving"])
 
 
-def eventually(condition, within=10):
+def eventually(condition: Callable[[], _Result], within: float = 10) -> _Result:
     """Return what ``condition`` returns as soon as that is true, or in the end."""
     deadline = time.monotonic() + within
     while not (result := condition()) and time.monotonic() < deadline:
@@ -185,7 +205,7 @@ def eventually(condition, within=10):
     return result
 
 
-def is_empty(server, guard):
+def is_empty(server: Running, guard: str) -> Callable[[], bool]:
     return lambda: held(server, guard) == 0
 
 

@@ -9,7 +9,7 @@ _PORTS = range(10_100, 20_000)
 _random = random.SystemRandom()  # hypothesis seeds the other, in each process that runs tests
 
 
-def free_port():
+def free_port() -> int:
     """Return a port that nobody listens on, and that no client is given before the server that it is for."""
     while True:
         port = _random.choice(_PORTS)

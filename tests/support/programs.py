@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 
-def program(name, package=None):
+def program(name: str, package: str | None = None) -> str:
     """Return the path of ``name``, of Debian's ``package``."""
     if (path := shutil.which(name)) is None:
         give_up = pytest.fail if "NO_SKIPS" in os.environ else pytest.skip

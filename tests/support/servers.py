@@ -1,5 +1,7 @@
 """Real servers as processes: the six set-ups that people use, each on a free port."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -8,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from .ports import free_port
 
@@ -28,21 +32,25 @@ START = 30
 """Seconds that a server may take to start on a busy machine."""
 
 
+Address: TypeAlias = tuple[str, int] | str
+"""A (host, port) or the path of a unix socket."""
+
+
 class Running:
     """A server that accepts connections."""
 
-    def __init__(self, process, address, log):
+    def __init__(self, process: subprocess.Popen[Any], address: Address, log: Path) -> None:
         self.process = process
         self.address = address
-        """A (host, port) or the path of a unix socket."""
         self._log = log
 
     @property
-    def url(self):
+    def url(self) -> str:
+        assert not isinstance(self.address, str)
         host, port = self.address
         return f"ws://{host}:{port}"
 
-    def connect(self):
+    def connect(self) -> socket.socket:
         """Return a plain socket that is connected to the server."""
         family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
         plain = socket.socket(family, socket.SOCK_STREAM)
@@ -54,10 +62,10 @@ class Running:
             raise
         return plain
 
-    def log(self):
+    def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def records(self, **wanted):
+    def records(self, **wanted: object) -> list[dict[str, Any]]:
         """Return the JSON lines in the log, those whose keys (dots as "__") have the wanted values."""
         wanted = {key.replace("__", "."): value for key, value in wanted.items()}
         records = []
@@ -68,7 +76,7 @@ class Running:
                     records.append(record)
         return records
 
-    def wait_for_records(self, count=1, *, within=10, **wanted):
+    def wait_for_records(self, count: int = 1, *, within: float = 10, **wanted: object) -> list[dict[str, Any]]:
         """Return the records as soon as there are ``count`` of them; a server's output may come late."""
         deadline = time.monotonic() + within
         while len(records := self.records(**wanted)) < count and time.monotonic() < deadline:
@@ -77,7 +85,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serve(setup, app, tmp_path, *options, env=None, unix=False):
+def serve(
+    setup: str, app: str, tmp_path: Path, *options: str, env: Mapping[str, str] | None = None, unix: bool = False
+) -> Iterator[Running]:
     """Run ``app`` ("module:attribute") on the server ``setup``, with more ``options`` of its command line.
 
     Another server than those is given as the arguments of ``python -m``, with the same placeholders.
@@ -96,7 +106,8 @@ def serve(setup, app, tmp_path, *options, env=None, unix=False):
         stop(running.process)
 
 
-def _start(setup, app, log, options, env, unix):
+def _start(setup: str, app: str, log: Path, options: Sequence[str], env: Mapping[str, str], unix: bool) -> Running:
+    address: Address
     if unix:
         address = str(log.with_suffix(".sock"))
         binds = {"uvicorn": f"--uds {address}", "hypercorn": f"unix:{address}"}
@@ -132,7 +143,7 @@ def _start(setup, app, log, options, env, unix):
     raise ChildProcessError(f"{command} does not accept connections:\n{running.log()}")
 
 
-def stop(process):
+def stop(process: subprocess.Popen[Any]) -> None:
     """End a server and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
