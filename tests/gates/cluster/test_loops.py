@@ -233,7 +233,7 @@ def test_task_turn_wakes_waiters_of_all_loops():
     async def end():
         ends.append(threading.get_ident())
 
-    task = ProcessTask(turn, lambda: 0 if task._told else 3600, end, lambda _event: None)
+    task = ProcessTask(turn, lambda: 0 if task._waiters else 3600, end, lambda _event: None)
     waiting, woken = [], []
 
     async def main():
@@ -264,7 +264,7 @@ def test_task_loop_ends_waiters_of_others_go_on():
     async def end():
         await asyncio.sleep(0.05)
 
-    task = ProcessTask(turn, lambda: 0 if task._told else 3600, end, lambda _event: None)
+    task = ProcessTask(turn, lambda: 0 if task._waiters else 3600, end, lambda _event: None)
 
     async def ends():
         task.start()
