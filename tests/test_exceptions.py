@@ -21,7 +21,7 @@ from asgi_closecodes import Close, CloseCode, CloseCodeMiddleware, CloseWith, Gu
 from asgi_closecodes.events import CallbackFailed, CloseRepaired, GateFailed, SessionFailed, SessionRefused, SessionShed
 from asgi_closecodes.exceptions import checked_mapping, close_for_status, deliberate_close, leaves
 from asgi_closecodes.gates import AllOf, HandshakeRate, Shadow
-from asgi_closecodes.gates.base import FREE
+from asgi_closecodes.gates.base import NO_PERMIT
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import Stay, until
 
@@ -527,7 +527,7 @@ async def test_a_gate_with_an_imperfect_cause_sheds(cause):
         limit = 1
 
         def admit(self, _session):
-            return FREE
+            return NO_PERMIT
 
         def excess(self):
             return 1

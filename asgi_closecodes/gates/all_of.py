@@ -16,7 +16,7 @@ from asgi_closecodes.events import GateFailed
 from asgi_closecodes.exceptions import TryAgainLater, leaves, refusal_in
 from asgi_closecodes.session import Session
 
-from .base import FREE, Gate, GateBase, as_gate, recount
+from .base import NO_PERMIT, Gate, GateBase, as_gate, recount
 from .shadow import Shadow
 
 
@@ -76,13 +76,13 @@ class Places:
             for gate in self._gates:
                 try:
                     place = gate.admit(self._session)
-                    if place is not FREE:
+                    if place is not NO_PERMIT:
                         await place.__aenter__()
                 except (Exception, asyncio.CancelledError) as error:
                     if not issubclass(type(error), Exception) and cancelled_from_outside():
                         raise
                     self._refuse_or_admit_past(gate, error)  # nobody has cancelled this: a future that it awaits was
-                    place = FREE
+                    place = NO_PERMIT
                 self._entered += (place,)  # no list: that takes more for as long as the session lasts
             return self
         except BaseException as error:
@@ -142,7 +142,7 @@ class Places:
         pending = error
         entered, self._entered = () if self._all.is_inherited else self._entered, ()
         for place in reversed(entered):
-            if place is FREE:
+            if place is NO_PERMIT:
                 continue
             try:
                 swallows = await place.__aexit__(None if pending is None else type(pending), pending, trace)

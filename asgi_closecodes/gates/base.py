@@ -290,8 +290,8 @@ def _checked_name(name: str) -> str:
     return name
 
 
-class _Free(AbstractAsyncContextManager[None]):
-    """The place in a gate that holds nothing."""
+class _NoPermit(AbstractAsyncContextManager[None]):
+    """The permit of a gate that holds nothing."""
 
     __slots__ = ()
 
@@ -299,8 +299,8 @@ class _Free(AbstractAsyncContextManager[None]):
         pass
 
 
-FREE = _Free()
-"""The place that a gate gives which only looks, and holds nothing."""
+NO_PERMIT = _NoPermit()
+"""What a gate gives that counts nothing: there is nothing to release."""
 
 
 def recount(place: AbstractAsyncContextManager[Any]) -> None:

@@ -15,7 +15,7 @@ from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 from asgi_closecodes.token_bucket import TokenBucket
 
-from .base import FREE, GateBase
+from .base import NO_PERMIT, GateBase
 from .sessions import Limited, Place
 
 
@@ -175,7 +175,7 @@ class HandshakeRate(GateBase):
             limiter.per_second = rate = self._rate_at(now)
             limiter.burst = rate if self._burst is None else self._burst
             if limiter.take():
-                return FREE
+                return NO_PERMIT
             raise TryAgainLater(cause=self.cause, retry_after=self._next_turn(now), limit=self._rate)
 
     def _rate_at(self, now: float) -> float:

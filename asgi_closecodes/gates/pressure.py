@@ -14,7 +14,7 @@ from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
-from .base import FREE, GateBase, token
+from .base import NO_PERMIT, GateBase, token
 from .rounds import Rounds
 from .sensors import ForgettingSensor, Memory, ReportingSensor, Sensor
 
@@ -152,7 +152,7 @@ class Pressure(GateBase):
                 refuses = self._refuses(value)
             if refuses:
                 raise TryAgainLater(cause=self.cause, usage=value, limit=self.refuse_above)
-        return FREE
+        return NO_PERMIT
 
     def _refuses(self, value: float) -> bool:
         now = self._clock()

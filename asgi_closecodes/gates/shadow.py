@@ -12,7 +12,7 @@ from asgi_closecodes.events import Observer, SessionRefused
 from asgi_closecodes.exceptions import refusal_in
 from asgi_closecodes.session import Session
 
-from .base import FREE, Gate, GateBase, as_gate, recount
+from .base import NO_PERMIT, Gate, GateBase, as_gate, recount
 
 
 class Shadow(GateBase):
@@ -103,7 +103,7 @@ class _Shadowed:
     def __init__(self, gate: GateBase, session: Session) -> None:
         self._gate = gate
         self._session = session
-        self._place: AbstractAsyncContextManager[Any] = FREE
+        self._place: AbstractAsyncContextManager[Any] = NO_PERMIT
 
     async def __aenter__(self) -> None:
         with self._refusing_nobody():

@@ -21,7 +21,7 @@ from asgi_closecodes.bounds import finite, is_between
 from asgi_closecodes.concurrency import COUNTING, Claim, EventLoop, cancelled_from_outside, running_loop
 from asgi_closecodes.exceptions import ExceptionMapping, ServiceRestart, TryAgainLater, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, GateBase, LoopLag, Shadow
-from asgi_closecodes.gates.base import FREE, as_gate, name_gates
+from asgi_closecodes.gates.base import NO_PERMIT, as_gate, name_gates
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session, session_of
@@ -626,7 +626,7 @@ class Draining(GateBase):
         """Let the session pass, or refuse it with 1012."""
         if self._guard.draining:
             raise ServiceRestart("service restart", cause="drain", retry_after=1.0)
-        return FREE
+        return NO_PERMIT
 
 
 def _state_of(gate: GateBase) -> events.GateState:

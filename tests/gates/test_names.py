@@ -21,7 +21,7 @@ from asgi_closecodes.gates import (
     Pressure,
     Shadow,
 )
-from asgi_closecodes.gates.base import FREE, as_gate
+from asgi_closecodes.gates.base import NO_PERMIT, as_gate
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import Dial, Stay, Visitor, admitted, until
 
@@ -34,14 +34,14 @@ def names(guard):
 
 class Bare:
     def admit(self, _session):
-        return FREE
+        return NO_PERMIT
 
 
 class HTTPRooms2D(GateBase):
     cause = "rooms"
 
     def admit(self, _session):
-        return FREE
+        return NO_PERMIT
 
 
 class Silent(HTTPRooms2D):

@@ -29,7 +29,7 @@ from asgi_closecodes.events import (
     SessionShed,
 )
 from asgi_closecodes.gates import LoopLag, MaxSessions, MaxSessionsPerKey, Pressure
-from asgi_closecodes.gates.base import FREE
+from asgi_closecodes.gates.base import NO_PERMIT
 from asgi_closecodes.logs import JsonFormatter, LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
@@ -529,7 +529,7 @@ async def test_an_event_of_a_gate_of_ones_own_counts_as_what_it_is_a_kind_of(fol
         def admit(self, session):
             self.report(Unheard(1))
             self.report(Mine(session.facts(), Close(1013), "Teller", "mine", 1.0, "close"))
-            return FREE
+            return NO_PERMIT
 
     seen = []
     guard = Guard(gate=Teller(), observers=[seen.append] if followed else [])
