@@ -16,7 +16,7 @@ from asgi_closecodes.events import GateFailed
 from asgi_closecodes.exceptions import TryAgainLater, leaves, refusal_in
 from asgi_closecodes.session import Session
 
-from .base import NO_PERMIT, Gate, GateBase, as_gate, recount
+from .base import NO_PERMIT, Gate, GateBase, as_gate, rekey
 from .shadow import Shadow
 
 
@@ -110,14 +110,14 @@ class Places:
             for _ in range(most):
                 leaving.throw(GeneratorExit())
 
-    def recount(self) -> None:
+    def rekey(self) -> None:
         """Have those gates that count by the session's key count it under its new one.
 
         :raises TryAgainLater: if one has no room for it there.
         """
         for gate, place in zip(self._gates, self._entered, strict=True):
             try:
-                recount(place)
+                rekey(place)
             except Exception as error:
                 self._refuse_or_admit_past(gate, error)
 

@@ -38,7 +38,7 @@ class Gate(Protocol):
 class PlaceOfKey(Protocol):
     """A place in a gate that counts by key."""
 
-    def recount(self) -> None:
+    def rekey(self) -> None:
         """Move to the key that the session has now.
 
         :raises TryAgainLater: if there is no room under it; the place stays where it is.
@@ -303,7 +303,7 @@ NO_PERMIT = _NoPermit()
 """What a gate gives that counts nothing: there is nothing to release."""
 
 
-def recount(place: AbstractAsyncContextManager[Any]) -> None:
+def rekey(place: AbstractAsyncContextManager[Any]) -> None:
     """Have the gate of ``place`` count its session under the key that it has now, if it counts by key."""
     if isinstance(place, PlaceOfKey):
-        place.recount()
+        place.rekey()

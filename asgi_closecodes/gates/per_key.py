@@ -34,7 +34,7 @@ class _PlaceOfKey:
     def _take(self, key: Hashable) -> None:
         self._gate.take(key, self._session)
 
-    def recount(self) -> None:
+    def rekey(self) -> None:
         """Move to the key that the session has now, or refuse it and stay."""
         if (key := self._gate.key(self._session)) != self._key:
             self._take(key)

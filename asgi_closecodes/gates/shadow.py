@@ -12,7 +12,7 @@ from asgi_closecodes.events import Observer, SessionRefused
 from asgi_closecodes.exceptions import refusal_in
 from asgi_closecodes.session import Session
 
-from .base import NO_PERMIT, Gate, GateBase, as_gate, recount
+from .base import NO_PERMIT, Gate, GateBase, as_gate, rekey
 
 
 class Shadow(GateBase):
@@ -111,10 +111,10 @@ class _Shadowed:
             await place.__aenter__()
             self._place = place
 
-    def recount(self) -> None:
+    def rekey(self) -> None:
         """Have the gate count the session under its new key, if it counts it."""
         with self._refusing_nobody():
-            recount(self._place)
+            rekey(self._place)
 
     @contextmanager
     def _refusing_nobody(self) -> Generator[None]:

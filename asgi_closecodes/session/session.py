@@ -116,7 +116,7 @@ class Host(Protocol):
 class Places(Protocol):
     """What a session holds of its gates."""
 
-    def recount(self) -> None:
+    def rekey(self) -> None:
         """Count the session under its new key.
 
         :raises TryAgainLater: if there is no room for it.
@@ -238,10 +238,10 @@ class Session(Channel):
         if self._places is None or self.is_leaving:
             return  # one that ends takes nobody's place: it counts where it did until it is over
         try:
-            self._places.recount()
+            self._places.rekey()
         except BaseException:
             self._key = before
-            self._places.recount()  # nothing has run meanwhile: its places are free
+            self._places.rekey()  # nothing has run meanwhile: its places are free
             raise
 
     def report(self, event: events.Event) -> None:

@@ -331,7 +331,7 @@ class _Place:
             self._gate.give_back(self._digest, self._session)  # it may be counted, and then be cancelled
             raise
 
-    def recount(self) -> None:
+    def rekey(self) -> None:
         """Move to the key that the session has now as soon as the store has a place there, or refuse it and stay.
 
         :raises TryAgainLater: if this process refuses it by itself.

@@ -535,15 +535,15 @@ async def test_a_key_that_is_set_back_keeps_the_place(processes, server):
     await gate.admit(bob := Visitor(key="bob")).__aenter__()
     for wait in (0, 0.3):  # before the answer, and when it was refused
         visitor.key = "bob"
-        place.recount()
+        place.rekey()
         await anyio.sleep(wait)
         assert gate.active_of(_digest("alice")) == 1
         visitor.key = "alice"
-        place.recount()
+        place.rekey()
         assert [*gate.expired()] == []
     assert gate.active == 2
     visitor.key = "bob"
-    place.recount()
+    place.rekey()
     await processes.until(lambda: [*gate.expired()] == [visitor])
     await place.__aexit__(None, None, None)
     assert [*gate.expired()] == []
@@ -559,7 +559,7 @@ async def test_who_leaves_before_the_answer_has_no_place_under_either_key(proces
         place = gate.admit(visitor)
         await place.__aenter__()
         visitor.key = "bob"
-        place.recount()
+        place.rekey()
         for _ in range(turns):
             await anyio.lowlevel.checkpoint()
         await place.__aexit__(None, None, None)
