@@ -388,7 +388,7 @@ class Session(Channel):
         """The event loop that it runs in."""
         return EventLoop(self._loop)
 
-    def when_answered(self, call: Callable[[Session], None]) -> None:
+    def on_handshake_answered(self, call: Callable[[Session], None]) -> None:
         """Have ``call`` called once the handshake is answered, by whatever."""
         self._answered += (call,)
 

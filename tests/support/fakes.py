@@ -37,7 +37,7 @@ class Visitor:
         self.is_leaving = True
         self.ended.append(refusal)
 
-    def when_answered(self, call: Callable[[Any], object]) -> None:
+    def on_handshake_answered(self, call: Callable[[Any], object]) -> None:
         self.answered.append(call)
 
     def answer(self) -> None:
