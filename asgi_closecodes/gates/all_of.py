@@ -35,14 +35,14 @@ class AllOf(GateBase):
         super().__init__()
         self.gates: tuple[GateBase, ...] = tuple(one for gate in gates for one in _flat(as_gate(gate)))
         self.failure = failure
-        self.entering: set[Places] = set()
+        self.entering: set[Permits] = set()
         """The places of sessions that are passing the gates."""
         self.is_inherited = False
         """Whether its places are a parent process's: nothing is given back here."""
 
-    def admit(self, session: Session, /) -> Places:
+    def admit(self, session: Session, /) -> Permits:
         """Return a context manager that holds the session's places in all gates."""
-        return Places(self, session)
+        return Permits(self, session)
 
 
 def _flat(gate: GateBase) -> Iterator[GateBase]:
@@ -55,7 +55,7 @@ def _flat(gate: GateBase) -> Iterator[GateBase]:
         yield gate
 
 
-class Places:
+class Permits:
     """The places of one session in the gates of an :class:`AllOf`.
 
     Not an AsyncExitStack: that lets the error of one gate replace the handler's. And like the places of the gates here
@@ -75,15 +75,15 @@ class Places:
         try:
             for gate in self._gates:
                 try:
-                    place = gate.admit(self._session)
-                    if place is not NO_PERMIT:
-                        await place.__aenter__()
+                    permit = gate.admit(self._session)
+                    if permit is not NO_PERMIT:
+                        await permit.__aenter__()
                 except (Exception, asyncio.CancelledError) as error:
                     if not issubclass(type(error), Exception) and cancelled_from_outside():
                         raise
                     self._refuse_or_admit_past(gate, error)  # nobody has cancelled this: a future that it awaits was
-                    place = NO_PERMIT
-                self._entered += (place,)  # no list: that takes more for as long as the session lasts
+                    permit = NO_PERMIT
+                self._entered += (permit,)  # no list: that takes more for as long as the session lasts
             return self
         except BaseException as error:
             if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
@@ -115,9 +115,9 @@ class Places:
 
         :raises TryAgainLater: if one has no room for it there.
         """
-        for gate, place in zip(self._gates, self._entered, strict=True):
+        for gate, permit in zip(self._gates, self._entered, strict=True):
             try:
-                rekey(place)
+                rekey(permit)
             except Exception as error:
                 self._refuse_or_admit_past(gate, error)
 
@@ -141,18 +141,18 @@ class Places:
     ) -> bool:
         pending = error
         entered, self._entered = () if self._all.is_inherited else self._entered, ()
-        for place in reversed(entered):
-            if place is NO_PERMIT:
+        for permit in reversed(entered):
+            if permit is NO_PERMIT:
                 continue
             try:
-                swallows = await place.__aexit__(None if pending is None else type(pending), pending, trace)
+                swallows = await permit.__aexit__(None if pending is None else type(pending), pending, trace)
                 # A gate may end its session by a scope of its own. An error is not its to settle: daphne closes for it.
                 if swallows and not issubclass(type(pending), Exception):
                     pending = None
             except Exception as failure:
                 # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
                 if any(leaf is not pending for leaf in leaves(failure)):
-                    gate = next(gate for gate, its in zip(self._gates, entered, strict=False) if its is place)
+                    gate = next(gate for gate, its in zip(self._gates, entered, strict=False) if its is permit)
                     self._report(gate, failure, "release", admitted=True)
                 if _is_cancelled(pending) and not cancelled_from_outside():
                     pending = None  # the cancellation of a task group or a scope of the gate's own,

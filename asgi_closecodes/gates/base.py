@@ -23,11 +23,11 @@ _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{_MAX_NAME}}}")
 class Gate(Protocol):
     """Decides whether there is room for one more session. Inherit :class:`GateBase` for more than that.
 
-    The context manager may be a :class:`PlaceOfKey` too: that is told when a handler has set the session's ``key``.
+    The context manager may be a :class:`KeyedPermit` too: that is told when a handler has set the session's ``key``.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
-        """Return a context manager that holds the session's place.
+        """Return a context manager that holds the session's permit.
 
         Entering it raises :class:`TryAgainLater` to refuse the session. Anything else that it raises is a
         fault of the gate: it is logged, and the setting ``gate_failure`` decides.
@@ -35,13 +35,13 @@ class Gate(Protocol):
 
 
 @runtime_checkable
-class PlaceOfKey(Protocol):
-    """A place in a gate that counts by key."""
+class KeyedPermit(Protocol):
+    """A permit of a gate that counts by key."""
 
     def rekey(self) -> None:
         """Move to the key that the session has now.
 
-        :raises TryAgainLater: if there is no room under it; the place stays where it is.
+        :raises TryAgainLater: if there is no room under it; it stays where it is then.
         """
 
 
@@ -127,7 +127,7 @@ class GateBase(abc.ABC):
 
     @abc.abstractmethod
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
-        """Return a context manager that holds the session's place; see :meth:`Gate.admit`."""
+        """Return a context manager that holds the session's permit; see :meth:`Gate.admit`."""
 
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
         """Return the same for :class:`Shadow`: it may refuse, and has no other session leave."""
@@ -214,8 +214,8 @@ class _BareGate(GateBase):
         return has_work and any(name in vars(self) for name in _TICKED)
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
-        place: AbstractAsyncContextManager[Any] = self._gate.admit(session)
-        return place
+        permit: AbstractAsyncContextManager[Any] = self._gate.admit(session)
+        return permit
 
 
 def as_gate(gate: Gate, what: str = "a gate") -> GateBase:
@@ -303,7 +303,7 @@ NO_PERMIT = _NoPermit()
 """What a gate gives that counts nothing: there is nothing to release."""
 
 
-def rekey(place: AbstractAsyncContextManager[Any]) -> None:
-    """Have the gate of ``place`` count its session under the key that it has now, if it counts by key."""
-    if isinstance(place, PlaceOfKey):
-        place.rekey()
+def rekey(permit: AbstractAsyncContextManager[Any]) -> None:
+    """Have the gate of ``permit`` count its session under the key that it has now, if it counts by key."""
+    if isinstance(permit, KeyedPermit):
+        permit.rekey()

@@ -16,7 +16,7 @@ from asgi_closecodes.session import Session
 from asgi_closecodes.token_bucket import TokenBucket
 
 from .base import NO_PERMIT, GateBase
-from .sessions import Limited, Place
+from .sessions import Limited, Permit
 
 
 class HandshakesInProgress(Limited):
@@ -67,7 +67,7 @@ class HandshakesInProgress(Limited):
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places until the handshake is answered."""
-        return Place(self, session)
+        return Permit(self, session)
 
     def take(self, session: Session) -> None:
         """Count one handshake more, or refuse it."""

@@ -18,7 +18,7 @@ from asgi_closecodes.session import Session
 from .sessions import Limited
 
 
-class _PlaceOfKey:
+class _KeyedPermit:
     """The same in a gate that counts by key."""
 
     __slots__ = ("_gate", "_key", "_session")
@@ -47,7 +47,7 @@ class _PlaceOfKey:
         self._gate.give_back(self._key, self._session)
 
 
-class _PlaceInShadow(_PlaceOfKey):
+class _ShadowPermit(_KeyedPermit):
     """The same, for which no other session leaves."""
 
     __slots__ = ()
@@ -193,11 +193,11 @@ class MaxSessionsPerKey(Limited):
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places of the session's key."""
-        return _PlaceOfKey(self, session)
+        return _KeyedPermit(self, session)
 
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return the same, for which no other session leaves."""
-        return _PlaceInShadow(self, session)
+        return _ShadowPermit(self, session)
 
     @property
     def usage(self) -> int:

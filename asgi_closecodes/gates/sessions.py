@@ -23,7 +23,7 @@ class _Counter(Protocol):
     def give_back(self, session: Any, /) -> None: ...
 
 
-class Place:
+class Permit:
     """One session's place, or any's where they are alike: checked and taken without an await in between."""
 
     __slots__ = ("_gate", "_session")
@@ -100,7 +100,7 @@ class MaxSessions(Limited):
         between 0 and 1.
     """
 
-    __slots__ = ("_place", "reserve", "usage")
+    __slots__ = ("_permit", "reserve", "usage")
     _class_name = "max_sessions"
     cause = "full"
     usage: int
@@ -115,11 +115,11 @@ class MaxSessions(Limited):
             if not (isinstance(share, (int, float)) and 0 <= share <= 1):
                 raise ValueError(f"reserve={shown({priority: share})}: use a share of the limit between 0 and 1")
         self.usage = 0
-        self._place = Place(self, None)
+        self._permit = Permit(self, None)
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places."""
-        return Place(self, session) if self.reserve else self._place  # where all places are alike
+        return Permit(self, session) if self.reserve else self._permit  # where all places are alike
 
     def take(self, session: Session | None) -> None:
         """Count one session more, or refuse it."""

@@ -71,8 +71,8 @@ class Shadow(GateBase):
         return self.gate.is_watched
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return a context manager that holds the gate's place, if there is one."""
-        return _Shadowed(self.gate, session)
+        """Return a context manager that holds the gate's permit, if there is one."""
+        return _ShadowedPermit(self.gate, session)
 
     def sample(self) -> None:
         """Let the gate take its samples."""
@@ -95,26 +95,26 @@ class Shadow(GateBase):
         await self.gate.stop()
 
 
-class _Shadowed:
-    """A place in ``gate``, or none without a refusal."""
+class _ShadowedPermit:
+    """A permit of ``gate``, or none without a refusal."""
 
-    __slots__ = ("_gate", "_place", "_session")
+    __slots__ = ("_gate", "_permit", "_session")
 
     def __init__(self, gate: GateBase, session: Session) -> None:
         self._gate = gate
         self._session = session
-        self._place: AbstractAsyncContextManager[Any] = NO_PERMIT
+        self._permit: AbstractAsyncContextManager[Any] = NO_PERMIT
 
     async def __aenter__(self) -> None:
         with self._refusing_nobody():
-            place = self._gate.admit_in_shadow(self._session)
-            await place.__aenter__()
-            self._place = place
+            permit = self._gate.admit_in_shadow(self._session)
+            await permit.__aenter__()
+            self._permit = permit
 
     def rekey(self) -> None:
         """Have the gate count the session under its new key, if it counts it."""
         with self._refusing_nobody():
-            rekey(self._place)
+            rekey(self._permit)
 
     @contextmanager
     def _refusing_nobody(self) -> Generator[None]:
@@ -146,4 +146,4 @@ class _Shadowed:
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return await self._place.__aexit__(cls, error, trace)
+        return await self._permit.__aexit__(cls, error, trace)

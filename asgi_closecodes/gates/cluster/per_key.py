@@ -100,12 +100,12 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         :raises TypeError: if the key is neither text, bytes nor a whole number.
         """
         self._in_shadow = False
-        return _Place(self, self.digest(session), session)
+        return _Permit(self, self.digest(session), session)
 
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return the same, for which no other session leaves."""
         self._in_shadow = True
-        return _Place(self, self.digest(session), session)
+        return _Permit(self, self.digest(session), session)
 
     def digest(self, session: Session) -> str | None:
         """Return what stands for the key of ``session`` in the store."""
@@ -311,7 +311,7 @@ class PendingAdmission:
             self.answer.set_result(refusal)
 
 
-class _Place:
+class _Permit:
     """One session's place, and the one under another key that it has asked for."""
 
     __slots__ = ("_answer", "_digest", "_gate", "_next", "_session")

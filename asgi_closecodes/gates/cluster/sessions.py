@@ -51,7 +51,7 @@ class ClusterSessions(ClusterGate):
         store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
         self._lease = Lease(0)
         self._keeper = LeaseKeeper(self._lease, store, name, self._tell)
-        self._place = _Place(self)
+        self._permit = _Permit(self)
         self._waiting: dict[object, EventLoop] = {}
         super().__init__(name, self._keeper.task, self._lease, ttl, fallback, limit=limit)
 
@@ -72,7 +72,7 @@ class ClusterSessions(ClusterGate):
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places."""
-        return self._place
+        return self._permit
 
     async def wait_for_place(self) -> None:
         """Count one session more as soon as a sync brings a place, or refuse it."""
@@ -138,7 +138,7 @@ class ClusterSessions(ClusterGate):
         self._keeper.forked()
 
 
-class _Place:
+class _Permit:
     """Any session's place: checked and taken without an await in between, where there is quota."""
 
     __slots__ = ("_gate",)
