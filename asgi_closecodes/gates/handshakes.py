@@ -69,15 +69,15 @@ class HandshakesInProgress(Limited):
         """Return a context manager that holds one of the places until the handshake is answered."""
         return Permit(self, session)
 
-    def take(self, session: Session) -> None:
+    def acquire(self, session: Session) -> None:
         """Count one handshake more, or refuse it."""
         with COUNTING:
             if self._limit is not None and len(self._started) >= self._limit:
                 raise TryAgainLater(cause=self.cause, usage=self.usage, limit=self._limit)
             self._started[session] = self._clock()
-        session.on_handshake_answered(self.give_back)
+        session.on_handshake_answered(self.release)
 
-    def give_back(self, session: Session) -> None:
+    def release(self, session: Session) -> None:
         """Count one handshake less, once."""
         self._started.pop(session, None)
 

@@ -29,22 +29,22 @@ class _KeyedPermit:
         self._session = session
 
     async def __aenter__(self) -> None:
-        self._gate.take(self._key, self._session)
+        self._gate.acquire(self._key, self._session)
 
-    def _take(self, key: Hashable) -> None:
-        self._gate.take(key, self._session)
+    def _acquire(self, key: Hashable) -> None:
+        self._gate.acquire(key, self._session)
 
     def rekey(self) -> None:
         """Move to the key that the session has now, or refuse it and stay."""
         if (key := self._gate.key(self._session)) != self._key:
-            self._take(key)
-            self._gate.give_back(self._key, self._session)
+            self._acquire(key)
+            self._gate.release(self._key, self._session)
             self._key = key
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.give_back(self._key, self._session)
+        self._gate.release(self._key, self._session)
 
 
 class _ShadowPermit(_KeyedPermit):
@@ -53,10 +53,10 @@ class _ShadowPermit(_KeyedPermit):
     __slots__ = ()
 
     async def __aenter__(self) -> None:
-        self._take(self._key)
+        self._acquire(self._key)
 
-    def _take(self, key: Hashable) -> None:
-        self._gate.take_or_refuse(key, self._session)
+    def _acquire(self, key: Hashable) -> None:
+        self._gate.acquire_or_refuse(key, self._session)
 
 
 def client_network(session: Session) -> str | None:
@@ -209,7 +209,7 @@ class MaxSessionsPerKey(Limited):
         with COUNTING:
             return len(self._sessions.of(key))
 
-    def take(self, key: Hashable, session: Session) -> None:
+    def acquire(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` more, or refuse it."""
         oldest: Session | None = None
         with COUNTING:
@@ -222,7 +222,7 @@ class MaxSessionsPerKey(Limited):
         if oldest is not None:
             self._end_replaced(oldest)
 
-    def take_or_refuse(self, key: Hashable, session: Session) -> None:
+    def acquire_or_refuse(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` more, or refuse it, also where it would take the place of the oldest."""
         with COUNTING:
             sessions = self._sessions.of(key)
@@ -256,13 +256,13 @@ class MaxSessionsPerKey(Limited):
         self._end_replaced(oldest)
 
     def _retire(self, key: Hashable, oldest: Session) -> None:
-        self.give_back(key, oldest)
+        self.release(key, oldest)
         self._leaving.put(key, oldest)
 
     def _end_replaced(self, oldest: Session) -> None:
         oldest.end_soon(TryAgainLater(cause="replaced", is_overload=self.is_overload))
 
-    def give_back(self, key: Hashable, session: Session) -> None:
+    def release(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` less, once."""
         with COUNTING:
             if self._sessions.drop(key, session):

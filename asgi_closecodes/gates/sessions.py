@@ -19,8 +19,8 @@ from .base import GateBase
 
 
 class _Counter(Protocol):
-    def take(self, session: Any, /) -> None: ...
-    def give_back(self, session: Any, /) -> None: ...
+    def acquire(self, session: Any, /) -> None: ...
+    def release(self, session: Any, /) -> None: ...
 
 
 class Permit:
@@ -33,12 +33,12 @@ class Permit:
         self._session = session
 
     async def __aenter__(self) -> None:
-        self._gate.take(self._session)
+        self._gate.acquire(self._session)
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.give_back(self._session)
+        self._gate.release(self._session)
 
 
 class Limited(GateBase):
@@ -121,7 +121,7 @@ class MaxSessions(Limited):
         """Return a context manager that holds one of the places."""
         return Permit(self, session) if self.reserve else self._permit  # where all places are alike
 
-    def take(self, session: Session | None) -> None:
+    def acquire(self, session: Session | None) -> None:
         """Count one session more, or refuse it."""
         with COUNTING:
             if self._limit is not None:
@@ -131,7 +131,7 @@ class MaxSessions(Limited):
                     raise TryAgainLater(cause=self.cause, usage=self.usage, limit=self._limit)
             self.usage += 1
 
-    def give_back(self, _session: Session | None) -> None:
+    def release(self, _session: Session | None) -> None:
         """Count one session less."""
         with COUNTING:
             self.usage -= 1

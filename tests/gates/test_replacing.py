@@ -13,7 +13,7 @@ from tests.support.fakes import Visitor
 
 def enter(gate, name="ann"):
     visitor = Visitor((name, 1))
-    gate.take(name, visitor)
+    gate.acquire(name, visitor)
     return visitor
 
 
@@ -25,12 +25,12 @@ def test_replaced_sessions_count_up_to_twice_the_limit():
         enter(gate)
     assert (refusal.value.usage, refusal.value.limit) == (2, 2)
     enter(gate, "bob")  # each key for itself
-    gate.give_back("ann", visitors[0])
+    gate.release("ann", visitors[0])
     enter(gate)
     with pytest.raises(TryAgainLater):
         enter(gate)
     for one in visitors:
-        gate.give_back("ann", one)
+        gate.release("ann", one)
 
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=60), limit=st.integers(0, 4))
@@ -41,9 +41,9 @@ def test_key_never_holds_more_than_twice_its_limit(steps, limit):
             with contextlib.suppress(TryAgainLater):
                 inside.append(enter(gate))
         elif inside:
-            gate.give_back("ann", inside.pop(number % len(inside)))
+            gate.release("ann", inside.pop(number % len(inside)))
         assert len(inside) <= 2 * limit
         assert gate.active == sum(not one.ended for one in inside) <= limit
     for one in inside:
-        gate.give_back("ann", one)
+        gate.release("ann", one)
     assert gate.active == len(gate._sessions) == len(gate._leaving) == 0

@@ -484,8 +484,8 @@ def test_fork_while_others_count_finds_the_lock_free():
 
     def count():
         while not is_over.is_set():
-            guard.gate.gates[3].take(None)
-            guard.gate.gates[3].give_back(None)
+            guard.gate.gates[3].acquire(None)
+            guard.gate.gates[3].release(None)
             guard.snapshot()
 
     threads = [threading.Thread(target=count) for _ in range(3)]
@@ -787,7 +787,7 @@ def test_look_sensor_stops_meanwhile_does_not_raise():
 
 def taken(gate, session, works):
     try:
-        gate.take(*works(session))
+        gate.acquire(*works(session))
     except TryAgainLater:
         return False
     return True
@@ -802,12 +802,12 @@ def test_per_key_in_threads_counts_exactly(when_full):
         for number in range(1500):
             session, key = Visitor(), number % 2
             try:
-                gate.take(key, session)
+                gate.acquire(key, session)
             except TryAgainLater:
                 continue
             worst.append(gate.active_of(key))
-            gate.give_back(key, session)
-            gate.give_back(key, session)
+            gate.release(key, session)
+            gate.release(key, session)
 
     with switching_often():
         in_threads(*[visit] * 4)
@@ -825,11 +825,11 @@ def test_max_sessions_in_threads_counts_exactly(reserve):
         for _ in range(3000):
             session = Visitor() if reserve else None
             try:
-                gate.take(session)
+                gate.acquire(session)
             except TryAgainLater:
                 continue
             worst.append(gate.usage)
-            gate.give_back(session)
+            gate.release(session)
 
     with switching_often():
         in_threads(*[visit] * 4)
@@ -846,7 +846,7 @@ def test_handshakes_in_threads_count_exactly():
         for _ in range(2000):
             session = Visitor()
             try:
-                gate.take(session)
+                gate.acquire(session)
             except TryAgainLater:
                 continue
             worst.append(gate.usage)

@@ -211,7 +211,7 @@ class Lease(Terms):
 
     # Sessions
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Count one session more, if there is a place for it."""
         now = self._clock()
         if (now < self.ends and self.used < self.quota) or (self._is_in_fallback(now) and self.used < self._share()):
@@ -220,7 +220,7 @@ class Lease(Terms):
             return True
         return False
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Count one session less."""
         self.used -= 1
 

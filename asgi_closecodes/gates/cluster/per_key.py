@@ -134,11 +134,11 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._task.wake_if_due()
         return pending.answer
 
-    def give_back(self, key: Hashable, session: Session) -> None:
+    def release(self, key: Hashable, session: Session) -> None:
         """Count one session of a key less, once."""
         with COUNTING:
             before = self.active
-            super().give_back(key, session)
+            super().release(key, session)
             is_changed = isinstance(key, str) and self._limit is not None and self.active < before
             if is_changed:
                 self._counts.mark_changed(str(key))
@@ -152,7 +152,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     def _admit_locally(self, digest: str, session: Session) -> None:
         if self.fallback == "closed":
             raise self._refusal(digest)
-        (self.take_or_refuse if self._in_shadow else self.take)(digest, session)
+        (self.acquire_or_refuse if self._in_shadow else self.acquire)(digest, session)
         with COUNTING:
             self._counts.mark_changed(digest)
 
@@ -167,7 +167,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
 
     def _settle_admitted(self, digest: str, pending: PendingAdmission) -> None:
         if not pending.settle(None):  # its event loop was closed
-            self.give_back(digest, pending.session)
+            self.release(digest, pending.session)
 
     # The task that syncs with the store
 
@@ -328,7 +328,7 @@ class _Permit:
             if answer is not None and (refusal := await answer) is not None:
                 raise refusal
         except BaseException:
-            self._gate.give_back(self._digest, self._session)  # it may be counted, and then be cancelled
+            self._gate.release(self._digest, self._session)  # it may be counted, and then be cancelled
             raise
 
     def rekey(self) -> None:
@@ -359,7 +359,7 @@ class _Permit:
 
     def _move(self) -> None:
         before, self._digest, self._answer = self._digest, self._next, None
-        self._gate.give_back(before, self._session)
+        self._gate.release(before, self._session)
 
     def _drop_next(self) -> None:
         self._gate.cancel_late_refusal(self._session)
@@ -367,14 +367,14 @@ class _Permit:
             self._answer.cancel()
             self._answer = None
         if self._next != self._digest:
-            self._gate.give_back(self._next, self._session)
+            self._gate.release(self._next, self._session)
             self._next = self._digest
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._drop_next()
-        self._gate.give_back(self._digest, self._session)
+        self._gate.release(self._digest, self._session)
 
 
 async def _nothing() -> None:

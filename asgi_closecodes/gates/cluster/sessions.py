@@ -91,7 +91,7 @@ class ClusterSessions(ClusterGate):
                     await self._task.turn()
                 finally:
                     self._wait(waiting, None)
-                if self.take():
+                if self.acquire():
                     return
         with COUNTING:
             lease.record_shortfall()
@@ -99,15 +99,15 @@ class ClusterSessions(ClusterGate):
         usage = lease.used if lease.reply is None else lease.reply.used
         raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit)
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Count one session more, if there is a place for it now."""
         with COUNTING:
-            return self._lease.take()
+            return self._lease.acquire()
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Count one session less."""
         with COUNTING:
-            self._lease.give_back()
+            self._lease.release()
 
     def _wait(self, waiting: object, loop: EventLoop | None) -> None:
         with COUNTING:
@@ -147,10 +147,10 @@ class _Permit:
         self._gate = gate
 
     async def __aenter__(self) -> None:
-        if not self._gate.take():
+        if not self._gate.acquire():
             await self._gate.wait_for_place()
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.give_back()
+        self._gate.release()

@@ -389,7 +389,7 @@ async def test_a_forked_child_is_another_worker(processes, server):
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        said = f"{gate.lease.worker != ours} {gate.usage} {gate.lease.take()}"
+        said = f"{gate.lease.worker != ours} {gate.usage} {gate.lease.acquire()}"
         os.write(writable, said.encode())
         os._exit(0)
     os.waitpid(child, 0)

@@ -32,7 +32,7 @@ def fill(cluster, *workers, demand=100):
             worker.waiting = demand
             cluster.sync(worker)
             worker.waiting = 0
-            while worker.take():
+            while worker.acquire():
                 demand -= 1
         if sum(worker.used for worker in workers) >= cluster.limit or not demand:
             return
@@ -53,14 +53,14 @@ def test_a_first_worker_gets_what_it_needs_at_once(cluster):
     worker.waiting = 7
     reply = cluster.sync(worker)
     assert 7 <= reply.quota <= 20
-    assert [worker.take() for _ in range(7)] == [True] * 7
+    assert [worker.acquire() for _ in range(7)] == [True] * 7
 
 
 def test_the_limit_is_reached_and_not_passed(cluster):
     workers = [cluster.worker() for _ in range(4)]
     fill(cluster, *workers)
     assert sum(worker.used for worker in workers) == 20
-    assert not any(worker.take() for worker in workers)
+    assert not any(worker.acquire() for worker in workers)
 
 
 def test_places_in_advance_are_a_part_of_what_is_left(cluster):
@@ -84,7 +84,7 @@ def test_a_dead_workers_places_return_after_the_ttl(cluster):
         alive.waiting = 30
         cluster.sync(alive)
         alive.waiting = 0
-        while alive.take():
+        while alive.acquire():
             pass
     assert held >= 19
     assert alive.used == 20
@@ -114,7 +114,7 @@ def test_an_unanswered_sync_promises_nothing(cluster):
     cluster.deliver(worker.ask())
     worker.fail()
     assert worker.quota == 0
-    assert not worker.take()
+    assert not worker.acquire()
     cluster.sync(worker)
     assert worker.quota >= 5
 
@@ -149,9 +149,9 @@ def test_a_process_that_was_stopped_refuses_until_it_has_synced(cluster):
     cluster.sync(stopped)
     cluster.now += 2 * TTL
     fill(cluster, other)
-    assert not stopped.take()
+    assert not stopped.acquire()
     cluster.sync(stopped)
-    while stopped.take():
+    while stopped.acquire():
         pass
     assert stopped.used + other.used <= 20
 
@@ -162,7 +162,7 @@ def test_a_sync_that_failed_because_the_process_was_stopped_says_nothing_of_the_
     worker.ask()
     cluster.now += 2 * TTL
     worker.fail()
-    assert not worker.take()
+    assert not worker.acquire()
 
 
 @pytest.mark.parametrize(("fallback", "admitted"), [("share", 8), ("open", 100), ("closed", 0)])
@@ -173,13 +173,13 @@ def test_what_admits_when_the_store_is_away(cluster, fallback, admitted):
     quota = worker.quota
     start = cluster.now
     while cluster.now < start + TTL * 0.95:
-        assert worker.used < quota or not worker.take()
+        assert worker.used < quota or not worker.acquire()
         worker.ask()
         cluster.now += 1
         worker.fail()
     cluster.now += 1
     assert worker.in_fallback
-    assert sum(worker.take() for _ in range(100)) == admitted
+    assert sum(worker.acquire() for _ in range(100)) == admitted
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -197,7 +197,7 @@ def test_all_shares_together_are_not_above_the_limit_however_the_sessions_are_sp
         before = sum(worker.used for worker in workers)
         outage(cluster, workers, TTL)
         for worker in workers:
-            while worker.take():
+            while worker.acquire():
                 pass
         together = sum(worker.used for worker in workers)
         assert before + FALLBACK_SHARE * (limit - before) - len(workers) <= together <= limit
@@ -208,9 +208,9 @@ def test_a_session_that_ends_while_the_store_is_away_makes_room_for_another(clus
     fill(cluster, *workers)
     outage(cluster, workers, 2 * TTL)
     for worker in workers:
-        assert not worker.take()
-        worker.give_back()
-        assert worker.take()
+        assert not worker.acquire()
+        worker.release()
+        assert worker.acquire()
 
 
 def test_a_limit_that_is_lowered_while_the_store_is_away_is_shared_too(cluster):
@@ -220,7 +220,7 @@ def test_a_limit_that_is_lowered_while_the_store_is_away_is_shared_too(cluster):
     for worker in workers:
         worker.limit = 10
         worker.used = 0
-        while worker.take():
+        while worker.acquire():
             pass
     assert 10 - len(workers) < sum(worker.used for worker in workers) <= 10
 
@@ -230,11 +230,11 @@ def test_inside_of_the_lease_admission_goes_on_without_the_store(cluster):
     worker.waiting = 5
     cluster.sync(worker)
     worker.waiting = 0
-    assert all(worker.take() for _ in range(4))
+    assert all(worker.acquire() for _ in range(4))
     worker.ask()
     cluster.now += 1
     worker.fail()
-    assert worker.take()
+    assert worker.acquire()
 
 
 def test_a_store_that_was_flushed_gives_nothing_until_all_have_spoken(cluster):
@@ -290,7 +290,7 @@ def test_a_replica_with_an_older_state_that_takes_over_after_the_leases_gives_no
             worker.waiting = 10
             cluster.sync(worker)
             worker.waiting = 0
-            while worker.take():
+            while worker.acquire():
                 pass
         cluster.now += 1
     assert sum(worker.used for worker in workers) == 20
@@ -305,7 +305,7 @@ def test_an_evicted_key_is_as_a_flushed_store(cluster, key):
     second.waiting = 10
     cluster.sync(second)
     cluster.sync(first)
-    while second.take():
+    while second.acquire():
         pass
     assert first.used + second.used <= 20
     assert cluster.meta("alloc") == sum(grant for grant, *_ in cluster.grants().values())
@@ -324,7 +324,7 @@ def test_a_server_whose_clock_jumps_frees_nobodys_places(cluster, jump):
         second.waiting = 10
         cluster.sync(second)
         second.waiting = 0
-        while second.take():
+        while second.acquire():
             pass
         cluster.now += 0.1
     assert first.used + second.used <= 20
@@ -363,7 +363,7 @@ def test_a_place_that_is_promised_stays_until_the_promise_is_taken_back(cluster)
     request = first.ask()
     reply = cluster.deliver(request)
     assert reply.quota == 0  # there is nothing to have in advance any more,
-    assert first.take()  # but what was promised was taken before the answer came
+    assert first.acquire()  # but what was promised was taken before the answer came
     first.answer(reply)
     fill(cluster, second)
     assert first.used + second.used == 20
@@ -374,7 +374,7 @@ def test_the_promises_of_a_lease_that_has_ended_are_void(cluster):
     worker.waiting = 5
     cluster.sync(worker)
     worker.waiting = 0
-    assert worker.take()
+    assert worker.acquire()
     cluster.now += TTL
     request = worker.ask()
     assert (request.leased, request.used, request.have) == (0, 1, 1)
@@ -415,7 +415,7 @@ def test_what_a_lowered_limit_leaves_over_leaves_in_equal_parts(cluster):
         worker.waiting = 100
         cluster.sync(worker)
         worker.waiting = 0
-        while worker.used < 100 and worker.take():
+        while worker.used < 100 and worker.acquire():
             pass
         cluster.sync(worker)
     before = [worker.used for worker in workers]
@@ -426,8 +426,8 @@ def test_what_a_lowered_limit_leaves_over_leaves_in_equal_parts(cluster):
         for worker in workers:
             cluster.sync(worker)
             for _ in range(min(worker.excess, 10)):
-                worker.give_back()
-            assert not (worker.excess and worker.take())
+                worker.release()
+            assert not (worker.excess and worker.acquire())
     assert sum(worker.used for worker in workers) == pytest.approx(500, abs=10)
     share = 500 / sum(before)
     assert all(worker.used == pytest.approx(used * share, abs=3) for worker, used in zip(workers, before, strict=True))
@@ -441,13 +441,13 @@ def test_sessions_are_not_shed_for_what_was_admitted_while_the_store_was_away(cl
         worker.ask()
         cluster.now += 1
         worker.fail()
-    assert sum(worker.take() for _ in range(50)) == 50
+    assert sum(worker.acquire() for _ in range(50)) == 50
     cluster.sync(worker)
     cluster.sync(other)
     cluster.sync(worker)
     assert worker.excess == 0
-    worker.give_back()
-    assert not worker.take()  # but nobody comes in their place
+    worker.release()
+    assert not worker.acquire()  # but nobody comes in their place
 
 
 def test_after_a_long_outage_nobodys_places_are_given_away_before_they_come_back(cluster):
@@ -461,7 +461,7 @@ def test_after_a_long_outage_nobodys_places_are_given_away_before_they_come_back
         workers[0].waiting = 10
         cluster.sync(workers[0])
         workers[0].waiting = 0
-        while workers[0].take():
+        while workers[0].acquire():
             pass
         cluster.now += 0.5
     assert sum(worker.used for worker in workers) == 20
@@ -489,7 +489,7 @@ def test_after_an_outage_that_lost_everything_too(cluster):
         if worker.used:
             worker.waiting = 10
             cluster.sync(worker)
-            while worker.take():
+            while worker.acquire():
                 pass
     assert sum(worker.used for worker in workers) <= 20
 
@@ -509,7 +509,7 @@ def test_who_goes_on_by_itself_after_that_knows_how_many_there_are(cluster, is_a
         outage(cluster, workers, 2 * TTL)
     for worker in workers:
         assert worker.in_fallback
-        while worker.take():
+        while worker.acquire():
             pass
     assert 15 <= sum(worker.used for worker in workers) <= 20
 
@@ -585,7 +585,7 @@ class Faults(RuleBasedStateMachine):
 
     def come(self, worker, count):
         for _ in range(count):
-            if not worker.take():
+            if not worker.acquire():
                 break
 
     @rule(

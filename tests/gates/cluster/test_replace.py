@@ -639,7 +639,7 @@ def test_all_processes_together_do_what_one_does(server, limit, steps):
             ours[visitor] = Visitor(("ann", 1))
             await one.admit(ours[visitor]).__aenter__()
             for replaced in [its for its in ours.values() if its.ended]:
-                one.give_back("ann", replaced)
+                one.release("ann", replaced)
 
         for _ in range(3):
             processes.add(server.url, limit, ttl=600)
@@ -659,7 +659,7 @@ def test_all_processes_together_do_what_one_does(server, limit, steps):
                     visitor = processes.visitors[number % len(processes.visitors)]
                     if visitor in processes.places:
                         await processes.leave(visitor)
-                        one.give_back("ann", ours[visitor])
+                        one.release("ann", ours[visitor])
                 await settled(processes, server)
                 assert {visitor for visitor in ours if visitor.ended} == {
                     visitor for visitor, its in ours.items() if its.ended
