@@ -28,7 +28,7 @@ class AllOf(GateBase):
     :param failure: what a gate that fails on entry stands for: ``open`` admits past it, ``closed`` refuses.
     """
 
-    _class_name = "all_of"
+    _own_name = "all_of"
     __slots__ = ("entering", "failure", "gates", "is_inherited")
 
     def __init__(self, *gates: Gate, failure: Literal["open", "closed"] = "open") -> None:

@@ -59,7 +59,8 @@ class GateBase(abc.ABC):
 
     __slots__ = ("_given_name", "_name")
 
-    _class_name: ClassVar[str | None] = None  # the class attribute ``name``; it is inherited
+    _class_name: ClassVar[str | None] = None  # the attribute ``name`` of a class, which heirs inherit
+    _own_name: ClassVar[str | None] = None  # of a gate of ours, whose class may be renamed; not of its heirs
     _is_ticked: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -75,7 +76,7 @@ class GateBase(abc.ABC):
         self._name = self._given_name or _checked_name(self._default_name())
 
     def _default_name(self) -> str:
-        return self._class_name or default_name(type(self))
+        return self._class_name or vars(type(self)).get("_own_name") or default_name(type(self))
 
     @property
     def name(self) -> str:

@@ -33,7 +33,7 @@ class HandshakesInProgress(Limited):
     """
 
     __slots__ = ("_clock", "_handshake_timeout", "_started")
-    _class_name = "handshakes_in_progress"
+    _own_name = "handshakes_in_progress"
     cause = "setup"
 
     def __init__(
@@ -111,7 +111,7 @@ class HandshakeRate(GateBase):
     """
 
     __slots__ = ("_burst", "_clock", "_limiter", "_rate", "_start", "_turn", "cap", "ramp")
-    _class_name = "handshake_rate"
+    _own_name = "handshake_rate"
     cause = "rate"
 
     def __init__(

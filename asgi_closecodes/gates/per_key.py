@@ -158,7 +158,7 @@ class MaxSessionsPerKey(Limited):
     """
 
     __slots__ = ("_leaving", "_lowered", "_sessions", "active", "key", "when_full")
-    _class_name = "max_sessions_per_key"
+    _own_name = "max_sessions_per_key"
     cause = "client"
     is_overload = False
 

@@ -101,7 +101,7 @@ class MaxSessions(Limited):
     """
 
     __slots__ = ("_permit", "reserve", "usage")
-    _class_name = "max_sessions"
+    _own_name = "max_sessions"
     cause = "full"
     usage: int
     """Open sessions. They are counted without a limit too: one that is set later finds them."""

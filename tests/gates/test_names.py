@@ -119,9 +119,9 @@ def test_renaming_a_class_changes_no_name(gate, name):
             kind.__name__ = its
 
 
-def test_heir_of_a_gate_has_its_name():
-    assert names(Guard(gate=type("Paid", (MaxSessions,), {})(1))) == ["max_sessions"]
-    assert names(Guard(gate=type("Paid", (MaxSessions,), {"name": "paid"})(1))) == ["paid"]
+def test_heir_of_a_gate_has_a_name_of_its_own():
+    assert names(Guard(gate=type("Paid", (MaxSessions,), {})(1))) == ["paid"]
+    assert names(Guard(gate=type("Paid", (MaxSessions,), {"name": "rooms"})(1))) == ["rooms"]
 
 
 @pytest.mark.parametrize("name", [None, 5, b"queue"])

@@ -61,7 +61,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     :raises TypeError: if ``key`` cannot be called.
     """
 
-    _class_name = "cluster_sessions_per_key"
+    _own_name = "cluster_sessions_per_key"
 
     def __init__(  # noqa: PLR0917
         self,

@@ -37,7 +37,7 @@ class ClusterSessions(ClusterGate):
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
     """
 
-    _class_name = "cluster_sessions"
+    _own_name = "cluster_sessions"
     cause = "cluster"
 
     def __init__(
