@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeVar
 
 from asgi_closecodes import events
 from asgi_closecodes.concurrency import COUNTING
-from asgi_closecodes.naming import name_of
+from asgi_closecodes.gates import GateBase
+from asgi_closecodes.naming import name_of, shown
+
+_Answer = TypeVar("_Answer")
+_Read = TypeVar("_Read")
 
 _MAX_ONCE = 256
 """Kinds of faults that are reported once each."""
@@ -61,6 +66,28 @@ class Dispatcher:
         """Report once that something which the user plugged in has failed."""
         self.report_once(key, events.CallbackFailed(name, error))
 
+    def ask(
+        self,
+        owner: GateBase | events.SamplingObserver,
+        question: Callable[[], _Answer],
+        read: Callable[[_Answer], _Read],
+        *,
+        default: _Read,
+    ) -> _Read:
+        """Return what a method of a gate's or an observer's answers, or ``default`` where it fails.
+
+        :param read: makes the answer what it should be.
+        """
+        try:
+            answer = question()
+            reject_coroutine(answer)
+            return read(answer)
+        except Exception as error:
+            who = owner.name if isinstance(owner, GateBase) else type(owner).__name__
+            what = getattr(question, "__name__", "")
+            self.failed_once(f"{who}.{what}", (id(owner), what), error)
+            return default
+
 
 def reject_coroutine(returned: object) -> None:
     """Do nothing.
@@ -70,3 +97,22 @@ def reject_coroutine(returned: object) -> None:
     if inspect.iscoroutine(returned):
         returned.close()
         raise TypeError("this has to be a plain function; it is async and was not awaited")
+
+
+def checked_observers(observers: Iterable[events.Observer]) -> list[events.Observer]:
+    """Return ``observers``.
+
+    :raises TypeError: if they are no list, or one of them cannot be called.
+    """
+    try:
+        observers = [*observers]
+    except TypeError:
+        raise TypeError(
+            f"observers={shown(observers)} is no list; give one of functions, as observers=[print]"
+        ) from None
+    for observer in observers:
+        if isinstance(observer, type):
+            raise TypeError(f"observers: {shown(observer)} is a class; give an observer, as {observer.__name__}()")
+        if not callable(observer):
+            raise TypeError(f"observers: {shown(observer)} cannot be called; an observer is a function of an event")
+    return observers

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_closecodes.guard.shedding import Pace, Victims
+from asgi_closecodes.guard.activity import Activity
+from asgi_closecodes.guard.pace import Pace
+from asgi_closecodes.guard.victims import Victims
 from tests.support.fakes import Clock, Visitor
 
 # Pace
@@ -44,7 +46,7 @@ def test_a_pause_is_not_made_up_for():
 
 
 def choose(sessions, count, order="newest", failures=None):
-    victims = Victims(order, (failures if failures is not None else []).append)
+    victims = Victims(order, (failures if failures is not None else []).append, Activity().last_message_at)
     return anyio.run(victims.choose, sessions, count)
 
 
@@ -95,16 +97,17 @@ def test_the_idle_go_first():
     sessions = aged(50, 40, 30)
 
     async def main():
-        victims = Victims("idle", print)
-        await victims.look(sessions)
+        clock = Clock(time.monotonic())
+        activity = Activity(clock)
+        await activity.look(sessions)
         for session in sessions[1:]:
             session.message_count += 1
-        await anyio.sleep(0.01)
-        await victims.look(sessions)
-        await anyio.sleep(0.01)
+        clock.now += 0.01
+        await activity.look(sessions)
+        clock.now += 0.01
         sessions[2].message_count += 1
-        await victims.look(sessions)
-        return await victims.choose(sessions, 3)
+        await activity.look(sessions)
+        return await Victims("idle", print, activity.last_message_at).choose(sessions, 3)
 
     assert anyio.run(main) == sessions
 
@@ -138,7 +141,7 @@ def test_choosing_among_100_000_lets_other_tasks_run():
             tasks.start_soon(watch)
             await anyio.sleep(0)
             start = time.perf_counter()
-            chosen = await Victims("newest", print).choose(sessions, 5)
+            chosen = await Victims("newest", print, Activity().last_message_at).choose(sessions, 5)
             took = time.perf_counter() - start
             tasks.cancel_scope.cancel()
         assert len(chosen) == 5

@@ -10,7 +10,7 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed, SignalLeftAlone
 from asgi_closecodes.gates import AllOf, MaxSessions, Pressure
-from asgi_closecodes.guard.shedding import Pace
+from asgi_closecodes.guard.pace import Pace
 from asgi_closecodes.naming import shown
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import Clock, Dial, Stay, until
@@ -142,31 +142,31 @@ async def test_nothing_runs_in_the_background_where_nothing_has_to():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(2)
-        assert not guard._is_ticking
+        assert not guard._ticker.is_running
         guard.update(max_sessions=5)
-        assert guard._is_ticking
+        assert guard._ticker.is_running
         guard.update(max_sessions=None)
-        await until(lambda: not guard._is_ticking)
+        await until(lambda: not guard._ticker.is_running)
 
 
 @pytest.mark.anyio
 async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.3)
+    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER", 0.3)
     dial = Dial()
     guard = Guard(Settings(max_loop_lag=1), gate=Pressure(dial, 0.8, 0.6))
     async with Stay(guard) as stay:
         await stay.come(1)
         await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
-    await until(lambda: not guard._is_ticking)
+    await until(lambda: not guard._ticker.is_running)
     assert guard._gates["max_loop_lag"].sensor.value() is None
     async with Stay(guard) as stay:
         await stay.come(1)
-        assert guard._is_ticking
+        assert guard._ticker.is_running
 
 
 @pytest.mark.anyio
 async def test_a_lifespan_starts_and_stops_it(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.3)
+    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER", 0.3)
     guard = Guard(Settings(max_loop_lag=1))
     is_up, stop = anyio.Event(), anyio.Event()
 
@@ -179,7 +179,7 @@ async def test_a_lifespan_starts_and_stops_it(monkeypatch):
         await is_up.wait()
         await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
         stop.set()
-    await until(lambda: not guard._is_ticking)
+    await until(lambda: not guard._ticker.is_running)
 
 
 @pytest.mark.parametrize("by", ["gate", "server"])
@@ -220,7 +220,7 @@ def test_a_gate_that_awaits_the_task_that_it_cancels_keeps_no_other_from_stoppin
 @pytest.mark.anyio
 async def test_a_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
     """uvicorn waits for the end of the shutdown, however long it takes."""
-    monkeypatch.setattr("asgi_closecodes.guard.guard.STOP_TIMEOUT", 0.01)
+    monkeypatch.setattr("asgi_closecodes.guard.gates.STOP_TIMEOUT", 0.01)
     seen, sent, stopped = [], [], []
 
     class Stuck(MaxSessions):
