@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from asgi_closecodes import events
 from asgi_closecodes.concurrency import COUNTING
@@ -12,7 +13,9 @@ from asgi_closecodes.gates import GateBase
 from asgi_closecodes.naming import name_of, shown
 
 _Answer = TypeVar("_Answer")
+_Arguments = ParamSpec("_Arguments")
 _Read = TypeVar("_Read")
+_Returned = TypeVar("_Returned")
 
 _MAX_ONCE = 256
 """Kinds of faults that are reported once each."""
@@ -25,17 +28,19 @@ class Dispatcher:
     :param followers: observers of all events.
     """
 
-    __slots__ = ("__weakref__", "_observers", "_reported", "followers")
+    __slots__ = ("__weakref__", "_observers", "_reported", "_watchers", "followers")
 
     def __init__(
         self, own: Mapping[events.Observer, Iterable[type]], followers: Iterable[events.Observer] = ()
     ) -> None:
-        self.followers = tuple(followers)
+        self.followers = followers = tuple(followers)
         self._observers: dict[type, tuple[events.Observer, ...]] = {
             kind: (*(observer for observer, kinds in own.items() if kind in kinds), *self.followers)
             for kind in events.KINDS
         }
         self._reported: set[Hashable] = set()
+        objects: list[object] = [*followers]  # for mypy, which takes a function for nothing else
+        self._watchers = [observer for observer in objects if isinstance(observer, events.WatchingObserver)]
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer that it is for."""
@@ -65,6 +70,21 @@ class Dispatcher:
     def failed_once(self, name: str, key: Hashable, error: BaseException) -> None:
         """Report once that something which the user plugged in has failed."""
         self.report_once(key, events.CallbackFailed(name, error))
+
+    def watch(self, look: Callable[[], events.Snapshot | None]) -> None:
+        """Give ``look`` to the observers that ask for it."""
+        for watcher in self._watchers:
+            watcher.watch(look)
+
+    def is_watched(self) -> bool:
+        """Whether there are such observers."""
+        return bool(self._watchers)
+
+    def sample(self) -> None:
+        """Have those that ask by themselves do so."""
+        for watcher in self._watchers:
+            if isinstance(watcher, events.SamplingObserver):
+                self.ask(watcher, watcher.sample, bool, default=False)
 
     def ask(
         self,
@@ -116,3 +136,14 @@ def checked_observers(observers: Iterable[events.Observer]) -> list[events.Obser
         if not callable(observer):
             raise TypeError(f"observers: {shown(observer)} cannot be called; an observer is a function of an event")
     return observers
+
+
+def weak(method: Callable[_Arguments, _Returned]) -> Callable[_Arguments, _Returned | None]:
+    """Return a function that does what ``method`` does as long as its object lives, then nothing."""
+    reference = weakref.WeakMethod(method)
+
+    def call_if_alive(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Returned | None:
+        alive = reference()
+        return None if alive is None else alive(*arguments, **options)
+
+    return call_if_alive

@@ -32,6 +32,7 @@ class Draining(GateBase):
     :param staying: returns those of them that are not about to end.
     :param victims: chooses who goes first.
     :param report: gets events.
+    :param clock: monotonic seconds.
     """
 
     cause = "drain"
@@ -43,6 +44,8 @@ class Draining(GateBase):
         staying: Callable[[], list[Session]],
         victims: Victims,
         report: events.Observer,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__("draining")
         self.is_on = False
@@ -50,6 +53,7 @@ class Draining(GateBase):
         self._staying = staying
         self._victims = victims
         self._report = report
+        self._clock = clock
         self._claim = Claim()
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
@@ -75,15 +79,15 @@ class Draining(GateBase):
             self._claim.release(holder)
 
     async def _drain(self, window: float) -> None:
-        start = time.monotonic()
+        start = self._clock()
         count = len(self._sessions)
         told: set[Session] = set()  # in another event loop it takes a while until it shows
         self._report(events.DrainStarted(count, window))
-        pace = Pace()
+        pace = Pace(self._clock)
         per_second = max(count / window, 1.0) if window else math.inf
         async with anyio.create_task_group() as tasks:
             while self.is_on and (untold := [session for session in self._staying() if session not in told]):
-                if time.monotonic() - start < window:
+                if self._clock() - start < window:
                     untold = await self._victims.choose(untold, pace.due(per_second))
                 told.update(untold)
                 for number, session in enumerate(untold, 1):
@@ -91,7 +95,7 @@ class Draining(GateBase):
                     if number % ENDS_A_TURN == 0:
                         await anyio.lowlevel.checkpoint()
                 await anyio.sleep(TICK)
-        self._report(events.DrainFinished(len(told), time.monotonic() - start))
+        self._report(events.DrainFinished(len(told), self._clock() - start))
 
     def forget(self) -> None:
         """Begin anew, in a child process: the parent drains."""

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -27,7 +27,7 @@ from asgi_closecodes.token_bucket import Rate
 from . import unused
 from .activity import LOOK_INTERVAL_S, Activity
 from .counters import Tally
-from .dispatch import Dispatcher, checked_observers
+from .dispatch import Dispatcher, checked_observers, weak
 from .draining import Draining
 from .gates import state_of, stop
 from .loops import EventLoops
@@ -86,7 +86,7 @@ class Guard:
         self._tally = Tally()
         self._saturation = Saturation(self.report)
         # Weak, since what is left to be said at the exit of the process should not keep the guard.
-        self._logs = LogObserver(report=_weak(self.report))
+        self._logs = LogObserver(report=weak(self.report))
         weakref.finalize(self, self._logs.sum_up, now=True)
         own: dict[events.Observer, Iterable[type]] = {
             self._tally: Tally.COUNTED,
@@ -95,8 +95,6 @@ class Guard:
             self._keep_watch: (events.LogsSuppressed, events.GateSaturated),
         }
         self._dispatcher = Dispatcher(own, observers)
-        objects: list[object] = [*observers]  # for mypy, which takes a function for nothing else
-        self._watchers = [observer for observer in objects if isinstance(observer, events.WatchingObserver)]
         self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
         self.gate = AllOf()
         self._gates: dict[str, GateBase] = {}
@@ -119,8 +117,7 @@ class Guard:
         for name in self.settings.overridden():
             problem = "it is given in code too, which comes first: take one of the two away"
             self.report(events.SettingIgnored(name, None, problem))
-        for watcher in self._watchers:
-            watcher.watch(_weak(self.snapshot))
+        self._dispatcher.watch(weak(self.snapshot))
         unused.made(self)
 
     def _follow(self, settings: Settings) -> None:
@@ -250,7 +247,7 @@ class Guard:
         if loop is not None:
             self._loops.add(loop)
         if self._ticker.is_lost:
-            self._pause_sensors()  # what they knew is long past
+            self._pause_sensors()
             self._ticker.start_if_needed()
 
     def _drop_lost(self) -> None:
@@ -368,18 +365,18 @@ class Guard:
 
     def _jobs(self) -> Iterable[Job]:
         """Return the background work, in the order in which a tick does it."""
-        logs, saturation, timeouts, shedding = self._logs, self._saturation, self._timeouts, self._shedding
+        logs, shedding, dispatcher = self._logs, self._shedding, self._dispatcher
         return (
             Job("lost sessions", self._drop_lost, None),
             Job("logs", logs.sum_up, lambda: logs.has_unsaid, finish=lambda: logs.sum_up(now=True)),
-            Job("saturation", saturation.look, lambda: saturation.is_watched),
-            Job("loop lag", self._lag.sample, None),
-            Job("gates", self._sample_gates, self._are_gates_watched, finish=self._pause_sensors),
-            Job("expired sessions", shedding.end_expired, self._are_gates_watched),
-            Job("shedding", shedding.shed, lambda: shedding.is_needed),
-            Job("activity", self._look_at_activity, lambda: shedding.needs_activity, LOOK_INTERVAL_S),
-            Job("timeouts", timeouts.look, lambda: timeouts.is_needed),
-            Job("observers", self._sample_observers, lambda: bool(self._watchers), finish=self._sample_observers),
+            Job("saturation", self._saturation.look, lambda: self._saturation.is_watched),
+            Job("loop lag", self._lag.sample, None, finish=self._lag.stop),
+            Job("gates", shedding.sample, shedding.is_watched, finish=shedding.pause),
+            Job("expired sessions", shedding.end_expired, shedding.is_watched),
+            Job("shedding", shedding.shed, shedding.is_watched),
+            Job("activity", lambda: self._activity.look(self.sessions), shedding.needs_activity, LOOK_INTERVAL_S),
+            Job("timeouts", self._timeouts.look, lambda: self._timeouts.is_needed),
+            Job("observers", dispatcher.sample, dispatcher.is_watched, finish=dispatcher.sample),
         )
 
     def _is_used(self) -> bool:
@@ -392,26 +389,10 @@ class Guard:
         """Have the ticker look after what an event has begun."""
         self._ticker.start_if_needed()
 
-    def _are_gates_watched(self) -> bool:
-        return any(gate.is_watched for gate in self._working_gates)
-
-    def _sample_gates(self) -> None:
-        for gate in self._working_gates:
-            self._dispatcher.ask(gate, gate.sample, bool, default=False)
-
     def _pause_sensors(self) -> None:
-        """Have the sensors forget what they knew: nobody samples for now."""
+        """Have the sensors forget what they knew, which is long past."""
         self._lag.stop()
-        for gate in self._working_gates:
-            gate.pause()
-
-    async def _look_at_activity(self) -> None:
-        await self._activity.look(self.sessions)
-
-    def _sample_observers(self) -> None:
-        for watcher in self._watchers:
-            if isinstance(watcher, events.SamplingObserver):
-                self._dispatcher.ask(watcher, watcher.sample, bool, default=False)
+        self._shedding.pause()
 
     def _forget(self) -> None:
         """Begin anew in a child process: sessions, event loops, counts and drains are the parent's."""
@@ -438,18 +419,3 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
-
-
-_Arguments = ParamSpec("_Arguments")
-_Returned = TypeVar("_Returned")
-
-
-def _weak(method: Callable[_Arguments, _Returned]) -> Callable[_Arguments, _Returned | None]:
-    """Return a function that does what ``method`` does as long as its object lives, then nothing."""
-    reference = weakref.WeakMethod(method)
-
-    def call_if_alive(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Returned | None:
-        alive = reference()
-        return None if alive is None else alive(*arguments, **options)
-
-    return call_if_alive

@@ -65,15 +65,23 @@ class Shedding:
         if settings.shed != "never":
             self._victims.order = settings.shed
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether a gate may want sessions to leave."""
-        return self._settings.shed != "never" and any(gate.is_watched for gate in self._gates)
+    def is_watched(self) -> bool:
+        """Whether a gate may want sessions to leave, or to be sampled."""
+        return any(gate.is_watched for gate in self._gates)
 
-    @property
     def needs_activity(self) -> bool:
         """Whether it has to be known when sessions had their last message."""
-        return self._settings.shed == "idle" and self.is_needed
+        return self._settings.shed == "idle" and self.is_watched()
+
+    def sample(self) -> None:
+        """Have the gates look at the world."""
+        for gate in self._gates:
+            self._dispatcher.ask(gate, gate.sample, bool, default=False)
+
+    def pause(self) -> None:
+        """Have the gates forget what they have sampled: nobody samples for now."""
+        for gate in self._gates:
+            self._dispatcher.ask(gate, gate.pause, bool, default=False)
 
     def end_expired(self) -> None:
         """End sessions that have to leave now, whatever the setting ``shed`` says."""
@@ -83,6 +91,8 @@ class Shedding:
 
     def shed(self) -> Coroutine[Any, Any, None] | None:
         """Return what ends those whose turn it is, None if there is nobody."""
+        if self._settings.shed == "never":
+            return None
         excess, fullest = self._excess()
         to_shed = [
             (session, gate)

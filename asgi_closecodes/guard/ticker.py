@@ -58,7 +58,7 @@ class Ticker:
     :param sleep: waits for so many of them.
     """
 
-    __slots__ = ("_claim", "_clock", "_failed", "_is_used", "_jobs", "_loops", "_sleep")
+    __slots__ = ("_claim", "_clock", "_failed", "_is_used", "_jobs", "_loops", "_needy", "_sleep")
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class Ticker:
         sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
     ) -> None:
         self._jobs = (*jobs,)
+        self._needy = {job.is_needed: job for job in self._jobs}.values()  # one for each need, which each session asks
         self._loops = loops
         self._is_used = is_used
         self._failed = failed
@@ -90,7 +91,7 @@ class Ticker:
 
     def start_if_needed(self) -> None:
         """Begin to tick if any job is needed: here, or from a plain thread in an event loop of the guard's."""
-        if self.is_running or not any(map(self._needs, self._jobs)):
+        if self.is_running or not any(map(self._needs, self._needy)):
             return
         if running_loop() is None:
             self._loops.call_elsewhere(self.start_if_needed)
@@ -100,7 +101,7 @@ class Ticker:
     async def _tick_until_unneeded(self, holder: EventLoop) -> None:
         try:
             used_at = self._clock()
-            while self._claim.is_held_by(holder) and any(map(self._needs, self._jobs)):
+            while self._claim.is_held_by(holder) and any(map(self._needs, self._needy)):
                 if self._is_used():
                     used_at = self._clock()
                 elif self._clock() - used_at > LINGER:
