@@ -71,7 +71,8 @@ class Ticker:
         sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
     ) -> None:
         self._jobs = (*jobs,)
-        self._needy = {job.is_needed: job for job in self._jobs}.values()  # one for each need, which each session asks
+        # Each need once, since they are asked for each session.
+        self._needy = (*{job.is_needed: job for job in self._jobs if job.is_needed is not None}.values(),)
         self._loops = loops
         self._is_used = is_used
         self._failed = failed
@@ -91,7 +92,7 @@ class Ticker:
 
     def start_if_needed(self) -> None:
         """Begin to tick if any job is needed: here, or from a plain thread in an event loop of the guard's."""
-        if self.is_running or not any(map(self._needs, self._needy)):
+        if self.is_running or not self._is_any_needed(self._needy):
             return
         if running_loop() is None:
             self._loops.call_elsewhere(self.start_if_needed)
@@ -101,7 +102,7 @@ class Ticker:
     async def _tick_until_unneeded(self, holder: EventLoop) -> None:
         try:
             used_at = self._clock()
-            while self._claim.is_held_by(holder) and any(map(self._needs, self._needy)):
+            while self._claim.is_held_by(holder) and self._is_any_needed(self._needy):
                 if self._is_used():
                     used_at = self._clock()
                 elif self._clock() - used_at > LINGER:
@@ -121,7 +122,7 @@ class Ticker:
         now = self._clock()
         for job in self._jobs:
             is_due = now >= job.due_at and not job.progress.is_taken
-            if is_due and (job.is_needed is None or self._needs(job)):
+            if is_due and (job.is_needed is None or self._is_any_needed([job])):
                 job.due_at = now + job.interval
                 self._call(job, self._begin, job)
 
@@ -146,12 +147,15 @@ class Ticker:
         finally:
             job.progress.release(holder)
 
-    def _needs(self, job: Job) -> bool:
-        try:
-            return job.is_needed is not None and job.is_needed()
-        except Exception as error:  # of a gate of the user's
-            self._failed(job.name, error)
-            return True
+    def _is_any_needed(self, jobs: Iterable[Job]) -> bool:
+        for job in jobs:
+            try:
+                if job.is_needed is not None and job.is_needed():
+                    return True
+            except Exception as error:  # of a gate of the user's
+                self._failed(job.name, error)
+                return True
+        return False
 
     def _call(self, job: Job, function: Callable[..., object], *arguments: object) -> None:
         try:
