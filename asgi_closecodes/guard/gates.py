@@ -1,4 +1,4 @@
-"""The guard's side of gates beside admission: their state as plain data, their end, and what sheds for them."""
+"""The end of gates, the refusal of those that they shed, and their state as plain data."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ STOP_TIMEOUT = 10.0
 """Seconds that a gate may take to stop: a server's shutdown waits for it, uvicorn's without an end."""
 
 
-async def stop(gates: Iterable[GateBase], dispatcher: Dispatcher) -> None:
-    """Stop all, whatever one of them does."""
+async def stop_all(gates: Iterable[GateBase], dispatcher: Dispatcher) -> None:
+    """Stop ``gates``, whatever one of them does."""
     for gate in gates:
         try:
             with anyio.fail_after(STOP_TIMEOUT):

@@ -29,7 +29,7 @@ from .activity import LOOK_INTERVAL_S, Activity
 from .counters import Tally
 from .dispatch import Dispatcher, checked_observers, weak
 from .draining import Draining
-from .gates import state_of, stop
+from .gates import state_of, stop_all
 from .loops import EventLoops
 from .memory import round_shedders
 from .retry_after import RetryQueue
@@ -348,7 +348,7 @@ class Guard:
         finally:
             if self._loops.end_lifespan(loop):
                 self._logs.sum_up(now=True)
-                await stop(self._working_gates, self._dispatcher)
+                await stop_all(self._working_gates, self._dispatcher)
 
     def may_be_unused(self) -> None:
         """Say so, once, if no middleware has this guard."""

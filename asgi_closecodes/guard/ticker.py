@@ -160,8 +160,5 @@ class Ticker:
     def _call(self, job: Job, function: Callable[..., object], *arguments: object) -> None:
         try:
             function(*arguments)
-        except (
-            Exception,
-            asyncio.CancelledError,
-        ) as error:  # this too: of a future that it asked, nobody cancels a call
+        except (Exception, asyncio.CancelledError) as error:  # of a future that it asked: nobody cancels a call
             self._failed(job.name, error)
