@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import ParamSpec, TypeVar
 
 from asgi_closecodes import events
 from asgi_closecodes.concurrency import COUNTING
-from asgi_closecodes.naming import name_of
+from asgi_closecodes.gates import GateBase
+from asgi_closecodes.naming import name_of, shown
+
+_Answer = TypeVar("_Answer")
+_Arguments = ParamSpec("_Arguments")
+_Read = TypeVar("_Read")
+_Returned = TypeVar("_Returned")
 
 _MAX_ONCE = 256
 """Kinds of faults that are reported once each."""
@@ -20,17 +28,19 @@ class Dispatcher:
     :param followers: observers of all events.
     """
 
-    __slots__ = ("__weakref__", "_observers", "_reported", "followers")
+    __slots__ = ("__weakref__", "_observers", "_reported", "_watchers", "followers")
 
     def __init__(
         self, own: Mapping[events.Observer, Iterable[type]], followers: Iterable[events.Observer] = ()
     ) -> None:
-        self.followers = tuple(followers)
+        self.followers = followers = tuple(followers)
         self._observers: dict[type, tuple[events.Observer, ...]] = {
             kind: (*(observer for observer, kinds in own.items() if kind in kinds), *self.followers)
             for kind in events.KINDS
         }
         self._reported: set[Hashable] = set()
+        objects: list[object] = [*followers]  # for mypy, which takes a function for nothing else
+        self._watchers = [observer for observer in objects if isinstance(observer, events.WatchingObserver)]
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer that it is for."""
@@ -61,6 +71,43 @@ class Dispatcher:
         """Report once that something which the user plugged in has failed."""
         self.report_once(key, events.CallbackFailed(name, error))
 
+    def watch(self, look: Callable[[], events.Snapshot | None]) -> None:
+        """Give ``look`` to the observers that ask for it."""
+        for watcher in self._watchers:
+            watcher.watch(look)
+
+    def is_watched(self) -> bool:
+        """Whether there are such observers."""
+        return bool(self._watchers)
+
+    def sample(self) -> None:
+        """Have those that ask by themselves do so."""
+        for watcher in self._watchers:
+            if isinstance(watcher, events.SamplingObserver):
+                self.ask(watcher, watcher.sample, bool, default=False)
+
+    def ask(
+        self,
+        owner: GateBase | events.SamplingObserver,
+        question: Callable[[], _Answer],
+        read: Callable[[_Answer], _Read],
+        *,
+        default: _Read,
+    ) -> _Read:
+        """Return what a method of a gate's or an observer's answers, or ``default`` where it fails.
+
+        :param read: makes the answer what it should be.
+        """
+        try:
+            answer = question()
+            reject_coroutine(answer)
+            return read(answer)
+        except Exception as error:
+            who = owner.name if isinstance(owner, GateBase) else type(owner).__name__
+            what = name_of(question).rpartition(".")[2]
+            self.failed_once(f"{who}.{what}", (id(owner), what), error)
+            return default
+
 
 def reject_coroutine(returned: object) -> None:
     """Do nothing.
@@ -70,3 +117,33 @@ def reject_coroutine(returned: object) -> None:
     if inspect.iscoroutine(returned):
         returned.close()
         raise TypeError("this has to be a plain function; it is async and was not awaited")
+
+
+def checked_observers(observers: Iterable[events.Observer]) -> list[events.Observer]:
+    """Return ``observers``.
+
+    :raises TypeError: if they are no list, or one of them cannot be called.
+    """
+    try:
+        observers = [*observers]
+    except TypeError:
+        raise TypeError(
+            f"observers={shown(observers)} is no list; give one of functions, as observers=[print]"
+        ) from None
+    for observer in observers:
+        if isinstance(observer, type):
+            raise TypeError(f"observers: {shown(observer)} is a class; give an observer, as {observer.__name__}()")
+        if not callable(observer):
+            raise TypeError(f"observers: {shown(observer)} cannot be called; an observer is a function of an event")
+    return observers
+
+
+def weak(method: Callable[_Arguments, _Returned]) -> Callable[_Arguments, _Returned | None]:
+    """Return a function that does what ``method`` does as long as its object lives, then nothing."""
+    reference = weakref.WeakMethod(method)
+
+    def call_if_alive(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Returned | None:
+        alive = reference()
+        return None if alive is None else alive(*arguments, **options)
+
+    return call_if_alive

@@ -1,105 +1,141 @@
-"""Who leaves when there are too many sessions, and how fast."""
+"""Which open sessions end because a gate says so: those beyond its time, those that it names, those above its limit."""
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections.abc import Callable, Collection, Iterable
-from typing import Any, Literal, TypeAlias
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 import anyio.lowlevel
 
+from asgi_closecodes.gates import GateBase
 from asgi_closecodes.session import Session
+from asgi_closecodes.settings import Settings
+from asgi_closecodes.token_bucket import TokenBucket
 
-Order: TypeAlias = Literal["newest", "oldest", "idle"] | Callable[[Session], Any]
-"""Who goes first: by age, the one without a message for longest, or those with the smallest key."""
+from .dispatch import Dispatcher
+from .gates import refusal_of
+from .memory import RoundShedder
+from .victims import Victims
 
-SETTLED = 10.0
-"""Seconds after which a session may be shed like any other: younger ones go last."""
+ENDS_A_TURN = 25
+"""Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
 
-_CHUNK = 500
-"""Sessions that are looked at in one turn of the event loop."""
+_NOBODY: Sequence[Session] = ()
 
 
-class Victims:
-    """Chooses sessions in ``order``.
+class Shedding:
+    """Asks the gates, and ends sessions at the pace of the setting ``shed_rate``.
 
-    :param order_failed: called with what a custom order raises; the newest go first then.
+    :param sessions: the admitted ones that are not over.
+    :param leaving: those of them that are about to end.
+    :param leaves: told at once of each that is to end: in another event loop it takes a while until that shows.
+    :param victims: chooses who goes.
+    :param dispatcher: told of gates that fail.
+    :param clock: monotonic seconds.
     """
 
-    __slots__ = ("_order_failed", "_seen", "order")
+    def __init__(
+        self,
+        sessions: Collection[Session],
+        leaving: Collection[Session],
+        leaves: Callable[[Session], object],
+        victims: Victims,
+        dispatcher: Dispatcher,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sessions = sessions
+        self._leaving = leaving
+        self._leaves = leaves
+        self._victims = victims
+        self._dispatcher = dispatcher
+        self._pace = TokenBucket(0, 0, is_full=False, clock=clock)
+        self._settings = Settings.model_construct()
+        self._gates: tuple[GateBase, ...] = ()
+        self.round_shedders: Mapping[GateBase, RoundShedder] = {}
 
-    def __init__(self, order: Order, order_failed: Callable[[Exception], None]) -> None:
-        self.order: Order = order
-        self._order_failed = order_failed
-        self._seen: WeakKeyDictionary[Session, tuple[int, float]] = WeakKeyDictionary()
+    def follow(
+        self, settings: Settings, gates: tuple[GateBase, ...], round_shedders: Mapping[GateBase, RoundShedder]
+    ) -> None:
+        """Shed for ``gates`` from now on; for those with ``round_shedders`` in rounds."""
+        self._settings = settings
+        self._gates = gates
+        self.round_shedders = round_shedders
+        if settings.shed != "never":
+            self._victims.order = settings.shed
 
-    async def choose(self, sessions: Collection[Session], count: int) -> list[Session]:
-        """Return the ``count`` sessions to go first, of those that are not leaving yet.
+    def is_watched(self) -> bool:
+        """Whether a gate may want sessions to leave, or to be sampled."""
+        return any(gate.is_watched for gate in self._gates)
 
-        The order is: important ones last, those that are exempt or younger than 10 s after all others, and
-        among equals ``order``. It takes a pass over the sessions, in which other tasks run.
-        """
-        if count <= 0:
-            return []
-        candidates = list(sessions)
-        try:
-            return await _first(candidates, count, self._key(self.order))
-        except Exception as error:
-            self._order_failed(error)
-            return await _first(candidates, count, self._key("newest"))
+    def needs_activity(self) -> bool:
+        """Whether it has to be known when sessions had their last message."""
+        return self._settings.shed == "idle" and self.is_watched()
 
-    def _key(self, order: Order) -> Callable[[Session], Any]:
-        now = time.monotonic()
-        by: Callable[[Session], Any]
-        if order == "newest":
-            by = _youth
-        elif order == "oldest":
-            by = _arrival
-        elif order == "idle":
-            by = self._last_seen
-        else:
-            by = order
-        return lambda session: (
-            session.shed_exempt or now - session.arrived_at < SETTLED,
-            -session.priority,
-            by(session),
+    def sample(self) -> None:
+        """Have the gates look at the world."""
+        for gate in self._gates:
+            self._dispatcher.ask(gate, gate.sample, bool, default=False)
+
+    def pause(self) -> None:
+        """Have the gates forget what they have sampled: nobody samples for now."""
+        for gate in self._gates:
+            self._dispatcher.ask(gate, gate.pause, bool, default=False)
+
+    def end_expired(self) -> None:
+        """End sessions that have to leave now, whatever the setting ``shed`` says."""
+        for gate in self._gates:
+            for session in self._dispatcher.ask(gate, gate.expired, _listed, default=_NOBODY):
+                self._end_soon(session, gate)
+
+    def shed(self) -> Coroutine[Any, Any, None] | None:
+        """Return what ends those whose turn it is, None if there is nobody."""
+        if self._settings.shed == "never":
+            return None
+        excess, fullest = self._excess()
+        to_shed = [
+            (session, gate)
+            for gate in self._gates
+            for session in self._dispatcher.ask(gate, gate.to_shed, _listed, default=_NOBODY)
+            if not session.is_leaving
+        ]
+        if not to_shed and excess <= 0:
+            return None
+        self._pace.per_second = self._pace.burst = self._settings.shed_rate or max(len(self._sessions) / 100, 1.0)
+        if (due := self._pace.take_all()) <= 0:
+            return None
+        return self._end(to_shed[:due], min(excess, due - len(to_shed)), fullest)
+
+    def _excess(self) -> tuple[int, GateBase | None]:
+        """Return how many sessions, whichever, have to leave, and for which gate."""
+        excess, fullest = max(
+            ((self._dispatcher.ask(gate, gate.excess, int, default=0), gate) for gate in self._gates),
+            key=lambda each: each[0],
+            default=(0, None),
         )
+        excess -= len(self._leaving)
+        for gate, shedder in self.round_shedders.items():
+            if (remaining := shedder.due(self._sessions, self._leaving, self._settings.shed_grace)) > excess:
+                excess, fullest = remaining, gate
+        return excess, fullest
 
-    async def look(self, sessions: Iterable[Session]) -> None:
-        """Take note of who has had messages since the last look; only the order ``idle`` needs it.
-
-        Looked at now and then, so that a message costs nothing.
-        """
-        now = time.monotonic()
-        before = self._seen
-        self._seen = WeakKeyDictionary()
-        for number, session in enumerate(list(sessions), 1):
-            count = session.message_count
-            seen = before.get(session)
-            self._seen[session] = seen if seen is not None and seen[0] == count else (count, now)
-            if number % _CHUNK == 0:
+    async def _end(self, to_shed: list[tuple[Session, GateBase]], count: int, fullest: GateBase | None) -> None:
+        ending = to_shed
+        if fullest is not None:
+            chosen = await self._victims.choose(self._sessions, count)
+            if (shedder := self.round_shedders.get(fullest)) is not None:
+                shedder.record_shed(chosen)
+            ending = [*to_shed, *((session, fullest) for session in chosen)]
+        for number, (session, gate) in enumerate(ending, 1):
+            self._end_soon(session, gate)
+            if number % ENDS_A_TURN == 0:
                 await anyio.lowlevel.checkpoint()
 
-    def _last_seen(self, session: Session) -> float:
-        return self._seen[session][1] if session in self._seen else session.arrived_at
+    def _end_soon(self, session: Session, gate: GateBase) -> None:
+        self._leaves(session)
+        session.end_soon(refusal_of(gate))
 
 
-def _youth(session: Session) -> float:
-    return -session.arrived_at
-
-
-def _arrival(session: Session) -> float:
-    return session.arrived_at
-
-
-async def _first(sessions: list[Session], count: int, key: Callable[[Session], Any]) -> list[Session]:
-    # In chunks, each together with the first of those before it: no turn of the event loop looks at all of them.
-    first: list[Session] = []
-    chunk = max(_CHUNK, count)
-    for start in range(0, len(sessions), chunk):
-        staying = [session for session in sessions[start : start + chunk] if not session.is_leaving]
-        first = heapq.nsmallest(count, first + staying, key)
-        await anyio.lowlevel.checkpoint()
-    return first
+def _listed(sessions: Iterable[Session]) -> Sequence[Session]:
+    return [*(sessions or ())]  # of a gate of the user's that returns nothing where there is nobody

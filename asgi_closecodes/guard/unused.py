@@ -9,6 +9,9 @@ from typing import Protocol
 
 from starlette.middleware import Middleware
 
+from asgi_closecodes.events import SettingIgnored
+from asgi_closecodes.settings import LIMITS, Settings
+
 
 class _Guard(Protocol):
     def is_unused(self) -> None:
@@ -43,3 +46,16 @@ def _waiting() -> Collection[object]:
     """Return what is given to middleware that Starlette has not built: it does so at an application's first call."""
     specs = [one for one in gc.get_objects() if type(one) is Middleware]  # no isinstance(): a proxy may raise
     return [given for spec in specs for given in (*spec.args, *spec.kwargs.values())]
+
+
+def warning(settings: Settings, own_gate: str | None) -> SettingIgnored:
+    """Return what there is to say of a guard with these settings.
+
+    :param own_gate: the name of the class of the gate that was given to it.
+    """
+    limits = {name: getattr(settings, name) for name in LIMITS}
+    described = [f"{name}={limit}" for name, limit in limits.items() if limit is not None]
+    if own_gate is not None:
+        described.append(f"gate={own_gate}")
+    problem = "no CloseCodeMiddleware has this guard: give it to one, as CloseCodeMiddleware(app, guard=guard)"
+    return SettingIgnored(f"Guard({', '.join(described)})", None, problem)

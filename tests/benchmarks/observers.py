@@ -66,7 +66,7 @@ async def main():
             sessions[name].append(await microseconds(lambda app=app: visit(app), SESSIONS))
 
             async def look(guard=guard):
-                guard._tick()
+                guard._ticker.tick()
 
             looks[name].append(await microseconds(look, SESSIONS))
     for name in guards:

@@ -25,9 +25,10 @@ from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, TryAgai
 from asgi_closecodes.concurrency import Claim
 from asgi_closecodes.gates import HandshakesInProgress, MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.guard import guard as module
+from asgi_closecodes.guard.activity import Activity
 from asgi_closecodes.guard.retry_after import RetryQueue
-from asgi_closecodes.guard.shedding import Victims
 from asgi_closecodes.guard.sigterm import drain_at_sigterm
+from asgi_closecodes.guard.victims import Victims
 from asgi_closecodes.token_bucket import TokenBucket
 from tests.support.asgi import Handler, Peer, of
 from tests.support.every_event import FACTS
@@ -155,10 +156,10 @@ def test_guard_loop_closed_ticks_in_the_next(backend):
         await Stay(guard).__aenter__()
         guard.update(max_sessions=9)
         await anyio.sleep(0)
-        assert guard._is_ticking
+        assert guard._ticker.is_running
 
     gone.append(closed_in_the_middle(first))
-    assert not guard._is_ticking
+    assert not guard._ticker.is_running
 
     async def second():
         async with Stay(guard) as stay:
@@ -199,11 +200,11 @@ def test_ticker_loop_stopped_moves_and_ends_there():
     stopped.run_until_complete(visit())
     other = asyncio.new_event_loop()
     other.run_until_complete(visit())
-    assert guard._ticks._holder.is_among({other})
+    assert guard._ticker._claim._holder.is_among({other})
     [old] = asyncio.all_tasks(stopped)
     stopped.run_until_complete(asyncio.wait([old], timeout=10))
     assert old.done()
-    assert guard._ticks._holder.is_among({other})
+    assert guard._ticker._claim._holder.is_among({other})
     for loop in (stopped, other):
         for task in asyncio.all_tasks(loop):
             task.cancel()
@@ -329,13 +330,23 @@ def test_sessions_loop_closed_release_slow_gates():
     assert usage(guard)["max_sessions"] == 0
 
 
-def test_shedding_loop_closed_in_it_sheds_in_the_next():
+def test_shedding_loop_closed_in_it_sheds_in_the_next(monkeypatch):
     """As the pass over all sessions was going on."""
     guard = Guard(Settings(max_sessions=10, shed_rate=1000))
+    choose, begun = Victims.choose, []
+
+    async def choose_unless_first(self, *arguments):
+        if not begun:
+            begun.append(self)
+            await anyio.sleep_forever()
+        return await choose(self, *arguments)
+
+    monkeypatch.setattr(Victims, "choose", choose_unless_first)
 
     async def first():
-        guard._in_background(asyncio.sleep, 60)
-        await asyncio.sleep(0)
+        await (await Stay(guard).__aenter__()).come(3)
+        guard.update(max_sessions=1)
+        await until(lambda: begun)
 
     closed_in_the_middle(first)
 
@@ -390,8 +401,8 @@ def test_lifespan_loop_closed_in_it_counts_no_more():
 
     async def second():
         async with guard.lifespan():
-            assert len(guard._lifespans) == 1
-        assert not guard._lifespans
+            assert len(guard._loops.lifespans) == 1
+        assert not guard._loops.lifespans
 
     asyncio.run(second())
 
@@ -464,12 +475,12 @@ def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
             for _ in range(3):
                 await Peer(client=("192.0.2.9", 1)).visit(broken)
             before = guard.snapshot()
-            assert guard._is_ticking
+            assert guard._ticker.is_running
             task = asyncio.create_task(guard.drain(60))
             await asyncio.sleep(0)
             in_a_child(check)
             task.cancel()
-            assert guard._is_ticking
+            assert guard._ticker.is_running
             after = guard.snapshot()
             assert (after["errors"], after["closes"]) == (before["errors"], before["closes"]) == (3, {1011: 3})
             assert usage(guard)["max_sessions"] == 2
@@ -1074,7 +1085,7 @@ def test_ticker_loop_ends_goes_on_in_another(backends):
     with second:
         with first:
             first.come(1)
-            assert guard._is_ticking
+            assert guard._ticker.is_running
             second.come(3)
         guard._gates["max_sessions"].limit = 1  # no update, which would wake it
         second.portal.call(until, lambda: len(guard.sessions) == 1)
@@ -1086,7 +1097,7 @@ def test_testclient_sockets_without_with_count_exactly():
     client = TestClient(CloseCodeMiddleware(Handler(), guard))
     with client.websocket_connect("/"), client.websocket_connect("/"):
         assert usage(guard)["max_sessions"] == 2
-        assert len(guard._loops) == 2
+        assert len(guard._loops.known) == 2
         with client.websocket_connect("/") as third:
             assert third.receive()["code"] == 1013
     assert set(usage(guard).values()) == {0}
@@ -1106,25 +1117,24 @@ def test_testclient_sockets_replace_each_other():
 
 @pytest.mark.anyio
 async def test_order_idle_keeps_no_session_alive():
-    """Neither after the order has changed nor when nobody looks any more."""
+    """It is not looked at any more after the order has changed."""
     sessions = [Visitor() for _ in range(50)]
     held = [weakref.ref(session) for session in sessions]
-    victims = Victims("idle", print)
-    await victims.look(sessions)
-    victims.order = "newest"
+    activity = Activity()
+    await activity.look(sessions)
     sessions.clear()
     gc.collect()
     assert not [one for one in held if one() is not None]
 
 
 def test_guard_idle_keeps_no_session_alive(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.guard._LOOK", 0.0)
+    monkeypatch.setattr("asgi_closecodes.guard.guard.LOOK_INTERVAL_S", 0.0)
     guard = Guard(Settings(max_sessions=100, shed="idle"))
 
     async def main():
         async with Stay(guard) as stay:
             await stay.come(30)
-            await until(lambda: len(guard._victims._seen) == 30)
+            await until(lambda: len(guard._activity._seen) == 30)
             guard.update(shed="newest")
             held = [weakref.ref(session) for session in guard.sessions]
         del stay

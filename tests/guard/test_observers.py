@@ -238,11 +238,11 @@ def test_a_watcher_does_not_keep_the_guard():
 
 @pytest.mark.anyio
 async def test_a_watcher_is_sampled_and_sees_a_stall(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.2)
+    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER", 0.2)
     watcher = Watcher()
     guard = Guard(Settings(), observers=[watcher])
     async with Stay(guard) as stay:
-        assert not guard._is_ticking
+        assert not guard._ticker.is_running
         await stay.come(1)
         await until(lambda: watcher.samples > 1)
         threading.Event().wait(0.4)  # in the event loop's thread, which is the fault
@@ -250,7 +250,7 @@ async def test_a_watcher_is_sampled_and_sees_a_stall(monkeypatch):
         samples = watcher.samples
         await until(lambda: watcher.samples > samples + 2)
         assert watcher.look()["loop_lag"] >= 0.2
-    await until(lambda: not guard._is_ticking)
+    await until(lambda: not guard._ticker.is_running)
     assert watcher.look()["loop_lag"] is None
 
 

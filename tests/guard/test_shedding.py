@@ -6,12 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_closecodes.guard.shedding import Victims
-from tests.support.fakes import Visitor
+from asgi_closecodes import Settings
+from asgi_closecodes.gates import MaxSessions
+from asgi_closecodes.guard.activity import Activity
+from asgi_closecodes.guard.dispatch import Dispatcher
+from asgi_closecodes.guard.shedding import Shedding
+from asgi_closecodes.guard.victims import Victims
+from tests.support.fakes import Clock, Visitor
+
+# Victims
 
 
 def choose(sessions, count, order="newest", failures=None):
-    victims = Victims(order, (failures if failures is not None else []).append)
+    victims = Victims(order, (failures if failures is not None else []).append, Activity().last_message_at)
     return anyio.run(victims.choose, sessions, count)
 
 
@@ -62,16 +69,17 @@ def test_the_idle_go_first():
     sessions = aged(50, 40, 30)
 
     async def main():
-        victims = Victims("idle", print)
-        await victims.look(sessions)
+        clock = Clock(time.monotonic())
+        activity = Activity(clock)
+        await activity.look(sessions)
         for session in sessions[1:]:
             session.message_count += 1
-        await anyio.sleep(0.01)
-        await victims.look(sessions)
-        await anyio.sleep(0.01)
+        clock.now += 0.01
+        await activity.look(sessions)
+        clock.now += 0.01
         sessions[2].message_count += 1
-        await victims.look(sessions)
-        return await victims.choose(sessions, 3)
+        await activity.look(sessions)
+        return await Victims("idle", print, activity.last_message_at).choose(sessions, 3)
 
     assert anyio.run(main) == sessions
 
@@ -105,7 +113,7 @@ def test_choosing_among_100_000_lets_other_tasks_run():
             tasks.start_soon(watch)
             await anyio.sleep(0)
             start = time.perf_counter()
-            chosen = await Victims("newest", print).choose(sessions, 5)
+            chosen = await Victims("newest", print, Activity().last_message_at).choose(sessions, 5)
             took = time.perf_counter() - start
             tasks.cancel_scope.cancel()
         assert len(chosen) == 5
@@ -113,3 +121,98 @@ def test_choosing_among_100_000_lets_other_tasks_run():
         assert max(gaps) < took / 5, "one turn of the event loop did a great part of the work"
 
     anyio.run(main)
+
+
+# Shedding
+
+
+class Wants(MaxSessions):
+    """A gate that wants sessions to leave."""
+
+    def __init__(self, name, excess=0, to_shed=(), expired=()):
+        super().__init__(1, name=name)
+        self.cause = name
+        self._excess, self._to_shed, self._expired = excess, to_shed, expired
+
+    def excess(self):
+        return self._excess
+
+    def to_shed(self):
+        return self._to_shed
+
+    def expired(self):
+        return self._expired
+
+
+class Bench:
+    """Shedding without a guard: one second for each turn."""
+
+    def __init__(self, sessions, *gates, **settings):
+        self.sessions, self.seen, self.clock = sessions, [], Clock(time.monotonic())
+        self.leaving = set()
+        dispatcher = Dispatcher({}, [self.seen.append])
+        victims = Victims("oldest", print, Activity().last_message_at)
+        self.shedding = Shedding(sessions, self.leaving, self.leaving.add, victims, dispatcher, clock=self.clock)
+        self.shedding.follow(Settings(**{"shed": "oldest", **settings}), gates, {})
+
+    def shed(self):
+        self.clock.now += 1.0
+        if (rest := self.shedding.shed()) is not None:
+
+            async def main():
+                await rest
+
+            anyio.run(main)
+        return {session: session.ended[0].cause for session in self.sessions if session.ended}
+
+
+def test_shedding_without_gates_ends_nobody():
+    bench = Bench(aged(50, 40))
+    bench.shedding.end_expired()
+    assert bench.shed() == {}
+    assert not bench.shedding.is_watched()
+
+
+def test_shedding_keeps_its_pace_and_names_the_gate():
+    """Those that gates name go first; then those above the limit of whichever gate has most."""
+    sessions = aged(*range(50, 40, -1))
+    bench = Bench(sessions, Wants("less", 1, to_shed=sessions[8:9]), Wants("most", 5), shed_rate=2)
+    assert bench.shed() == {sessions[8]: "less", sessions[0]: "most"}
+    assert bench.leaving == {sessions[8], sessions[0]}
+    assert list(bench.shed().values()) == ["most"] * 3 + ["less"]
+    for _ in range(2):
+        assert list(bench.shed().values()) == ["most"] * 4 + ["less"], "those that leave already count"
+
+
+def test_shedding_never_ends_only_the_expired():
+    sessions = aged(50, 40, 30)
+    gate = Wants("gate", 3, to_shed=sessions[:1], expired=sessions[1:2])
+    bench = Bench(sessions, gate, shed="never")
+    bench.shedding.end_expired()
+    assert bench.shed() == {sessions[1]: "gate"}
+
+
+def test_shedding_gate_that_fails_does_not_shield_others():
+    class Broken(Wants):
+        def excess(self):
+            raise ValueError
+
+        def to_shed(self):
+            raise ValueError
+
+        def expired(self):
+            raise ValueError
+
+        def sample(self):
+            raise ValueError
+
+    sessions = aged(50, 40, 30)
+    bench = Bench(sessions, Broken("broken"), Wants("sound", 2, expired=sessions[2:]), shed_rate=100)
+    for _ in range(2):
+        bench.shedding.sample()
+        bench.shedding.end_expired()
+        bench.shed()
+    assert {session.ended[0].cause for session in sessions if session.ended} == {"sound"}
+    assert len(bench.leaving) == 2
+    failed = [event.callback for event in bench.seen]
+    assert failed == ["broken.sample", "broken.expired", "broken.excess", "broken.to_shed"]

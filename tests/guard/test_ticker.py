@@ -5,14 +5,27 @@ import re
 from contextlib import asynccontextmanager, nullcontext
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed, SignalLeftAlone
+from asgi_closecodes.concurrency import running_loop
+from asgi_closecodes.events import (
+    BackgroundFailed,
+    CallbackFailed,
+    DrainFinished,
+    DrainStarted,
+    SessionShed,
+    SignalLeftAlone,
+)
 from asgi_closecodes.gates import AllOf, MaxSessions, Pressure
+from asgi_closecodes.guard.loops import EventLoops
+from asgi_closecodes.guard.ticker import LINGER, TICK, Job, Ticker
+from asgi_closecodes.guard.victims import Victims
 from asgi_closecodes.naming import shown
 from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Dial, Stay, until
+from tests.support.fakes import Clock, Dial, Stay, until
 
 
 @pytest.mark.anyio
@@ -141,31 +154,31 @@ async def test_nothing_runs_in_the_background_where_nothing_has_to():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(2)
-        assert not guard._is_ticking
+        assert not guard._ticker.is_running
         guard.update(max_sessions=5)
-        assert guard._is_ticking
+        assert guard._ticker.is_running
         guard.update(max_sessions=None)
-        await until(lambda: not guard._is_ticking)
+        await until(lambda: not guard._ticker.is_running)
 
 
 @pytest.mark.anyio
 async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.3)
+    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER", 0.3)
     dial = Dial()
     guard = Guard(Settings(max_loop_lag=1), gate=Pressure(dial, 0.8, 0.6))
     async with Stay(guard) as stay:
         await stay.come(1)
         await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
-    await until(lambda: not guard._is_ticking)
+    await until(lambda: not guard._ticker.is_running)
     assert guard._gates["max_loop_lag"].sensor.value() is None
     async with Stay(guard) as stay:
         await stay.come(1)
-        assert guard._is_ticking
+        assert guard._ticker.is_running
 
 
 @pytest.mark.anyio
 async def test_a_lifespan_starts_and_stops_it(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.guard.LINGER", 0.3)
+    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER", 0.3)
     guard = Guard(Settings(max_loop_lag=1))
     is_up, stop = anyio.Event(), anyio.Event()
 
@@ -178,7 +191,7 @@ async def test_a_lifespan_starts_and_stops_it(monkeypatch):
         await is_up.wait()
         await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
         stop.set()
-    await until(lambda: not guard._is_ticking)
+    await until(lambda: not guard._ticker.is_running)
 
 
 @pytest.mark.parametrize("by", ["gate", "server"])
@@ -219,7 +232,7 @@ def test_a_gate_that_awaits_the_task_that_it_cancels_keeps_no_other_from_stoppin
 @pytest.mark.anyio
 async def test_a_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
     """uvicorn waits for the end of the shutdown, however long it takes."""
-    monkeypatch.setattr("asgi_closecodes.guard.guard.STOP_TIMEOUT", 0.01)
+    monkeypatch.setattr("asgi_closecodes.guard.gates.STOP_TIMEOUT", 0.01)
     seen, sent, stopped = [], [], []
 
     class Stuck(MaxSessions):
@@ -484,3 +497,283 @@ async def test_an_async_answer_does_not_stop_the_background_work():
         await stay.come(1)
         await until(lambda: gate.asked > 3)
     assert "async.excess" in [event.callback for event in of(CallbackFailed, seen)]
+
+
+# The ticker alone
+
+
+class Bench:
+    """A ticker without a guard, whose sleep takes no time."""
+
+    def __init__(self, *jobs, is_used=True):
+        self.clock, self.loops, self.failures, self.is_used = Clock(), EventLoops(), [], is_used
+        self.ticker = Ticker(
+            jobs,
+            self.loops,
+            is_used=lambda: self.is_used,
+            failed=lambda name, error: self.failures.append((name, type(error))),
+            clock=self.clock,
+            sleep=self.sleep,
+        )
+
+    async def sleep(self, seconds):
+        self.clock.now += seconds
+        await anyio.lowlevel.checkpoint()
+
+    def tick(self, seconds=TICK):
+        self.ticker.tick()
+        self.clock.now += seconds
+
+
+class Work:
+    """A job's function, and its need."""
+
+    def __init__(self, error=None, is_needed=True):
+        self.runs, self.finished, self.error, self.is_needed = [], 0, error, is_needed
+
+    def __call__(self):
+        self.runs.append(running_loop())
+        if self.error is not None:
+            raise self.error
+
+    def finish(self):
+        self.finished += 1
+
+    def job(self, name="a job", **rest):
+        return Job(name, self, lambda: self.is_needed, finish=self.finish, **rest)
+
+
+class Slow(Work):
+    """One that takes many turns."""
+
+    def __init__(self, **rest):
+        super().__init__(**rest)
+        self.may_end = anyio.Event()
+
+    async def __call__(self):
+        super().__call__()
+        await self.may_end.wait()
+
+
+@pytest.mark.anyio
+async def test_ticker_runs_as_long_as_any_job_is_needed():
+    first, second, along = Work(), Work(is_needed=False), Work()
+    bench = Bench(first.job(), second.job(), Job("along", along, None))
+    bench.ticker.start_if_needed()
+    await until(lambda: len(first.runs) > 2)
+    assert bench.ticker.is_running
+    assert not second.runs
+    first.is_needed, second.is_needed = False, True
+    await until(lambda: second.runs)
+    count = len(first.runs)
+    second.is_needed = False
+    await until(lambda: not bench.ticker.is_running)
+    assert len(first.runs) == count
+    assert len(along.runs) == count + len(second.runs)
+    assert first.finished == second.finished == 1
+    bench.ticker.start_if_needed()
+    assert not bench.ticker.is_running, "nothing ticks for a job that only runs along"
+
+
+def test_ticker_job_has_its_own_interval():
+    often, seldom = Work(), Work()
+    bench = Bench(often.job(), seldom.job(interval=5.0))
+    for _ in range(30):
+        bench.tick(1.0)
+    assert (len(often.runs), len(seldom.runs)) == (30, 6)
+
+
+@pytest.mark.anyio
+async def test_ticker_slow_job_holds_up_no_other():
+    """Nor does it run twice at once, nor wait for another interval when it could not run at its time."""
+    slow, other, seldom = Slow(), Slow(), Work()
+    bench = Bench(slow.job(interval=5.0), other.job(), seldom.job(interval=5.0))
+    for _ in range(12):
+        bench.tick(1.0)
+        await anyio.wait_all_tasks_blocked()
+    assert (len(slow.runs), len(other.runs), len(seldom.runs)) == (1, 1, 3)
+    slow.may_end.set()
+    await anyio.wait_all_tasks_blocked()
+    bench.tick()
+    await anyio.wait_all_tasks_blocked()
+    assert (len(slow.runs), len(other.runs)) == (2, 1)
+    other.may_end.set()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("where", ["run", "the task", "need", "finish"])
+async def test_ticker_job_that_fails_is_reported_and_runs_again(where):
+    broken, sound = Work(), Work()
+
+    def fail():
+        raise ValueError
+
+    async def fail_later():
+        broken.runs.append(None)
+        await anyio.lowlevel.checkpoint()
+        fail()
+
+    job = broken.job("broken")
+    if where == "run":
+        broken.error = ValueError()
+    elif where == "the task":
+        job.run = fail_later
+    elif where == "need":
+        job.is_needed = fail
+    else:
+        job.finish = fail
+    bench = Bench(job, sound.job())
+    bench.ticker.start_if_needed()
+    await until(lambda: len(broken.runs) > 2 and len(sound.runs) > 2)
+    job.is_needed, sound.is_needed = lambda: False, False
+    await until(lambda: not bench.ticker.is_running)
+    assert set(bench.failures) == {("broken", ValueError)}
+    assert sound.finished == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_ticker_job_with_a_cancelled_future_goes_on(is_async):
+    """Nobody has cancelled the ticker."""
+
+    async def main():
+        async def awaits():
+            work.runs.append(None)
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+
+        work = Work(asyncio.CancelledError())
+        job = work.job()
+        if is_async:
+            job.run = awaits
+        bench = Bench(job)
+        bench.ticker.start_if_needed()
+        await until(lambda: len(work.runs) > 2)
+        work.is_needed = False
+        await until(lambda: not bench.ticker.is_running)
+        assert set(bench.failures) == {("a job", asyncio.CancelledError)}
+
+    asyncio.run(main())
+
+
+@pytest.mark.anyio
+async def test_ticker_unused_stops_after_a_while():
+    work = Work()
+    bench = Bench(work.job(), is_used=False)
+    start = bench.clock.now
+    bench.ticker.start_if_needed()
+    await until(lambda: not bench.ticker.is_running)
+    assert LINGER < bench.clock.now - start < LINGER + 3 * TICK
+    assert work.finished == 1
+    bench.is_used = True
+    bench.ticker.start_if_needed()
+    await until(lambda: bench.clock.now - start > 3 * LINGER)
+    assert bench.ticker.is_running
+    work.is_needed = False
+    await until(lambda: not bench.ticker.is_running)
+
+
+@pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio"), ("trio", "asyncio")])
+def test_ticker_hands_over_to_another_loop(backends):
+    """Where its own ends, and where a plain thread has it start."""
+    work = Work()
+    bench = Bench(work.job())
+    first, second = (anyio.from_thread.start_blocking_portal(backend) for backend in backends)
+    with second as second:
+        bench.loops.add(there := second.call(running_loop))
+        with first as first:
+            bench.loops.add(here := first.call(running_loop))
+            first.call(bench.ticker.start_if_needed)
+            first.call(until, lambda: here in work.runs)
+            assert there not in work.runs
+        second.call(until, lambda: there in work.runs)
+        for is_needed in (False, True, False):
+            work.is_needed = is_needed
+            bench.ticker.start_if_needed()
+            second.call(until, lambda is_needed=is_needed: bench.ticker.is_running == is_needed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_ticker_job_of_a_closed_loop_runs_in_the_next(backend):
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    work = Work()
+
+    async def never_end():
+        work()
+        await anyio.sleep_forever()
+
+    job = work.job()
+    job.run = never_end
+    bench = Bench(job)
+
+    async def first():
+        bench.ticker.start_if_needed()
+        await until(lambda: work.runs)
+
+    loop.run_until_complete(first())
+    assert not bench.ticker.is_running
+    assert bench.ticker.is_lost
+    loop.close()
+
+    async def second():
+        bench.ticker.start_if_needed()
+        await until(lambda: len(work.runs) == 2)
+        work.is_needed = False
+        await until(lambda: not bench.ticker.is_running)
+
+    anyio.run(second, backend=backend)
+
+
+@pytest.mark.anyio
+async def test_ticker_forgets_what_the_parent_process_runs():
+    work = Slow()
+    bench = Bench(work.job(interval=60.0))
+    bench.ticker.start_if_needed()
+    await until(lambda: work.runs)
+    bench.ticker.forget()
+    assert not bench.ticker.is_running
+    bench.tick()
+    await until(lambda: len(work.runs) == 2)
+
+
+# Work of a guard that takes long
+
+
+@pytest.mark.anyio
+async def test_guard_long_shedding_looks_at_activity_meanwhile(monkeypatch):
+    """A look that was due meanwhile was lost for 5 s."""
+    monkeypatch.setattr("asgi_closecodes.guard.guard.LOOK_INTERVAL_S", 0.0)
+    guard = Guard(Settings(max_sessions=10, shed="idle", shed_rate=1000))
+    is_shedding, may_end = anyio.Event(), anyio.Event()
+
+    async def choose(_victims, _sessions, _count):
+        is_shedding.set()
+        await may_end.wait()
+        return []
+
+    monkeypatch.setattr(Victims, "choose", choose)
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        guard.update(max_sessions=1)
+        await is_shedding.wait()
+        await stay.come(1)
+        newest = [*guard.sessions][-1]
+        await until(lambda: guard._activity.last_message_at(newest) > newest.arrived_at)
+        may_end.set()
+
+
+@pytest.mark.anyio
+async def test_guard_gate_whose_need_fails_keeps_nobody_out():
+    class Unsure(MaxSessions):
+        @property
+        def is_watched(self):
+            raise ValueError
+
+    seen = []
+    guard = Guard(Settings(), gate=Unsure(3), observers=[seen.append])
+    async with Stay(guard) as stay:
+        await stay.come(3)
+        assert stay.codes() == [None] * 3
+    assert {type(event.exception) for event in of(BackgroundFailed, seen)} == {ValueError}

@@ -567,15 +567,15 @@ async def test_update_sets_changes_and_unsets_limits_while_running():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(2)
-        assert not guard._is_ticking
+        assert not guard._ticker.is_running
         guard.update(idle_timeout=60, send_timeout=60, cancel_after_disconnect=True)
-        assert guard._is_ticking
+        assert guard._ticker.is_running
         assert len(guard._timeouts._ring) == 2
         await stay.come(1)
         assert len(guard._timeouts._ring) == 3
         guard.update(idle_timeout=None, send_timeout=None, cancel_after_disconnect=False)
         assert not guard._timeouts._ring
-        await until(lambda: not guard._is_ticking)
+        await until(lambda: not guard._ticker.is_running)
         assert not [code for code in stay.codes() if code]
         guard.update(idle_timeout=0.2)
         await until(lambda: not guard.sessions)

@@ -234,7 +234,12 @@ def state(guard):
     ]
     timeouts = guard._timeouts._idle, guard._timeouts._send, guard._timeouts._cancels, guard._timeouts._grace
     logs = guard._logs._limits, vars(guard._logs._redactor)
-    others = guard._queue.cap, guard._queue.admits_per_second, guard._refusals.per_second, guard._victims.order
+    others = (
+        guard._queue.cap,
+        guard._queue.admits_per_second,
+        guard._refusals.per_second,
+        guard._draining._victims.order,
+    )
     return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
 
 

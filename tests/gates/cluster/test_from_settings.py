@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.gates import ClusterSessions, ClusterSessionsPerKey, Shadow
-from asgi_closecodes.guard.guard import TICK
+from asgi_closecodes.guard.ticker import TICK
 from tests.support.asgi import Handler, Peer
 from tests.support.redis import running
 
@@ -142,7 +142,7 @@ async def test_who_has_left_does_not_come_back_while_the_ticker_goes_on(server):
                 while len(server.command("KEYS", "*")) < 5:
                     await anyio.sleep(0.01)
         await anyio.sleep(3 * TICK)
-        assert guard._is_ticking
+        assert guard._ticker.is_running
         assert server.command("KEYS", "*") == [b"closecodes:{default}:meta"]
 
 

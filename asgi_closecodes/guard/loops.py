@@ -1,0 +1,59 @@
+"""The event loops of one guard: mostly one, but a TestClient has one for each socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from asgi_closecodes.concurrency import COUNTING, EventLoop
+
+
+class EventLoops:
+    """The event loops where sessions or lifespans are or were, until they are gone; asyncio's and trio's own."""
+
+    __slots__ = ("known", "lifespans")
+
+    def __init__(self) -> None:
+        self.known: set[Any] = set()
+        self.lifespans: list[Any] = []
+        """The event loop of each lifespan that has not ended."""
+
+    def add(self, loop: Any) -> None:
+        """Take note of another one."""
+        with COUNTING:
+            self.known.add(loop)
+
+    def drop_gone(self) -> set[Any]:
+        """Forget those that were closed; return them."""
+        gone = {loop for loop in self.known.copy() if EventLoop(loop).is_gone}
+        if gone:
+            with COUNTING:
+                self.known -= gone
+                self.lifespans = [loop for loop in self.lifespans if loop not in gone]
+        return gone
+
+    def begin_lifespan(self, loop: Any) -> bool:
+        """Take note of a lifespan; return whether it is the only one."""
+        with COUNTING:
+            self.lifespans.append(loop)
+            return len(self.lifespans) == 1
+
+    def end_lifespan(self, loop: Any) -> bool:
+        """Take note of its end; return whether it was the last one."""
+        with COUNTING:
+            if loop not in self.lifespans:  # its event loop was given up
+                return False
+            self.lifespans.remove(loop)
+            return not self.lifespans
+
+    def call_elsewhere(self, call: Callable[[], object]) -> None:
+        """Have ``call`` called in one that runs in another thread, if there is any."""
+        for loop in self.known.copy():
+            other = EventLoop(loop)
+            if not other.is_here and other.is_alive and other.call_soon(call):
+                return
+
+    def forget(self) -> None:
+        """Begin anew, in a child process: they are the parent's."""
+        self.known.clear()
+        self.lifespans.clear()

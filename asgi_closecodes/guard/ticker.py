@@ -1,0 +1,164 @@
+"""Periodic work: a list of jobs, and one task that runs those that are due, as long as any of them is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+import anyio
+
+from asgi_closecodes.concurrency import Claim, EventLoop, cancelled_from_outside, running_loop, spawn
+
+from .loops import EventLoops
+
+TICK = 0.1
+"""Seconds between two ticks."""
+
+LINGER = 15.0
+"""Seconds that the ticks go on after the last session, where no lifespan says whether there will be more."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Work that is done again and again.
+
+    :param name: in the report of a failure.
+    :param run: does it, or returns an awaitable that does. That one is awaited in a task of its own; until it has ended
+        this job does not run again, and other jobs do.
+    :param is_needed: whether the ticker has to run for it; it does not run while it is not needed. None: it runs along
+        with the others, and nothing ticks for it alone.
+    :param interval: seconds between two runs, at least; by default it runs at every tick.
+    :param finish: called when the ticker stops.
+    """
+
+    name: str
+    run: Callable[[], Awaitable[object] | None]
+    is_needed: Callable[[], bool] | None
+    interval: float = 0.0
+    finish: Callable[[], object] | None = None
+    due_at: float = field(default=-math.inf, init=False)
+    """Monotonic seconds; while it is in progress it stays due."""
+    progress: Claim = field(default_factory=Claim, init=False)
+    """The event loop in which the awaitable of the last run goes on."""
+
+
+class Ticker:
+    """Runs jobs in one event loop at a time, and moves to another one when that is gone.
+
+    A job that fails is reported, and runs again.
+
+    :param jobs: in the order in which they run.
+    :param loops: where the ticker may run.
+    :param is_used: whether there are sessions or lifespans.
+    :param failed: called with the name of a job, and with what it has raised.
+    :param clock: monotonic seconds.
+    :param sleep: waits for so many of them.
+    """
+
+    __slots__ = ("_claim", "_clock", "_failed", "_is_used", "_jobs", "_loops", "_needy", "_sleep")
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        loops: EventLoops,
+        *,
+        is_used: Callable[[], bool],
+        failed: Callable[[str, BaseException], object],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
+    ) -> None:
+        self._jobs = (*jobs,)
+        # Each need once, since they are asked for each session.
+        self._needy = (*{job.is_needed: job for job in self._jobs if job.is_needed is not None}.values(),)
+        self._loops = loops
+        self._is_used = is_used
+        self._failed = failed
+        self._clock = clock
+        self._sleep = sleep
+        self._claim = Claim()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it ticks, in whatever event loop."""
+        return self._claim.is_taken
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it ticked in an event loop that runs no more."""
+        return self._claim.is_lost
+
+    def start_if_needed(self) -> None:
+        """Begin to tick if any job is needed: here, or from a plain thread in an event loop of the guard's."""
+        if self.is_running or not self._is_any_needed(self._needy):
+            return
+        if running_loop() is None:
+            self._loops.call_elsewhere(self.start_if_needed)
+        elif (holder := self._claim.take()) is not None:
+            spawn(self._tick_until_unneeded, holder)
+
+    async def _tick_until_unneeded(self, holder: EventLoop) -> None:
+        try:
+            used_at = self._clock()
+            while self._claim.is_held_by(holder) and self._is_any_needed(self._needy):
+                if self._is_used():
+                    used_at = self._clock()
+                elif self._clock() - used_at > LINGER:
+                    break
+                self.tick()
+                await self._sleep(TICK)
+        finally:
+            if self._claim.release(holder):  # else another one has taken over
+                for job in self._jobs:
+                    if job.finish is not None:
+                        self._call(job, job.finish)
+                if self._is_used():
+                    self._loops.call_elsewhere(self.start_if_needed)  # the sessions of other event loops go on
+
+    def tick(self) -> None:
+        """Run the jobs that are due, in an event loop."""
+        now = self._clock()
+        for job in self._jobs:
+            is_due = now >= job.due_at and not job.progress.is_taken
+            if is_due and (job.is_needed is None or self._is_any_needed([job])):
+                job.due_at = now + job.interval
+                self._call(job, self._begin, job)
+
+    def forget(self) -> None:
+        """Begin anew, in a child process: the parent goes on ticking."""
+        self._claim.forget()
+        for job in self._jobs:
+            job.due_at = -math.inf
+            job.progress.forget()
+
+    def _begin(self, job: Job) -> None:
+        if (rest := job.run()) is not None and (holder := job.progress.take()) is not None:
+            spawn(self._go_on, job, holder, rest)
+
+    async def _go_on(self, job: Job, holder: EventLoop, rest: Awaitable[object]) -> None:
+        try:
+            await rest
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
+                raise
+            self._failed(job.name, error)
+        finally:
+            job.progress.release(holder)
+
+    def _is_any_needed(self, jobs: Iterable[Job]) -> bool:
+        for job in jobs:
+            try:
+                if job.is_needed is not None and job.is_needed():
+                    return True
+            except Exception as error:  # of a gate of the user's
+                self._failed(job.name, error)
+                return True
+        return False
+
+    def _call(self, job: Job, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except (Exception, asyncio.CancelledError) as error:  # of a future that it asked: nobody cancels a call
+            self._failed(job.name, error)
