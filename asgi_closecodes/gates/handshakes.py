@@ -74,7 +74,7 @@ class HandshakesInProgress(Limited):
             if self._limit is not None and len(self._started) >= self._limit:
                 raise TryAgainLater(cause=self.cause, usage=self.usage, limit=self._limit)
             self._started[session] = self._clock()
-        session.when_answered(self.give_back)
+        session.on_handshake_answered(self.give_back)
 
     def give_back(self, session: Session) -> None:
         """Count one handshake less, once."""

@@ -196,7 +196,7 @@ class SessionTimeouts:
             except IndexError:
                 return  # another thread has taken the limits away
             session = watched.session
-            if session._places is None:  # noqa: SLF001 - it is over; a property takes as long as all the rest
+            if session.places is None:  # it is over; a property takes as long as all the rest
                 self._stalls.discard(watched)
                 continue
             ring.append(watched)

@@ -30,7 +30,7 @@ class Visitor:
         self.is_leaving = True
         self.ended.append(refusal)
 
-    def when_answered(self, call):
+    def on_handshake_answered(self, call):
         self.answered.append(call)
 
     def answer(self):

@@ -6,12 +6,12 @@ from starlette.responses import JSONResponse
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.gates import MaxSessionsPerKey
 from asgi_closecodes.logs import configure_logging
-from asgi_closecodes.session import session
+from asgi_closecodes.session import protocol
 
 from .apps import bare, ending, impatient
 
 configure_logging(format="json")
-session.CLOSE_TIMEOUT = 2.0  # tests wait for it
+protocol.CLOSE_TIMEOUT_S = 2.0  # tests wait for it
 
 
 class Mapped(Exception):
