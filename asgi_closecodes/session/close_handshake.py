@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import time
 
@@ -28,6 +29,10 @@ class ClosingProtocol(HandlerProtocol):
     """The close that this side sends, whatever has ended the session, and the connection after it."""
 
     __slots__ = ()
+
+    @abc.abstractmethod
+    async def _close(self, plan: ClosePlan, *, private_use: bool = True) -> bool:
+        """Send the close, and end the handler too, where :meth:`Session.fail` ends it; see :meth:`_send_close`."""
 
     async def _send_close(self, plan: ClosePlan, *, private_use: bool = True, timeout: float | None = None) -> bool:
         """End the session as ``plan`` says unless it has ended; return whether the server took it.
@@ -127,7 +132,7 @@ class ClosingProtocol(HandlerProtocol):
             plan = self._plan_for(refusal)
         began_at = time.monotonic()
         try:
-            await self._send_close(plan)
+            await self._close(plan)
         finally:
             self.report(
                 events.SessionRefused(

@@ -10,13 +10,14 @@ import asyncio
 import enum
 import functools
 import inspect
+import sys
 from collections.abc import Iterator
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from asgi_closecodes.error_identity import traceback_of, type_name
+from asgi_closecodes.error_identity import is_library, traceback_of, type_name
 from asgi_closecodes.exceptions import SessionEnded, leaves
 
 from .protocol import HandlerProtocol, session_in
@@ -148,6 +149,21 @@ def _code_of(call: Any) -> tuple[CodeType | None, dict[str, Any]]:
         except ValueError:  # empty so far
             continue
     return code, names
+
+
+def is_closed_by_library(error: BaseException) -> bool:
+    """Whether an installed package has caught ``error``, and now sends a close itself.
+
+    The frame that has caught an exception is the outermost one of its traceback. Code of the application between it
+    and this one may have chosen the close.
+    """
+    trace = traceback_of(error)
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - there is no other way to it that is as cheap
+    while trace is not None and frame is not None and is_library(frame.f_code.co_filename):
+        if frame is trace.tb_frame:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_cancelled(error: BaseException, cancelled_before: int) -> bool:

@@ -42,7 +42,7 @@ _TERMINAL_MESSAGES = frozenset({"websocket.close", "websocket.http.response.star
 
 
 class Ending(NamedTuple):
-    """The end of a session from outside of its handler."""
+    """The end of a session while its handler runs."""
 
     plan: ClosePlan
     is_sent: anyio.Event

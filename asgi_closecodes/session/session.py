@@ -8,25 +8,35 @@ and its handler. However it ends, failures.py says whose fault that is, and clos
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close, CloseCode
 from asgi_closecodes.concurrency import Timeout, on_asyncio, running_loop
-from asgi_closecodes.error_identity import fingerprint, new_error_id
-from asgi_closecodes.exceptions import CloseWith, TimedOut, TryAgainLater, deliberate_close, leaves
+from asgi_closecodes.error_identity import chain_of, fingerprint, new_error_id
+from asgi_closecodes.exceptions import (
+    CloseWith,
+    ExceptionMapping,
+    TimedOut,
+    TryAgainLater,
+    deliberate_close,
+    leaves,
+    without_defaults,
+)
+from asgi_closecodes.naming import shown
 
 from . import closing
 from .channel import Interruption
 from .close_handshake import ClosingProtocol, repeat_cancellation
-from .closing import COMPLETED
-from .failures import Origin, is_cancelled, origin_of
+from .closing import COMPLETED, ClosePlan
+from .failures import Origin, is_cancelled, is_closed_by_library, origin_of
 from .not_found import says_not_found
 from .protocol import Ending, session_in
 from .state import OVER, UNANSWERED, Phase
@@ -44,12 +54,12 @@ class Session(ClosingProtocol):
     The running one is ``scope["extensions"]["closecodes"]``.
     """
 
-    __slots__ = ("__weakref__", "_cancelling", "_handler", "_pending_refusal", "priority", "shed_exempt")
+    __slots__ = ("__weakref__", "_cancelling", "_error", "_handler", "priority", "shed_exempt")
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(guard, scope, receive, send)
         self._cancelling = 0  # how often the handler's task was cancelled before it began
-        self._pending_refusal: TryAgainLater | None = None
+        self._error: Exception | None = None  # what others ended it by: before its handler began, or by fail()
         self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # what cancels it while it runs
         self.priority = 0
         """0 is the most important: sessions of higher numbers are shed first, see also ``MaxSessions(reserve=)``."""
@@ -94,9 +104,9 @@ class Session(ClosingProtocol):
 
         :raises TryAgainLater: if it was to end before it began.
         """
-        if self._pending_refusal is not None:
+        if self._error is not None:
             self.places = None
-            raise self._pending_refusal
+            raise self._error
         # Copied, never changed in place: the server's dict may serve other middleware.
         extensions = {**(self.server_scope.get("extensions") or {}), "closecodes": self}
         self.scope = {**self.server_scope, "extensions": extensions}
@@ -139,6 +149,8 @@ class Session(ClosingProtocol):
             raise
         if is_over or is_settled:
             await self._depart(began_at)
+        if is_over and self._guard.rules.reraise and self._outcome == "failed" and self._error is not None:
+            raise self._error
         return is_settled
 
     def release(self) -> None:
@@ -149,7 +161,7 @@ class Session(ClosingProtocol):
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
         # No cycles are left: the session is gone with its last reference, not with the next collection.
         self.scope = self.server_scope
-        self.places = self.sending = None
+        self.places = self.sending = self._error = None
         if self._interruption is not None:
             self._interruption.release()
 
@@ -196,12 +208,76 @@ class Session(ClosingProtocol):
             return False
         if self.places is None:  # it waits in a gate: its handler is not to start
             assert isinstance(refusal, TryAgainLater), "time limits are those of admitted sessions"
-            self._pending_refusal = refusal
+            self._error = refusal
             return True
         facts = self.facts()
         plan = self._plan_for(refusal)
-        ending = self._ending = Ending(plan, anyio.Event(), time.monotonic())
         self._outcome = "shed"
+        try:
+            await self._end(plan)
+        finally:
+            self.report(
+                events.SessionShed(
+                    session=facts,
+                    close=self.closed_with,
+                    cause=refusal.cause or "unknown",
+                    retry_after=plan.retry_after,
+                    is_overload=refusal.is_overload,
+                )
+            )
+        return True
+
+    async def fail(self, error: Exception) -> bool:
+        """End this session as if its handler had raised ``error``; return whether that was news.
+
+        So ``exceptions=`` counts, and what is not mapped is 1011 with a record of its ref. It is for an error that
+        somebody has caught before it could end the handler: a framework, a callback, a task. What the handler sees then
+        is what it sees when it is shed. It may raise the same error later, which changes nothing.
+
+        It may be awaited in any task and event loop; a thread without one calls
+        ``anyio.from_thread.run(session.fail, error)`` or ``asyncio.run(session.fail(error))``. Nothing happens when the
+        handler has ended, or when it is called again.
+
+        :raises TypeError: if ``error`` is no exception.
+        """
+        if not issubclass(type(error), Exception):
+            raise TypeError(f"session.fail({shown(error)}): give the exception that was caught, as session.fail(error)")
+        if not self.loop.is_here:
+            return bool(await self.loop.run(self.fail, error))
+        if self._handler is None or self._error is not None:
+            return False
+        self._error = error
+        await self._ended_by(error)
+        return True
+
+    async def _control(self, message: Message) -> None:
+        if message["type"] == "websocket.close":
+            if self._error is not None:
+                return await anyio.lowlevel.checkpoint()  # a framework has told of its error, and closes as always
+            if (error := sys.exception()) is not None:
+                await self._close_as_caught(error)  # what follows is its second close then, which changes nothing
+        return await super()._control(message)
+
+    async def _close_as_caught(self, error: BaseException) -> None:
+        """Close as ``error`` or its causes ask, where a framework has caught it and is about to close."""
+        if self._ending is not None or self.phase not in (Phase.OPEN, *UNANSWERED) or not is_closed_by_library(error):
+            return
+        mapping = without_defaults(self._guard.exceptions)  # frameworks know Starlette's own
+        for one in chain_of(error):
+            wish = self._deliberate_close(leaves(one), mapping)
+            plan = self._plan_if_usable(wish)
+            if wish is not None and plan is not None:
+                await self._close_deliberately(wish, plan)
+                return
+
+    async def _close(self, plan: ClosePlan, *, private_use: bool = True) -> bool:
+        if self._error is not None and self._handler is not None and self._ending is None:
+            return await self._end(plan)
+        return await self._send_close(plan, private_use=private_use or self._handler is not None)
+
+    async def _end(self, plan: ClosePlan) -> bool:
+        """Close while the handler runs: it sees a disconnect, cannot send, and is cancelled in the end."""
+        ending = self._ending = Ending(plan, anyio.Event(), time.monotonic())
         self._on_closing()
         code, reason = int(plan.close.code), plan.close.reason
         disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
@@ -218,19 +294,9 @@ class Session(ClosingProtocol):
                     break
                 await anyio.lowlevel.checkpoint()
                 is_interrupted = is_interrupted or self.interrupt_receive(interruption)
-            await self._send_close(plan)
+            return await self._send_close(plan)
         finally:
             ending.is_sent.set()
-            self.report(
-                events.SessionShed(
-                    session=facts,
-                    close=self.closed_with,
-                    cause=refusal.cause or "unknown",
-                    retry_after=plan.retry_after,
-                    is_overload=refusal.is_overload,
-                )
-            )
-        return True
 
     def _cancel_after(self, seconds: float) -> None:
         if isinstance(self._handler, anyio.CancelScope):
@@ -252,11 +318,11 @@ class Session(ClosingProtocol):
         if issubclass(type(error), GeneratorExit):
             return False  # the coroutine is being thrown away: nothing may be awaited any more
         origins = [(leaf, self._origin_of(leaf)) for leaf in leaves(error)]
-        causes = [leaf for leaf, origin in origins if origin is not Origin.OWN]
+        causes = [leaf for leaf, origin in origins if origin is not Origin.OWN and not self._is_told_of(leaf)]
         if not issubclass(type(error), Exception) and is_cancelled(error, self._cancelling):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
-            await self._send_close(COMPLETED)
+            await self._close(COMPLETED)
             return not self._guard.rules.reraise
         wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
         if wish is None and self.phase in UNANSWERED and all(map(says_not_found, causes)):
@@ -264,11 +330,21 @@ class Session(ClosingProtocol):
         plan = self._plan_if_usable(wish)
         if wish is None or plan is None:
             return await self._ended_by_failure(error, {origin for _, origin in origins} - {Origin.OWN})
+        await self._close_deliberately(wish, plan)
+        return True
+
+    async def _close_deliberately(self, wish: CloseWith, plan: ClosePlan) -> None:
         if isinstance(wish, TryAgainLater) and wish.gate is not None:
             await self.refuse(wish, plan)
         else:
-            await self._send_close(plan)
-        return True
+            await self._close(plan)
+
+    def _is_told_of(self, error: BaseException) -> bool:
+        """Whether ``error``, which has ended the handler, was given to :meth:`fail` before, or comes of what was."""
+        if self._error is None or self._handler is not None:
+            return False
+        known = {id(self._error), *map(id, leaves(self._error))}
+        return any(id(one) in known for one in chain_of(error))
 
     async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
         facts = self.facts()
@@ -285,7 +361,7 @@ class Session(ClosingProtocol):
         """Answer a handshake for which the application has no route as one over HTTP; else as ASGI refuses."""
         facts = self.facts()
         try:
-            await self._send_close(closing.of_missing_route(self.scope))
+            await self._close(closing.of_missing_route(self.scope))
         finally:
             self.report(events.RouteNotFound(facts))
         return True
@@ -303,11 +379,11 @@ class Session(ClosingProtocol):
             plan = closing.of_failure(error, error_id, rules, self._handshake_mode())
             # Shielded, or a cancellation would replace the error, where that travels on.
             with anyio.CancelScope(shield=True):
-                sent = await self._send_close(plan, private_use=False)
+                sent = await self._close(plan, private_use=False)
             # A server that refuses 1011 refuses it of a session that is there, too.
             if departed := maybe_departed and not sent and (self.phase in OVER or Origin.UNSURE in origins):
                 self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
-            elif self.phase not in OVER:
+            elif self.phase not in OVER and self._handler is None:
                 self.closed_with = Close(CloseCode.INTERNAL_ERROR)  # daphne's own, when it sees the error
         finally:
             if not departed:
@@ -342,9 +418,11 @@ class Session(ClosingProtocol):
         except Exception:  # frames hold whatever the application has
             return Origin.ELSEWHERE
 
-    def _deliberate_close(self, causes: Iterable[BaseException]) -> CloseWith | None:
+    def _deliberate_close(
+        self, causes: Iterable[BaseException], mapping: ExceptionMapping | None = None
+    ) -> CloseWith | None:
         try:
-            return deliberate_close(causes, self._guard.exceptions)
+            return deliberate_close(causes, self._guard.exceptions if mapping is None else mapping)
         except Exception as error:
             self.report(events.CallbackFailed("exceptions", error, self.facts()))
             return None
