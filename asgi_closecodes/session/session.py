@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -51,7 +51,8 @@ _RECEIVE_TURNS = 10
 class Session(ClosingProtocol):
     """One WebSocket connection, from the handshake to the close.
 
-    The running one is ``scope["extensions"]["closecodes"]``.
+    The running one is ``scope["extensions"]["closecodes"]``. :meth:`shed` ends it as overloaded, :meth:`fail` as if its
+    handler had raised; ``key``, ``priority`` and ``shed_exempt`` are for gates and shedding.
     """
 
     __slots__ = ("__weakref__", "_cancelling", "_error", "_handler", "priority", "shed_exempt")
@@ -250,13 +251,16 @@ class Session(ClosingProtocol):
         await self._ended_by(error)
         return True
 
-    async def _control(self, message: Message) -> None:
-        if message["type"] == "websocket.close":
-            if self._error is not None:
-                return await anyio.lowlevel.checkpoint()  # a framework has told of its error, and closes as always
-            if (error := sys.exception()) is not None:
-                await self._close_as_caught(error)  # what follows is its second close then, which changes nothing
-        return await super()._control(message)
+    def _control(self, message: Message) -> Coroutine[Any, Any, None]:
+        return self._control_close(message) if message["type"] == "websocket.close" else super()._control(message)
+
+    async def _control_close(self, message: Message) -> None:
+        if self._error is not None:
+            await anyio.lowlevel.checkpoint()  # a framework has told of its error, and closes as always
+            return
+        if (error := sys.exception()) is not None:
+            await self._close_as_caught(error)  # what follows is its second close then, which changes nothing
+        await super()._control(message)
 
     async def _close_as_caught(self, error: BaseException) -> None:
         """Close as ``error`` or its causes ask, where a framework has caught it and is about to close."""
@@ -273,7 +277,7 @@ class Session(ClosingProtocol):
     async def _close(self, plan: ClosePlan, *, private_use: bool = True) -> bool:
         if self._error is not None and self._handler is not None and self._ending is None:
             return await self._end(plan)
-        return await self._send_close(plan, private_use=private_use or self._handler is not None)
+        return await self._send_close(plan, private_use=private_use)
 
     async def _end(self, plan: ClosePlan) -> bool:
         """Close while the handler runs: it sees a disconnect, cannot send, and is cancelled in the end."""

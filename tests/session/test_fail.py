@@ -177,7 +177,7 @@ async def fail_with_another(session, error):
 
 
 @pytest.mark.parametrize("then", [raise_it, raise_in_group, raise_from, fail_again, fail_with_another])
-@pytest.mark.parametrize("error", [ValueError, Mapped], ids=["failure", "mapped"])
+@pytest.mark.parametrize("error", [ValueError, Mapped, lambda: ExceptionGroup("", [ValueError()])])
 async def test_fail_and_then_the_same_is_told_once(then, error):
     async def handler(session, receive, send):
         caught = await raised(error())
@@ -186,7 +186,7 @@ async def test_fail_and_then_the_same_is_told_once(then, error):
 
     run = await Run(handler, exceptions={Mapped: 4002}).visit()
     assert run.peer.heard == ["accept", "close"]
-    assert len(run.failures) == (error is ValueError)
+    assert len(run.failures) == (error is not Mapped)
 
 
 async def test_fail_and_then_another_error_is_two_records():
