@@ -150,7 +150,7 @@ class Session(ClosingProtocol):
             raise
         if is_over or is_settled:
             await self._depart(began_at)
-        if is_over and self._guard.rules.reraise and self._outcome == "failed" and self._error is not None:
+        if is_over and self._reraises and self._outcome == "failed" and self._error is not None:
             raise self._error
         return is_settled
 
@@ -327,7 +327,7 @@ class Session(ClosingProtocol):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
             await self._close(COMPLETED)
-            return not self._guard.rules.reraise
+            return not self._reraises
         wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
         if wish is None and self.phase in UNANSWERED and all(map(says_not_found, causes)):
             return await self._ended_by_router()
@@ -349,6 +349,11 @@ class Session(ClosingProtocol):
             return False
         known = {id(self._error), *map(id, leaves(self._error))}
         return any(id(one) in known for one in chain_of(error))
+
+    @property
+    def _reraises(self) -> bool:
+        """Whether an error travels on after the close."""
+        return self._guard.rules.reraise
 
     async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
         facts = self.facts()
@@ -399,7 +404,7 @@ class Session(ClosingProtocol):
                     of_another_session=origins <= {Origin.UNKNOWN, Origin.OTHER_SESSION},
                 )
         if self.phase in OVER:
-            return departed or not rules.reraise
+            return departed or not self._reraises
         return False  # the server refuses 1011: daphne sends it by itself when it sees the error
 
     def _failed(

@@ -1,6 +1,7 @@
 """An error that somebody has caught ends the session as if its handler had raised it."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import threading
@@ -146,14 +147,16 @@ async def test_fail_handler_sees_disconnect_and_cannot_send():
 
 
 @pytest.mark.parametrize("grace", [0, 0.01])
-async def test_fail_handler_that_goes_on_is_cancelled(grace):
+@pytest.mark.parametrize(("error", "code"), [(ValueError, 1011), (Mapped, 4002)])
+async def test_fail_handler_that_goes_on_is_cancelled(grace, error, code):
     async def handler(session, receive, send):
-        await session.fail(ValueError())
+        await session.fail(error())
         await anyio.sleep_forever()
 
-    run = await Run(handler, settings=Settings(shed_grace=grace)).visit()
-    assert run.peer.closed[0] == 1011
-    assert len(run.failures) == 1
+    run = await Run(handler, settings=Settings(shed_grace=grace), exceptions={Mapped: 4002}).visit()
+    assert run.peer.heard == ["accept", "close"]
+    assert run.peer.closed[0] == code
+    assert len(run.failures) == (error is ValueError)
 
 
 async def raise_it(session, error):
@@ -282,6 +285,25 @@ async def test_fail_after_the_end_does_nothing():
     assert not await run.session.fail(ValueError())
     assert run.failures == []
     assert run.peer.heard == ["accept", "close"]
+
+
+async def test_fail_in_a_gate_does_nothing():
+    """A gate refuses by raising."""
+
+    class Failing:
+        def admit(self, session):
+            return self.enter(session)
+
+        @contextlib.asynccontextmanager
+        async def enter(self, session):
+            told.append(await session.fail(ValueError()))
+            yield
+
+    told = []
+    peer = Peer()
+    await peer.visit(CloseCodeMiddleware(plain(lambda *_: anyio.sleep(0)), Guard(Settings(), gate=Failing())))
+    assert told == [False]
+    assert peer.closed == (1000, "")
 
 
 async def test_fail_after_close_is_told_with_that_close():
