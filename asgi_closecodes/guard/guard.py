@@ -318,7 +318,7 @@ class Guard:
         """Whether ``scope`` belongs to a session of this guard that has begun."""
         return session_of(scope) in self.sessions
 
-    def began(self, session: Session) -> None:
+    def on_admitted(self, session: Session) -> None:
         """Take note of an admitted session."""
         self.sessions[session] = None
         self._timeouts.add(session)
@@ -332,13 +332,13 @@ class Guard:
             self.report(events.SignalLeftAlone("no lifespan has reached the middleware, to say that the server starts"))
         self._tick_if_needed()
 
-    def leaves(self, session: Session) -> None:
+    def on_closing(self, session: Session) -> None:
         """Take note that an admitted session has ended, or is about to, while its handler still runs."""
         with COUNTING:
             if session in self.sessions:
                 self._leaving.add(session)
 
-    def over(self, session: Session) -> bool:
+    def on_closed(self, session: Session) -> bool:
         """Take note that it is over; return whether that is news."""
         with COUNTING:
             if session not in self.sessions:
@@ -580,8 +580,8 @@ class Guard:
                 await anyio.lowlevel.checkpoint()
 
     def _end_soon(self, session: Session, gate: GateBase) -> None:
-        self.leaves(session)  # at once: in another event loop it takes a while, and the next tick counts again
-        session.end_soon(_refusal_of(gate))
+        self.on_closing(session)  # at once: in another event loop it takes a while, and the next tick counts again
+        session.schedule_close(_refusal_of(gate))
 
     def _forked(self) -> None:
         """Begin anew in a child process: sessions, event loops, counts and drains are the parent's."""

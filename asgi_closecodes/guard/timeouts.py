@@ -182,7 +182,7 @@ class SessionTimeouts:
             while self._expired:
                 for _ in range(min(_ENDS_A_TURN, len(self._expired))):
                     session, refusal = self._expired.popitem()
-                    session.end_soon(refusal)
+                    session.schedule_close(refusal)
                 await anyio.lowlevel.checkpoint()
         finally:
             self._ending_in = None

@@ -114,7 +114,7 @@ class Session(ClosingProtocol):
 
     def run(self, app: ASGIApp) -> Awaitable[None]:
         """Return what is to be awaited: ``app``, which can be cancelled from elsewhere from now on."""
-        self._guard.began(self)
+        self._guard.on_admitted(self)
         if self._guard.is_followed:
             self.report(events.SessionAdmitted(self.facts()))
         if not on_asyncio():
@@ -156,7 +156,7 @@ class Session(ClosingProtocol):
 
     def release(self) -> None:
         """Give notice that it has ended."""
-        if not self._guard.over(self):
+        if not self._guard.on_closed(self):
             return  # its event loop was closed under it, or it is a parent process's
         if self._guard.is_followed:
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
@@ -167,7 +167,7 @@ class Session(ClosingProtocol):
             self._interruption.release()
 
     def _on_closing(self) -> None:
-        self._guard.leaves(self)
+        self._guard.on_closing(self)
 
     def lost(self) -> None:
         """Give notice that it has ended, and give back what it holds, since its event loop is gone."""
@@ -190,7 +190,7 @@ class Session(ClosingProtocol):
         """
         return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))
 
-    def end_soon(self, refusal: TryAgainLater | TimedOut) -> None:
+    def schedule_close(self, refusal: TryAgainLater | TimedOut) -> None:
         """End this session in the background, in its own event loop, from any thread."""
         if running_loop() is self._loop:
             self._guard.spawn(self.end, refusal)

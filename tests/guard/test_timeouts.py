@@ -44,7 +44,7 @@ class Watched:
     def message_count(self):
         return self.received + self.sent
 
-    def end_soon(self, refusal):
+    def schedule_close(self, refusal):
         self.is_leaving = True
         self.ended.append(refusal)
 

@@ -584,7 +584,7 @@ def test_counts_never_drift_whatever_becomes_of_a_connection(sessions):
             assert gate.usage == len(guard.sessions) <= 3
             assert len(guard._leaving) <= len(guard.sessions)
         for one in [*guard.sessions]:
-            one.end_soon(TryAgainLater(cause="test"))
+            one.schedule_close(TryAgainLater(cause="test"))
         for (transport, fate), task in zip(transports, tasks, strict=True):
             if fate == "gone":
                 transport.is_gone = True

@@ -26,7 +26,7 @@ class Visitor:
         self.answered = []
         vars(self).update({"priority": 0, "shed_exempt": False, "arrived_at": 0.0, "message_count": 0, **rest})
 
-    def end_soon(self, refusal):
+    def schedule_close(self, refusal):
         self.is_leaving = True
         self.ended.append(refusal)
 

@@ -116,7 +116,7 @@ async def app(scope, receive, send):
         guard = GUARDS.get(scope["path"].removeprefix("/"))
         if "shed" in request.query_params:
             for one in list(guard.sessions)[: int(request.query_params["shed"])]:
-                one.end_soon(TryAgainLater(cause="test", retry_after=2))
+                one.schedule_close(TryAgainLater(cause="test", retry_after=2))
         if "drain" in request.query_params:
             await guard.drain(0)
             guard.draining = False

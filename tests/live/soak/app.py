@@ -149,7 +149,7 @@ async def drain(options):
 
 async def shed(options):
     for session in random.sample([*guard.sessions], min(options["count"], len(guard.sessions))):
-        session.end_soon(TryAgainLater(cause="kicked"))
+        session.schedule_close(TryAgainLater(cause="kicked"))
 
 
 async def behave(options):
