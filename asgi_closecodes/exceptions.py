@@ -246,6 +246,11 @@ def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
     return {**_DEFAULTS, **(mapping or {})}
 
 
+def without_defaults(mapping: ExceptionMapping) -> ExceptionMapping:
+    """Return what the user's part of ``mapping`` says, and the exceptions of this library."""
+    return {cls: close for cls, close in mapping.items() if cls is CloseWith or _DEFAULTS.get(cls) is not close}
+
+
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """Yield the exceptions that ``error`` consists of: itself, or the leaves of a group."""
     pending = [error]  # no recursion: groups may be nested more deeply than it can go

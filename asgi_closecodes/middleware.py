@@ -81,23 +81,23 @@ class CloseCodeMiddleware:
             return await self.app(scope, receive, send)  # one place a session, however often it comes by
         session = self.guard.session(scope, receive, send)
         try:
-            async with self.guard.gate.admit(session) as session._places:  # noqa: SLF001 - kept there alone
+            async with self.guard.gate.admit(session) as session.permits:
                 session.prepare()
                 try:
                     await session.run(self.app)
                 except BaseException as error:
-                    if not await session.finish(error):
+                    if not await session.close_after_handler(error):
                         raise
                 else:
-                    await session.finish()
+                    await session.close_after_handler()
                 finally:
-                    session.over()
+                    session.release()
         except TryAgainLater as error:
             await session.refuse(error)
         except (Exception, GeneratorExit):  # thrown away: maybe where no event loop runs, to ask for what it raises
             raise
         except BaseException:  # cancelled, maybe in a group with others: it may have been waiting in a gate
-            await session.abandon()
+            await session.close_cancelled()
             raise
         return None
 

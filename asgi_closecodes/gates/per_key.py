@@ -260,7 +260,7 @@ class MaxSessionsPerKey(Limited):
         self._leaving.put(key, oldest)
 
     def _end_replaced(self, oldest: Session) -> None:
-        oldest.end_soon(TryAgainLater(cause="replaced", is_overload=self.is_overload))
+        oldest.schedule_close(TryAgainLater(cause="replaced", is_overload=self.is_overload))
 
     def release(self, key: Hashable, session: Session) -> None:
         """Count one session of ``key`` less, once."""

@@ -104,7 +104,7 @@ class Guard:
         self._activity = Activity()
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
         victims = Victims("newest", order_failed, self._activity.last_message_at)
-        self._shedding = Shedding(self.sessions, self._leaving, self.leaves, victims, self._dispatcher)
+        self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, victims, self._dispatcher)
         self._draining = Draining(self.sessions, self._staying, victims, self.report)
         self._loops = EventLoops()
         self._ticker = Ticker(self._jobs(), self._loops, is_used=self._is_used, failed=self._job_failed)
@@ -264,7 +264,7 @@ class Guard:
         """Whether ``scope`` belongs to a session of this guard that has begun."""
         return session_of(scope) in self.sessions
 
-    def began(self, session: Session) -> None:
+    def on_admitted(self, session: Session) -> None:
         """Take note of an admitted session."""
         self.sessions[session] = None
         self._timeouts.add(session)
@@ -278,13 +278,13 @@ class Guard:
             self.report(events.SignalLeftAlone("no lifespan has reached the middleware, to say that the server starts"))
         self._ticker.start_if_needed()
 
-    def leaves(self, session: Session) -> None:
+    def on_closing(self, session: Session) -> None:
         """Take note that an admitted session has ended, or is about to, while its handler still runs."""
         with COUNTING:
             if session in self.sessions:
                 self._leaving.add(session)
 
-    def over(self, session: Session) -> bool:
+    def on_closed(self, session: Session) -> bool:
         """Take note that it is over; return whether that is news."""
         with COUNTING:
             if session not in self.sessions:

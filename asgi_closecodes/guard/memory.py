@@ -10,7 +10,7 @@ from asgi_closecodes.gates import GateBase, Memory, Pressure
 from asgi_closecodes.gates.rounds import Phase
 from asgi_closecodes.session import Session
 from asgi_closecodes.session.cycles import break_cycles
-from asgi_closecodes.session.session import CLOSE_TIMEOUT
+from asgi_closecodes.session.protocol import CLOSE_TIMEOUT_S
 
 from . import give_back
 
@@ -88,7 +88,7 @@ class RoundShedder:
             limit=self.gate.refuse_above,
             open_sessions=len(sessions) - len(leaving),
             unreleased=sum(session in sessions for session in self._shed) if before is Phase.RELEASING else 0,
-            release_timeout=shed_grace + CLOSE_TIMEOUT,
+            release_timeout=shed_grace + CLOSE_TIMEOUT_S,
             is_returning=give_back.is_trimming(),
         )
         if phase is not before:

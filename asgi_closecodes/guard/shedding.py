@@ -29,7 +29,7 @@ class Shedding:
 
     :param sessions: the admitted ones that are not over.
     :param leaving: those of them that are about to end.
-    :param leaves: told at once of each that is to end: in another event loop it takes a while until that shows.
+    :param on_closing: told at once of each that is to end: in another event loop it takes a while until that shows.
     :param victims: chooses who goes.
     :param dispatcher: told of gates that fail.
     :param clock: monotonic seconds.
@@ -39,7 +39,7 @@ class Shedding:
         self,
         sessions: Collection[Session],
         leaving: Collection[Session],
-        leaves: Callable[[Session], object],
+        on_closing: Callable[[Session], object],
         victims: Victims,
         dispatcher: Dispatcher,
         *,
@@ -47,7 +47,7 @@ class Shedding:
     ) -> None:
         self._sessions = sessions
         self._leaving = leaving
-        self._leaves = leaves
+        self._on_closing = on_closing
         self._victims = victims
         self._dispatcher = dispatcher
         self._pace = TokenBucket(0, 0, is_full=False, clock=clock)
@@ -133,8 +133,8 @@ class Shedding:
                 await anyio.lowlevel.checkpoint()
 
     def _end_soon(self, session: Session, gate: GateBase) -> None:
-        self._leaves(session)
-        session.end_soon(refusal_of(gate))
+        self._on_closing(session)
+        session.schedule_close(refusal_of(gate))
 
 
 def _listed(sessions: Iterable[Session]) -> Sequence[Session]:

@@ -182,7 +182,7 @@ class SessionTimeouts:
             while self._expired:
                 for _ in range(min(_ENDS_A_TURN, len(self._expired))):
                     session, refusal = self._expired.popitem()
-                    session.end_soon(refusal)
+                    session.schedule_close(refusal)
                 await anyio.lowlevel.checkpoint()
         finally:
             self._ending_in = None
@@ -196,7 +196,7 @@ class SessionTimeouts:
             except IndexError:
                 return  # another thread has taken the limits away
             session = watched.session
-            if session._places is None:  # noqa: SLF001 - it is over; a property takes as long as all the rest
+            if session.permits is None:  # it is over; a property takes as long as all the rest
                 self._stalls.discard(watched)
                 continue
             ring.append(watched)

@@ -56,13 +56,25 @@ class Interruption:
 class Channel(abc.ABC):
     """One handler's ``receive`` and ``send``, and what is known of them.
 
-    :param server_receive: the server's.
+    :param receive: the server's.
+    :param send: the server's.
     """
 
-    __slots__ = ("_deliver", "_interruption", "_others", "_receive", "_waiting", "received", "sending", "sent")
+    __slots__ = (
+        "_deliver",
+        "_interruption",
+        "_others",
+        "_waiting",
+        "received",
+        "sending",
+        "sent",
+        "server_receive",
+        "server_send",
+    )
 
-    def __init__(self, server_receive: Receive) -> None:
-        self._receive = server_receive
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self.server_receive = receive
+        self.server_send = send
         self._deliver: Send | None = None  # gets the handler's data, where it needs no second look
         self._interruption: Interruption | None = None
         self.sending: object = None
@@ -117,7 +129,7 @@ class Channel(abc.ABC):
         """
         if self._waiting is not None or self._interruption is not None:
             return await self._receive_beside()
-        receive = self._receive  # Python 3.11 is slow to call what a slot holds
+        receive = self.server_receive  # Python 3.11 is slow to call what a slot holds
         self._waiting = waiting = receive()
         try:
             message = await waiting
@@ -137,7 +149,7 @@ class Channel(abc.ABC):
         """Receive where another task of the handler's waits for the server, too, or nothing comes of it any more."""
         if self._interruption is not None:
             return await self._receive_interrupted(self._interruption)
-        waiting = self._receive()
+        waiting = self.server_receive()
         self._others += (waiting,)
         try:
             message = await waiting
@@ -156,7 +168,7 @@ class Channel(abc.ABC):
         with anyio.CancelScope() as scope:
             self._others += (scope,)
             try:
-                message = await self._receive()
+                message = await self.server_receive()
             finally:
                 self._others = _without(scope, self._others)
         if message is None:

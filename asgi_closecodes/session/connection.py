@@ -151,7 +151,7 @@ def connection_of(send: Any) -> Connection | None:
             if owner is None:
                 return None
             if isinstance(owner, Channel):  # another middleware of this library stands around
-                send = getattr(owner, "_send", None)
+                send = owner.server_send
                 continue
             if (found := _connection_at(owner)) is not None:
                 return found

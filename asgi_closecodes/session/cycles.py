@@ -16,7 +16,7 @@ def break_cycles(session: Session) -> None:
     compression. A full collection takes 130 ms beside 2 000 sessions on a slow machine, and grows with them.
     Found by its shape in what the server's callables belong to; where there is no such thing, nothing happens.
     """
-    for call in (session._send, session._receive):  # noqa: SLF001 - they are the server's, and this is its wing
+    for call in (session.server_send, session.server_receive):
         owner = getattr(call, "__self__", None)
         if not _is_closed(owner):
             continue

@@ -10,31 +10,23 @@ import asyncio
 import enum
 import functools
 import inspect
+import sys
 from collections.abc import Iterator
 from types import CodeType, FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from asgi_closecodes.error_identity import traceback_of, type_name
+from asgi_closecodes.error_identity import is_library, traceback_of, type_name
 from asgi_closecodes.exceptions import SessionEnded, leaves
 
-from .channel import Channel
-
-if TYPE_CHECKING:
-    from starlette.types import Scope, Send
-
+from .protocol import HandlerProtocol, session_in
 
 _SENDERS = frozenset({"_control", "_pass_on", "_send_and_notice"})
 """Methods of a session whose frame says that its socket raised."""
 
 
 _STARLETTE = WebSocket.send.__code__.co_filename
-
-
-def session_in(scope: Scope) -> Any:
-    """Return the session that runs with ``scope``, that of the innermost middleware, or None."""
-    return (scope.get("extensions") or {}).get("closecodes")
 
 
 class Origin(enum.Enum):
@@ -47,18 +39,16 @@ class Origin(enum.Enum):
     ELSEWHERE = "nothing"
 
 
-def origin_of(error: BaseException, send: Send, scope: Scope, session: Channel, *, has_left: bool) -> Origin:
-    """Return what ``error`` says of sockets.
+def origin_of(error: BaseException, session: HandlerProtocol, *, has_left: bool) -> Origin:
+    """Return what ``error``, which has ended the handler of ``session``, says of sockets.
 
-    :param send: the server's.
-    :param scope: the server's.
     :param has_left: whether the peer is known to have left, or this side has ended the session.
     """
     kind = type(error)
     is_departure = issubclass(kind, (WebSocketDisconnect, SessionEnded))
     if not (is_departure or issubclass(kind, (OSError, RuntimeError))):
         return Origin.ELSEWHERE
-    socket = _Socket(send, scope, session)
+    socket = _Socket(session)
     is_own = socket.has_raised(error)
     if is_own is None:
         if not is_departure:
@@ -75,13 +65,12 @@ def origin_of(error: BaseException, send: Send, scope: Scope, session: Channel, 
 class _Socket:
     """The ways in which an exception may come out of one session's socket."""
 
-    def __init__(self, send: Send, scope: Scope, session: Channel) -> None:
-        self._session = session
+    def __init__(self, session: HandlerProtocol) -> None:
         self._sessions = [session]
-        while (around := session_in(scope)) is not None:  # another middleware of this library stands around this one
-            self._sessions.append(around)
-            send, scope = around._send, around._servers_scope  # noqa: SLF001 - its own kind
-        self._code, self._bound = _code_of(send)
+        while (around := session_in(session.server_scope)) is not None:
+            session = around  # another middleware of this library stands around this one
+            self._sessions.append(session)
+        self._code, self._bound = _code_of(session.server_send)
 
     def has_raised(self, error: BaseException) -> bool | None:
         """Whether ``error`` came out of this socket; False if out of another one, None if its frames do not tell."""
@@ -96,12 +85,12 @@ class _Socket:
         codes = [frame.f_code for frame in _frames(traceback_of(error))]
         return self._code in codes or codes[-1].co_name == "_pass_on"
 
-    def _is_of(self, session: Any) -> bool:
+    def _is_of(self, session: HandlerProtocol | None) -> bool:
         """Whether ``session`` is of this socket: this one, or one of a middleware around or inside of this one's."""
         while session is not None:
             if session in self._sessions:
                 return True
-            session = session_in(session._servers_scope)  # noqa: SLF001 - its own kind
+            session = session_in(session.server_scope)
         return False
 
     def _is_own(self, frame: FrameType) -> bool | None:
@@ -111,7 +100,7 @@ class _Socket:
         if code.co_varnames[:1] != ("self",):
             return None
         this: Any = frame.f_locals.get("self")
-        if issubclass(type(this), Channel):
+        if issubclass(type(this), HandlerProtocol):
             return self._is_of(this) if code.co_name in _SENDERS else None
         if code.co_filename == _STARLETTE and issubclass(type(this), WebSocket):
             session = session_in(this.scope)
@@ -160,6 +149,21 @@ def _code_of(call: Any) -> tuple[CodeType | None, dict[str, Any]]:
         except ValueError:  # empty so far
             continue
     return code, names
+
+
+def is_closed_by_library(error: BaseException) -> bool:
+    """Whether an installed package has caught ``error``, and now sends a close itself.
+
+    The frame that has caught an exception is the outermost one of its traceback. Code of the application between it
+    and this one may have chosen the close.
+    """
+    trace = traceback_of(error)
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - there is no other way to it that is as cheap
+    while trace is not None and frame is not None and is_library(frame.f_code.co_filename):
+        if frame is trace.tb_frame:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_cancelled(error: BaseException, cancelled_before: int) -> bool:

@@ -15,7 +15,7 @@ class Phase(enum.Enum):
     OPEN = "the handshake was accepted, and nobody has closed", "open"
     DENYING = "an HTTP response to the handshake has started", "closed"
     CLOSED = "this side has closed", "closed"
-    LEFT = "the peer is gone", "closed"
+    DISCONNECTED = "the peer is gone", "closed"
 
     def __init__(self, sentence: str, public: events.Phase) -> None:
         self.sentence = sentence
@@ -31,9 +31,9 @@ _ANSWERS = {
 
 UNANSWERED = (Phase.ARRIVED, Phase.CONNECTING)  # tuples: members of an Enum are hashed by a function of Python's
 
-OVER = (Phase.CLOSED, Phase.LEFT)
+OVER = (Phase.CLOSED, Phase.DISCONNECTED)
 
-MOVES: dict[Phase, dict[str, Phase]] = {
+TRANSITIONS: dict[Phase, dict[str, Phase]] = {
     Phase.ARRIVED: _ANSWERS,
     Phase.CONNECTING: _ANSWERS,
     Phase.OPEN: {"websocket.send": Phase.OPEN, "websocket.close": Phase.CLOSED},
@@ -42,5 +42,5 @@ MOVES: dict[Phase, dict[str, Phase]] = {
 }
 """What the handler may send in each phase, and where it leads (ASGI specification, WebSocket).
 
-After :attr:`Phase.LEFT` the server decides: ASGI lets ``send`` raise an OSError or do nothing.
+After :attr:`Phase.DISCONNECTED` the server decides: ASGI lets ``send`` raise an OSError or do nothing.
 """

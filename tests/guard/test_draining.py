@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 class Leaver(Visitor):
     async def end(self, refusal):
         await anyio.lowlevel.checkpoint()
-        self.end_soon(refusal)
+        self.schedule_close(refusal)
 
 
 def draining(sessions, seen, clock):

@@ -37,14 +37,14 @@ class Watched:
         self.sending = None
         self.is_leaving = self.has_departed = False
         self.ended, self.cancelled, self.followed = [], 0, 0
-        self._places = object()
+        self.places = object()
         self.connection = FakeConnection()
 
     @property
     def message_count(self):
         return self.received + self.sent
 
-    def end_soon(self, refusal):
+    def schedule_close(self, refusal):
         self.is_leaving = True
         self.ended.append(refusal)
 
@@ -55,7 +55,7 @@ class Watched:
         self.followed += 1
 
     def over(self):
-        self._places = None
+        self.places = None
 
 
 class Pending:

@@ -45,7 +45,7 @@ class Data(Channel):
 
 
 def channel_of(queue):
-    channel = Data(queue.receive)
+    channel = Data(queue.receive, None)
     receive, _ = channel.receive_and_send()
     return channel, receive
 
@@ -192,7 +192,7 @@ def in_three_tasks(server_receive, act):
     """Return what three tasks of asyncio receive while ``act(channel, tasks)`` is done, and what was counted."""
 
     async def main():
-        channel = Data(server_receive)
+        channel = Data(server_receive, None)
         receive, _ = channel.receive_and_send()
         tasks = [asyncio.create_task(receive()) for _ in range(3)]
         await asyncio.sleep(0)
@@ -265,7 +265,7 @@ def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancell
             with scope:
                 await receive()
 
-        channel = Data(server_receive)
+        channel = Data(server_receive, None)
         receive, _ = channel.receive_and_send()
         task = asyncio.create_task(listen())
         while not channel.is_received_from:

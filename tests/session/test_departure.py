@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import SessionAbandoned, SessionClosed
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey
-from asgi_closecodes.session import session
+from asgi_closecodes.session import protocol
 from asgi_closecodes.session.connection import Connection, StreamConnection, connection_of
 from asgi_closecodes.session.departure import Departure, Step
 from asgi_closecodes.session.patience import Patience
@@ -134,7 +134,7 @@ async def test_session_closed_counts_until_its_transport_is_gone(handler):
 
 @pytest.mark.anyio
 async def test_session_closed_is_aborted_after_the_close_timeout(monkeypatch):
-    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.05)
     transport, seen = Transport(), []
     guard = Guard(observers=[lambda event: seen.append(event) if isinstance(event, SessionAbandoned) else None])
     async with running(returns, guard, Server(transport)):
@@ -171,7 +171,7 @@ def test_session_abandoned_is_aborted_all_the_same(monkeypatch):
     """A second's patience with the count is none with the connection."""
 
     async def main():
-        monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.3)
+        monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.3)
         transport, guard = Transport(), Guard(Settings(abandon_after=0.02))
         async with running(returns, guard, Server(transport)):
             pass
@@ -255,7 +255,7 @@ async def test_wait_that_is_cancelled_stops_at_once():
 
 def test_wait_that_is_cancelled_leaves_the_abort_behind(monkeypatch):
     async def main():
-        monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.2)
+        monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.2)
         transport, guard = Transport(), Guard()
         task = asyncio.create_task(Server(transport).visit(CloseCodeMiddleware(returns, guard)))
         await until(lambda: counts(guard) == (1, 1, 0))
@@ -271,7 +271,7 @@ def test_wait_that_is_cancelled_leaves_the_abort_behind(monkeypatch):
 
 def test_session_cancelled_is_aborted_later(monkeypatch):
     async def main():
-        monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.2)
+        monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.2)
         transport, guard = Transport(), Guard()
         task = asyncio.create_task(Server(transport).visit(CloseCodeMiddleware(stay, guard)))
         await until(lambda: guard.sessions)
@@ -309,7 +309,7 @@ def test_close_waits_while_the_peer_reads(handler, buffered, monkeypatch):
         with anyio.fail_after(20):
             await Stuck(transport).visit(CloseCodeMiddleware(handler, guard))
 
-    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.05)
     ends = socket.socketpair()
     with ends[0], ends[1]:
         transport = Slow(buffered, ends[0])
@@ -332,7 +332,7 @@ class Stuck(Server):
 @pytest.mark.anyio
 @pytest.mark.parametrize("handler", [stay, returns, crash])
 async def test_close_that_is_not_taken_ends_in_an_abort(handler, monkeypatch):
-    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.05)
     transport, guard = Transport(buffered=1), Guard()
     async with running(handler, guard, Stuck(transport)):
         for one in [*guard.sessions]:
@@ -342,7 +342,7 @@ async def test_close_that_is_not_taken_ends_in_an_abort(handler, monkeypatch):
 
 def test_close_of_the_handlers_own_ends_in_an_abort_too(monkeypatch):
     async def main():
-        monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
+        monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.05)
         transport, guard = Transport(buffered=1), Guard()
         with anyio.fail_after(5):
             await Stuck(transport).visit(CloseCodeMiddleware(close, guard))
@@ -584,7 +584,7 @@ def test_counts_never_drift_whatever_becomes_of_a_connection(sessions):
             assert gate.usage == len(guard.sessions) <= 3
             assert len(guard._leaving) <= len(guard.sessions)
         for one in [*guard.sessions]:
-            one.end_soon(TryAgainLater(cause="test"))
+            one.schedule_close(TryAgainLater(cause="test"))
         for (transport, fate), task in zip(transports, tasks, strict=True):
             if fate == "gone":
                 transport.is_gone = True
@@ -595,5 +595,5 @@ def test_counts_never_drift_whatever_becomes_of_a_connection(sessions):
         assert gate.usage == counted.active == len(counted._leaving) == len(guard.departures._waiting) == 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "CLOSE_TIMEOUT", 0.02)
+        patch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.02)
         asyncio.run(main())

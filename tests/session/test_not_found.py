@@ -6,7 +6,7 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import RouteNotFound, SessionClosed, SessionFailed
 from asgi_closecodes.session.not_found import says_not_found
-from asgi_closecodes.session.session import MOST_HELD
+from asgi_closecodes.session.protocol import MAX_HELD_BYTES
 from tests.support.asgi import Peer, of
 
 pytestmark = pytest.mark.anyio
@@ -169,7 +169,7 @@ async def test_parts_without_an_end_are_bounded():
     seen = []
     with anyio.fail_after(10):
         await OneBody().visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
-    assert len(held) == MOST_HELD // 65536 + 1
+    assert len(held) == MAX_HELD_BYTES // 65536 + 1
     assert len(of(SessionFailed, seen)) == 1
 
 

@@ -25,9 +25,10 @@ from starlette.websockets import WebSocketDisconnect
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.codes import may_be_sent
 from asgi_closecodes.events import SessionClosed, SessionRefused
+from asgi_closecodes.exceptions import leaves
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import configure_logging
-from asgi_closecodes.session import session
+from asgi_closecodes.session import close_handshake, protocol
 from tests.support.asgi import Handler, Peer, of
 
 
@@ -248,8 +249,8 @@ def test_a_server_is_only_told_what_asgi_allows_and_closed_exactly_once(
     monkeypatch, backend, script, kind, handshake, gate_full
 ):
     if kind.stuck_when is not None:
-        monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.005)
-        monkeypatch.setattr(session, "CANCELLED_CLOSE_TIMEOUT", 0.005)
+        monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.005)
+        monkeypatch.setattr(close_handshake, "CANCELLED_CLOSE_TIMEOUT_S", 0.005)
     else:
         monkeypatch.undo()
 
@@ -263,7 +264,7 @@ def test_a_server_is_only_told_what_asgi_allows_and_closed_exactly_once(
         assert kind.stuck_when is not None
         return
     referee, guard, gate, escaped = outcome
-    assert not any(isinstance(leaf, Fouls) for leaf in session.leaves(escaped or ValueError()))
+    assert not any(isinstance(leaf, Fouls) for leaf in leaves(escaped or ValueError()))
     assert not guard.sessions
     assert gate.usage == 0
     assert not any(place.usage for place in guard.gate.gates)
@@ -511,7 +512,7 @@ async def test_a_session_that_is_cancelled_in_a_gate_is_told_where_something_els
 @pytest.mark.parametrize("slow", ["handler", "refusal"])
 def test_a_scope_that_is_cancelled_as_a_timeout_expires_knows_its_cancellation(slow, of_a_gate, monkeypatch):
     """anyio's scopes know their cancellation by what it says, and asyncio merges two of one turn."""
-    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.01)
+    monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.01)
 
     async def main():
         async def last_too_long():
@@ -551,7 +552,7 @@ def test_a_scope_that_is_cancelled_as_a_timeout_expires_knows_its_cancellation(s
 
 
 def test_so_does_one_whose_last_word_was_cut_short_twice(monkeypatch):
-    monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.05)
 
     async def main():
         async def stuck():

@@ -33,7 +33,7 @@ class Visitor:
         self.answered: list[Callable[[Any], object]] = []
         vars(self).update({"priority": 0, "shed_exempt": False, "arrived_at": 0.0, "message_count": 0, **rest})
 
-    def end_soon(self, refusal: TryAgainLater) -> None:
+    def schedule_close(self, refusal: TryAgainLater) -> None:
         self.is_leaving = True
         self.ended.append(refusal)
 

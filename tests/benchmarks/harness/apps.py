@@ -196,7 +196,7 @@ def _stalled():
     async def control(scope, receive, send):
         if scope["query_string"] == b"end":
             for session in [*guard.sessions]:
-                session.end_soon(TryAgainLater(cause="test", retry_after=1.0))
+                session.schedule_close(TryAgainLater(cause="test", retry_after=1.0))
         await _answer(send, {"counted": len(guard.sessions)})
 
     return _controlled(control, CloseCodeMiddleware(sockets_only(flood), guard))

@@ -7,12 +7,12 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.logs import configure_logging
-from asgi_closecodes.session import session
+from asgi_closecodes.session import protocol
 
 configure_logging(format="json")
-session.CLOSE_TIMEOUT = float(os.environ.get("CLOSE_TIMEOUT", "10"))
+protocol.CLOSE_TIMEOUT_S = float(os.environ.get("CLOSE_TIMEOUT", "10"))
 
 MEGABYTE = "x" * 1_000_000
 FAREWELL = 30_000_000
@@ -116,7 +116,7 @@ async def app(scope, receive, send):
         guard = GUARDS.get(scope["path"].removeprefix("/"))
         if "shed" in request.query_params:
             for one in list(guard.sessions)[: int(request.query_params["shed"])]:
-                one.end_soon(session.TryAgainLater(cause="test", retry_after=2))
+                one.schedule_close(TryAgainLater(cause="test", retry_after=2))
         if "drain" in request.query_params:
             await guard.drain(0)
             guard.draining = False

@@ -34,6 +34,9 @@ CLOSES = {
     "raise-a-group-that-agrees": ["4001 as asked", "4001"],
     "raise-what-is-mapped": ["4002 mapped", "4002"],
     "raise-several-mapped": ["4002 mapped", "4002"],
+    "raise-in-a-framework": ["1013 try again later; retry_after=7.2; cause=database", "4013"],
+    "raise-a-failure-in-a-framework": ["4500 of the framework", "4500"],
+    "fail-with-what-is-mapped": ["4002 mapped", "4002"],
 }
 FAILURES = {"raise-before-accept": "connecting", "raise-after-accept": "open", "raise-a-group": "open"}
 
@@ -78,6 +81,21 @@ def test_a_failure_is_1011_and_one_record_that_the_client_s_ref_finds(server, da
     assert f"ValueError: {SECRET}" in record["exception.stacktrace"]
     assert SECRET not in record["message"]
     assert record["exception.type"] == ("ExceptionGroup" if "group" in path else "ValueError")
+
+
+@pytest.mark.parametrize("path", ["fail-in-the-handler", "fail-in-a-task", "fail-in-a-thread"])
+def test_fail_is_1011_and_one_record_of_its_ref(server, daphne, path):
+    earlier = len(server.records(url__path=f"/{path}"))
+    seen = connect(server, f"/{path}")
+    assert seen.code == (4011 if daphne else 1011)
+    assert SECRET not in repr(seen)
+    *_, record = server.wait_for_records(earlier + 1, url__path=f"/{path}")
+    assert len(server.records(url__path=f"/{path}")) == earlier + 1
+    assert record["event.name"] == "closecodes.session.exception"
+    assert daphne or record["closecodes.error.id"] == seen.ref
+    assert record["websocket.close.code"] == seen.code
+    assert record["websocket.close.sent"]
+    assert f"ValueError: {SECRET}" in record["exception.stacktrace"]
 
 
 def test_a_failure_on_a_message(server, daphne):

@@ -1,17 +1,21 @@
 """The same handlers behind the middleware; the first segment of the path may choose a guard of its own."""
 
+import anyio
+import anyio.from_thread
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.gates import MaxSessionsPerKey
 from asgi_closecodes.logs import configure_logging
-from asgi_closecodes.session import session
+from asgi_closecodes.session import protocol, session_of
+from tests.support.framework import installed
 
-from .apps import bare, ending, impatient
+from .apps import SECRET, bare, ending, impatient
 
 configure_logging(format="json")
-session.CLOSE_TIMEOUT = 2.0  # tests wait for it
+protocol.CLOSE_TIMEOUT_S = 2.0  # tests wait for it
 
 
 class Mapped(Exception):
@@ -46,6 +50,55 @@ async def raise_what_is_mapped(scope, receive, send):
 @ending()
 async def raise_several_mapped(scope, receive, send):
     raise ExceptionGroup("all", [Mapped(), Mapped()])
+
+
+def caught(error):
+    """Return ``error`` as one that was raised and caught."""
+    try:
+        raise error
+    except Exception as same:
+        return same
+
+
+@ending()
+async def fail_in_the_handler(scope, receive, send):
+    session = session_of(scope)
+    assert await session.fail(caught(ValueError(SECRET)))
+    assert not await session.fail(caught(ValueError(SECRET)))
+
+
+@ending()
+async def fail_in_a_task(scope, receive, send):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(session_of(scope).fail, caught(ValueError(SECRET)))
+        assert (await receive())["type"] == "websocket.disconnect"
+
+
+@ending()
+async def fail_in_a_thread(scope, receive, send):
+    fail = session_of(scope).fail
+    await anyio.to_thread.run_sync(anyio.from_thread.run, fail, caught(ValueError(SECRET)))
+
+
+@ending()
+async def fail_with_what_is_mapped(scope, receive, send):
+    await session_of(scope).fail(Mapped())
+
+
+@ending()
+async def raise_in_a_framework(scope, receive, send):
+    async def handler():
+        raise TryAgainLater(cause="database", retry_after=7.25)
+
+    await installed["run"](handler, send, installed["close"])
+
+
+@ending()
+async def raise_a_failure_in_a_framework(scope, receive, send):
+    async def handler():
+        raise ValueError(SECRET)
+
+    await installed["run"](handler, send, installed["close"])
 
 
 GUARDS = {

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse
 from asgi_closecodes import CloseCodeMiddleware, Guard, Session, Settings, TryAgainLater, concurrency
 from asgi_closecodes.gates import AllOf, MaxSessionsPerKey
 from asgi_closecodes.logs import configure_logging
-from asgi_closecodes.session import session as session_module
+from asgi_closecodes.session import protocol
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 
 from . import servers
@@ -36,7 +36,7 @@ LONGEST = 8.0
 
 configure_logging(format="json")
 faulthandler.register(signal.SIGUSR1)  # where is it, while it does not answer?
-session_module.CLOSE_TIMEOUT = 2.0  # there are many peers that do not read, and little time
+protocol.CLOSE_TIMEOUT_S = 2.0  # there are many peers that do not read, and little time
 random.seed(os.environ.get("SOAK_SEED"))
 servers.contain_connections()
 
@@ -149,7 +149,7 @@ async def drain(options):
 
 async def shed(options):
     for session in random.sample([*guard.sessions], min(options["count"], len(guard.sessions))):
-        session.end_soon(TryAgainLater(cause="kicked"))
+        session.schedule_close(TryAgainLater(cause="kicked"))
 
 
 async def behave(options):

@@ -1,0 +1,210 @@
+"""The close of this side: sent once, in time, and the connection counted until the server lets go of it."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import time
+
+import anyio
+import anyio.lowlevel
+
+from asgi_closecodes import events
+from asgi_closecodes.concurrency import move_on_after
+from asgi_closecodes.exceptions import CloseWith, TryAgainLater
+
+from . import closing, protocol
+from .closing import ClosePlan
+from .connection import Connection
+from .departure import Departure
+from .protocol import HandlerProtocol
+from .scope import offered_subprotocols
+from .state import OVER, UNANSWERED, Phase
+
+CANCELLED_CLOSE_TIMEOUT_S = 1.0
+"""Seconds that the server may take to accept the close of a cancelled session."""
+
+
+class ClosingProtocol(HandlerProtocol):
+    """The close that this side sends, whatever has ended the session, and the connection after it."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    async def _close(self, plan: ClosePlan, *, private_use: bool = True) -> bool:
+        """Send the close, and end the handler too, where :meth:`Session.fail` ends it; see :meth:`_send_close`."""
+
+    async def _send_close(self, plan: ClosePlan, *, private_use: bool = True, timeout: float | None = None) -> bool:
+        """End the session as ``plan`` says unless it has ended; return whether the server took it.
+
+        :param private_use: whether the private code may stand for one that the server refuses; if not,
+            that it was refused is for the caller to report.
+        :param timeout: seconds that the server may take, by default ``protocol.CLOSE_TIMEOUT_S``.
+        """
+        timeout = protocol.CLOSE_TIMEOUT_S if timeout is None else timeout
+        foreign = False
+        if self._ending is not None and plan is not self._ending.plan:
+            # Somebody else ends this session. It is waited for: hypercorn closes the connection when its application
+            # returns, on trio before it has sent what another task is sending.
+            with move_on_after(timeout):
+                await self._ending.is_sent.wait()
+            plan, private_use, foreign = self._ending.plan, True, True
+        if self.phase in OVER:
+            return False
+        failure: Exception | None = None
+        connection = self.connection if timeout >= protocol.CLOSE_TIMEOUT_S else None
+        with move_on_after(timeout, None if connection is None else self._patience(connection)) as limit:
+            try:
+                await self._send_close_once(plan, private_use=private_use)
+            except OSError:
+                return False  # the peer has left
+            except Exception as error:
+                failure = error
+        if limit.cancelled_caught:
+            self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
+            if connection is not None:
+                connection.abort()
+        elif failure is None:
+            return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
+        if private_use:
+            self.report(events.CloseFailed(self.facts(), plan.close, failure))
+        return False
+
+    async def _send_close_once(self, plan: ClosePlan, *, private_use: bool) -> None:
+        try:
+            await self._send_close_in_phase(plan, private_use=private_use)
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException as error:
+            # Cancelled, maybe between the accept and the close, or in the middle of a response.
+            try:
+                if self.phase not in OVER:
+                    with anyio.move_on_after(CANCELLED_CLOSE_TIMEOUT_S, shield=True), contextlib.suppress(Exception):
+                        await self._send_close_in_phase(plan, private_use=True)
+            finally:  # protocol.CLOSE_TIMEOUT_S may expire meanwhile, which no scope of anyio's keeps out
+                await repeat_cancellation(error)
+            raise
+
+    async def _send_close_in_phase(self, plan: ClosePlan, *, private_use: bool) -> None:
+        if self.phase in UNANSWERED:
+            if plan.mode == "http":
+                await self._deny(plan)
+            elif plan.mode == "reject":
+                await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
+            else:
+                subprotocol = self._echoed_subprotocol()
+                await self._pass_on({"type": "websocket.accept", "subprotocol": subprotocol}, Phase.OPEN)
+        if self.phase is Phase.OPEN:
+            message = {"type": "websocket.close", "code": int(plan.close.code), "reason": plan.close.reason}
+            await self._send_close_message(message, private_use=private_use)
+        elif self.phase is Phase.DENYING:
+            body = bytes(self._held or b"")
+            await self._pass_on({"type": "websocket.http.response.body", "body": body}, Phase.CLOSED)
+
+    async def _deny(self, plan: ClosePlan) -> None:
+        start, body = closing.denial(plan, self.scope)
+        await self._pass_on(start, Phase.DENYING)
+        await self._pass_on(body, Phase.CLOSED)
+
+    def _echoed_subprotocol(self) -> str | None:
+        """Return an offered subprotocol: without one a browser that offered some hides the close code."""
+        offered = offered_subprotocols(self.scope)
+        if not offered:
+            return None
+        choose = self._guard.subprotocol
+        if choose is not None:
+            try:
+                if (chosen := choose(offered)) is None or chosen in offered:
+                    return chosen
+                raise ValueError("subprotocol= chose what the client did not offer")
+            except Exception as error:
+                self.report(events.CallbackFailed("subprotocol", error, self.facts()))
+        return offered[0]
+
+    async def refuse(self, refusal: TryAgainLater, plan: ClosePlan | None = None) -> None:
+        """End this session, of which a gate did not admit the handshake or the key.
+
+        :param plan: what ``refusal`` means, where it is known.
+        """
+        facts = self.facts()
+        if (plan := plan or self._plan_if_usable(refusal)) is None:
+            refusal = TryAgainLater(cause="gate")
+            plan = self._plan_for(refusal)
+        began_at = time.monotonic()
+        try:
+            await self._close(plan)
+        finally:
+            self.report(
+                events.SessionRefused(
+                    session=facts,
+                    close=self.closed_with,
+                    gate=refusal.gate or "unknown",
+                    cause=refusal.cause or "unknown",
+                    retry_after=plan.retry_after or 0.0,
+                    mode="http" if plan.mode == "http" else "close",
+                    usage=refusal.usage,
+                    limit=refusal.limit,
+                    is_overload=refusal.is_overload,
+                )
+            )
+            # It is settled. Frames in its traceback hold it, or the group that it came in: a cycle, which would keep
+            # the session until the next garbage collection, and granian's socket open as long.
+            refusal.__traceback__ = refusal.__context__ = refusal.__cause__ = None
+        if self.permits is None:
+            await self._depart(began_at, refused=True)
+
+    async def close_cancelled(self) -> bool:
+        """Tell the peer of a cancelled session, within a second or not at all; return whether the server took it."""
+        plan = closing.of_cancellation(self._handshake_mode())
+        with anyio.CancelScope(shield=True):
+            sent = await self._send_close(plan, timeout=CANCELLED_CLOSE_TIMEOUT_S)
+        if (connection := self._held_connection()) is not None:
+            connection.abort_later(self._patience(connection), is_closed_here=self.phase is Phase.CLOSED)
+        return sent
+
+    async def _depart(self, began_at: float, *, refused: bool = False) -> None:
+        """Wait while the server holds the connection, so that it counts; no longer than ``abandon_after``.
+
+        :param began_at: when this side began to close, if it had not done so before.
+        """
+        if (connection := self._held_connection()) is None:
+            return
+        self._on_closing()
+        if self._ending is not None:
+            began_at = self._ending.began_at
+        departure = Departure(
+            time.monotonic(),
+            self._patience(connection, began_at),
+            lambda: began_at + self._guard.rules.abandon_after,
+            is_refused=refused,
+        )
+        is_gone = await self._guard.departures.wait(connection, departure, is_closed_here=self.phase is Phase.CLOSED)
+        if not is_gone:
+            self.report(events.SessionAbandoned(self.facts(), self.closed_with, time.monotonic() - began_at))
+
+    def _held_connection(self) -> Connection | None:
+        """Return the connection if the server holds it, though this side or the peer has closed."""
+        if self.phase not in OVER or (self.phase is Phase.CLOSED and self.closed_with is None):
+            return None  # nor is it ours to look after where an HTTP response has answered
+        connection = self.connection
+        if connection is None or not connection.is_held(is_closed_here=self.phase is Phase.CLOSED):
+            return None
+        return connection
+
+    def _plan_if_usable(self, wish: CloseWith | None) -> ClosePlan | None:
+        """Return what ``wish`` means; None also where that raises: a class of the user's may make anything of it."""
+        try:
+            if isinstance(wish, TryAgainLater):
+                _ = wish.gate, wish.usage, wish.limit  # read later, for the event
+            return None if wish is None else self._plan_for(wish)
+        except Exception:
+            return None
+
+
+async def repeat_cancellation(error: BaseException) -> None:
+    """Raise once more the cancellation of a scope of anyio's, where ``error`` is one.
+
+    It is known by what it says, and a timeout of asyncio's that has expired in the same turn says nothing.
+    """
+    if issubclass(type(error), anyio.get_cancelled_exc_class()):
+        await anyio.lowlevel.checkpoint_if_cancelled()

@@ -1,0 +1,383 @@
+"""A handler's messages to the server, by the phase of the session; what it does to the handshake and to the close."""
+
+from __future__ import annotations
+
+import abc
+import os
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import anyio
+import anyio.lowlevel
+from starlette.types import Message, Receive, Scope, Send
+
+from asgi_closecodes import events
+from asgi_closecodes.codes import Close, CloseCode, may_be_sent, private_use_code
+from asgi_closecodes.concurrency import COUNTING, EventLoop, running_loop
+from asgi_closecodes.exceptions import CloseWith, SessionEnded, TryAgainLater
+from asgi_closecodes.naming import shown
+
+from . import closing
+from .channel import Channel
+from .closing import ClosePlan
+from .connection import Connection, connection_of
+from .patience import Patience
+from .scope import can_deny, client_of, never_tells_codes, route_of
+from .state import OVER, TRANSITIONS, UNANSWERED, Phase
+
+if TYPE_CHECKING:  # the parts of a guard know sessions; that a session knows its guard is for type checkers alone
+    from asgi_closecodes.gates.all_of import Permits
+    from asgi_closecodes.guard import Guard
+
+CLOSE_TIMEOUT_S = 10.0
+"""Seconds that the server may take to accept a close: its ``send`` waits for a peer that does not read."""
+
+MAX_HELD_BYTES = 1 << 20
+"""Bytes of a handler's HTTP response that are gathered for a server that takes it in one message only."""
+
+_TERMINAL_MESSAGES = frozenset({"websocket.close", "websocket.http.response.start", "websocket.http.response.body"})
+"""Sent once more after the close they change nothing; servers differ in whether they raise."""
+
+
+class Ending(NamedTuple):
+    """The end of a session while its handler runs."""
+
+    plan: ClosePlan
+    is_sent: anyio.Event
+    began_at: float
+
+
+class HandlerProtocol(Channel):
+    """The messages of one handler in their order, the server that they go to, and what is known of the session."""
+
+    __slots__ = (
+        "_answered",
+        "_ending",
+        "_guard",
+        "_held",
+        "_id",
+        "_initiator",
+        "_key",
+        "_loop",
+        "_outcome",
+        "arrived_at",
+        "closed_with",
+        "phase",
+        "places",
+        "scope",
+        "server_scope",
+    )
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(receive, send)
+        self._guard = guard
+        self._answered: tuple[Callable[[Any], None], ...] = ()  # called with the session
+        self._held: bytearray | None = None  # of the handler's HTTP response, what the server does not take in parts
+        self._key: Hashable = None
+        self._loop = running_loop()
+        self._ending: Ending | None = None  # where somebody else than the handler ends the session
+        self._outcome: events.Outcome = "not_accepted"
+        self._initiator: Literal["client", "handler", "middleware"] = "middleware"
+        self._id = ""  # until somebody asks: most sessions are never told of
+        self.server_scope = scope
+        """The server's."""
+        self.scope = scope
+        """The ASGI scope of the handshake."""
+        self.phase = Phase.ARRIVED
+        self.arrived_at = time.monotonic()
+        self.closed_with: Close | None = None
+        """The close that ended the session, as far as it is known."""
+        self.permits: Permits | None = None
+        """What it holds of the gates, from when they have admitted it until it is over."""
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self.phase.name}>"
+
+    def facts(self) -> events.SessionFacts:
+        """Return what is known of this session now, for an event."""
+        return events.SessionFacts(
+            id=self.id,
+            route=route_of(self.scope, self.server_scope),
+            path=self.scope.get("path", ""),
+            scheme=self.scope.get("scheme", "ws"),
+            client=client_of(self.scope),
+            phase=self.phase.public,
+            duration=time.monotonic() - self.arrived_at,
+            received=self.received,
+            sent=self.sent,
+        )
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits, the same in every log record of this session."""
+        if not self._id:
+            name = os.urandom(6).hex()  # not random(): forked workers share its state
+            with COUNTING:  # a thread of its handler's may ask while the event loop does
+                self._id = self._id or name
+        return self._id
+
+    def report(self, event: events.Event) -> None:
+        """Hand ``event`` to every observer of the guard."""
+        self._guard.report(event)
+
+    @property
+    def loop(self) -> EventLoop:
+        """The event loop that it runs in."""
+        return EventLoop(self._loop)
+
+    @property
+    def message_count(self) -> int:
+        """Messages with data so far, in both directions."""
+        return self.received + self.sent
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the session has ended, though its handler may still run, or was told to end."""
+        return self._ending is not None or self.phase in OVER
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection that the server sends to, where its ``send`` leads there."""
+        return connection_of(self.server_send)
+
+    def _move(self, phase: Phase) -> None:
+        self.phase = phase
+        if self._answered and phase not in UNANSWERED:
+            for call in self._answered:
+                call(self)
+            self._answered = ()
+        self._deliver = self._data_sender() if phase is Phase.OPEN and self._ending is None else None
+
+    # Time limits of guard/timeouts.py
+
+    _remembers_sends = False  # whether the handler's own ``send`` does
+
+    def follow_rules_soon(self) -> None:
+        """Send as changed rules say, where the session is open already; from any thread."""
+        self.loop.call_soon(self._follow_rules)
+
+    def _follow_rules(self) -> None:
+        if self._deliver is not None:
+            self._deliver = self._data_sender()
+
+    def _data_sender(self) -> Send:
+        """Return what gets the handler's data: the server's ``send``, unless a rule needs to know of each message."""
+        rules = self._guard.rules
+        if rules.send_timeout is not None and not self._remembers_sends:
+            return self._send_and_remember
+        return self._send_and_notice if rules.cancel_after_disconnect else self.server_send
+
+    def _send_and_remember(self, message: Message) -> Awaitable[None]:
+        send = self._send_and_notice if self._guard.rules.cancel_after_disconnect else self.server_send
+        self.sending = sending = send(message)
+        return sending
+
+    async def _send_and_notice(self, message: Message) -> None:
+        """Send; where the server raises since the peer has left, take note of that."""
+        try:
+            await self.server_send(message)
+        except OSError:
+            if self.phase is Phase.OPEN:
+                self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
+            raise
+
+    def _on_disconnect(self, close: Close | None) -> None:
+        self.closed_with = close
+        self._initiator = "client"
+        self._move(Phase.DISCONNECTED)
+        self._on_closing()
+
+    def _on_control_message(self, message: Message) -> None:
+        """Take note of a message to the handler that is not data."""
+        if message["type"] == "websocket.disconnect" and self._interruption is not None:
+            self._interruption.is_told = True
+        if message["type"] == "websocket.connect" and self.phase is Phase.ARRIVED:
+            self._move(Phase.CONNECTING)
+        elif message["type"] == "websocket.disconnect" and self.phase not in OVER:
+            code = message.get("code")  # None where there was none; and whatever a server or middleware makes up
+            reason = message.get("reason") or ""
+            close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason)
+            self._on_disconnect(
+                None if code == CloseCode.ABNORMAL_CLOSURE and never_tells_codes(self.server_scope) else close
+            )
+
+    @abc.abstractmethod
+    def _on_closing(self) -> None:
+        """Take note that the session has ended, or is about to, while its handler still runs."""
+
+    async def _control(self, message: Message) -> None:
+        """Pass on what the handler sends besides data, or data out of season.
+
+        :raises RuntimeError: if the phase does not allow it, as uvicorn and Starlette do.
+        :raises SessionEnded: if the session was ended from outside.
+        """
+        if message["type"].startswith("http.response."):
+            message = self._as_denial(message)
+        kind = message["type"]
+        phase = self.phase
+        if self._ending is not None:
+            await anyio.lowlevel.checkpoint()  # a handler that swallows this and goes on keeps nobody from running
+            raise SessionEnded(f"this session was closed with {self._ending.plan.close.code}")
+        if phase is Phase.DISCONNECTED:
+            await anyio.lowlevel.checkpoint()
+            await self.server_send(message)  # ASGI leaves it to the server whether this raises
+        elif phase is Phase.CLOSED and kind in _TERMINAL_MESSAGES:
+            await anyio.lowlevel.checkpoint()
+            return  # servers differ in whether a second goodbye raises; it harms nobody
+        elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not can_deny(self.scope)):
+            await self._close_instead_of_denial(message)
+        elif kind == "websocket.close" and phase is Phase.OPEN:
+            await self._send_handlers_close(self._sendable_close(message))
+        elif (following := TRANSITIONS[phase].get(kind)) is not None:
+            if following is not Phase.OPEN:
+                self._initiator = "handler"
+            await (self._pass_on_body(message) if phase is Phase.DENYING else self._pass_on(message, following))
+            if following is Phase.OPEN:
+                self._opened()
+        else:
+            await anyio.lowlevel.checkpoint()
+            raise RuntimeError(f"the handler sent {shown(kind)} when {phase.sentence}")
+
+    def _as_denial(self, message: Message) -> Message:
+        """Return a message of a plain HTTP response, as Sanic answers a handshake, as ASGI wants it here."""
+        if self.phase in UNANSWERED and message.get("status") == HTTPStatus.NOT_FOUND:
+            self.report(events.RouteNotFound(self.facts()))
+        return {**message, "type": f"websocket.{message['type']}"}
+
+    async def _pass_on_body(self, message: Message) -> None:
+        """Pass on a part of the handler's HTTP response; all in one to a server that takes no parts, as granian."""
+        is_last = not message.get("more_body", False)
+        if self._held is not None:
+            self._held += message.get("body", b"")
+            if not is_last and len(self._held) <= MAX_HELD_BYTES:
+                await anyio.lowlevel.checkpoint()
+                return
+            message = {**message, "body": bytes(self._held)}
+        try:
+            await self._pass_on(message, Phase.CLOSED if is_last else Phase.DENYING)
+        except OSError:
+            raise
+        except Exception:
+            if is_last or self._held is not None:
+                raise
+            self._held = bytearray(message.get("body", b""))
+            await anyio.lowlevel.checkpoint()
+
+    def _opened(self) -> None:
+        if self.permits is None:
+            return  # a task of the handler's that outlived the session
+        if self._outcome == "not_accepted":
+            self._outcome = "completed"
+        if self._guard.is_followed:
+            self.report(events.SessionOpened(self.facts()))
+
+    async def _close_instead_of_denial(self, message: Message) -> None:
+        """Close where the handler starts an HTTP response that cannot be given (any more).
+
+        Starlette does so for an HTTPException after accept; servers turn it into 1006, or hang.
+        """
+        if self.phase in UNANSWERED:
+            self._initiator = "handler"
+            await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
+            return
+        close = self._plan_for(closing.wish_of_denial(message)).close
+        await self._send_handlers_close({"type": "websocket.close", "code": close.code, "reason": close.reason})
+
+    def _sendable_close(self, message: Message) -> Message:
+        """Return the handler's close, repaired if a server could not send it as it is."""
+        asked = closing.asked_by(message)
+        close = asked.sendable()
+        if not may_be_sent(asked.code):
+            self._report_repaired(asked, close)
+        if close == asked and message.get("code") is not None:
+            return message
+        return {**message, "code": close.code, "reason": close.reason}
+
+    async def _pass_on(self, message: Message, following: Phase) -> None:
+        """Hand ``message`` to the server; the phase moves first, as servers' own state does."""
+        phase = self.phase
+        self._move(following)
+        try:
+            await self.server_send(message)
+        except OSError:
+            self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
+            raise
+        except Exception as error:
+            # So uvicorn's "--ws websockets" says that the peer left before its handshake was answered.
+            if isinstance(error, AttributeError) and error.name == "transfer_data_task":
+                self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
+                raise ConnectionError("the peer left before its handshake was answered") from error
+            if self.phase is following:  # and nobody else has moved on meanwhile
+                self._move(phase)  # not taken
+            raise
+        if following is Phase.CLOSED:
+            self._on_closing()
+        if phase is Phase.DENYING and following is Phase.CLOSED:
+            await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
+
+    async def _send_close_message(self, message: Message, *, private_use: bool) -> None:
+        self.closed_with = Close(message.get("code", CloseCode.NORMAL_CLOSURE), message.get("reason") or "")
+        try:
+            await self._pass_on(message, Phase.CLOSED)
+        except OSError:
+            raise
+        except Exception:
+            code = private_use_code(self.closed_with.code)
+            if not private_use or code == self.closed_with.code:
+                self.closed_with = None
+                raise
+            await self._send_close_message({**message, "code": code}, private_use=False)
+
+    async def _send_handlers_close(self, message: Message) -> None:
+        """Send the handler's own close; a peer that reads nothing is dropped when it has had its time for it."""
+        self._initiator = "handler"
+        timer = None
+        if (connection := self.connection) is not None:
+            timer = connection.abort_later(self._patience(connection), is_closed_here=True)
+        try:
+            await self._send_close_message(message, private_use=True)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _patience(self, connection: Connection, began_at: float | None = None) -> Patience:
+        """Return how long the connection is kept from when this side began to close.
+
+        Only what a handler has ended by itself lasts longer for a peer that reads: a drain is waited for.
+        """
+        began_at = time.monotonic() if began_at is None else began_at
+        until = began_at + self._guard.rules.abandon_after if self._ending is None else began_at
+        return Patience(connection, CLOSE_TIMEOUT_S, until, began_at)
+
+    def _plan_for(self, wish: CloseWith) -> ClosePlan:
+        """Return what ``wish`` means."""
+        plan = closing.of_wish(wish, self._guard.rules, self._handshake_mode(), self._guard.retry_after)
+        if plan.asked is not None:
+            self._report_repaired(plan.asked, plan.close)
+        if isinstance(wish, TryAgainLater):
+            self.report_repairs(wish, plan.close)
+        return plan
+
+    def report_repairs(self, refusal: TryAgainLater, close: Close) -> None:
+        """Report what of ``refusal`` could not be sent, once for its gate or its handler."""
+        if refusal.repairs:
+            facts = self.facts()
+            event = events.CloseRepaired(facts, ", ".join(refusal.repairs), close, refusal.gate)
+            self._guard.report_once(("repairs", refusal.gate or facts.route), event)
+
+    def _report_repaired(self, asked: Close, close: Close) -> None:
+        self.report(events.CloseRepaired(self.facts(), asked.code, close))
+
+    def _handshake_mode(self) -> Literal["close", "http"]:
+        """Decide how a handshake that is not answered yet is refused."""
+        if self.phase not in UNANSWERED:
+            return "close"
+        return closing.handshake_mode(self._guard.rules, self.scope, self._guard.may_refuse_by_close)
+
+
+def session_in(scope: Scope) -> HandlerProtocol | None:
+    """Return the session that runs with ``scope``, that of the innermost middleware, or None."""
+    session = (scope.get("extensions") or {}).get("closecodes")
+    return session if isinstance(session, HandlerProtocol) else None
