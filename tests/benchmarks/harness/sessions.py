@@ -77,8 +77,8 @@ def serve(name, count):
     """Serve so many sessions of one of :data:`SERVED`."""
     import uvloop
 
-    with Path("/dev/null").open("w") as nowhere, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        configure_logging("json", stream=nowhere)
+    configure_logging("json", stream=Path("/dev/null").open("w"))  # noqa: SIM115 - logs are summed up at the exit
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         app = SERVED[name]()
         gc.freeze()  # what was imported is not theirs to look through
         runner.run(_serve(app, count))
