@@ -5,11 +5,13 @@ What the children have in common falls out of the difference of two of them.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from .suite import Unfit
@@ -61,9 +63,15 @@ class Counter:
 
 def main() -> None:
     """Fork for each line of standard input, a count and a name; say who the child was, and how it ended."""
+    # Time stands still: it is long under valgrind, longer on a busy machine, and logs and the ticker go by it.
+    time.monotonic = itertools.repeat(1000.0).__next__
     import uvloop  # noqa: F401 - once for all children
 
+    from asgi_closecodes.guard import guard
+
     from .sessions import serve
+
+    guard.TICK = 1e6
 
     for line in sys.stdin:
         count, name = line.rstrip("\n").split(" ", 1)
