@@ -20,9 +20,10 @@ from tests.benchmarks import performance
 from tests.benchmarks.harness import live, report
 from tests.benchmarks.harness.paired import Comparison, interval, number
 from tests.benchmarks.harness.suite import Benchmark, Measured, Run, Unfit, named, names
+from tests.support.programs import program
 
 ROOT = Path(__file__).parents[2]
-SPECIFIED = "message echo admit refuse crash overload memory memory_gate stalled growth cluster storm import format shed".split()
+SPECIFIED = "message echo admit refuse crash overload memory memory_gate stalled growth cluster storm import format shed instructions".split()
 
 
 def suite(*arguments, after="", **options):
@@ -41,6 +42,7 @@ def hiding(*modules):
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     """The folder that a quick run of everything has written to, and what it said."""
+    program("valgrind")
     folder = tmp_path_factory.mktemp("results")
     return folder, suite("--quick", "--output", str(folder))
 

@@ -131,7 +131,7 @@ def sockets_only(app):
     return run
 
 
-def _wrapped(app, *, observers=(), **settings):
+def wrapped(app, *, observers=(), **settings):
     return CloseCodeMiddleware(sockets_only(app), Guard(Settings(**settings), observers=observers))
 
 
@@ -240,20 +240,20 @@ deny_by_hand = sockets_only(deny)
 reject_by_hand = sockets_only(reject)
 
 WRAPPED = {
-    "echo_limited": lambda: _wrapped(echo, max_sessions=ROOM),
+    "echo_limited": lambda: wrapped(echo, max_sessions=ROOM),
     "echo_by_hand": lambda: sockets_only(echo_by_hand),
-    "echo_measured": lambda: _wrapped(echo, max_sessions=ROOM, observers=_metrics()),
+    "echo_measured": lambda: wrapped(echo, max_sessions=ROOM, observers=_metrics()),
     "echo_under_memory_pressure": _under_memory_pressure,
-    "closing": lambda: _wrapped(echo, max_sessions=0, max_refusals_per_second=ROOM),
+    "closing": lambda: wrapped(echo, max_sessions=0, max_refusals_per_second=ROOM),
     "refuse_where_full": lambda: sockets_only(ask_and_refuse(max_sessions=0)),
-    "denying": lambda: _wrapped(echo, max_sessions=0, handshake="http"),
-    "crash_logged": lambda: _wrapped(crash, log_burst=None),
+    "denying": lambda: wrapped(echo, max_sessions=0, handshake="http"),
+    "crash_logged": lambda: wrapped(crash, log_burst=None),
     "crash_by_hand": lambda: sockets_only(crash_caught),
     "refuse_told_by_hand": lambda: sockets_only(refuse_and_tell),
-    "crash_in_a_storm": lambda: _wrapped(crash),
-    "crash_silenced_inside": lambda: _wrapped(crash_silenced),
-    "gated_by_close": lambda: _wrapped(work, max_sessions=PLACES, max_refusals_per_second=ROOM),
-    "gated_by_http": lambda: _wrapped(work, max_sessions=PLACES, handshake="http"),
+    "crash_in_a_storm": lambda: wrapped(crash),
+    "crash_silenced_inside": lambda: wrapped(crash_silenced),
+    "gated_by_close": lambda: wrapped(work, max_sessions=PLACES, max_refusals_per_second=ROOM),
+    "gated_by_http": lambda: wrapped(work, max_sessions=PLACES, handshake="http"),
     "stalled": _stalled,
     "stalled_by_hand": _stalled_by_hand,
 }

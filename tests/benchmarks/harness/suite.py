@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from .paired import Comparison, Result, Samples
 
 if TYPE_CHECKING:
+    from .counting import Counter
     from .load import Load
 
 Turn: TypeAlias = Callable[[], Mapping[str, float]]
@@ -74,6 +75,7 @@ class Run:
     pairs: int | None = None
     stack: ExitStack = field(default_factory=ExitStack)
     _load: Load | None = None
+    _counter: Counter | None = None
 
     def size(self, full: int, quick: int) -> int:
         """Return how many of something there are to be."""
@@ -93,6 +95,19 @@ class Run:
             self._load = Load(self.cores[1])
             self.stack.callback(self._load.stop)
         return self._load
+
+    @property
+    def counter(self) -> Counter:
+        """What counts instructions, started when it is first asked for.
+
+        :raises Unfit: if there is no valgrind.
+        """
+        if self._counter is None:
+            from .counting import Counter
+
+            self._counter = Counter(self.folder)
+            self.stack.callback(self._counter.stop)
+        return self._counter
 
     def needs_files(self, count: int) -> None:
         """See that the load generator may have ``count`` files open, beside the sockets that it holds by now.
