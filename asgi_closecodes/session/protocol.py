@@ -64,8 +64,8 @@ class HandlerProtocol(Channel):
         "_outcome",
         "arrived_at",
         "closed_with",
+        "permits",
         "phase",
-        "places",
         "scope",
         "server_scope",
     )
