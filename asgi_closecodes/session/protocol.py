@@ -54,11 +54,11 @@ class HandlerProtocol(Channel):
 
     __slots__ = (
         "_answered",
+        "_closed_by",
         "_ending",
         "_guard",
         "_held",
         "_id",
-        "_initiator",
         "_key",
         "_loop",
         "_outcome",
@@ -79,7 +79,7 @@ class HandlerProtocol(Channel):
         self._loop = running_loop()
         self._ending: Ending | None = None  # where somebody else than the handler ends the session
         self._outcome: events.Outcome = "not_accepted"
-        self._initiator: Literal["client", "handler", "middleware"] = "middleware"
+        self._closed_by: Literal["client", "handler", "middleware"] = "middleware"
         self._id = ""  # until somebody asks: most sessions are never told of
         self.server_scope = scope
         """The server's."""
@@ -185,7 +185,7 @@ class HandlerProtocol(Channel):
 
     def _on_disconnect(self, close: Close | None) -> None:
         self.closed_with = close
-        self._initiator = "client"
+        self._closed_by = "client"
         self._move(Phase.DISCONNECTED)
         self._on_closing()
 
@@ -232,7 +232,7 @@ class HandlerProtocol(Channel):
             await self._send_handlers_close(self._sendable_close(message))
         elif (following := TRANSITIONS[phase].get(kind)) is not None:
             if following is not Phase.OPEN:
-                self._initiator = "handler"
+                self._closed_by = "handler"
             await (self._pass_on_body(message) if phase is Phase.DENYING else self._pass_on(message, following))
             if following is Phase.OPEN:
                 self._opened()
@@ -279,7 +279,7 @@ class HandlerProtocol(Channel):
         Starlette does so for an HTTPException after accept; servers turn it into 1006, or hang.
         """
         if self.phase in UNANSWERED:
-            self._initiator = "handler"
+            self._closed_by = "handler"
             await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             return
         close = self._plan_for(closing.wish_of_denial(message)).close
@@ -332,7 +332,7 @@ class HandlerProtocol(Channel):
 
     async def _send_handlers_close(self, message: Message) -> None:
         """Send the handler's own close; a peer that reads nothing is dropped when it has had its time for it."""
-        self._initiator = "handler"
+        self._closed_by = "handler"
         timer = None
         if (connection := self.connection) is not None:
             timer = connection.abort_later(self._patience(connection), is_closed_here=True)

@@ -159,7 +159,7 @@ class Session(ClosingProtocol):
         if not self._guard.on_closed(self):
             return  # its event loop was closed under it, or it is a parent process's
         if self._guard.is_followed:
-            self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
+            self.report(events.SessionClosed(self.facts(), self.closed_with, self._closed_by, self._outcome))
         # No cycles are left: the session is gone with its last reference, not with the next collection.
         self.scope = self.server_scope
         self.permits = self.sending = self._error = None
