@@ -462,7 +462,7 @@ class Session(Channel):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
             await self._say(COMPLETED)
-            return not self._host.rules.reraise
+            return not closing.reraises(self._host.rules, self.scope)
         wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
         if wish is None and self.phase in UNANSWERED and all(map(says_not_found, causes)):
             return await self._ended_by_router()
@@ -524,7 +524,7 @@ class Session(Channel):
                     of_another_session=origins <= {Origin.UNKNOWN, Origin.OTHER_SESSION},
                 )
         if self.phase in OVER:
-            return departed or not rules.reraise
+            return departed or not closing.reraises(rules, self.scope)
         return False  # the server refuses 1011: daphne sends it by itself when it sees the error
 
     def _failed(
