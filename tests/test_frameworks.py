@@ -681,6 +681,7 @@ def test_channels_communicator_raises_the_exception():
     with pytest.raises(ValueError, match="a bug"):
         asyncio.run(visit())
 
+
 @pytest.mark.anyio
 async def test_httpx_ws_sees_what_a_browser_would():
     app = fastapi_crash()
