@@ -29,14 +29,13 @@ from asgi_closecodes.settings import LIMITS, Settings, checked_change, no_settin
 from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import Rate
 
-from . import unused
+from . import sigterm, unused
 from .counters import Tally
 from .dispatch import Dispatcher, reject_coroutine
 from .memory import RoundShedder, round_shedders
 from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shedding import Pace, Victims
-from .sigterm import drain_at_sigterm
 from .timeouts import SessionTimeouts
 
 TICK = 0.1
@@ -329,7 +328,7 @@ class Guard:
                 unused.tell()
         if self.settings.drain_on_sigterm and not self._lifespans and not self._has_warned:
             self._has_warned = True
-            self.report(events.SignalLeftAlone("no lifespan has reached the middleware, to say that the server starts"))
+            sigterm.arm(self)
         self._tick_if_needed()
 
     def leaves(self, session: Session) -> None:
@@ -402,7 +401,7 @@ class Guard:
         self._logs.tell_limits()
         self._tick_if_needed()
         try:
-            with drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
+            with sigterm.drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
                 yield
         finally:
             with COUNTING:

@@ -175,7 +175,9 @@ class Settings(BaseSettings):
     )
     drain_on_sigterm: bool = Field(
         default=False,
-        description="Drain at the first SIGTERM, then let the server stop. Under uvicorn only; read at its start.",
+        description=(
+            "Drain at the first SIGTERM, then let the server stop. Under uvicorn and daphne; read at the start."
+        ),
     )
     handshake: Literal["close", "http", "auto"] = Field(
         default="close",
