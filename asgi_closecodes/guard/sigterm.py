@@ -64,7 +64,7 @@ def arm(guard: Drainable) -> SigtermHandler | None:
     else:
         handler = SigtermHandler(before, loop)
         signal.signal(signal.SIGTERM, handler)
-    handler.guards.add(guard)
+    handler.add(guard)
     window, limit = guard.settings.drain_window, _graceful_timeout(handler.before)
     if limit is not None and window >= limit:
         guard.report(events.DrainWindowTooLong(window, limit))
@@ -114,6 +114,12 @@ class SigtermHandler:
             self.loop.call_soon(concurrency.spawn, self._drain_and_stop)
         elif now - last >= SAME_SIGNAL:
             self.before(number, frame)
+
+    def add(self, guard: Drainable) -> None:
+        """Drain ``guard`` too, at once where the signal has come already."""
+        self.guards.add(guard)
+        if self._signalled_at is not None:
+            concurrency.spawn(guard.drain)
 
     def remove(self, guard: Drainable) -> None:
         """Leave ``guard`` alone; without any, the signal is the server's again."""

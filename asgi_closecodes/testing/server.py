@@ -27,6 +27,9 @@ from .records import LOGGER, ErrorRecords
 STOP_TIMEOUT_S = 3
 """Seconds that handlers have to end at the end of the test before the server cancels them."""
 
+JOIN_TIMEOUT_S = 30.0
+"""Seconds after which a server that should stop is left alone."""
+
 _Stop: TypeAlias = Callable[[], object]
 
 
@@ -122,7 +125,9 @@ def _running(
         yield
     finally:
         stop()
-        thread.join()
+        thread.join(JOIN_TIMEOUT_S)
+    if thread.is_alive():
+        raise RuntimeError("the server does not stop: a handler blocks its event loop, or swallows its cancellation")
 
 
 def _uvicorn(
@@ -135,7 +140,8 @@ def _uvicorn(
             await super().startup(sockets)
             started()
 
-    defaults = {"log_config": None, "timeout_graceful_shutdown": STOP_TIMEOUT_S}
+    # The default of older ones warns of what websockets has deprecated: in many test runs that is an error.
+    defaults = {"log_config": None, "timeout_graceful_shutdown": STOP_TIMEOUT_S, "ws": "websockets-sansio"}
     server = Notifying(uvicorn.Config(app, **{**defaults, **options}))
 
     def stop() -> None:

@@ -78,6 +78,19 @@ def test_guards_of_one_loop_share_a_handler_and_drain_together():
     asyncio.run(main())
 
 
+def test_a_guard_that_comes_after_the_signal_drains_at_once():
+    early, late = Guard(Settings()), Guard(Settings(drain_on_sigterm=True))
+
+    async def main():
+        with Server() as server:
+            arm(early)
+            signal.raise_signal(signal.SIGTERM)
+            arm(late)
+            await until(lambda: late.draining and server.signals)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("window", "graceful_timeout", "warned"), [(30, 30, 1), (30, 31, 0), (5, 4.5, 1), (30, None, 0)]
 )

@@ -1,6 +1,7 @@
 """What a test sees of an application on a real server."""
 
 import socket
+import threading
 
 import pytest
 from starlette.applications import Starlette
@@ -10,6 +11,7 @@ from starlette.routing import WebSocketRoute
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.testing import records, serve
+from asgi_closecodes.testing import server as running_server
 
 SERVERS = ["uvicorn", "hypercorn"]
 
@@ -142,6 +144,24 @@ def test_an_application_that_does_not_start_is_an_error(server):
 def test_an_unknown_server_is_named():
     with pytest.raises(ValueError, match="server='daphne': use uvicorn or hypercorn"), serve(wrapped(), "daphne"):
         pytest.fail("it is served")
+
+
+def test_a_handler_that_blocks_is_an_error(monkeypatch):
+    monkeypatch.setattr(running_server, "JOIN_TIMEOUT_S", 0.1)
+    released = threading.Event()
+
+    async def block(scope, receive, send):
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            released.wait(10)
+
+    with pytest.raises(RuntimeError, match="does not stop"), serve(block, lifespan="off") as running:
+        running.connect()
+    released.set()
+    for thread in threading.enumerate():
+        if thread.name == "asgi_closecodes.testing":
+            thread.join()
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -72,7 +72,7 @@ def test_gunicorn_worker_drains_at_a_stop(tmp_path, holding):
         assert not running.records(event__name="closecodes.drain.too_long")
 
 
-def test_gunicorn_reload_repeats_the_signal_and_the_drain_goes_on(tmp_path, holding):
+def test_gunicorn_reload_drains_the_worker_it_replaces(tmp_path, holding):
     """Older arbiters signal a worker that they replace every second."""
     with served_by_gunicorn(tmp_path, draining(3)) as running:
         peers = opened(running, holding, *["/echo/a"] * 8)
