@@ -22,7 +22,10 @@ class Http2:
         self.read_until(lambda: self._h2.remote_settings.get(h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL))
 
     def flush(self):
-        self.socket.sendall(self._h2.data_to_send())
+        try:
+            self.socket.sendall(self._h2.data_to_send())
+        except ConnectionError:
+            self.is_over = True
 
     def read_until(self, enough):
         """Read until ``enough()`` or the connection's end."""
