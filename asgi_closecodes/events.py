@@ -25,6 +25,7 @@ __all__ = [
     "ClusterSynced",
     "DrainFinished",
     "DrainStarted",
+    "DrainWindowTooLong",
     "Event",
     "GateFailed",
     "GateRecovered",
@@ -349,6 +350,17 @@ class SignalLeftAlone(Event):
     event_name: ClassVar = "closecodes.drain.unavailable"
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWindowTooLong(Event):
+    """A drain at SIGTERM would not end before gunicorn kills the worker."""
+
+    event_name: ClassVar = "closecodes.drain.too_long"
+
+    window: float
+    limit: float
+    """Seconds from the signal to the kill."""
 
 
 @dataclass(frozen=True, slots=True)

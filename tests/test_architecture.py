@@ -9,7 +9,7 @@ from types import FunctionType
 import pytest
 
 import asgi_closecodes
-from asgi_closecodes import client, events, gates, logs
+from asgi_closecodes import client, events, gates, logs, testing
 from asgi_closecodes.telemetry import opentelemetry, prometheus, sentry
 
 PACKAGE = Path(asgi_closecodes.__file__).parent
@@ -51,6 +51,7 @@ def test_public_names_are_there():
                 ]
             ),
         ),
+        (testing, "Client ReceivedClose Server serve"),
         (client, "Backoff ClientEvent Connecting Ended GaveUp Opened connect"),
         (logs, "ConsoleFormatter JsonFormatter LOGGING LogObserver RedactPaths configure_logging"),
         (opentelemetry, "OpenTelemetryObserver"),

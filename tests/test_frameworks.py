@@ -1,9 +1,13 @@
 """Starlette and FastAPI with the middleware: what behaves is left alone. In process; tests/live/servers has the wire."""
 
+import asyncio
+import contextlib
+
 import anyio
 import httpx
 import httpx_ws
 import pytest
+from channels.testing import WebsocketCommunicator
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from httpx_ws import aconnect_ws
@@ -16,7 +20,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings
 from asgi_closecodes.events import SessionClosed, SessionFailed, SessionOpened, SessionRefused
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import Guest, until
@@ -196,7 +200,7 @@ PLACES = {
 def test_wherever_it_stands_a_crash_is_one_close_and_one_event(place, caplog):
     build, path, route = PLACES[place]
     seen = []
-    client = TestClient(build(Guard(Settings(), observers=[seen.append])))
+    client = TestClient(build(Guard(Settings(reraise=False), observers=[seen.append])))
     with client.websocket_connect(path) as websocket, pytest.raises(WebSocketDisconnect) as closed:
         websocket.receive_text()
     assert closed.value.code == 1011
@@ -471,7 +475,7 @@ async def test_a_dependency_is_cleaned_up_before_the_close_of_a_crash(build):
 
 
 @pytest.mark.parametrize("build", [FastAPI, Starlette])
-@pytest.mark.parametrize("reraise", [False, True])
+@pytest.mark.parametrize("reraise", [False, True, "auto"])
 def test_a_test_client_sees_the_exception_if_it_is_to_travel_on(build, reraise):
     app = build()
     app.add_middleware(CloseCodeMiddleware, settings=Settings(reraise=reraise))
@@ -620,7 +624,7 @@ async def test_without_a_lifespan_limits_hold_and_are_followed(build):
 @pytest.mark.parametrize("extensions", [{"extensions": {"websocket.http.response": {}}}, {"extensions": {}}, {}])
 @pytest.mark.parametrize("error", [None, ValueError("a bug")])
 async def test_a_scope_and_its_extensions_are_the_server_s(extensions, error):
-    scope = {"type": "websocket", "path": "/", "headers": [], "state": {}, **extensions}
+    scope = {"type": "websocket", "asgi": {"version": "3.0"}, "path": "/", "headers": [], "state": {}, **extensions}
     inside = scope.get("extensions")
     before = repr(scope)
     peer, handler = Peer(), Handler(error)
@@ -637,7 +641,45 @@ async def test_a_scope_and_its_extensions_are_the_server_s(extensions, error):
     assert handed["state"] is scope["state"]
 
 
-# Another client than Starlette's
+# Other clients than Starlette's
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("reraise", "asgi", "travels_on"),
+    [
+        ("auto", {"asgi": {"version": "3.0"}}, False),
+        ("auto", {}, True),
+        (False, {}, False),
+        (True, {"asgi": {"version": "3.0"}}, True),
+    ],
+)
+async def test_an_exception_travels_on_where_no_server_is(reraise, asgi, travels_on):
+    """Every server says in the scope which ASGI it speaks; a test client does not. A setting decides before that."""
+    peer = Peer()
+    scope = {key: value for key, value in peer.scope.items() if key != "asgi"} | asgi
+    app = CloseCodeMiddleware(Handler(ValueError("a bug")), settings=Settings(reraise=reraise))
+    with pytest.raises(ValueError, match="a bug") if travels_on else contextlib.nullcontext():
+        await app(scope, peer.receive, peer.send)
+    assert peer.closed[0] == 1011
+
+
+@pytest.mark.anyio
+async def test_what_is_meant_stays_a_close_where_no_server_is():
+    peer = Peer()
+    del peer.scope["asgi"]
+    await peer.visit(CloseCodeMiddleware(Handler(CloseWith(4003, "banned")), Guard()))
+    assert peer.closed == (4003, "banned")
+
+
+def test_channels_communicator_raises_the_exception():
+    async def visit():
+        communicator = WebsocketCommunicator(CloseCodeMiddleware(Handler(ValueError("a bug")), Guard()), "/")
+        await communicator.connect()
+        await communicator.wait()
+
+    with pytest.raises(ValueError, match="a bug"):
+        asyncio.run(visit())
 
 
 @pytest.mark.anyio

@@ -24,7 +24,7 @@ from asgi_closecodes.settings import Settings, checked_change, no_settings_of_it
 from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import TokenBucket
 
-from . import unused
+from . import sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
 from .counters import Tally
 from .dispatch import Dispatcher, checked_observers, weak
@@ -35,7 +35,6 @@ from .memory import round_shedders
 from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shedding import Shedding
-from .sigterm import drain_at_sigterm
 from .ticker import Job, Ticker
 from .timeouts import SessionTimeouts
 from .victims import Victims
@@ -275,7 +274,7 @@ class Guard:
                 unused.tell()
         if self.settings.drain_on_sigterm and not self._loops.lifespans and not self._has_warned:
             self._has_warned = True
-            self.report(events.SignalLeftAlone("no lifespan has reached the middleware, to say that the server starts"))
+            sigterm.arm(self)
         self._ticker.start_if_needed()
 
     def on_closing(self, session: Session) -> None:
@@ -343,7 +342,7 @@ class Guard:
         self._logs.tell_limits()
         self._ticker.start_if_needed()
         try:
-            with drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
+            with sigterm.drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
                 yield
         finally:
             if self._loops.end_lifespan(loop):

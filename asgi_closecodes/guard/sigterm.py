@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
 
 from asgi_closecodes import concurrency, events
+from asgi_closecodes.bounds import finite
 from asgi_closecodes.concurrency import EventLoop, on_asyncio
+from asgi_closecodes.settings import Settings
 
 SAME_SIGNAL = 2.0
 """Seconds in which another SIGTERM is the same one: systemd signals every process of a unit, and then uvicorn's parent
-its workers once more."""
+its workers once more; gunicorn signals a worker that it replaces every second until that is gone."""
 
 
 class Drainable(Protocol):
     """What is drained."""
+
+    settings: Settings
 
     async def drain(self) -> None:
         """Close all sessions."""
@@ -30,6 +36,16 @@ class Drainable(Protocol):
 
 @contextlib.contextmanager
 def drain_at_sigterm(guard: Drainable) -> Iterator[None]:
+    """Drain ``guard`` at SIGTERM as long as the block runs, see :func:`arm`."""
+    handler = arm(guard)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            handler.remove(guard)
+
+
+def arm(guard: Drainable) -> SigtermHandler | None:
     """At the first SIGTERM, drain ``guard`` and let the server's handler run then; a later one goes straight there.
 
     uvicorn closes every socket within 60 ms of the signal, before ``lifespan.shutdown``: a drain has to come
@@ -39,18 +55,20 @@ def drain_at_sigterm(guard: Drainable) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     if (reason := _why_not(before)) is not None:
         guard.report(events.SignalLeftAlone(reason))
-        yield
-        return
+        return None
     assert callable(before)
     loop = EventLoop.running()
     assert loop is not None
-    handler = _chained(guard, before, loop)
-    signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is handler:
-            signal.signal(signal.SIGTERM, before)
+    if isinstance(before, SigtermHandler) and before.loop.is_here:
+        handler = before
+    else:
+        handler = SigtermHandler(before, loop)
+        signal.signal(signal.SIGTERM, handler)
+    handler.add(guard)
+    window, limit = guard.settings.drain_window, _graceful_timeout(handler.before)
+    if limit is not None and window >= limit:
+        guard.report(events.DrainWindowTooLong(window, limit))
+    return handler
 
 
 def _why_not(before: Any) -> str | None:
@@ -63,26 +81,55 @@ def _why_not(before: Any) -> str | None:
     return None
 
 
-def _chained(
-    guard: Drainable, before: Callable[[int, FrameType | None], Any], loop: EventLoop
-) -> Callable[[int, FrameType | None], None]:
-    told_at: float | None = None
+def _graceful_timeout(before: object) -> float | None:
+    """Return the seconds after SIGTERM in which gunicorn kills its worker, None where it does not run.
 
-    async def drain_and_stop() -> None:
+    uvicorn's signal handler is a method of its server, which tells a worker of gunicorn that it is alive.
+    """
+    try:
+        worker = before.__self__.config.callback_notify.__self__  # type: ignore[attr-defined]
+        return finite(worker.cfg.graceful_timeout)
+    except Exception:
+        return None
+
+
+class SigtermHandler:
+    """A signal handler that drains guards, all at once, and then calls the one that was there before."""
+
+    def __init__(self, before: Callable[[int, FrameType | None], Any], loop: EventLoop) -> None:
+        self.before = before
+        self.loop = loop
+        self.guards: weakref.WeakSet[Drainable] = weakref.WeakSet()
+        self._signalled_at: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, and stop at one that is not the same."""
+        now, last = time.monotonic(), self._signalled_at
+        self._signalled_at = now
+        if (
+            not self.loop.is_alive
+        ):  # it was closed under the lifespan, or is a parent process's: nobody would drain here
+            self.before(number, frame)
+        elif last is None:
+            self.loop.call_soon(concurrency.spawn, self._drain_and_stop)
+        elif now - last >= SAME_SIGNAL:
+            self.before(number, frame)
+
+    def add(self, guard: Drainable) -> None:
+        """Drain ``guard`` too, at once where the signal has come already."""
+        self.guards.add(guard)
+        if self._signalled_at is not None:
+            concurrency.spawn(guard.drain)
+
+    def remove(self, guard: Drainable) -> None:
+        """Leave ``guard`` alone; without any, the signal is the server's again."""
+        self.guards.discard(guard)
+        before = self.before
+        if not self.guards and signal.getsignal(signal.SIGTERM) is self:
+            signal.signal(signal.SIGTERM, before)
+
+    async def _drain_and_stop(self) -> None:
         try:
-            await guard.drain()
+            await asyncio.gather(*(guard.drain() for guard in self.guards))
         finally:
-            before(signal.SIGTERM, None)
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal told_at
-        now = time.monotonic()
-        if not loop.is_alive:  # it was closed under the lifespan, or is a parent process's: nobody would drain here
-            before(number, frame)
-        elif told_at is None:
-            told_at = now
-            loop.call_soon(concurrency.spawn, drain_and_stop)
-        elif now - told_at >= SAME_SIGNAL:
-            before(number, frame)
-
-    return handler
+            self.before(signal.SIGTERM, None)

@@ -479,6 +479,16 @@ def _signal_left_alone(event: events.SignalLeftAlone, _redactor: Redactor) -> Me
     )
 
 
+@_record(events.DrainWindowTooLong, _CONFIG, logging.WARNING)
+def _drain_window_too_long(event: events.DrainWindowTooLong, _redactor: Redactor) -> Message:
+    return Message(
+        "drain_window=%g is too long: gunicorn kills its workers %g s after SIGTERM; "
+        "set drain_window lower, or --graceful-timeout higher",
+        (event.window, event.limit),
+        {},
+    )
+
+
 @_record(events.LimitsSet, _CONFIG, logging.INFO)
 def _limits_set(event: events.LimitsSet, _redactor: Redactor) -> Message:
     text = ", ".join(f"{name}={value}" for name, value in event.limits.items() if value is not None)

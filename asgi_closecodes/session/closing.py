@@ -14,7 +14,7 @@ from asgi_closecodes.codes import Close, CloseCode, fit_reason, may_be_sent
 from asgi_closecodes.error_identity import type_name
 from asgi_closecodes.exceptions import CloseWith, TryAgainLater, close_for_status
 
-from .scope import can_deny, is_from_browser
+from .scope import can_deny, is_from_browser, is_served
 
 HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 """The answer to a handshake that has none yet: accept and close, an HTTP response, or ASGI's plain HTTP 403."""
@@ -27,7 +27,7 @@ class Rules:
     error_code: int = CloseCode.INTERNAL_ERROR
     try_again_code: int = CloseCode.TRY_AGAIN_LATER
     handshake: Literal["close", "http", "auto"] = "close"
-    reraise: bool = False
+    reraise: bool | Literal["auto"] = "auto"
     debug: bool = False
     shed_grace: float = 10.0
     send_timeout: float | None = None
@@ -110,6 +110,11 @@ def handshake_mode(rules: Rules, scope: Scope, may_refuse_by_close: Callable[[],
     if rules.handshake == "http" or (rules.handshake == "auto" and not is_from_browser(scope)):
         return "http"
     return "close" if may_refuse_by_close() else "http"
+
+
+def reraises(rules: Rules, scope: Scope) -> bool:
+    """Whether what the handler raised travels on after the close."""
+    return not is_served(scope) if rules.reraise == "auto" else rules.reraise
 
 
 def denial(plan: ClosePlan, scope: Scope) -> Iterator[Message]:

@@ -33,6 +33,14 @@ def is_from_browser(scope: Scope) -> bool:
     return any(name == b"origin" for name, _ in scope.get("headers") or ())
 
 
+def is_served(scope: Scope) -> bool:
+    """Whether a server made ``scope``: ASGI has every server name its version there.
+
+    Test clients that call the application themselves (Starlette's, httpx-ws's, asgiref's and Channels') do not.
+    """
+    return "asgi" in scope
+
+
 def offered_subprotocols(scope: Scope) -> list[str]:
     """Return the subprotocols that the client offers, those that are tokens."""
     return [name for name in scope.get("subprotocols") or () if _TOKEN.fullmatch(name)]

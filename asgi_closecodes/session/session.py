@@ -353,7 +353,7 @@ class Session(ClosingProtocol):
     @property
     def _reraises(self) -> bool:
         """Whether an error travels on after the close."""
-        return self._guard.rules.reraise
+        return closing.reraises(self._guard.rules, self.scope)
 
     async def _ended_by_cancellation(self, error: BaseException, causes: Iterable[BaseException]) -> bool:
         facts = self.facts()

@@ -175,7 +175,9 @@ class Settings(BaseSettings):
     )
     drain_on_sigterm: bool = Field(
         default=False,
-        description="Drain at the first SIGTERM, then let the server stop. Under uvicorn only; read at its start.",
+        description=(
+            "Drain at the first SIGTERM, then let the server stop. Under uvicorn and daphne; read at the start."
+        ),
     )
     handshake: Literal["close", "http", "auto"] = Field(
         default="close",
@@ -202,8 +204,12 @@ class Settings(BaseSettings):
         default=int(CloseCode.INTERNAL_ERROR), description="The close code of an unhandled exception."
     )
     try_again_code: Code = Field(default=int(CloseCode.TRY_AGAIN_LATER), description="The close code of a refusal.")
-    reraise: bool = Field(
-        default=False, description="Let the exception travel on after the close, to instrumentation outside."
+    reraise: bool | Literal["auto"] = Field(
+        default="auto",
+        description=(
+            "Let the exception travel on after the close, to instrumentation outside. `auto` does so where no server "
+            "serves the application: in a test client, whose test is to fail."
+        ),
     )
     debug: bool = Field(
         default=False, description="Put the exception's text into the close reason. Never in production."

@@ -217,7 +217,7 @@ async def play(script, kind, handshake, gate_full):
     )
     middleware = CloseCodeMiddleware(app, guard)
     extensions = {"websocket.http.response": {}} if kind.denial else None
-    scope = {"type": "websocket", "path": "/", "headers": [], "subprotocols": [], "extensions": extensions}
+    scope = {"type": "websocket", "asgi": {}, "path": "/", "headers": [], "subprotocols": [], "extensions": extensions}
     escaped = None
     async with anyio.create_task_group() as app.tasks:
         with anyio.CancelScope() as cancel_scope:

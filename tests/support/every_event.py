@@ -39,6 +39,7 @@ EVENTS = [
     events.DrainStarted(5, 30.0),
     events.DrainFinished(5, 29.5),
     events.SignalLeftAlone("reasons"),
+    events.DrainWindowTooLong(window=30.0, limit=30.0),
     events.SessionAdmitted(FACTS),
     events.SessionOpened(FACTS),
     events.SessionClosed(FACTS, CLOSE, "handler"),

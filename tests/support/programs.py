@@ -1,5 +1,6 @@
 """Programs that some tests need and that pip does not bring: without them those tests are skipped, but not in CI."""
 
+import importlib.util
 import os
 import shutil
 
@@ -9,6 +10,16 @@ import pytest
 def program(name: str, package: str | None = None) -> str:
     """Return the path of ``name``, of Debian's ``package``."""
     if (path := shutil.which(name)) is None:
-        give_up = pytest.fail if "NO_SKIPS" in os.environ else pytest.skip
-        give_up(f"{name} is missing: apt-get install {package or name}")
+        _give_up(f"{name} is missing: apt-get install {package or name}")
     return path
+
+
+def module(name, package=None):
+    """Give up where the module ``name`` is not installed, of the extra ``test``."""
+    if importlib.util.find_spec(name) is None:
+        _give_up(f"{name} is missing: pip install {package or name}")
+    return name
+
+
+def _give_up(why):
+    (pytest.fail if "NO_SKIPS" in os.environ else pytest.skip)(why)

@@ -1,0 +1,40 @@
+"""WebSockets over HTTP/2 on hypercorn, several in one connection."""
+
+import pytest
+
+from tests.support.http2 import Http2
+from tests.support.peers import connect, eventually, snapshot
+from tests.support.servers import serve
+
+APPS = {"bare": "tests.live.servers.apps:bare", "wrapped": "tests.live.servers.wrapped:wrapped"}
+
+
+@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("setup", ["hypercorn-asyncio", "hypercorn-trio"])
+def test_http2_close_ends_all_sockets_of_the_connection(setup, app, tmp_path):
+    """With the middleware and without: hypercorn raises KeyError when the client has answered the close.
+
+    On trio that ends its worker.
+    """
+    with serve(setup, APPS[app], tmp_path) as running:
+        with Http2(running) as connection:
+            other, failing = sockets = connection.open("/echo"), connection.open("/raise-on-message")
+            assert [socket.status for socket in sockets] == [200, 200]
+            other.send("x")
+            other.read_until(lambda: other.messages)
+            assert other.messages == ["x"]
+            failing.send("x")
+            failing.read_until(lambda: failing.close)
+            code, reason = failing.close
+            assert code == 1011
+            assert reason.startswith("internal error; ref=") == (app == "wrapped")
+            failing.answer_close()
+            other.send("still there?")
+            other.read_until(lambda: len(other.messages) == 2)
+            assert connection.is_over
+            assert other.close is None
+        if setup == "hypercorn-trio":
+            assert running.process.wait(20) is not None
+        else:
+            assert app == "bare" or eventually(lambda: snapshot(running)["open"] == 0)
+            assert connect(running, "/echo", say="x", patience=0.5).open  # other connections are left alone

@@ -1,0 +1,105 @@
+"""nginx and haproxy in front of a server, configured as the README says."""
+
+import contextlib
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from .ports import free_port
+from .programs import program
+
+README = Path(__file__).parents[2] / "README.md"
+START_S = 10
+
+_NGINX = """
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        {recipe}
+    }}
+}}
+"""
+
+_HAPROXY = """
+defaults
+    mode http
+    timeout connect 10s
+    timeout client 60s
+    timeout server 60s
+{recipe}
+"""
+
+PROXIES = ("nginx", "haproxy")
+
+
+def _recipe(language):
+    [recipe] = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    assert "127.0.0.1:8000" in recipe
+    return recipe
+
+
+class Proxy:
+    """A proxy that accepts connections."""
+
+    def __init__(self, port):
+        self.address = "127.0.0.1", port
+
+    @property
+    def url(self):
+        return "ws://{}:{}".format(*self.address)
+
+    def connect(self, source="127.0.0.1"):
+        """Return a plain socket from the address ``source``."""
+        return socket.create_connection(self.address, 10, (source, 0))
+
+    def client(self, source):
+        """Return what connects from ``source`` alone."""
+        client = Proxy(self.address[1])
+        client.connect = lambda: self.connect(source)
+        return client
+
+
+@contextlib.contextmanager
+def proxy(name, server, directory):
+    """Run the proxy ``name`` in front of ``server``."""
+    path = program(name, "nginx-light" if name == "nginx" else None)
+    port = free_port()
+    recipe = _recipe(name).replace("127.0.0.1:8000", "{}:{}".format(*server.address))
+    config = directory / f"{name}.conf"
+    if name == "nginx":
+        config.write_text(_NGINX.format(directory=directory, port=port, recipe=recipe))
+        command = [path, "-p", str(directory), "-c", str(config)]
+    else:
+        assert "bind :80\n" in recipe
+        config.write_text(_HAPROXY.format(recipe=recipe.replace("bind :80\n", f"bind 127.0.0.1:{port}\n")))
+        command = [path, "-db", "-f", str(config)]
+    with (directory / f"{name}.log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    running = Proxy(port)
+    try:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                running.connect().close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise ChildProcessError((directory / f"{name}.log").read_text()) from None
+                time.sleep(0.02)
+        yield running
+    finally:
+        process.kill()
+        process.wait()
