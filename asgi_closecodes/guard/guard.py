@@ -111,11 +111,11 @@ class Guard:
         self._follow(self.settings)
         _guards.add(self)
         for name, nearest in unknown_settings().items():
-            self.report(events.SettingIgnored(name, nearest))
-        self.report(events.LimitsSet(self.settings.limits()))
+            self.report(events.UnknownSetting(name, nearest))
+        self.report(events.LimitsChanged(self.settings.limits()))
         for name in self.settings.overridden():
             problem = "it is given in code too, which comes first: take one of the two away"
-            self.report(events.SettingIgnored(name, None, problem))
+            self.report(events.SettingIgnored(name, problem))
         self._dispatcher.watch(weak(self.snapshot))
         unused.made(self)
 
@@ -124,7 +124,7 @@ class Guard:
         rules = Rules(
             error_code=settings.error_code,
             try_again_code=settings.try_again_code,
-            handshake=settings.handshake,
+            reject_with=settings.reject_with,
             reraise=settings.reraise,
             debug=settings.debug,
             shed_grace=settings.shed_grace,
@@ -157,7 +157,7 @@ class Guard:
         self._working_gates = working
         self._shown_gates: tuple[GateBase, ...] = (*limiting, *self._own_gates)
         self.gate.failure = settings.gate_failure
-        self._queue.cap = settings.retry_after_cap
+        self._queue.cap = settings.max_retry_after
         rate = settings.handshakes_per_second
         self._queue.admits_per_second = math.inf if rate is None else rate
         self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second or 0
@@ -185,7 +185,7 @@ class Guard:
                     self._follow(before)
                 raise
         changed = {name: getattr(settings, name) for name in changes}
-        self.report(events.LimitsSet(settings.limits(), changed))
+        self.report(events.LimitsChanged(settings.limits(), changed))
         self._ticker.start_if_needed()
 
     def snapshot(self) -> events.Snapshot:

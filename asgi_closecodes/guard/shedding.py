@@ -62,8 +62,8 @@ class Shedding:
         self._settings = settings
         self._gates = gates
         self.round_shedders = round_shedders
-        if settings.shed != "never":
-            self._victims.order = settings.shed
+        if settings.shed_order != "never":
+            self._victims.order = settings.shed_order
 
     def is_watched(self) -> bool:
         """Whether a gate may want sessions to leave, or to be sampled."""

@@ -54,7 +54,7 @@ def arm(guard: Drainable) -> SigtermHandler | None:
     """
     before = signal.getsignal(signal.SIGTERM)
     if (reason := _why_not(before)) is not None:
-        guard.report(events.SignalLeftAlone(reason))
+        guard.report(events.SigtermDrainUnavailable(reason))
         return None
     assert callable(before)
     loop = EventLoop.running()

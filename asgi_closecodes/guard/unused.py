@@ -58,4 +58,4 @@ def warning(settings: Settings, own_gate: str | None) -> SettingIgnored:
     if own_gate is not None:
         described.append(f"gate={own_gate}")
     problem = "no CloseCodeMiddleware has this guard: give it to one, as CloseCodeMiddleware(app, guard=guard)"
-    return SettingIgnored(f"Guard({', '.join(described)})", None, problem)
+    return SettingIgnored(f"Guard({', '.join(described)})", problem)

@@ -105,7 +105,7 @@ async def test_fail_before_accept_is_refused_as_by_raising():
     run = await Run(failing(ValueError()), accept=False).visit()
     assert run.peer.heard == ["accept", "close"]
     assert run.peer.closed[0] == 1011
-    run = await Run(failing(ValueError()), accept=False, settings=Settings(handshake="http")).visit()
+    run = await Run(failing(ValueError()), accept=False, settings=Settings(reject_with="http")).visit()
     assert run.peer.status == 500
 
 
@@ -426,7 +426,7 @@ async def test_caught_before_accept_is_refused_by_the_policy():
     refusal = TryAgainLater(cause="db", retry_after=2)
     run = await Run(raising(refusal), accept=False).visit()
     assert run.peer.closed == (1013, "try again later; retry_after=2.0; cause=db")
-    run = await Run(raising(refusal), accept=False, settings=Settings(handshake="http")).visit()
+    run = await Run(raising(refusal), accept=False, settings=Settings(reject_with="http")).visit()
     assert run.peer.status == 503
 
 

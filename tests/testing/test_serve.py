@@ -80,7 +80,7 @@ def test_a_response_has_a_status_and_no_code(server):
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_retry_after_header_is_a_hint(server):
-    with serve(wrapped(handshake="http", max_sessions=0), server) as running:
+    with serve(wrapped(reject_with="http", max_sessions=0), server) as running:
         close = running.connect("/number").wait_closed()
     assert (close.status, close.cause) == (503, "full")
     assert close.hint is not None

@@ -45,7 +45,7 @@ class Health:
         self._failures += 1
         if problem not in self._reported:
             self._reported.add(problem)
-            self.report(events.ClusterAway(self.name, problem, lease, fallback))
+            self.report(events.ClusterUnreachable(self.name, problem, lease, fallback))
         if in_fallback and not self._in_fallback:
             self._in_fallback = True
             self.report(events.ClusterFallback(self.name, fallback))
@@ -53,7 +53,7 @@ class Health:
     async def succeeded(self, store: Store) -> None:
         """Tell that the store is back; look once at how it is configured."""
         if self._failures:
-            self.report(events.ClusterBack(self.name, self._failures, time.monotonic() - self._since))
+            self.report(events.ClusterRecovered(self.name, self._failures, time.monotonic() - self._since))
             self._reported.clear()
             self._failures = 0
             self._in_fallback = False
@@ -146,7 +146,7 @@ class LeaseKeeper:
             )
         )
         if reply.learning and not (before is not None and before.learning):
-            self._report(events.ClusterLearning(self._name, reply.learning / 1000))
+            self._report(events.ClusterRelearning(self._name, reply.learning / 1000))
         # Right after a change the others, and what is recorded, may still have the limit before it.
         settled = before is None or lease.limit_age > lease.ttl
         if reply.limit >= lease.limit:

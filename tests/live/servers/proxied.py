@@ -10,8 +10,8 @@ from .apps import bare
 
 configure_logging(format="json")
 
-app = CloseCodeMiddleware(bare, Guard(Settings(max_sessions_per_client=1, handshake="close")))
-by_http = CloseCodeMiddleware(bare, Guard(Settings(max_sessions=0, handshake="http")))
+app = CloseCodeMiddleware(bare, Guard(Settings(max_sessions_per_client=1, reject_with="close")))
+by_http = CloseCodeMiddleware(bare, Guard(Settings(max_sessions=0, reject_with="http")))
 
 
 async def plain(scope, receive, send):

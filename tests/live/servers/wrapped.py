@@ -104,8 +104,8 @@ async def raise_a_failure_in_a_framework(scope, receive, send):
 GUARDS = {
     "": Guard(exceptions={Mapped: Close(4002, "mapped")}),
     "one": Guard(Settings(max_sessions=1)),
-    "http": Guard(Settings(max_sessions=0, handshake="http")),
-    "auto": Guard(Settings(max_sessions=0, handshake="auto")),
+    "http": Guard(Settings(max_sessions=0, reject_with="http")),
+    "auto": Guard(Settings(max_sessions=0, reject_with="auto")),
     "few": Guard(Settings(max_sessions=0, max_refusals_per_second=1)),
     "keyed": Guard(gate=MaxSessionsPerKey(1, key=lambda session: session.scope["query_string"])),
     "reraise": Guard(Settings(reraise=True)),
