@@ -71,7 +71,7 @@ class Shedding:
 
     def needs_activity(self) -> bool:
         """Whether it has to be known when sessions had their last message."""
-        return self._settings.shed == "idle" and self.is_watched()
+        return self._settings.shed_order == "idle" and self.is_watched()
 
     def sample(self) -> None:
         """Have the gates look at the world."""
@@ -91,7 +91,7 @@ class Shedding:
 
     def shed(self) -> Coroutine[Any, Any, None] | None:
         """Return what ends those whose turn it is, None if there is nobody."""
-        if self._settings.shed == "never":
+        if self._settings.shed_order == "never":
             return None
         excess, fullest = self._excess()
         to_shed = [
