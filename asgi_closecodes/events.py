@@ -16,13 +16,13 @@ __all__ = [
     "CallbackFailed",
     "CloseFailed",
     "CloseRepaired",
-    "ClusterAway",
-    "ClusterBack",
     "ClusterFallback",
-    "ClusterLearning",
     "ClusterMisconfigured",
+    "ClusterRecovered",
+    "ClusterRelearning",
     "ClusterSyncFailed",
     "ClusterSynced",
+    "ClusterUnreachable",
     "DrainFinished",
     "DrainStarted",
     "Event",
@@ -30,7 +30,7 @@ __all__ = [
     "GateRecovered",
     "GateSaturated",
     "GateState",
-    "LimitsSet",
+    "LimitsChanged",
     "LogsSuppressed",
     "Observer",
     "Outcome",
@@ -47,8 +47,9 @@ __all__ = [
     "SessionShed",
     "SettingIgnored",
     "SheddingFutile",
-    "SignalLeftAlone",
+    "SigtermDrainUnavailable",
     "Snapshot",
+    "UnknownSetting",
 ]
 
 Phase: TypeAlias = Literal["connecting", "open", "closed"]
@@ -121,7 +122,7 @@ class SessionClosed(Event):
     close: Close | None
     """The close as far as it is known; None where an HTTP response answered the handshake, or the server did not say
     how its peer left, as hypercorn never does."""
-    initiator: Literal["client", "handler", "middleware"]
+    closed_by: Literal["client", "handler", "middleware"]
     """Who ended it: the peer, the handler by a close of its own, or this library."""
     outcome: Outcome = "completed"
 
@@ -343,7 +344,7 @@ class DrainFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class SignalLeftAlone(Event):
+class SigtermDrainUnavailable(Event):
     """``drain_on_sigterm`` was asked for where the server's signal handling cannot be taken over."""
 
     event_name: ClassVar = "closecodes.drain.unavailable"
@@ -352,7 +353,7 @@ class SignalLeftAlone(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class LimitsSet(Event):
+class LimitsChanged(Event):
     """The limits of this process, at its start or after a change."""
 
     event_name: ClassVar = "closecodes.config.limits"
@@ -362,14 +363,24 @@ class LimitsSet(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownSetting(Event):
+    """A variable of the environment begins as settings do, and is none."""
+
+    event_name: ClassVar = "closecodes.config.unknown"
+
+    name: str
+    nearest: str | None
+    """The setting whose name is nearest, if one is near."""
+
+
+@dataclass(frozen=True, slots=True)
 class SettingIgnored(Event):
-    """A setting has no effect: a variable that is none or that code overrides, or a guard that no middleware has."""
+    """A setting has no effect: code overrides it, or no middleware has its guard."""
 
     event_name: ClassVar = "closecodes.config.ignored"
 
     name: str
-    nearest: str | None
-    problem: str | None = None
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,10 +432,10 @@ class ClusterSyncFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterAway(Event):
+class ClusterUnreachable(Event):
     """The store of a cluster gate cannot be used, for a new reason; it is tried again every second."""
 
-    event_name: ClassVar = "closecodes.cluster.away"
+    event_name: ClassVar = "closecodes.cluster.unreachable"
 
     name: str
     problem: str
@@ -444,10 +455,10 @@ class ClusterFallback(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterBack(Event):
+class ClusterRecovered(Event):
     """The store of a cluster gate can be used again."""
 
-    event_name: ClassVar = "closecodes.cluster.back"
+    event_name: ClassVar = "closecodes.cluster.recovered"
 
     name: str
     failures: int
@@ -456,10 +467,10 @@ class ClusterBack(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterLearning(Event):
+class ClusterRelearning(Event):
     """The store has lost what it knew, or went back in time: nobody gets more until all processes have spoken."""
 
-    event_name: ClassVar = "closecodes.cluster.learning"
+    event_name: ClassVar = "closecodes.cluster.relearning"
 
     name: str
     duration: float

@@ -28,7 +28,7 @@ _NUMBERS = (int, float)
 class CloseWith(Exception):  # noqa: N818 - it is an instruction, not an error
     """Raise it anywhere in a handler to close the session with ``code`` and ``reason``.
 
-    Nothing is logged as an error. Before the handshake is answered the ``handshake`` policy decides
+    Nothing is logged as an error. Before the handshake is answered the ``reject_with`` policy decides
     whether the client sees the close or an HTTP response.
     """
 

@@ -426,7 +426,7 @@ IMPERFECT = [refuse_with(given) for given, _ in HOSTILE] + [
 @pytest.mark.parametrize("refusal", IMPERFECT)
 async def test_an_imperfect_refusal_refuses(refusal, handshake, caplog):
     seen = []
-    guard = Guard(Settings(handshake=handshake), gate=Rooms(refusal), observers=[seen.append])
+    guard = Guard(Settings(reject_with=handshake), gate=Rooms(refusal), observers=[seen.append])
     handler = Handler()
     peer = await Peer().visit(CloseCodeMiddleware(handler, guard))
     assert not handler.scopes

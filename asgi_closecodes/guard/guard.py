@@ -141,11 +141,11 @@ class Guard:
         self._follow(self.settings)
         _guards.add(self)
         for name, nearest in unknown_settings().items():
-            self.report(events.SettingIgnored(name, nearest))
-        self.report(events.LimitsSet(self.settings.limits()))
+            self.report(events.UnknownSetting(name, nearest))
+        self.report(events.LimitsChanged(self.settings.limits()))
         for name in self.settings.overridden():
             problem = "it is given in code too, which comes first: take one of the two away"
-            self.report(events.SettingIgnored(name, None, problem))
+            self.report(events.SettingIgnored(name, problem))
         for watcher in self._watchers:
             watcher.watch(_weak(self.snapshot))
         unused.made(self)
@@ -155,7 +155,7 @@ class Guard:
         rules = Rules(
             error_code=settings.error_code,
             try_again_code=settings.try_again_code,
-            handshake=settings.handshake,
+            reject_with=settings.reject_with,
             reraise=settings.reraise,
             debug=settings.debug,
             shed_grace=settings.shed_grace,
@@ -189,12 +189,12 @@ class Guard:
         self._shown_gates: tuple[GateBase, ...] = (*limiting, *self._own_gates)
         self._round_shedders = shedders
         self.gate.failure = settings.gate_failure
-        self._queue.cap = settings.retry_after_cap
+        self._queue.cap = settings.max_retry_after
         rate = settings.handshakes_per_second
         self._queue.admits_per_second = math.inf if rate is None else rate
         self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second or 0
-        if settings.shed != "never":
-            self._victims.order = settings.shed
+        if settings.shed_order != "never":
+            self._victims.order = settings.shed_order
 
     def update(self, **changes: Any) -> None:
         """Change settings while running: ``guard.update(max_sessions=500)``. All changes are made, or none.
@@ -218,7 +218,7 @@ class Guard:
                     self._follow(before)
                 raise
         changed = {name: getattr(settings, name) for name in changes}
-        self.report(events.LimitsSet(settings.limits(), changed))
+        self.report(events.LimitsChanged(settings.limits(), changed))
         self._tick_if_needed()
 
     def snapshot(self) -> events.Snapshot:
@@ -329,7 +329,9 @@ class Guard:
                 unused.tell()
         if self.settings.drain_on_sigterm and not self._lifespans and not self._has_warned:
             self._has_warned = True
-            self.report(events.SignalLeftAlone("no lifespan has reached the middleware, to say that the server starts"))
+            self.report(
+                events.SigtermDrainUnavailable("no lifespan has reached the middleware, to say that the server starts")
+            )
         self._tick_if_needed()
 
     def leaves(self, session: Session) -> None:
@@ -430,7 +432,7 @@ class Guard:
         if self._own_gates:
             described.append(f"gate={self._own_gate_name}")
         problem = "no CloseCodeMiddleware has this guard: give it to one, as CloseCodeMiddleware(app, guard=guard)"
-        self.report(events.SettingIgnored(f"Guard({', '.join(described)})", None, problem))
+        self.report(events.SettingIgnored(f"Guard({', '.join(described)})", problem))
 
     async def _stop_gates(self) -> None:
         for gate in self._working_gates:
@@ -509,7 +511,7 @@ class Guard:
             self._ask(gate, gate.sample, bool, default=False)
             for session in self._ask(gate, gate.expired, _listed, default=_NOBODY):
                 self._end_soon(session, gate)
-        if self.settings.shed == "never":
+        if self.settings.shed_order == "never":
             return
         excess, fullest = max(
             ((self._ask(gate, gate.excess, int, default=0), gate) for gate in self._working_gates),
@@ -529,7 +531,7 @@ class Guard:
             due = self._pace.due(self.settings.shed_rate or max(len(self.sessions) / 100, 1.0))
             if due > 0:
                 self._in_background(self._shed, to_shed[:due], min(excess, due - len(to_shed)), fullest)
-        elif self.settings.shed == "idle" and time.monotonic() - self._looked_at > _LOOK:
+        elif self.settings.shed_order == "idle" and time.monotonic() - self._looked_at > _LOOK:
             self._looked_at = time.monotonic()
             self._in_background(self._victims.look, self.sessions)
 

@@ -38,7 +38,7 @@ def drain_at_sigterm(guard: Drainable) -> Iterator[None]:
     """
     before = signal.getsignal(signal.SIGTERM)
     if (reason := _why_not(before)) is not None:
-        guard.report(events.SignalLeftAlone(reason))
+        guard.report(events.SigtermDrainUnavailable(reason))
         yield
         return
     assert callable(before)

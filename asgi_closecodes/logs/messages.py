@@ -437,18 +437,18 @@ def _session_opened(event: events.SessionOpened, redactor: Redactor) -> Message:
 
 
 @_record(
-    events.SessionClosed, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.session.initiator")
+    events.SessionClosed, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.session.closed_by")
 )
 def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     keys = {
-        "closecodes.session.initiator": event.initiator,
+        "closecodes.session.closed_by": event.closed_by,
         **_close_keys(event.close),
         **session,
         **_course_keys(event.session),
     }
     code = "none" if event.close is None else str(int(event.close.code))
-    return Message("closed %s by the %s; close code %s", (_place(session), event.initiator, code), keys)
+    return Message("closed %s by the %s; close code %s", (_place(session), event.closed_by, code), keys)
 
 
 @_record(events.DrainStarted, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.window"))
@@ -469,8 +469,8 @@ def _drain_finished(event: events.DrainFinished, _redactor: Redactor) -> Message
     )
 
 
-@_record(events.SignalLeftAlone, _CONFIG, logging.WARNING)
-def _signal_left_alone(event: events.SignalLeftAlone, _redactor: Redactor) -> Message:
+@_record(events.SigtermDrainUnavailable, _CONFIG, logging.WARNING)
+def _sigterm_drain_unavailable(event: events.SigtermDrainUnavailable, _redactor: Redactor) -> Message:
     return Message(
         "drain_on_sigterm has no effect: %s; drain before the signal instead, "
         "from an endpoint that awaits guard.drain() and that preStop or ExecStop calls",
@@ -479,8 +479,8 @@ def _signal_left_alone(event: events.SignalLeftAlone, _redactor: Redactor) -> Me
     )
 
 
-@_record(events.LimitsSet, _CONFIG, logging.INFO)
-def _limits_set(event: events.LimitsSet, _redactor: Redactor) -> Message:
+@_record(events.LimitsChanged, _CONFIG, logging.INFO)
+def _limits_changed(event: events.LimitsChanged, _redactor: Redactor) -> Message:
     text = ", ".join(f"{name}={value}" for name, value in event.limits.items() if value is not None)
     return Message(
         "limits %s: %s",
@@ -492,8 +492,12 @@ def _limits_set(event: events.LimitsSet, _redactor: Redactor) -> Message:
 @_record(events.SettingIgnored, _CONFIG, logging.WARNING, keys=("closecodes.config.name",))
 def _setting_ignored(event: events.SettingIgnored, _redactor: Redactor) -> Message:
     name = one_line(event.name)
-    if event.problem is not None:
-        return Message("%s has no effect: %s", (name, event.problem), {"closecodes.config.name": name})
+    return Message("%s has no effect: %s", (name, event.problem), {"closecodes.config.name": name})
+
+
+@_record(events.UnknownSetting, _CONFIG, logging.WARNING, keys=("closecodes.config.name",))
+def _unknown_setting(event: events.UnknownSetting, _redactor: Redactor) -> Message:
+    name = one_line(event.name)
     return Message(
         "%s is no setting and was ignored%s",
         (name, f"; did you mean {event.nearest}?" if event.nearest else ""),
@@ -502,7 +506,7 @@ def _setting_ignored(event: events.SettingIgnored, _redactor: Redactor) -> Messa
 
 
 @_record(
-    events.ClusterAway,
+    events.ClusterUnreachable,
     _GATE,
     logging.WARNING,
     keys=(
@@ -512,7 +516,7 @@ def _setting_ignored(event: events.SettingIgnored, _redactor: Redactor) -> Messa
         "closecodes.cluster.fallback",
     ),
 )
-def _cluster_away(event: events.ClusterAway, _redactor: Redactor) -> Message:
+def _cluster_unreachable(event: events.ClusterUnreachable, _redactor: Redactor) -> Message:
     problem = one_line(event.problem)
     keys = {
         "closecodes.cluster.name": event.name,
@@ -536,12 +540,12 @@ def _cluster_fallback(event: events.ClusterFallback, _redactor: Redactor) -> Mes
 
 
 @_record(
-    events.ClusterBack,
+    events.ClusterRecovered,
     _GATE,
     logging.INFO,
     keys=("closecodes.cluster.name", "closecodes.cluster.failures", "closecodes.cluster.duration"),
 )
-def _cluster_back(event: events.ClusterBack, _redactor: Redactor) -> Message:
+def _cluster_recovered(event: events.ClusterRecovered, _redactor: Redactor) -> Message:
     return Message(
         "the Redis of the cluster limit %s is back after %.1f s; %d syncs failed",
         (event.name, event.duration, event.failures),
@@ -554,9 +558,9 @@ def _cluster_back(event: events.ClusterBack, _redactor: Redactor) -> Message:
 
 
 @_record(
-    events.ClusterLearning, _GATE, logging.WARNING, keys=("closecodes.cluster.name", "closecodes.cluster.duration")
+    events.ClusterRelearning, _GATE, logging.WARNING, keys=("closecodes.cluster.name", "closecodes.cluster.duration")
 )
-def _cluster_learning(event: events.ClusterLearning, _redactor: Redactor) -> Message:
+def _cluster_relearning(event: events.ClusterRelearning, _redactor: Redactor) -> Message:
     return Message(
         "the Redis of the cluster limit %s has lost what it knew: nobody gets more places for %.1f s",
         (event.name, event.duration),

@@ -71,7 +71,7 @@ class LogObserver:
     ) -> None:
         self._report = report
         self._limits: object = None
-        self._untold: events.LimitsSet | None = None
+        self._untold: events.LimitsChanged | None = None
         _living.add(self)
         self._storms: dict[Sampler, Storms[_Kind]] = {
             "error": Storms(Unlimited),
@@ -107,7 +107,7 @@ class LogObserver:
     def __call__(self, event: events.Event) -> None:
         """Write ``event``, or count it."""
         line = LINES.get(type(event))
-        if type(event) is events.LimitsSet and line is not None:
+        if type(event) is events.LimitsChanged and line is not None:
             is_told = line.logger.isEnabledFor(line.level_of(event)) and line.logger.hasHandlers()
             self._untold = None if is_told else event
         if line is None or not line.logger.isEnabledFor(level := line.level_of(event)):

@@ -26,7 +26,7 @@ class Rules:
 
     error_code: int = CloseCode.INTERNAL_ERROR
     try_again_code: int = CloseCode.TRY_AGAIN_LATER
-    handshake: Literal["close", "http", "auto"] = "close"
+    reject_with: Literal["close", "http", "auto"] = "close"
     reraise: bool = False
     debug: bool = False
     shed_grace: float = 10.0
@@ -107,7 +107,7 @@ def handshake_mode(rules: Rules, scope: Scope, may_refuse_by_close: Callable[[],
     """
     if not can_deny(scope):
         return "close"
-    if rules.handshake == "http" or (rules.handshake == "auto" and not is_from_browser(scope)):
+    if rules.reject_with == "http" or (rules.reject_with == "auto" and not is_from_browser(scope)):
         return "http"
     return "close" if may_refuse_by_close() else "http"
 

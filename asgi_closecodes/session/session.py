@@ -136,13 +136,13 @@ class Session(Channel):
         "__weakref__",
         "_answered",
         "_cancelling",
+        "_closed_by",
         "_doom",
         "_ending",
         "_handler",
         "_held",
         "_host",
         "_id",
-        "_initiator",
         "_key",
         "_loop",
         "_outcome",
@@ -172,7 +172,7 @@ class Session(Channel):
         self._ending: _Ending | None = None  # where somebody else than the handler ends the session
         self._outcome: events.Outcome = "not_accepted"
         self._places: Places | None = None  # from when the gates have admitted it until it is over
-        self._initiator: Literal["client", "handler", "middleware"] = "middleware"
+        self._closed_by: Literal["client", "handler", "middleware"] = "middleware"
         self._id = ""  # until somebody asks: most sessions are never told of
         self.scope = scope
         """The ASGI scope of the handshake."""
@@ -307,7 +307,7 @@ class Session(Channel):
         if not self._host.over(self):
             return  # its event loop was closed under it, or it is a parent process's
         if self._host.is_followed:
-            self.report(events.SessionClosed(self.facts(), self.closed_with, self._initiator, self._outcome))
+            self.report(events.SessionClosed(self.facts(), self.closed_with, self._closed_by, self._outcome))
         # No cycles are left: the session is gone with its last reference, not with the next collection.
         self.scope = self._servers_scope
         self._places = self.sending = None
@@ -811,7 +811,7 @@ class Session(Channel):
 
     def _leave(self, close: Close | None) -> None:
         self.closed_with = close
-        self._initiator = "client"
+        self._closed_by = "client"
         self._move(Phase.LEFT)
         self._host.leaves(self)
 
@@ -854,7 +854,7 @@ class Session(Channel):
             await self._send_handlers_close(self._legal(message))
         elif (following := MOVES[phase].get(kind)) is not None:
             if following is not Phase.OPEN:
-                self._initiator = "handler"
+                self._closed_by = "handler"
             await (self._pass_on_body(message) if phase is Phase.DENYING else self._pass_on(message, following))
             if following is Phase.OPEN:
                 self._opened()
@@ -901,7 +901,7 @@ class Session(Channel):
         Starlette does so for an HTTPException after accept; servers turn it into 1006, or hang.
         """
         if self.phase in UNANSWERED:
-            self._initiator = "handler"
+            self._closed_by = "handler"
             await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             return
         close = self._plan_for(closing.wish_of_denial(message)).close
@@ -909,7 +909,7 @@ class Session(Channel):
 
     async def _send_handlers_close(self, message: Message) -> None:
         """Send the handler's own close; a peer that reads nothing is dropped when it has had its time for it."""
-        self._initiator = "handler"
+        self._closed_by = "handler"
         timer = None
         if (connection := self.connection) is not None:
             timer = connection.abort_later(self._patience(connection), is_closed_here=True)

@@ -97,7 +97,7 @@ def _rate(settings: Settings, existing: GateBase | None) -> GateBase | None:
 
 def _change_rate(gate: HandshakeRate, settings: Settings) -> None:
     gate.rate, gate.burst = settings.handshakes_per_second or 0, settings.handshake_burst
-    gate.cap = settings.retry_after_cap
+    gate.cap = settings.max_retry_after
 
 
 def _cluster_per_client(settings: Settings, existing: GateBase | None) -> GateBase | None:
@@ -108,7 +108,7 @@ def _cluster_per_client(settings: Settings, existing: GateBase | None) -> GateBa
 
 
 def _change_cluster_per_client(gate: ClusterSessionsPerKey, settings: Settings) -> None:
-    gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
+    gate.ttl, gate.fallback = settings.cluster_lease_duration, settings.cluster_fallback
     gate.when_full = settings.when_client_full
     _set_limit(gate, settings.cluster_max_sessions_per_client)
 
@@ -121,7 +121,7 @@ def _cluster(settings: Settings, existing: GateBase | None) -> GateBase | None:
 
 
 def _change_cluster(gate: ClusterSessions, settings: Settings) -> None:
-    gate.ttl, gate.fallback = settings.cluster_ttl, settings.cluster_fallback
+    gate.ttl, gate.fallback = settings.cluster_lease_duration, settings.cluster_fallback
     _set_limit(gate, settings.cluster_max_sessions)
 
 
@@ -151,12 +151,12 @@ DESCRIBED = (
     DescribedGate(("max_sessions_per_client", "when_client_full"), _per_client, _change_per_client),
     DescribedGate(("max_handshakes_in_progress", "handshake_timeout"), _handshakes, _change_handshakes),
     DescribedGate(("max_sessions",), _sessions, _change_sessions),
-    DescribedGate(("handshakes_per_second", "handshake_burst", "retry_after_cap"), _rate, _change_rate),
+    DescribedGate(("handshakes_per_second", "handshake_burst", "max_retry_after"), _rate, _change_rate),
     DescribedGate(
         (
             "cluster_max_sessions_per_client",
             "when_client_full",
-            "cluster_ttl",
+            "cluster_lease_duration",
             "cluster_fallback",
             "redis_url",
             "cluster_name",
@@ -165,7 +165,7 @@ DESCRIBED = (
         _change_cluster_per_client,
     ),
     DescribedGate(
-        ("cluster_max_sessions", "cluster_ttl", "cluster_fallback", "redis_url", "cluster_name"),
+        ("cluster_max_sessions", "cluster_lease_duration", "cluster_fallback", "redis_url", "cluster_name"),
         _cluster,
         _change_cluster,
     ),

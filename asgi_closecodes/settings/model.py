@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     cluster_name: Annotated[str, AfterValidator(checked_name)] = Field(
         default="default", description="Tells applications on the same Redis apart."
     )
-    cluster_ttl: Annotated[Seconds, Field(ge=2, le=3600)] = Field(
+    cluster_lease_duration: Annotated[Seconds, Field(ge=2, le=3600)] = Field(
         default=30.0,
         description=(
             "Seconds that a process may go on by itself without Redis, and after which the places of one that died "
@@ -134,7 +134,7 @@ class Settings(BaseSettings):
         default=frozenset(),
         description="Limits that only log what they would refuse: names as `max_sessions,max_cpu`, or `all`.",
     )
-    shed: Literal["never", "newest", "oldest", "idle"] | Callable[[Any], Any] = Field(
+    shed_order: Literal["never", "newest", "oldest", "idle"] | Callable[[Any], Any] = Field(
         default="newest",
         description=(
             "Who leaves first when a limit was lowered below what is open, when the lag is twice its limit, or half "
@@ -177,7 +177,7 @@ class Settings(BaseSettings):
         default=False,
         description="Drain at the first SIGTERM, then let the server stop. Under uvicorn only; read at its start.",
     )
-    handshake: Literal["close", "http", "auto"] = Field(
+    reject_with: Literal["close", "http", "auto"] = Field(
         default="close",
         description=(
             "How a handshake is refused: `close` accepts and closes, so that browsers see the code; `http` "
@@ -191,7 +191,7 @@ class Settings(BaseSettings):
             "socket for 10 s. None is no limit."
         ),
     )
-    retry_after_cap: Annotated[Seconds, Field(ge=1, le=MAX_RETRY_AFTER)] = Field(
+    max_retry_after: Annotated[Seconds, Field(ge=1, le=MAX_RETRY_AFTER)] = Field(
         default=60.0, description="The longest retry hint of the queue, in seconds."
     )
     gate_failure: Literal["open", "closed"] = Field(

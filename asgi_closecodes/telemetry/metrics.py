@@ -36,7 +36,7 @@ _SHOWN_CODES = frozenset({1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013})
 CODES = (*map(str, sorted(_SHOWN_CODES)), "3xxx", "4xxx", "other", "none")
 """The labels of close codes; ``none`` is an HTTP response, or a peer that left by a code that the server kept."""
 
-_INITIATORS = ("client", "handler", "middleware")
+_CLOSERS = ("client", "handler", "middleware")
 _MODES = ("close", "http", "shadow")
 
 
@@ -104,8 +104,8 @@ SESSIONS_CLOSED = Metric(
     "closecodes_sessions_closed_total",
     "Sessions that are over, by their close code (`none` where HTTP answered, or the server did not say how the client "
     "left) and by who ended them: `client`, `handler` or `middleware`.",
-    ("code", "initiator"),
-    tuple(itertools.product(CODES, _INITIATORS)),
+    ("code", "closed_by"),
+    tuple(itertools.product(CODES, _CLOSERS)),
 )
 ERRORS = Metric(
     "counter",
@@ -251,7 +251,7 @@ class MetricsObserver(abc.ABC):
                 self._count_at(session.id, self._route(session))
             case events.SessionClosed(session=session):
                 self._count_at(session.id, None)
-                self._add(SESSIONS_CLOSED, (code_label(event.close), event.initiator))
+                self._add(SESSIONS_CLOSED, (code_label(event.close), event.closed_by))
                 self._record(SESSION_DURATION, (event.outcome,), session.duration)
             case events.SessionFailed(session=session):
                 error_type = self._error_types(type_name(type(event.exception)))
@@ -269,7 +269,7 @@ class MetricsObserver(abc.ABC):
                 self._add(CLOSE_FAILURES, (code_label(event.close), cause))
             case events.LogsSuppressed():
                 self._add(LOG_SUPPRESSED, (event.event,), event.count)
-            case events.LimitsSet():
+            case events.LimitsChanged():
                 self._expect_refusals()
             case events.ClusterSynced() | events.ClusterSyncFailed() | events.ClusterFallback():
                 self._note_cluster(event)

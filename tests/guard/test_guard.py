@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, SettingsError, StatusApp, TryAgainLater
 from asgi_closecodes.events import (
     CallbackFailed,
-    LimitsSet,
+    LimitsChanged,
     SessionClosed,
     SessionFailed,
     SessionOpened,
@@ -73,7 +73,7 @@ def in_use(usage, limit, *, shadow=False):
 
 @pytest.mark.anyio
 async def test_a_limit_below_what_is_in_use_refuses_until_enough_have_left():
-    guard = Guard(Settings(max_sessions=3, max_sessions_per_client=3, shed="never"))
+    guard = Guard(Settings(max_sessions=3, max_sessions_per_client=3, shed_order="never"))
     async with Stay(guard) as stay:
         await stay.come(3)
         await settle()
@@ -141,7 +141,7 @@ def test_a_change_is_reported_with_what_was_changed_and_all_the_limits(caplog):
     with caplog.at_level(logging.INFO, "asgi_closecodes"):
         guard = Guard(Settings(max_sessions=9), observers=[seen.append])
         guard.update(max_sessions="5", max_memory="1MiB", error_code=4000)
-    first, second = of(LimitsSet, seen)
+    first, second = of(LimitsChanged, seen)
     assert first.changed == {}
     assert first.limits["max_sessions"] == 9
     assert second.changed == {"max_sessions": 5, "max_memory": 2**20, "error_code": 4000}
@@ -174,9 +174,9 @@ async def test_every_kind_of_setting_takes_effect_at_once(caplog):
     guard.update(reraise=True)
     with pytest.raises(ValueError, match="the text"):
         await Peer().visit(crashing)
-    guard.update(max_sessions=0, try_again_code=4013, handshake="http", retry_after_cap=1)
+    guard.update(max_sessions=0, try_again_code=4013, reject_with="http", max_retry_after=1)
     assert (await Peer().visit(crashing)).status == 503
-    guard.update(handshake="close")
+    guard.update(reject_with="close")
     peer = await Peer().visit(crashing)
     assert peer.closed[0] == 4013
     assert float(re.search(r"retry_after=([0-9.]+)", peer.closed[1])[1]) <= 1.5
@@ -200,7 +200,7 @@ async def test_what_fails_in_a_gate_follows_the_setting_at_once():
 
 @pytest.mark.anyio
 async def test_a_gate_that_goes_into_the_shadow_and_back_keeps_its_places():
-    guard = Guard(Settings(max_sessions=2, shed="never"))
+    guard = Guard(Settings(max_sessions=2, shed_order="never"))
     async with Stay(guard) as stay:
         await stay.come(2)
         await settle()
@@ -820,7 +820,7 @@ class Model:
 @settings(max_examples=100, deadline=None)
 def test_a_guard_knows_at_every_moment_who_is_there_and_what_has_happened(backend, steps):
     async def main():
-        guard, model = Guard(Settings(shed="never")), Model()
+        guard, model = Guard(Settings(shed_order="never")), Model()
         async with anyio.create_task_group() as tasks:
             for step, argument in steps:
                 if step == "come":

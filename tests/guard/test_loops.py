@@ -216,7 +216,7 @@ def test_sessions_loop_closed_give_back_places(next_backend):
     """They would hold their places for ever: nobody runs them any more."""
     seen = []
     guard = Guard(
-        Settings(max_sessions=2, max_sessions_per_client=2, max_handshakes_in_progress=2, shed="never"),
+        Settings(max_sessions=2, max_sessions_per_client=2, max_handshakes_in_progress=2, shed_order="never"),
         gate=MaxSessionsPerKey(2, key=lambda session: session.scope["path"]),
         observers=[seen.append],
     )
@@ -1045,7 +1045,7 @@ async def test_lowered_limit_sheds_sessions_of_another_loop(other, strays):
         await anyio.to_thread.run_sync(elsewhere.come, 3)
         async with Stay(guard) as stay:
             await stay.come(2)
-            guard.update(max_sessions=1, shed="newest")
+            guard.update(max_sessions=1, shed_order="newest")
             await until(lambda: len(guard.sessions) == 1)
             assert sorted([*stay.codes(), *elsewhere.codes()], key=str) == [1013] * 4 + [None]
     assert guard.snapshot()["sheds"] == {"full": 4}
@@ -1119,13 +1119,13 @@ async def test_order_idle_keeps_no_session_alive():
 
 def test_guard_idle_keeps_no_session_alive(monkeypatch):
     monkeypatch.setattr("asgi_closecodes.guard.guard._LOOK", 0.0)
-    guard = Guard(Settings(max_sessions=100, shed="idle"))
+    guard = Guard(Settings(max_sessions=100, shed_order="idle"))
 
     async def main():
         async with Stay(guard) as stay:
             await stay.come(30)
             await until(lambda: len(guard._victims._seen) == 30)
-            guard.update(shed="newest")
+            guard.update(shed_order="newest")
             held = [weakref.ref(session) for session in guard.sessions]
         del stay
         await asyncio.sleep(0)

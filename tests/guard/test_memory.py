@@ -141,7 +141,7 @@ async def test_memory_gate_collects_garbage_once_a_round_was_poor(monkeypatch):
 async def test_memory_gate_that_may_not_shed_sheds_nobody(how):
     sensor = FakeMemory()
     gate = Pressure(sensor, 1.0, 0.9, 1.1)
-    settings = Settings(shed="never") if how == "never" else Settings()
+    settings = Settings(shed_order="never") if how == "never" else Settings()
     guard = Guard(settings, gate=Shadow(gate) if how == "shadow" else gate)
     sensor.guard = guard
     async with Stay(guard) as stay:

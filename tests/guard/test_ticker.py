@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed, SignalLeftAlone
+from asgi_closecodes.events import CallbackFailed, DrainFinished, DrainStarted, SessionShed, SigtermDrainUnavailable
 from asgi_closecodes.gates import AllOf, MaxSessions, Pressure
 from asgi_closecodes.guard.shedding import Pace
 from asgi_closecodes.naming import shown
@@ -45,7 +45,7 @@ async def test_a_limit_of_a_gate_of_one_s_own_is_followed_too():
 
 @pytest.mark.anyio
 async def test_nobody_is_shed_where_that_is_not_wanted():
-    guard = Guard(Settings(max_sessions=10, shed="never"))
+    guard = Guard(Settings(max_sessions=10, shed_order="never"))
     async with Stay(guard) as stay:
         await stay.come(3)
         guard.update(max_sessions=1)
@@ -72,7 +72,7 @@ async def test_pressure_sheds_at_the_set_pace_until_it_falls():
 
 @pytest.mark.anyio
 async def test_a_handshake_that_takes_too_long_is_closed_and_its_place_is_free():
-    guard = Guard(Settings(max_handshakes_in_progress=1, handshake_timeout=0.2, shed="never"))
+    guard = Guard(Settings(max_handshakes_in_progress=1, handshake_timeout=0.2, shed_order="never"))
 
     async def slow(_scope, receive, _send):
         await receive()
@@ -128,7 +128,7 @@ async def test_a_gate_that_fails_in_the_background_is_reported_once_and_asked_ag
 @pytest.mark.anyio
 async def test_an_order_that_fails_is_reported_once_and_the_newest_go():
     seen = []
-    guard = Guard(Settings(max_sessions=10, shed_rate=100, shed=lambda session: 1 / 0), observers=[seen.append])
+    guard = Guard(Settings(max_sessions=10, shed_rate=100, shed_order=lambda session: 1 / 0), observers=[seen.append])
     async with Stay(guard) as stay:
         await stay.come(3)
         guard.update(max_sessions=1)
@@ -411,7 +411,7 @@ async def test_a_signal_that_will_not_drain_is_told_once_where_no_lifespan_comes
     guard = Guard(Settings(drain_on_sigterm=wanted), observers=[seen.append])
     async with Stay(guard) as stay:
         await stay.come(2)
-    assert len(of(SignalLeftAlone, seen)) == wanted
+    assert len(of(SigtermDrainUnavailable, seen)) == wanted
 
 
 @pytest.mark.anyio

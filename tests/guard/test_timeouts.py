@@ -381,7 +381,7 @@ async def test_guard_answers_an_idle_handshake_by_policy(http):
         await receive()
         await anyio.sleep_forever()
 
-    guard = Guard(Settings(idle_timeout=0.2, shed_grace=0.1, handshake="http" if http else "close"))
+    guard = Guard(Settings(idle_timeout=0.2, shed_grace=0.1, reject_with="http" if http else "close"))
     peer = Guest(anyio.Event())
     with anyio.fail_after(10):
         await peer.visit(CloseCodeMiddleware(never, guard))

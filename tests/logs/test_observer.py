@@ -22,7 +22,7 @@ def written(record):
 
 def test_every_kind_of_event_is_tried():
     assert {type(event) for event in EVENTS} == set(events.KINDS)
-    # The summaries say it; nothing has ended at an admission; ClusterAway says what failed syncs have in common.
+    # The summaries say it; nothing has ended at an admission; ClusterUnreachable says what failed syncs have in common.
     unlogged = {events.LogsSuppressed, events.SessionAdmitted, events.ClusterSynced, events.ClusterSyncFailed}
     assert LINES.keys() == set(events.KINDS) - unlogged
 

@@ -237,7 +237,7 @@ def test_session_refused_counts_not_in_a_forked_child():
 
 @pytest.mark.anyio
 async def test_session_refused_by_http_is_not_waited_for():
-    guard = Guard(Settings(max_sessions=0, handshake="http"))
+    guard = Guard(Settings(max_sessions=0, reject_with="http"))
     with anyio.fail_after(5):
         await Server(Transport()).visit(CloseCodeMiddleware(stay, guard))
     assert counts(guard) == (0, 0, 0)

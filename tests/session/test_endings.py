@@ -333,7 +333,7 @@ async def test_failure_answered_by_http_names_no_close():
         raise LookupError
 
     seen = []
-    guard = Guard(Settings(handshake="http"), observers=[seen.append])
+    guard = Guard(Settings(reject_with="http"), observers=[seen.append])
     peer = await Peer().visit(CloseCodeMiddleware(app, guard))
     [failure] = of(events.SessionFailed, seen)
     assert peer.status == 500

@@ -65,7 +65,7 @@ async def visit(app, *, settings=None, exceptions=None, **scope):
     ],
 )
 async def test_no_route_is_404_and_no_error(app, handshake):
-    peer, seen = await visit(app, settings=Settings(handshake=handshake, reraise=True))
+    peer, seen = await visit(app, settings=Settings(reject_with=handshake, reraise=True))
     assert (peer.heard, peer.status) == (["http.response.start", "http.response.body"], 404)
     assert of(SessionFailed, seen) == []
     assert len(of(RouteNotFound, seen)) == len(of(SessionClosed, seen)) == 1
@@ -184,7 +184,7 @@ async def test_a_peer_that_left_uvicorn_s_old_way_has_left():
         seen = []
         await Legacy().visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
         [closed] = of(SessionClosed, seen)
-        assert (closed.close.code, closed.initiator) == (1006, "client")
+        assert (closed.close.code, closed.closed_by) == (1006, "client")
         assert len(of(SessionFailed, seen)) == (app is not accept_and_close)
 
 

@@ -212,7 +212,7 @@ async def play(script, kind, handshake, gate_full):
     app = Application(script, referee)
     gate = MaxSessions(0 if gate_full else 1)
     guard = Guard(
-        Settings(handshake=handshake, shed_grace=0.01), gate=gate, exceptions={KeyError: Close(4002, "mapped")}
+        Settings(reject_with=handshake, shed_grace=0.01), gate=gate, exceptions={KeyError: Close(4002, "mapped")}
     )
     middleware = CloseCodeMiddleware(app, guard)
     extensions = {"websocket.http.response": {}} if kind.denial else None
@@ -300,7 +300,7 @@ _ENDINGS = {
     "closed": (Settings(max_sessions=1), None, lambda: CloseWith(4000)),
     "cancelled": (Settings(max_sessions=1), None, asyncio.CancelledError),
     "full": (Settings(max_sessions=0), None, None),
-    "full, by HTTP": (Settings(max_sessions=0, handshake="http"), None, None),
+    "full, by HTTP": (Settings(max_sessions=0, reject_with="http"), None, None),
     "client": (Settings(max_sessions_per_client=0), None, None),
     "setup": (Settings(max_handshakes_in_progress=0), None, None),
     "rate": (Settings(handshakes_per_second=0), None, None),
@@ -559,7 +559,7 @@ def test_so_does_one_whose_last_word_was_cut_short_twice(monkeypatch):
                 await anyio.sleep_forever()
 
         peer = Peer(point=stuck)
-        app = CloseCodeMiddleware(Handler(), Guard(Settings(max_sessions=0, handshake="http")))
+        app = CloseCodeMiddleware(Handler(), Guard(Settings(max_sessions=0, reject_with="http")))
         with anyio.move_on_after(0.01) as scope:  # in the shielded second attempt the timeout expires too
             await peer.visit(app)
         assert scope.cancelled_caught

@@ -3,7 +3,7 @@
 import pytest
 
 from asgi_closecodes import Guard, Settings, SettingsError
-from asgi_closecodes.events import LimitsSet
+from asgi_closecodes.events import LimitsChanged
 from asgi_closecodes.gates import HandshakeRate, Pressure, Shadow
 from tests.support.asgi import of
 from tests.support.fakes import refused
@@ -53,13 +53,13 @@ def test_a_change_keeps_the_gates_that_count_and_what_they_know():
     guard.update(handshakes_per_second=None, max_loop_lag=2)
     assert "handshakes_per_second" not in names(guard)
     assert guard.snapshot()["gates"][0]["limit"] == 2
-    assert of(LimitsSet, seen)[-1].changed == {"handshakes_per_second": None, "max_loop_lag": 2}
+    assert of(LimitsChanged, seen)[-1].changed == {"handshakes_per_second": None, "max_loop_lag": 2}
 
 
 def test_a_change_is_made_as_a_whole_or_not_at_all():
     guard = Guard(Settings(max_sessions=5))
     with pytest.raises(SettingsError):
-        guard.update(max_sessions=7, handshake="no")
+        guard.update(max_sessions=7, reject_with="no")
     assert guard.settings.max_sessions == 5
     assert guard.snapshot()["gates"][-1]["limit"] == 5
 
@@ -75,7 +75,7 @@ def test_limits_in_the_shadow_only_look():
 
 @pytest.mark.anyio
 async def test_the_longest_hint_is_the_same_for_all():
-    guard = Guard(Settings(handshakes_per_second=0, retry_after_cap=7))
+    guard = Guard(Settings(handshakes_per_second=0, max_retry_after=7))
     [rate] = [gate for gate in guard.gate.gates if isinstance(gate, HandshakeRate)]
     assert (await refused(rate)).retry_after == 7
     assert max(guard.retry_after() for _ in range(200)) <= 7 * 1.1

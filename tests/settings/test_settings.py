@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
-from asgi_closecodes.events import SettingIgnored
+from asgi_closecodes.events import UnknownSetting
 from asgi_closecodes.naming import shown
 from asgi_closecodes.settings import LIMITS, unknown_settings
 from tests.support.asgi import of
@@ -87,7 +87,7 @@ GOOD = {
     "cluster_max_sessions": SESSIONS,
     "cluster_max_sessions_per_client": SESSIONS,
     "cluster_name": words("chat", "chat:eu-1.b_2"),
-    "cluster_ttl": [(2, 2.0), ("3", 3.0), (3600, 3600.0)],
+    "cluster_lease_duration": [(2, 2.0), ("3", 3.0), (3600, 3600.0)],
     "cluster_fallback": words("share", "open", "closed"),
     "shadow": [
         ("max_sessions", {"max_sessions"}),
@@ -99,7 +99,7 @@ GOOD = {
         ({"all", "max_cpu"}, set(LIMITS)),
         *[(nothing, set()) for nothing in (None, "none", "", [])],
     ],
-    "shed": [*words("never", "newest", "oldest", "idle"), (shortest, shortest)],
+    "shed_order": [*words("never", "newest", "oldest", "idle"), (shortest, shortest)],
     "shed_rate": [*NO_LIMIT, *SECONDS],
     "shed_grace": [(0, 0.0), ("0", 0.0), *SECONDS],
     "abandon_after": SECONDS,
@@ -108,9 +108,9 @@ GOOD = {
     "cancel_after_disconnect": SWITCH,
     "drain_window": [(0, 0.0), ("0", 0.0), *SECONDS],
     "drain_on_sigterm": SWITCH,
-    "handshake": words("close", "http", "auto"),
+    "reject_with": words("close", "http", "auto"),
     "max_refusals_per_second": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
-    "retry_after_cap": FROM_ONE,
+    "max_retry_after": FROM_ONE,
     "gate_failure": words("open", "closed"),
     "error_code": CODES,
     "try_again_code": CODES,
@@ -154,7 +154,7 @@ BAD = {
     "max_memory": [*NO_NUMBERS, *NEGATIVE, 0, "0", 0.0, "0%", "120%", "-5%", "%", "inf%", "nan%", "0MiB", "5 lots"],
     "max_cpu": [*NO_NUMBERS, *NEGATIVE, 0, "0", 1.1, "1.1", "120%", "0%", "-5%", "%", "inf%", "nan%", 2],
     "shadow": [1, "nonsense", "max_cpu,nonsense", ["nonsense"], "max_cpu;max_sessions", "handshake_burst"],
-    "shed": [*NO_WORD, "Newest", "shortest"],
+    "shed_order": [*NO_WORD, "Newest", "shortest"],
     "shed_rate": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "shed_grace": [*NO_NUMBERS, *NEGATIVE, None, "none"],
     "abandon_after": [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"],
@@ -163,7 +163,7 @@ BAD = {
     "cancel_after_disconnect": NO_SWITCH,
     "drain_window": [*NO_NUMBERS, *NEGATIVE, None, "none"],
     "drain_on_sigterm": NO_SWITCH,
-    "handshake": [*NO_WORD, "CLOSE", "reject"],
+    "reject_with": [*NO_WORD, "CLOSE", "reject"],
     "max_refusals_per_second": [*NO_NUMBERS, *NEGATIVE],
     "redis_url": [
         *(True, 1, "localhost", "http://localhost", "redis://", "redis://host:port", "unix://"),
@@ -172,9 +172,9 @@ BAD = {
     "cluster_max_sessions": NO_COUNT,
     "cluster_max_sessions_per_client": NO_COUNT,
     "cluster_name": ["", "a b", "{a}", "x" * 65, None],
-    "cluster_ttl": [*NO_NUMBERS, *NEGATIVE, 0, 1.9, 3601, None],
+    "cluster_lease_duration": [*NO_NUMBERS, *NEGATIVE, 0, 1.9, 3601, None],
     "cluster_fallback": ["half", None, "", True],
-    "retry_after_cap": [*NO_NUMBERS, *NEGATIVE, 0, 86401, 0.9, "0.9", None, "none"],
+    "max_retry_after": [*NO_NUMBERS, *NEGATIVE, 0, 86401, 0.9, "0.9", None, "none"],
     "gate_failure": [*NO_WORD, "close"],
     "error_code": NO_CODE,
     "try_again_code": NO_CODE,
@@ -371,7 +371,7 @@ def test_settings_do_not_change_in_place():
 @pytest.mark.parametrize(("name", "value", "read"), cases(GOOD))
 def test_a_change_keeps_all_the_rest(name, value, read):
     before = Settings(
-        max_sessions=3, max_memory="512MiB", max_cpu="50%", shed=shortest, shadow="max_cpu", error_code=4000
+        max_sessions=3, max_memory="512MiB", max_cpu="50%", shed_order=shortest, shadow="max_cpu", error_code=4000
     )
     after = before.changed(**{name: value})
     assert getattr(after, name) == read
@@ -398,7 +398,7 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch):
             max_sessions=-1,
             max_cpu=3,
             error_code=1006,
-            handshake="reject",
+            reject_with="reject",
             shadow="max_cpu,max_lag",
             debug="maybe",
             handshake_timeout=0,
@@ -414,7 +414,7 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch):
         ("max_cpu", "3", "less than or equal to 1", "CLOSECODES_MAX_CPU"),
         ("error_code", "1006", "use 1000-1003, 1007-1014 or 3000-4999", "CLOSECODES_ERROR_CODE"),
         ("try_again_code", "'1015'", "use 1000-1003, 1007-1014 or 3000-4999", "CLOSECODES_TRY_AGAIN_CODE"),
-        ("handshake", "'reject'", "'close', 'http' or 'auto'"),
+        ("reject_with", "'reject'", "'close', 'http' or 'auto'"),
         ("log_path", "'everything'", "'redacted', 'raw' or 'off'"),
         ("shadow", "'max_cpu,max_lag'", "max_lag: no limit; use max_loop_lag, max_memory"),
         ("debug", "'maybe'", "valid boolean"),
@@ -427,7 +427,9 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch):
     assert "no such setting; did you mean max_sessions?" in said["max_sesions"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_memory", "lots"), ("shed", "shortest"), ("max_sessions", "many")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_memory", "lots"), ("shed_order", "shortest"), ("max_sessions", "many")]
+)
 def test_one_wrong_setting_is_one_problem(name, value):
     with pytest.raises(SettingsError) as raised:
         Settings(**{name: value})
@@ -507,7 +509,7 @@ def test_an_unknown_name_is_a_warning_with_the_nearest_match(monkeypatch, caplog
     with caplog.at_level(logging.INFO, "asgi_closecodes"):
         guard = Guard(observers=[seen.append])
     assert guard.settings == Settings.model_construct()
-    assert of(SettingIgnored, seen) == [SettingIgnored(name, nearest)]
+    assert of(UnknownSetting, seen) == [UnknownSetting(name, nearest)]
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.name == "asgi_closecodes.config"
     assert name in record.getMessage()

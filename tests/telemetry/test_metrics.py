@@ -94,7 +94,7 @@ async def test_a_session_from_its_start_to_its_end(numbers):
         assert numbers("gate_limit", gate="max_sessions") == 5
         assert not numbers.by("sessions_closed_total", "code")
     assert not numbers.by("sessions_active", "route")
-    assert numbers.by("sessions_closed_total", "code", "initiator") == {("1001", "client"): 2}
+    assert numbers.by("sessions_closed_total", "code", "closed_by") == {("1001", "client"): 2}
     assert numbers.by("session_duration_seconds_count", "outcome") == {"completed": 2}
     assert numbers("gate_usage", gate="max_sessions") == 0
     assert not numbers.by("errors_total", "route")
@@ -128,7 +128,7 @@ async def test_failures(numbers):
         (UNKNOWN, "ExceptionGroup", "open"): 1,
     }
     assert numbers.by("session_duration_seconds_count", "outcome") == {"failed": 6}
-    assert numbers.by("sessions_closed_total", "code", "initiator") == {("1011", "middleware"): 6}
+    assert numbers.by("sessions_closed_total", "code", "closed_by") == {("1011", "middleware"): 6}
     assert numbers.by("log_suppressed_total", "event") == {"closecodes.session.exception": 4}
 
 
@@ -150,7 +150,7 @@ async def test_refusals(numbers):
         assert numbers("draining") == 1
         assert numbers.by("overloads_total", "gate", "cause") == {("max_sessions", "full"): 2}, "no shadow, no drain"
     assert numbers.by("session_duration_seconds_count", "outcome") == {"shed": 2}
-    assert numbers.by("sessions_closed_total", "code", "initiator") == {("1012", "middleware"): 2}
+    assert numbers.by("sessions_closed_total", "code", "closed_by") == {("1012", "middleware"): 2}
 
 
 def test_closes_that_the_server_did_not_take(numbers):
@@ -190,8 +190,8 @@ def test_every_label_set_that_is_bounded_is_there_from_the_start(numbers):
         for labels in metric.known if metric.kind != "histogram" else ():
             assert there[metric.name, tuple(sorted(labels))] == 0
     for code in ("1000", "1011", "1013", "4xxx", "none"):
-        for initiator in ("client", "handler", "middleware"):
-            assert numbers("sessions_closed_total", code=code, initiator=initiator) == 0
+        for closed_by in ("client", "handler", "middleware"):
+            assert numbers("sessions_closed_total", code=code, closed_by=closed_by) == 0
     for mode in ("close", "http", "shadow"):
         assert numbers("refusals_total", gate="max_sessions", cause="full", mode=mode) == 0
     assert numbers("refusals_total", gate="max_loop_lag", cause="lag", mode="close") is None

@@ -292,6 +292,6 @@ def _code_of(record: Record) -> Code:
     if record.code is not None:
         return record.code
     is_known = (
-        record.event == events.SessionClosed.event_name and record.text("closecodes.session.initiator") != "client"
+        record.event == events.SessionClosed.event_name and record.text("closecodes.session.closed_by") != "client"
     )
     return "http" if is_known else "unknown"

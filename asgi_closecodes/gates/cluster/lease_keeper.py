@@ -45,7 +45,7 @@ class Health:
         self._failures += 1
         if problem not in self._told:
             self._told.add(problem)
-            self.report(events.ClusterAway(self.name, problem, lease, fallback))
+            self.report(events.ClusterUnreachable(self.name, problem, lease, fallback))
         if is_adrift and not self._is_adrift:
             self._is_adrift = True
             self.report(events.ClusterFallback(self.name, fallback))
@@ -53,7 +53,7 @@ class Health:
     async def succeeded(self, store: Store) -> None:
         """Tell that the store is back; look once at how it is configured."""
         if self._failures:
-            self.report(events.ClusterBack(self.name, self._failures, time.monotonic() - self._since))
+            self.report(events.ClusterRecovered(self.name, self._failures, time.monotonic() - self._since))
             self._told.clear()
             self._failures = 0
             self._is_adrift = False
@@ -146,7 +146,7 @@ class Worker:
             )
         )
         if reply.learning and not (before is not None and before.learning):
-            self._report(events.ClusterLearning(self._name, reply.learning / 1000))
+            self._report(events.ClusterRelearning(self._name, reply.learning / 1000))
         # Right after a change the others, and what is recorded, may still have the limit before it.
         settled = before is None or lease.limit_age > lease.ttl
         if reply.limit >= lease.limit:

@@ -29,7 +29,7 @@ def test_the_cluster_is_asked_last():
         cluster_max_sessions_per_client=5,
         when_client_full="replace_oldest",
         handshakes_per_second=5,
-        cluster_ttl=10,
+        cluster_lease_duration=10,
         cluster_fallback="closed",
     )
     names = [gate.name for gate in Guard(settings).gate.gates]
@@ -54,7 +54,9 @@ def test_a_limit_without_a_place_to_meet_is_refused(name):
 def test_a_limit_may_change_while_it_runs_and_the_place_to_meet_may_not():
     guard = Guard(Settings(redis_url="redis://localhost", cluster_max_sessions=100))
     [_, gate] = cluster_gates(guard)
-    guard.update(cluster_max_sessions=50, cluster_fallback="open", cluster_ttl=5, when_client_full="replace_oldest")
+    guard.update(
+        cluster_max_sessions=50, cluster_fallback="open", cluster_lease_duration=5, when_client_full="replace_oldest"
+    )
     assert cluster_gates(guard)[0].when_full == "replace_oldest"
     assert cluster_gates(guard)[1] is gate
     assert (gate.limit, gate.fallback, gate.ttl) == (50, "open", 5)
@@ -117,7 +119,7 @@ async def application(scope, receive, send):
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_it_syncs_from_the_start_and_leaves_at_the_end(server):
-    guard = Guard(Settings(redis_url=server.url, cluster_max_sessions=10, cluster_ttl=600))
+    guard = Guard(Settings(redis_url=server.url, cluster_max_sessions=10, cluster_lease_duration=600))
     app = CloseCodeMiddleware(application, guard)
     lifespan = Lifespan(app)
     async with anyio.create_task_group() as tasks:
@@ -135,7 +137,9 @@ async def test_it_syncs_from_the_start_and_leaves_at_the_end(server):
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_who_has_left_does_not_come_back_while_the_ticker_goes_on(server):
     limits = {"cluster_max_sessions": 10, "cluster_max_sessions_per_client": 2}
-    guard = Guard(Settings(redis_url=server.url, when_client_full="replace_oldest", cluster_ttl=600, **limits))
+    guard = Guard(
+        Settings(redis_url=server.url, when_client_full="replace_oldest", cluster_lease_duration=600, **limits)
+    )
     for _ in range(2):  # it may be started again
         async with guard.lifespan():
             with anyio.fail_after(10):
@@ -152,7 +156,7 @@ async def test_who_is_far_from_the_server_leaves_too(server):
     limits = {"cluster_max_sessions": 10, "cluster_max_sessions_per_client": 2}
     async with Proxy(server.socket) as proxy:
         proxy.delay = 0.2  # to leave is a new connection: three round trips
-        guard = Guard(Settings(redis_url=proxy.url, cluster_ttl=600, **limits))
+        guard = Guard(Settings(redis_url=proxy.url, cluster_lease_duration=600, **limits))
         async with guard.lifespan():
             with anyio.fail_after(15):
                 while len(server.command("KEYS", "*")) < 5:
@@ -199,7 +203,7 @@ async def test_what_a_lowered_limit_leaves_over_is_shed(server):
                 await gone.wait()
             return await super().receive()
 
-    guard = Guard(Settings(redis_url=server.url, cluster_max_sessions=10, shed_rate=100, cluster_ttl=3))
+    guard = Guard(Settings(redis_url=server.url, cluster_max_sessions=10, shed_rate=100, cluster_lease_duration=3))
     app = CloseCodeMiddleware(application, guard)
     peers = [Guest() for _ in range(6)]
     async with anyio.create_task_group() as tasks:
@@ -229,7 +233,7 @@ async def test_what_happens_is_logged_in_one_line_each(caplog):
         for gate in cluster_gates(guard):
             await gate.stop()
     record = next(record for record in caplog.records if "does not accept the user" in record.getMessage())
-    assert vars(record)["event.name"] == "closecodes.cluster.away"
+    assert vars(record)["event.name"] == "closecodes.cluster.unreachable"
     assert record.levelname == "WARNING"
     assert "s3cret" not in caplog.text
     assert vars(record)["closecodes.cluster.fallback"] == "share"

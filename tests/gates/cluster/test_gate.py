@@ -116,8 +116,10 @@ async def test_a_server_that_stands_still(processes, server, seconds):
     await processes.fill(20)
     assert await processes.come(10) == 0
     if seconds > TTL:
-        assert [event.problem for event in processes.of(events.ClusterAway)] == ["it does not answer in time"] * 2
-        await processes.until(lambda: len(processes.of(events.ClusterBack)) == 2)
+        assert [event.problem for event in processes.of(events.ClusterUnreachable)] == [
+            "it does not answer in time"
+        ] * 2
+        await processes.until(lambda: len(processes.of(events.ClusterRecovered)) == 2)
         assert len(processes.of(events.ClusterFallback)) == 2
     with anyio.fail_after(5):  # those that were given up meanwhile
         while len(is_left_behind(server)) > before + 2:
@@ -128,8 +130,8 @@ async def test_a_server_that_pauses_its_clients(processes, server):
     gate = processes.add(20, server.url)
     await processes.fill(10)
     server.command("CLIENT", "PAUSE", 3000)
-    await processes.until(lambda: processes.of(events.ClusterAway))
-    await processes.until(lambda: processes.of(events.ClusterBack))
+    await processes.until(lambda: processes.of(events.ClusterUnreachable))
+    await processes.until(lambda: processes.of(events.ClusterRecovered))
     await processes.fill(20)
     assert gate.usage == 20
 
@@ -159,7 +161,7 @@ async def test_a_server_that_lost_its_data_at_full_use(processes, loss, each_ser
         assert await processes.come(6) == 0
         await anyio.sleep(0.05)
     assert processes.open == 30
-    assert processes.of(events.ClusterLearning)
+    assert processes.of(events.ClusterRelearning)
     await processes.end(processes.gates[0], 5)
     await processes.fill(30, processes.gates[1])
 
@@ -186,7 +188,7 @@ async def test_a_server_that_is_gone_for_longer_than_the_lease(processes, fallba
         assert processes.open in together
         admitted = processes.open
         server.start()
-        await processes.until(lambda: len(processes.of(events.ClusterBack)) == 2)
+        await processes.until(lambda: len(processes.of(events.ClusterRecovered)) == 2)
         assert processes.open == admitted  # nobody is closed because Redis was away
         assert gate.excess() == other.excess() == 0
 
@@ -194,7 +196,7 @@ async def test_a_server_that_is_gone_for_longer_than_the_lease(processes, fallba
 async def test_a_server_that_is_not_there_at_the_start(processes, tmp_path):
     gate = processes.add(10, f"unix://{tmp_path}/none.sock")
     assert await processes.come(20) == 0  # it may be there in a moment
-    assert processes.of(events.ClusterAway)[0].problem == "it cannot be reached"
+    assert processes.of(events.ClusterUnreachable)[0].problem == "it cannot be reached"
     await processes.until(lambda: processes.of(events.ClusterFallback))
     assert await processes.come(20, gate) == 8
 
@@ -238,9 +240,9 @@ async def test_an_answer_that_is_an_error_is_explained(processes, server, answer
         proxy.answer = answer
         gate = processes.add(10, proxy.url)
         await processes.come(1)
-        assert meaning in processes.of(events.ClusterAway)[0].problem
+        assert meaning in processes.of(events.ClusterUnreachable)[0].problem
         proxy.answer = None
-        await processes.until(lambda: processes.of(events.ClusterBack))
+        await processes.until(lambda: processes.of(events.ClusterRecovered))
         await gate.stop()
 
 
@@ -263,7 +265,7 @@ async def test_one_problem_is_told_once(processes, tmp_path):
     processes.add(10, f"unix://{tmp_path}/none.sock")
     await processes.come(1)
     await processes.until(lambda: len(processes.of(events.ClusterSyncFailed)) >= 3)
-    assert len(processes.of(events.ClusterAway)) == 1
+    assert len(processes.of(events.ClusterUnreachable)) == 1
 
 
 async def test_an_eviction_policy_is_told_once(processes):

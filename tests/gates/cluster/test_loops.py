@@ -99,7 +99,7 @@ def test_gate_in_several_loops_counts_exactly(kind, server, switching, caplog):
     in_loops(main, main, main)
     assert gate.usage == 0
     assert max(most) <= 6
-    assert not of(events.ClusterAway, told), of(events.ClusterAway, told)[0]
+    assert not of(events.ClusterUnreachable, told), of(events.ClusterUnreachable, told)[0]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not server.command("CLIENT", "LIST").decode().count("cmd=evalsha")
 

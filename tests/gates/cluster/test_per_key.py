@@ -126,7 +126,7 @@ async def test_without_the_server_each_process_decides_by_itself(processes, fall
         server.start()
 
         async def is_back():
-            return len(of(events.ClusterBack, processes.told)) == 2
+            return len(of(events.ClusterRecovered, processes.told)) == 2
 
         await processes.until(is_back)
         if admitted:  # they are counted now, wherever they were admitted

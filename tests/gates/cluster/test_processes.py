@@ -74,7 +74,7 @@ def serve_workers(server, tmp_path, setup="uvicorn-sansio", count=4, **settings)
     environment = {
         "CLOSECODES_REDIS_URL": server.url,
         "CLOSECODES_CLUSTER_MAX_SESSIONS": str(LIMIT),
-        "CLOSECODES_CLUSTER_TTL": str(TTL),
+        "CLOSECODES_CLUSTER_LEASE_DURATION": str(TTL),
         **settings,
     }
     options = ["--workers", str(count)]
@@ -126,7 +126,7 @@ def test_a_worker_that_is_told_to_end_leaves_before_it_does(server, tmp_path, se
     def workers():
         return server.command("ZCARD", "closecodes:{default}:expiry")
 
-    with serve_workers(server, tmp_path, setup, count=2, CLOSECODES_CLUSTER_TTL="600") as running:
+    with serve_workers(server, tmp_path, setup, count=2, CLOSECODES_CLUSTER_LEASE_DURATION="600") as running:
         deadline = time.monotonic() + 30
         while workers() < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -182,7 +182,7 @@ async def logins(server, tmp_path, ttl):
         "CLOSECODES_REDIS_URL": server.url,
         "CLOSECODES_CLUSTER_MAX_SESSIONS_PER_CLIENT": "2",
         "CLOSECODES_WHEN_CLIENT_FULL": "replace_oldest",
-        "CLOSECODES_CLUSTER_TTL": str(ttl),
+        "CLOSECODES_CLUSTER_LEASE_DURATION": str(ttl),
     }
     with serve("uvicorn-sansio", "tests.gates.cluster.app:app", tmp_path, "--workers", "2", env=environment) as running:
         async with asyncio.timeout(30):

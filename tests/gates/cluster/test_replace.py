@@ -258,7 +258,7 @@ async def test_a_lost_call_sheds_nobody_twice(processes, server, loss):
         setattr(proxy, f"drop_{loss}", True)
         third = await processes.enter(gate)  # it decides by itself, and has one place left
         setattr(proxy, f"drop_{loss}", False)
-        await processes.until(lambda: processes.of(events.ClusterBack))
+        await processes.until(lambda: processes.of(events.ClusterRecovered))
         if loss == "replies":  # the oldest was its own
             await processes.until_replaced(first)
             assert counted(server) == 2

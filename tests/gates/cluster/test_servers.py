@@ -106,7 +106,7 @@ async def test_what_it_lets_a_user_do_whose_sessions_are_replaced_is_enough(proc
         for gate in gates:
             await gate.stop()
         assert not processes.of(events.ClusterSyncFailed)
-        assert not processes.of(events.ClusterAway)
+        assert not processes.of(events.ClusterUnreachable)
         with server.client() as client:
             refused = {entry["object"] for entry in client.acl_log()}
         assert refused <= {"client", "client|setinfo"}
@@ -117,8 +117,8 @@ async def test_and_it_needs_all_of_that(processes, server, needed):
     url = user_with(server, " ".join(word for word in ACL.split() if word != needed))
     server.command("SCRIPT", "FLUSH")
     processes.add(10, url)
-    await processes.until(lambda: processes.of(events.ClusterAway))
-    assert "may not run" in processes.of(events.ClusterAway)[0].problem
+    await processes.until(lambda: processes.of(events.ClusterUnreachable))
+    assert "may not run" in processes.of(events.ClusterUnreachable)[0].problem
     assert "s3cret" not in repr(processes.told)
     server.command("ACL", "DELUSER", "ann")
 
@@ -127,8 +127,8 @@ async def test_the_command_that_a_user_may_not_run_is_named(processes, binary):
     with running(binary) as server:
         url = user_with(server, f"{ACL} resetchannels &closecodes:*")
         processes.add(10, f"{url}?db=1")
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert "may not run SELECT" in processes.of(events.ClusterAway)[0].problem
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert "may not run SELECT" in processes.of(events.ClusterUnreachable)[0].problem
         gate = ClusterSessionsPerKey(1, url, key=lambda session: "ann", when_full="replace_oldest")
         gate.attach(processes.told.append)
         gate.start()
@@ -141,8 +141,8 @@ async def test_a_password_is_explained_and_never_told(processes, binary):
     with running(binary, requirepass="right") as server:
         for url in (server.url, f"unix://:s3cret@{server.socket}"):
             processes.add(10, url)
-        await processes.until(lambda: len(processes.of(events.ClusterAway)) == 2)
-        problems = {event.problem for event in processes.of(events.ClusterAway)}
+        await processes.until(lambda: len(processes.of(events.ClusterUnreachable)) == 2)
+        problems = {event.problem for event in processes.of(events.ClusterUnreachable)}
         assert any("it wants a password" in problem for problem in problems)
         assert any("does not accept the user or the password" in problem for problem in problems)
         assert "s3cret" not in repr(processes.told)
@@ -154,15 +154,15 @@ async def test_a_refused_write_is_explained(processes, binary):
     with running(binary) as server:
         processes.add(10, server.url)
         server.command("CONFIG", "SET", "maxmemory", "1")
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert "its memory is full" in processes.of(events.ClusterAway)[0].problem
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert "its memory is full" in processes.of(events.ClusterUnreachable)[0].problem
         server.command("CONFIG", "SET", "maxmemory", "0")
-        await processes.until(lambda: processes.of(events.ClusterBack))
+        await processes.until(lambda: processes.of(events.ClusterRecovered))
         server.command("REPLICAOF", "127.0.0.1", "1")
-        await processes.until(lambda: len(processes.of(events.ClusterAway)) == 2)
-        assert "it is a replica" in processes.of(events.ClusterAway)[1].problem
+        await processes.until(lambda: len(processes.of(events.ClusterUnreachable)) == 2)
+        assert "it is a replica" in processes.of(events.ClusterUnreachable)[1].problem
         server.command("REPLICAOF", "NO", "ONE")
-        await processes.until(lambda: len(processes.of(events.ClusterBack)) == 2)
+        await processes.until(lambda: len(processes.of(events.ClusterRecovered)) == 2)
         await processes.fill(10)
 
 
@@ -175,9 +175,9 @@ async def test_a_server_that_loads_its_data_is_waited_for(processes, name):
         server.stop()
         server.start(key_load_delay=1000, loading_process_events_interval_bytes=1024)  # a millisecond a key
         processes.add(10, server.url)
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert processes.of(events.ClusterAway)[0].problem == "it is loading its data"
-        await processes.until(lambda: processes.of(events.ClusterBack))
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert processes.of(events.ClusterUnreachable)[0].problem == "it is loading its data"
+        await processes.until(lambda: processes.of(events.ClusterRecovered))
         await processes.fill(10)
 
 
@@ -192,7 +192,7 @@ async def test_leases_that_a_server_evicts_are_learned_anew(processes, binary):
         server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
         with server.client() as client, anyio.fail_after(30):
             number = 0
-            while not processes.of(events.ClusterLearning):
+            while not processes.of(events.ClusterRelearning):
                 while client.exists(*keys_of("default")) == 3:
                     client.set(f"filler:{number % 1000}", "x" * 20_000)
                     number += 1

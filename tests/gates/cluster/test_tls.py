@@ -52,9 +52,9 @@ def running_with_tls(ours, name="redis-server", host="localhost", clients="no", 
 async def is_told(processes, url):
     """The problem that keeps a process from its lease."""
     processes.add(10, url)
-    await processes.until(lambda: processes.of(events.ClusterAway))
+    await processes.until(lambda: processes.of(events.ClusterUnreachable))
     assert "s3cret" not in repr(processes.told)
-    return processes.of(events.ClusterAway)[0].problem
+    return processes.of(events.ClusterUnreachable)[0].problem
 
 
 async def status(*arguments):
@@ -71,7 +71,7 @@ async def test_with_the_right_authority_it_works(processes, ours, name):
         processes.add(20, url)
         await processes.fill(20)
         assert await processes.come(5) == 0
-        assert not processes.of(events.ClusterAway)
+        assert not processes.of(events.ClusterUnreachable)
         assert json.loads(await status("--redis-url", url, "--json"))["limit"] == 20
 
 
@@ -118,8 +118,8 @@ async def test_a_server_that_goes_away_is_not_said_to_want_tls(processes):
         processes.add(10, f"redis://localhost:{server.port}")
         await processes.fill(1)
         server.stop()
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert {event.problem for event in processes.of(events.ClusterAway)} == {"it cannot be reached"}
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert {event.problem for event in processes.of(events.ClusterUnreachable)} == {"it cannot be reached"}
 
 
 @pytest.mark.parametrize("name", system_servers())

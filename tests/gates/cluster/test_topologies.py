@@ -62,7 +62,7 @@ async def test_a_replica_with_an_older_state_that_takes_over_lets_nobody_in_too_
         processes.told.clear()
         primary.stop()
         start = time.monotonic()
-        while len(processes.of(events.ClusterBack)) < 3:
+        while len(processes.of(events.ClusterRecovered)) < 3:
             processes.look()
             assert await processes.come(3) == 0
             assert time.monotonic() - start < 30
@@ -73,7 +73,7 @@ async def test_a_replica_with_an_older_state_that_takes_over_lets_nobody_in_too_
             assert await processes.come(3) == 0
             await anyio.sleep(0.05)
         assert processes.open == 30
-        assert processes.of(events.ClusterLearning)
+        assert processes.of(events.ClusterRelearning)
         await processes.end(processes.gates[0], 5)
         await processes.fill(30, processes.gates[1])
 
@@ -104,16 +104,16 @@ async def test_sentinels_with_tls_and_passwords_of_their_own(processes, name, tm
 
             processes.told.clear()
             processes.add(10, url)
-            await processes.until(lambda: processes.of(events.ClusterAway))
-            assert "sentinel_password" in processes.of(events.ClusterAway)[0].problem
+            await processes.until(lambda: processes.of(events.ClusterUnreachable))
+            assert "sentinel_password" in processes.of(events.ClusterUnreachable)[0].problem
             assert not any(secret in repr(processes.told) for secret in (password, "s3cret"))
 
 
 async def test_sentinels_that_know_no_such_service(processes, binary, tmp_path):
     with running(binary, port=free_port()) as primary, sentinels(binary, tmp_path, primary.port, count=1) as [port]:
         processes.add(10, f"redis+sentinel://127.0.0.1:{port}/other")
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert "know no primary of that service" in processes.of(events.ClusterAway)[-1].problem
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert "know no primary of that service" in processes.of(events.ClusterUnreachable)[-1].problem
 
 
 async def test_a_slot_that_moves_while_a_cluster_is_full(processes, binary):
@@ -137,8 +137,8 @@ async def test_a_slot_that_moves_while_a_cluster_is_full(processes, binary):
         owner.command("CLUSTER", "SETSLOT", SLOT, "MIGRATING", there)
         first, *rest = keys_of("default")
         owner.command("MIGRATE", "127.0.0.1", other.port, "", 0, 5000, "KEYS", first)
-        await nobody_comes_until(lambda: processes.of(events.ClusterAway))  # its keys are in two places
-        assert "is moving the limit" in processes.of(events.ClusterAway)[0].problem
+        await nobody_comes_until(lambda: processes.of(events.ClusterUnreachable))  # its keys are in two places
+        assert "is moving the limit" in processes.of(events.ClusterUnreachable)[0].problem
         owner.command("MIGRATE", "127.0.0.1", other.port, "", 0, 5000, "KEYS", *rest)
         await nobody_comes_until(lambda: all(gate.lease.time_left > 9 for gate in processes.gates))  # by ASK
         for server in (other, owner, third):
@@ -146,7 +146,7 @@ async def test_a_slot_that_moves_while_a_cluster_is_full(processes, binary):
         await anyio.sleep(1)
         await nobody_comes_until(lambda: all(gate.lease.time_left > 9 for gate in processes.gates))
         assert other.command("ZCARD", keys_of("default")[2]) == 3
-        assert not processes.of(events.ClusterLearning)  # nothing was lost
+        assert not processes.of(events.ClusterRelearning)  # nothing was lost
         assert processes.open == 30
         await processes.end(processes.gates[0], 5)
         await processes.fill(30, processes.gates[1])
@@ -162,7 +162,7 @@ async def test_only_the_node_that_has_the_limit_matters(processes, binary):
         while time.monotonic() - start < 2 * TTL:
             processes.look()
             await anyio.sleep(0.05)
-        assert not processes.of(events.ClusterAway)
+        assert not processes.of(events.ClusterUnreachable)
         await processes.fill(10)
         owner.stop()
         await processes.until(lambda: processes.of(events.ClusterFallback))
@@ -172,8 +172,8 @@ async def test_only_the_node_that_has_the_limit_matters(processes, binary):
 async def test_a_node_that_is_asked_as_if_it_were_alone(processes, binary):
     with nodes(binary) as (_, [other, _]):
         processes.add(10, f"redis://127.0.0.1:{other.port}")
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert "use redis+cluster://" in processes.of(events.ClusterAway)[0].problem
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert "use redis+cluster://" in processes.of(events.ClusterUnreachable)[0].problem
 
 
 async def test_what_the_readme_lets_a_user_of_a_cluster_do_is_enough(processes, binary):
@@ -183,24 +183,24 @@ async def test_what_the_readme_lets_a_user_of_a_cluster_do_is_enough(processes, 
             user_with(server, f"{ACL} +command")
         url = f"redis+cluster://ann:s3cret@127.0.0.1:{everyone[2].port}"
         gate = processes.add(10, url)
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert "may not run" in processes.of(events.ClusterAway)[0].problem
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert "may not run" in processes.of(events.ClusterUnreachable)[0].problem
         for server in everyone:
             user_with(server, f"{ACL} {ACL_OF_A_CLUSTER}")
-        await processes.until(lambda: processes.of(events.ClusterBack))
+        await processes.until(lambda: processes.of(events.ClusterRecovered))
         await processes.fill(10, gate)
 
 
 async def test_a_server_that_is_asked_as_if_it_were_a_cluster(processes, binary):
     with running(binary, port=free_port()) as alone:
         processes.add(10, f"redis+cluster://127.0.0.1:{alone.port}")
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert "it is no Redis Cluster" in processes.of(events.ClusterAway)[0].problem
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert "it is no Redis Cluster" in processes.of(events.ClusterUnreachable)[0].problem
 
 
 async def test_a_cluster_without_our_slot(processes, binary):
     with running(binary, port=free_port(), cluster_enabled="yes", cluster_require_full_coverage="no") as node:
         node.command("CLUSTER", "ADDSLOTS", *(number for number in range(16384) if number != SLOT))
         processes.add(10, f"redis+cluster://127.0.0.1:{node.port}")
-        await processes.until(lambda: processes.of(events.ClusterAway))
-        assert "its cluster is down" in processes.of(events.ClusterAway)[0].problem
+        await processes.until(lambda: processes.of(events.ClusterUnreachable))
+        assert "its cluster is down" in processes.of(events.ClusterUnreachable)[0].problem

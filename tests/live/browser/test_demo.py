@@ -101,7 +101,7 @@ def test_without_clients_it_tells_what_to_try(visitor):
 
 def test_more_sessions_than_it_takes_are_told_when_to_come_back_and_do(new_page, tmp_path):
     with (
-        running_demo(tmp_path, CLOSECODES_RETRY_AFTER_CAP="5") as demo,
+        running_demo(tmp_path, CLOSECODES_MAX_RETRY_AFTER="5") as demo,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
     ):
         visitor.open(100)
@@ -174,7 +174,7 @@ def test_a_refusal_shows_with_and_without_a_subprotocol(new_page, tmp_path, offe
 
 def test_a_lower_limit_sheds_and_a_higher_one_lets_in(new_page, tmp_path):
     with (
-        running_demo(tmp_path, CLOSECODES_RETRY_AFTER_CAP="1") as demo,
+        running_demo(tmp_path, CLOSECODES_MAX_RETRY_AFTER="1") as demo,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
     ):
         visitor.open(10)

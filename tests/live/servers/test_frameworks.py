@@ -41,7 +41,7 @@ def test_one_line_and_one_variable_limit_the_sessions(starlette, daphne):
 
 def test_a_misspelt_variable_is_a_warning_with_the_right_name(starlette):
     assert alone(starlette, "/violate/a")
-    [record] = starlette.wait_for_records(1, event__name="closecodes.config.ignored")
+    [record] = starlette.wait_for_records(1, event__name="closecodes.config.unknown")
     assert record["message"].endswith("did you mean CLOSECODES_MAX_SESSIONS_PER_CLIENT?")
 
 
@@ -90,11 +90,11 @@ def test_on_one_mount_only_no_lifespan_arrives_and_all_works(setup, daphne, tmp_
         assert connect(running, "/unguarded").reason == ""
 
 
-BAD = {"CLOSECODES_MAX_SESSIONS": "-3", "CLOSECODES_HANDSHAKE": "maybe"}
+BAD = {"CLOSECODES_MAX_SESSIONS": "-3", "CLOSECODES_REJECT_WITH": "maybe"}
 
 
 def test_settings_that_cannot_be_used_are_all_named_before_the_application_serves(setup, daphne, tmp_path):
-    names = ("CLOSECODES_MAX_SESSIONS", "'-3'", "CLOSECODES_HANDSHAKE", "'maybe'", "'close', 'http' or 'auto'")
+    names = ("CLOSECODES_MAX_SESSIONS", "'-3'", "CLOSECODES_REJECT_WITH", "'maybe'", "'close', 'http' or 'auto'")
     if daphne:  # knows no lifespan, and so it starts; nothing is served
         with serve(setup, "tests.live.servers.frameworks:starlette", tmp_path, env=BAD) as running:
             assert connect(running, "/echo/a").code == 1011

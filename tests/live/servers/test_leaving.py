@@ -39,7 +39,7 @@ def test_a_close_of_the_client_is_told_as_known(detailed, setup, way):
             peer.send(8, b"" if WAYS[way] is None else WAYS[way].to_bytes(2))
         [record] = detailed.wait_for_records(1, event__name="closecodes.session.closed", url__path=f"/{way}")
     assert record.get("websocket.close.code") == SAID[setup].get(way, WAYS[way])
-    assert record["closecodes.session.initiator"] == "client"
+    assert record["closecodes.session.closed_by"] == "client"
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,6 @@ def test_a_client_that_leaves_before_the_accept_has_left(legacy, handler):
         peer.vanish()
         legacy.process.send_signal(signal.SIGUSR1)
         [record] = legacy.wait_for_records(1, event__name="closecodes.session.closed", url__path=f"/late/{handler}")
-    assert (record["websocket.close.code"], record["closecodes.session.initiator"]) == (1006, "client")
+    assert (record["websocket.close.code"], record["closecodes.session.closed_by"]) == (1006, "client")
     assert legacy.records(level="error") == legacy.records(level="warning") == []
     assert "Traceback" not in legacy.log()

@@ -51,8 +51,8 @@ async def raise_several_mapped(scope, receive, send):
 GUARDS = {
     "": Guard(exceptions={Mapped: Close(4002, "mapped")}),
     "one": Guard(Settings(max_sessions=1)),
-    "http": Guard(Settings(max_sessions=0, handshake="http")),
-    "auto": Guard(Settings(max_sessions=0, handshake="auto")),
+    "http": Guard(Settings(max_sessions=0, reject_with="http")),
+    "auto": Guard(Settings(max_sessions=0, reject_with="auto")),
     "few": Guard(Settings(max_sessions=0, max_refusals_per_second=1)),
     "keyed": Guard(gate=MaxSessionsPerKey(1, key=lambda session: session.scope["query_string"])),
     "reraise": Guard(Settings(reraise=True)),
