@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from asgi_closecodes import events
+from asgi_closecodes.cli.output import iso
 
 from .record import Frame, Record, cut
 
@@ -88,7 +89,7 @@ class Timeline:
 
 
 @dataclass(slots=True)
-class Tally:
+class Aggregate:
     """How many of one kind there were, and when."""
 
     over_time: dict[int, int]
@@ -113,20 +114,30 @@ class Tally:
             self.last = max(time, self.last)
             timeline.add(self.over_time, time, written + suppressed)
 
+    def as_json(self) -> dict[str, object]:
+        """Return the counts and times for JSON output."""
+        return {
+            "count": self.count,
+            "written": self.written,
+            "suppressed": self.suppressed,
+            "first": iso(self.first),
+            "last": iso(self.last),
+        }
 
-def total(tallies: Iterable[Tally]) -> Tally:
-    """Return the sum of ``tallies``, but not when they were."""
-    summed = Tally({})
-    for tally in tallies:
-        summed.written += tally.written
-        summed.suppressed += tally.suppressed
-        summed.first = min(tally.first, summed.first)
-        summed.last = max(tally.last, summed.last)
+
+def total(aggregates: Iterable[Aggregate]) -> Aggregate:
+    """Return the sum of ``aggregates``, but not when they were."""
+    summed = Aggregate({})
+    for aggregate in aggregates:
+        summed.written += aggregate.written
+        summed.suppressed += aggregate.suppressed
+        summed.first = min(aggregate.first, summed.first)
+        summed.last = max(aggregate.last, summed.last)
     return summed
 
 
 @dataclass(slots=True)
-class ErrorKind(Tally):
+class ErrorKind(Aggregate):
     """Errors of one fingerprint; where there is none, of what else tells them apart."""
 
     fingerprint: str = ""
@@ -219,33 +230,33 @@ class Closes:
 
     def __init__(self) -> None:
         self.timeline = Timeline()
-        self.codes: dict[Code, Tally] = {}
+        self.codes: dict[Code, Aggregate] = {}
         self.unsent: dict[Code, int] = {}
         """How many of them the server did not take."""
-        self.refusals: dict[tuple[str, str, str], Tally] = {}
+        self.refusals: dict[tuple[str, str, str], Aggregate] = {}
         """By gate, cause, and one of ``refused``, ``shadow`` (it would have been) and ``shed``."""
-        self._telling: set[str] = set()
+        self._complete_processes: set[str] = set()
         self._counted: dict[str, None] = {}
 
     @property
     def is_of_all_sessions(self) -> bool:
         """Whether sessions that ended well were logged too."""
-        return bool(self._telling)
+        return bool(self._complete_processes)
 
     def add(self, record: Record) -> None:
         """Count ``record``, if it is of a close or a refusal."""
         process = _short(record.text("process.pid"))
         match record.summary_of or record.event:
             case events.SessionOpened.event_name:
-                self._tells(process)
+                self._note_complete(process)
             case events.SessionClosed.event_name:
-                self._tells(process)
+                self._note_complete(process)
                 if record.session not in self._counted:
                     self._close(record)
             case events.SessionFailed.event_name:
-                self._close_unless_told(record, process)
+                self._add_close_unless_logged(record, process)
             case events.SessionShed.event_name:
-                self._close_unless_told(record, process)
+                self._add_close_unless_logged(record, process)
                 self._refusal(record, "", "shed")
             case events.SessionRefused.event_name:
                 is_shadow = record.text("closecodes.refusal.mode") == "shadow"
@@ -256,12 +267,12 @@ class Closes:
                 code = _code_of(record)
                 self.unsent[code] = self.unsent.get(code, 0) + (not record.is_summary) + record.suppressed
 
-    def _tells(self, process: str) -> None:
-        if len(self._telling) < MOST_KINDS:
-            self._telling.add(process)
+    def _note_complete(self, process: str) -> None:
+        if len(self._complete_processes) < MOST_KINDS:
+            self._complete_processes.add(process)
 
-    def _close_unless_told(self, record: Record, process: str) -> None:
-        if process in self._telling:
+    def _add_close_unless_logged(self, record: Record, process: str) -> None:
+        if process in self._complete_processes:
             return
         self._close(record)
         if record.session:  # its own closed record may be the first that the process tells
@@ -273,17 +284,17 @@ class Closes:
         code = _code_of(record)
         if code not in self.codes and len(self.codes) >= MOST_KINDS:
             code = "unknown"
-        if (tally := self.codes.get(code)) is None:
-            tally = self.codes[code] = Tally(self.timeline.series())
-        tally.add(record, self.timeline)
+        if (aggregate := self.codes.get(code)) is None:
+            aggregate = self.codes[code] = Aggregate(self.timeline.series())
+        aggregate.add(record, self.timeline)
 
     def _refusal(self, record: Record, gate: str, outcome: str) -> None:
         key = _short(gate), _short(record.text("closecodes.gate.cause")), outcome
         if key not in self.refusals and len(self.refusals) >= MOST_KINDS:
             key = "", "", outcome
-        if (tally := self.refusals.get(key)) is None:
-            tally = self.refusals[key] = Tally(self.timeline.series())
-        tally.add(record, self.timeline)
+        if (aggregate := self.refusals.get(key)) is None:
+            aggregate = self.refusals[key] = Aggregate(self.timeline.series())
+        aggregate.add(record, self.timeline)
 
 
 def _code_of(record: Record) -> Code:

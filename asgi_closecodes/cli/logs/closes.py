@@ -10,7 +10,7 @@ from asgi_closecodes.codes import CloseCode
 from .aggregate import Closes, Code, total
 from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
 from .record import dumps
-from .sums import headline, tally
+from .sums import headline
 
 _MEANINGS = {int(code): code.meaning for code in CloseCode}
 _OUTCOMES = {
@@ -46,10 +46,10 @@ def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
 def _described(found: Closes) -> dict[str, object]:
     counts = found.timeline.counts
     return {
-        **tally(total(found.codes.values())),
+        **total(found.codes.values()).as_json(),
         "column_seconds": found.timeline.width,
         "closes": [
-            {"code": code, **tally(kind), "unsent": found.unsent.get(code, 0), "over_time": counts(kind.over_time)}
+            {"code": code, **kind.as_json(), "unsent": found.unsent.get(code, 0), "over_time": counts(kind.over_time)}
             for code, kind in found.codes.items()
         ],
         "refusals": [
@@ -57,7 +57,7 @@ def _described(found: Closes) -> dict[str, object]:
                 "gate": gate or None,
                 "cause": cause,
                 "outcome": outcome,
-                **tally(kind),
+                **kind.as_json(),
                 "over_time": counts(kind.over_time),
             }
             for (gate, cause, outcome), kind in found.refusals.items()

@@ -11,7 +11,7 @@ from asgi_closecodes.cli.output import bars, between, plural, printable, styled,
 from .aggregate import ErrorKind, Errors, total
 from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
 from .record import dumps
-from .sums import headline, tally
+from .sums import headline
 
 
 @click.command()
@@ -29,7 +29,7 @@ def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
             found.add(record)
     kinds = sorted(found.kinds.values(), key=lambda kind: -kind.count)
     if as_json:
-        summed = {**tally(total(kinds)), "column_seconds": found.timeline.width}
+        summed = {**total(kinds).as_json(), "column_seconds": found.timeline.width}
         write_list(dumps(summed), "errors", (dumps(_described(kind, found)) for kind in kinds))
     elif kinds:
         write(headline("error", total(kinds), found.timeline), "")
@@ -45,7 +45,7 @@ def _described(kind: ErrorKind, among: Errors) -> dict[str, object]:
         "event": kind.event or None,
         "type": kind.error_type or None,
         "message": kind.message,
-        **tally(kind),
+        **kind.as_json(),
         "routes": kind.routes,
         "frame": kind.frame and {"file": kind.frame.file, "line": kind.frame.line, "function": kind.frame.function},
         "ref": kind.ref or None,

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from asgi_closecodes.cli.output import between, iso, plural, stretch
+from asgi_closecodes.cli.output import between, plural, stretch
 
-from .aggregate import Tally, Timeline
-
-
-def tally(kind: Tally) -> dict[str, object]:
-    """Return a sum for machines."""
-    return {
-        "count": kind.count,
-        "written": kind.written,
-        "suppressed": kind.suppressed,
-        "first": iso(kind.first),
-        "last": iso(kind.last),
-    }
+from .aggregate import Aggregate, Timeline
 
 
-def headline(what: str, total: Tally, timeline: Timeline) -> str:
+def headline(what: str, total: Aggregate, timeline: Timeline) -> str:
     """Return a sum for people, and how wide the columns below it are."""
     told = plural(total.count, what)
     if total.suppressed:

@@ -14,11 +14,11 @@ from tests.support.log_lines import failure, logged
 
 def tallied(kind, lines):
     """Read the lines that have one of its needles."""
-    tally = kind()
+    aggregate = kind()
     for line in lines:
         if any(needle in line for needle in kind.NEEDLES):
-            tally.add(Record.parse(line))
-    return tally
+            aggregate.add(Record.parse(line))
+    return aggregate
 
 
 def refusal(cause="full", mode="close", code=1013):
@@ -71,7 +71,7 @@ def test_all_adds_up(happened):
     assert closes.codes.get(1011, total(())).count == failed
     assert "unknown" not in closes.codes
     for outcome, count in {"refused": refused, "shadow": shadowed, "shed": shed}.items():
-        assert sum(tally.count for key, tally in closes.refusals.items() if key[2] == outcome) == count
+        assert sum(aggregate.count for key, aggregate in closes.refusals.items() if key[2] == outcome) == count
     assert sum(closes.unsent.values()) == kinds.count(events.CloseFailed)
 
 
@@ -83,7 +83,7 @@ def test_where_every_close_is_logged_none_counts_twice():
         happened.append(events.SessionClosed(FACTS, Close(1000), "client"))
     happened.append(events.SessionClosed(FACTS, None, "handler"))
     closes = tallied(Closes, logged(*happened))
-    assert {code: tally.count for code, tally in closes.codes.items()} == {1011: 100, 1000: 100, "http": 1}
+    assert {code: aggregate.count for code, aggregate in closes.codes.items()} == {1011: 100, 1000: 100, "http": 1}
 
 
 def test_a_process_that_tells_of_every_close_says_nothing_of_another():

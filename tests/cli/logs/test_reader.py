@@ -167,9 +167,9 @@ def test_memory_does_not_grow_with_the_file_and_every_error_counts(tmp_path):
         count = generate(output, 16 * 2**20)
     errors, closes = Errors(), Closes()
     tracemalloc.start()
-    for tally in (errors, closes):
-        for record in Log([str(file)]).records(*tally.NEEDLES):
-            tally.add(record)
+    for aggregate in (errors, closes):
+        for record in Log([str(file)]).records(*aggregate.NEEDLES):
+            aggregate.add(record)
     assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     tracemalloc.stop()
     assert total(errors.kinds.values()).count == closes.codes[1011].count == count
