@@ -78,7 +78,7 @@ def may_be_sent(code: object) -> bool:
     return number in _REGISTERED or 3000 <= number <= 4999  # RFC 6455 section 7.4.2
 
 
-def private_twin(code: int) -> int:
+def private_use_code(code: int) -> int:
     """Return the code in the private range that stands for ``code`` where a server refuses to send it.
 
     1011 becomes 4011, 1013 becomes 4013; daphne sends nothing but 1000 and 3000 to 4999.

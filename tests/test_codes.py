@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asgi_closecodes.codes import MAX_REASON_BYTES, Close, CloseCode, fit_reason, may_be_sent, private_twin
+from asgi_closecodes.codes import MAX_REASON_BYTES, Close, CloseCode, fit_reason, may_be_sent, private_use_code
 
 SENDABLE = {*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
 
@@ -134,16 +134,16 @@ def test_what_is_no_integer_in_range_is_no_code(code):
 
 
 def test_a_private_twin_is_in_the_private_range_and_belongs_to_one_code():
-    twins = {code: private_twin(code) for code in SENDABLE if 1000 < code < 3000}
-    assert twins[1011] == 4011
-    assert twins[1013] == 4013
-    assert all(4000 <= twin <= 4999 for twin in twins.values())
-    assert len(set(twins.values())) == len(twins)
+    private_codes = {code: private_use_code(code) for code in SENDABLE if 1000 < code < 3000}
+    assert private_codes[1011] == 4011
+    assert private_codes[1013] == 4013
+    assert all(4000 <= twin <= 4999 for twin in private_codes.values())
+    assert len(set(private_codes.values())) == len(private_codes)
 
 
 @pytest.mark.parametrize("code", [1000, 3000, 4000, 4011, 4999])
 def test_a_code_that_every_server_sends_is_its_own_twin(code):
-    assert private_twin(code) == code
+    assert private_use_code(code) == code
 
 
 @pytest.mark.parametrize("code", CloseCode)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 
 from asgi_closecodes.bounds import is_between
-from asgi_closecodes.codes import CloseCode, private_twin
+from asgi_closecodes.codes import CloseCode, private_use_code
 from asgi_closecodes.naming import shown
 
 BASE = 1.0
@@ -22,13 +22,13 @@ PROVEN = 5.0
 UNHINTED = 2.0
 """Seconds to wait at least for a server that is overloaded and gives no hint; up to twice as many, by chance."""
 
-_CRASHES = frozenset({CloseCode.INTERNAL_ERROR, private_twin(CloseCode.INTERNAL_ERROR), 500})
-_OVERLOADS = frozenset({CloseCode.TRY_AGAIN_LATER, private_twin(CloseCode.TRY_AGAIN_LATER), 503})
+_CRASHES = frozenset({CloseCode.INTERNAL_ERROR, private_use_code(CloseCode.INTERNAL_ERROR), 500})
+_OVERLOADS = frozenset({CloseCode.TRY_AGAIN_LATER, private_use_code(CloseCode.TRY_AGAIN_LATER), 503})
 _RETRIED = _OVERLOADS | {
     CloseCode.GOING_AWAY,
     CloseCode.ABNORMAL_CLOSURE,
     CloseCode.SERVICE_RESTART,
-    private_twin(CloseCode.SERVICE_RESTART),
+    private_use_code(CloseCode.SERVICE_RESTART),
     CloseCode.BAD_GATEWAY,
     502,
     504,

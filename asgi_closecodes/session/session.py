@@ -20,7 +20,7 @@ import anyio.lowlevel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_closecodes import events
-from asgi_closecodes.codes import Close, CloseCode, may_be_sent, private_twin
+from asgi_closecodes.codes import Close, CloseCode, may_be_sent, private_use_code
 from asgi_closecodes.concurrency import (
     COUNTING,
     EventLoop,
@@ -703,7 +703,7 @@ class Session(Channel):
         except OSError:
             raise
         except Exception:
-            code = private_twin(self.closed_with.code)
+            code = private_use_code(self.closed_with.code)
             if not twin or code == self.closed_with.code:
                 self.closed_with = None
                 raise
