@@ -110,7 +110,7 @@ class Guard:
         self._saturation = Saturation(self.report)
         # Weak, since what is left to be said at the exit of the process should not keep the guard.
         self._logs = LogObserver(report=_weak(self.report))
-        weakref.finalize(self, self._logs.sum_up, now=True)
+        weakref.finalize(self, self._logs.flush_summaries, now=True)
         own: dict[events.Observer, Iterable[type]] = {
             self._tally: Tally.COUNTED,
             self._logs: LogObserver.WRITTEN,
@@ -173,7 +173,7 @@ class Guard:
         shedders = round_shedders(working, self._round_shedders, self.sessions, self.report)
         for gate in working:
             gate.attach(self.report)
-        self._logs.follow(
+        self._logs.configure(
             path=settings.log_path,
             client=settings.log_client,
             burst=settings.log_burst,
@@ -251,7 +251,7 @@ class Guard:
         while (holder := self._drains.take()) is None:  # noqa: ASYNC110 - an event would have to survive its event loop
             await anyio.sleep(TICK)
         try:
-            if not self.draining or self._untold():
+            if not self.draining or self._pending_limits():
                 self.draining = True
                 await self._drain(window)
         finally:
@@ -265,7 +265,7 @@ class Guard:
         pace = Pace()
         per_second = max(count / window, 1.0) if window else math.inf
         async with anyio.create_task_group() as tasks:
-            while self.draining and (untold := [session for session in self._untold() if session not in told]):
+            while self.draining and (untold := [session for session in self._pending_limits() if session not in told]):
                 if time.monotonic() - start < window:
                     untold = await self._victims.choose(untold, pace.due(per_second))
                 told.update(untold)
@@ -276,7 +276,7 @@ class Guard:
                 await anyio.sleep(TICK)
         self.report(events.DrainFinished(len(told), time.monotonic() - start))
 
-    def _untold(self) -> list[Session]:
+    def _pending_limits(self) -> list[Session]:
         self._drop_lost()
         return [session for session in [*self.sessions] if not session.is_leaving]  # copied: other threads have some
 
@@ -401,7 +401,7 @@ class Guard:
             self._lifespans.append(loop)
             is_first = len(self._lifespans) == 1
         unused.tell()
-        self._logs.tell_limits()
+        self._logs.log_limits()
         self._tick_if_needed()
         try:
             with drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
@@ -413,7 +413,7 @@ class Guard:
                 elif loop in self._lifespans:
                     self._lifespans.remove(loop)
             if is_last:
-                self._logs.sum_up(now=True)
+                self._logs.flush_summaries(now=True)
                 await self._stop_gates()
 
     def may_be_unused(self) -> None:
@@ -447,7 +447,7 @@ class Guard:
     def _is_needed(self) -> bool:
         return (
             bool(self._watchers)
-            or self._logs.has_unsaid
+            or self._logs.has_pending_summaries
             or self._saturation.is_watched
             or self._timeouts.is_needed
             or any(gate.is_watched for gate in self._working_gates)
@@ -489,7 +489,7 @@ class Guard:
                 await anyio.sleep(TICK)
         finally:
             if self._ticks.release(holder):  # else another one has taken over
-                self._logs.sum_up(now=True)
+                self._logs.flush_summaries(now=True)
                 self._rest()
                 self._sample()
                 if self._lifespans or self.sessions:
@@ -503,7 +503,7 @@ class Guard:
 
     def _tick(self) -> None:
         self._drop_lost()
-        self._logs.sum_up()
+        self._logs.flush_summaries()
         self._saturation.look()
         self._lag.sample()
         self._sample()

@@ -10,7 +10,7 @@ from typing import Any, Literal, TextIO
 from asgi_closecodes.naming import shown
 
 from .formatters import ConsoleFormatter, JsonFormatter
-from .observer import tell_limits
+from .observer import log_limits
 from .redaction import RedactPaths
 
 UVICORN = ("uvicorn.error", "uvicorn.access")
@@ -82,4 +82,4 @@ def configure_logging(
         theirs = logging.getLogger(name)
         if not any(isinstance(kept, RedactPaths) for kept in theirs.filters):
             theirs.addFilter(RedactPaths())
-    tell_limits()
+    log_limits()

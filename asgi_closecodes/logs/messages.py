@@ -40,7 +40,7 @@ class Line(NamedTuple):
     level: int | Callable[[Any], int]
     sampler: Sampler | None
     """Which of the samplers may have it counted instead of written."""
-    by: Callable[[Any], Hashable]
+    group_by: Callable[[Any], Hashable]
     """Returns what is equal for events of which a few are as good as all."""
     keys: tuple[str, ...]
     """Keys that each record has."""
@@ -101,7 +101,7 @@ class Redactor:
         }
 
 
-def _place(session_keys: dict[str, Any]) -> str:
+def _location(session_keys: dict[str, Any]) -> str:
     """Return where a session happens, for people: its route, else its path."""
     route = session_keys["http.route"]
     return one_line(route) if route else session_keys["url.path"] or "unknown route"
@@ -117,7 +117,7 @@ def _close_text(close: Close | None) -> str:
     return "no close code" if close is None else f"close code {int(close.code)}"
 
 
-def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
+def _stats_keys(session: events.SessionFacts) -> dict[str, Any]:
     return {
         "closecodes.session.duration": round(session.duration, 6),
         "closecodes.session.messages.received": session.received,
@@ -127,7 +127,7 @@ def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
 
 _SESSION_KEYS = ("closecodes.session.id", "url.scheme", "network.protocol.name")
 _CLOSE_KEYS = ("websocket.close.code", "websocket.close.reason")
-_COURSE_KEYS = (
+_STATS_KEYS = (
     "closecodes.session.duration",
     "closecodes.session.messages.received",
     "closecodes.session.messages.sent",
@@ -143,13 +143,13 @@ def _record(
     level: int | Callable[[_Event], int],
     *,
     sampler: Sampler | None = None,
-    by: Callable[[_Event], Hashable] = lambda _event: None,
+    group_by: Callable[[_Event], Hashable] = lambda _event: None,
     keys: tuple[str, ...] = (),
 ) -> Callable[[_Describe[_Event]], _Describe[_Event]]:
     """Register the decorated function as what says the words and the keys of an event's record; see :class:`Line`."""
 
     def register(describe: _Describe[_Event]) -> _Describe[_Event]:
-        LINES[kind] = Line(kind.event_name, logger, level, sampler, by, keys, describe)
+        LINES[kind] = Line(kind.event_name, logger, level, sampler, group_by, keys, describe)
         return describe
 
     return register
@@ -165,10 +165,10 @@ def _severity(event: events.SessionRefused | events.SessionShed) -> int:
     _ERROR,
     logging.ERROR,
     sampler="error",
-    by=lambda event: event.fingerprint,
+    group_by=lambda event: event.fingerprint,
     keys=(
         *_SESSION_KEYS,
-        *_COURSE_KEYS,
+        *_STATS_KEYS,
         "websocket.close.sent",
         "closecodes.error.id",
         "closecodes.error.fingerprint",
@@ -186,17 +186,17 @@ def _session_failed(event: events.SessionFailed, redactor: Redactor) -> Message:
         **_close_keys(event.close),
         "websocket.close.sent": event.close_sent,
         **session,
-        **_course_keys(event.session),
+        **_stats_keys(event.session),
     }
     source = " (out of another session's socket)" if event.of_another_session else ""
     message = "%s%s in the WebSocket handler of %s; %s; ref=%s"
-    return Message(message, (kind, source, _place(session), _close_text(event.close), event.error_id), keys)
+    return Message(message, (kind, source, _location(session), _close_text(event.close), event.error_id), keys)
 
 
 @_record(events.RouteNotFound, SESSION, logging.INFO, sampler="refusal", keys=(*_SESSION_KEYS,))
 def _route_not_found(event: events.RouteNotFound, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    return Message("no route for %s", (_place(session),), session)
+    return Message("no route for %s", (_location(session),), session)
 
 
 @_record(
@@ -204,7 +204,7 @@ def _route_not_found(event: events.RouteNotFound, redactor: Redactor) -> Message
     _ERROR,
     logging.WARNING,
     sampler="error",
-    by=lambda event: (event.session.route, event.exception and type_name(type(event.exception))),
+    group_by=lambda event: (event.session.route, event.exception and type_name(type(event.exception))),
     keys=(*_SESSION_KEYS, *_CLOSE_KEYS, "websocket.close.sent"),
 )
 def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
@@ -216,7 +216,7 @@ def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
     keys = {**session, **_close_keys(event.close), "websocket.close.sent": False}
     return Message(
         "close code %d could not be sent for %s: %s",
-        (event.close.code, _place(session), problem),
+        (event.close.code, _location(session), problem),
         keys,
     )
 
@@ -226,12 +226,12 @@ def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
     _ERROR,
     logging.WARNING,
     sampler="error",
-    by=lambda event: event.gate or event.session.route,
+    group_by=lambda event: event.gate or event.session.route,
     keys=(*_SESSION_KEYS, *_CLOSE_KEYS),
 )
 def _close_repaired(event: events.CloseRepaired, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    who = f"the handler of {_place(session)}" if event.gate is None else f"the gate {event.gate}"
+    who = f"the handler of {_location(session)}" if event.gate is None else f"the gate {event.gate}"
     # Of a refusal it is a text of ours.
     asked = event.asked if event.gate is not None and isinstance(event.asked, str) else shown(event.asked)
     return Message(
@@ -246,7 +246,7 @@ def _close_repaired(event: events.CloseRepaired, redactor: Redactor) -> Message:
     _ERROR,
     logging.ERROR,
     sampler="error",
-    by=lambda event: (event.gate, event.step, type_name(type(event.exception))),
+    group_by=lambda event: (event.gate, event.step, type_name(type(event.exception))),
     keys=(*_SESSION_KEYS, "closecodes.gate.name"),
 )
 def _gate_failed(event: events.GateFailed, redactor: Redactor) -> Message:
@@ -266,7 +266,7 @@ def _gate_failed(event: events.GateFailed, redactor: Redactor) -> Message:
     _ERROR,
     logging.ERROR,
     sampler="error",
-    by=lambda event: (event.callback, type_name(type(event.exception))),
+    group_by=lambda event: (event.callback, type_name(type(event.exception))),
     keys=("closecodes.callback",),
 )
 def _callback_failed(event: events.CallbackFailed, redactor: Redactor) -> Message:
@@ -284,7 +284,7 @@ def _callback_failed(event: events.CallbackFailed, redactor: Redactor) -> Messag
     _ERROR,
     logging.ERROR,
     sampler="error",
-    by=lambda event: (event.task, type_name(type(event.exception))),
+    group_by=lambda event: (event.task, type_name(type(event.exception))),
 )
 def _background_failed(event: events.BackgroundFailed, _redactor: Redactor) -> Message:
     return Message("background work failed: %s", (event.task,), {})
@@ -304,7 +304,7 @@ def _sensor_unknown(event: events.SensorUnknown, _redactor: Redactor) -> Message
     _GATE,
     _severity,
     sampler="refusal",
-    by=lambda event: (event.gate, event.cause, event.mode == "shadow"),
+    group_by=lambda event: (event.gate, event.cause, event.mode == "shadow"),
     keys=(
         *_SESSION_KEYS,
         "closecodes.gate.name",
@@ -326,9 +326,11 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
         **session,
     }
     if event.mode == "shadow":
-        return Message("would have refused a session of %s: %s (%s)", (_place(session), event.gate, event.cause), keys)
+        return Message(
+            "would have refused a session of %s: %s (%s)", (_location(session), event.gate, event.cause), keys
+        )
     message = "refused a session of %s: %s (%s); retry after %.1f s"
-    return Message(message, (_place(session), event.gate, event.cause, event.retry_after), keys)
+    return Message(message, (_location(session), event.gate, event.cause, event.retry_after), keys)
 
 
 @_record(
@@ -336,12 +338,12 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
     _GATE,
     _severity,
     sampler="refusal",
-    by=lambda event: event.cause,
-    keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.gate.cause"),
+    group_by=lambda event: event.cause,
+    keys=(*_SESSION_KEYS, *_STATS_KEYS, "closecodes.gate.cause"),
 )
 def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    place = _place(session)
+    place = _location(session)
     what = f"drained a session of {place}" if event.cause == "drain" else f"shed a session of {place}: {event.cause}"
     hint = None if event.retry_after is None else round(event.retry_after, 1)
     return Message(
@@ -352,18 +354,18 @@ def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
             "closecodes.refusal.retry_after": hint,
             **_close_keys(event.close),
             **session,
-            **_course_keys(event.session),
+            **_stats_keys(event.session),
         },
     )
 
 
-@_record(events.SessionAbandoned, _GATE, logging.WARNING, sampler="refusal", keys=(*_SESSION_KEYS, *_COURSE_KEYS))
+@_record(events.SessionAbandoned, _GATE, logging.WARNING, sampler="refusal", keys=(*_SESSION_KEYS, *_STATS_KEYS))
 def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     return Message(
         "a session of %s counts no more: the server still holds its connection %.1f s after the close",
-        (_place(session), event.after),
-        {**_close_keys(event.close), **session, **_course_keys(event.session)},
+        (_location(session), event.after),
+        {**_close_keys(event.close), **session, **_stats_keys(event.session)},
     )
 
 
@@ -372,7 +374,7 @@ def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Me
     _GATE,
     logging.WARNING,
     sampler="saturation",
-    by=lambda event: (event.gate, event.cause),
+    group_by=lambda event: (event.gate, event.cause),
     keys=("closecodes.gate.name", "closecodes.gate.cause"),
 )
 def _gate_saturated(event: events.GateSaturated, _redactor: Redactor) -> Message:
@@ -393,7 +395,7 @@ def _gate_saturated(event: events.GateSaturated, _redactor: Redactor) -> Message
     _GATE,
     logging.INFO,
     sampler="saturation",
-    by=lambda event: (event.gate, event.cause),
+    group_by=lambda event: (event.gate, event.cause),
     keys=("closecodes.gate.name", "closecodes.gate.cause", "closecodes.gate.refused", "closecodes.gate.duration"),
 )
 def _gate_recovered(event: events.GateRecovered, _redactor: Redactor) -> Message:
@@ -433,11 +435,11 @@ def _shedding_futile(event: events.SheddingFutile, _redactor: Redactor) -> Messa
 @_record(events.SessionOpened, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS,))
 def _session_opened(event: events.SessionOpened, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    return Message("opened %s", (_place(session),), session)
+    return Message("opened %s", (_location(session),), session)
 
 
 @_record(
-    events.SessionClosed, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.session.closed_by")
+    events.SessionClosed, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS, *_STATS_KEYS, "closecodes.session.closed_by")
 )
 def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
@@ -445,10 +447,10 @@ def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
         "closecodes.session.closed_by": event.closed_by,
         **_close_keys(event.close),
         **session,
-        **_course_keys(event.session),
+        **_stats_keys(event.session),
     }
     code = "none" if event.close is None else str(int(event.close.code))
-    return Message("closed %s by the %s; close code %s", (_place(session), event.closed_by, code), keys)
+    return Message("closed %s by the %s; close code %s", (_location(session), event.closed_by, code), keys)
 
 
 @_record(events.DrainStarted, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.window"))

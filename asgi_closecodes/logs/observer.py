@@ -18,7 +18,7 @@ from asgi_closecodes.token_bucket import Rate, Unlimited, Window
 
 from .messages import LINES, SESSION, SUMMARIES, SUPPRESSED, Line, Message, Redactor, Sampler
 from .redaction import one_line
-from .sampling import Storms
+from .sampling import LogSampler
 
 _ALMOST_NONE = 1e-9
 """Records a minute where none are wanted after the burst: a Rate of 0 lets no burst through either."""
@@ -71,16 +71,16 @@ class LogObserver:
     ) -> None:
         self._report = report
         self._limits: object = None
-        self._untold: events.LimitsChanged | None = None
-        _living.add(self)
-        self._storms: dict[Sampler, Storms[_Kind]] = {
-            "error": Storms(Unlimited),
-            "refusal": Storms(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
-            "saturation": Storms(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
+        self._pending_limits: events.LimitsChanged | None = None
+        _instances.add(self)
+        self._samplers: dict[Sampler, LogSampler[_Kind]] = {
+            "error": LogSampler(Unlimited),
+            "refusal": LogSampler(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
+            "saturation": LogSampler(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
         }
-        self.follow(path=path, client=client, burst=burst, per_minute=per_minute)
+        self.configure(path=path, client=client, burst=burst, per_minute=per_minute)
 
-    def follow(
+    def configure(
         self,
         *,
         path: Literal["redacted", "raw", "off"],
@@ -94,28 +94,28 @@ class LogObserver:
             return  # what is left of them stays
         self._limits = burst, per_minute
         if burst is None or per_minute is None:
-            self._storms["error"].limit(Unlimited)
+            self._samplers["error"].limit(Unlimited)
         else:
             per_minute = max(per_minute, _ALMOST_NONE)
-            self._storms["error"].limit(lambda: Rate(per_minute / 60, burst), Rate(per_minute, burst * 5))
+            self._samplers["error"].limit(lambda: Rate(per_minute / 60, burst), Rate(per_minute, burst * 5))
 
     def forget(self) -> None:
         """Begin anew, in a child process: what was counted is for the parent to write."""
-        for storms in self._storms.values():
-            storms.forget()
+        for sampler in self._samplers.values():
+            sampler.forget()
 
     def __call__(self, event: events.Event) -> None:
         """Write ``event``, or count it."""
         line = LINES.get(type(event))
         if type(event) is events.LimitsChanged and line is not None:
-            is_told = line.logger.isEnabledFor(line.level_of(event)) and line.logger.hasHandlers()
-            self._untold = None if is_told else event
+            is_written = line.logger.isEnabledFor(line.level_of(event)) and line.logger.hasHandlers()
+            self._pending_limits = None if is_written else event
         if line is None or not line.logger.isEnabledFor(level := line.level_of(event)):
             return
         suppressed: dict[str, Any] = {}
         if line.sampler is not None:
-            count = self._storms[line.sampler].take(
-                (line.name, line.by(event)), lambda: self._described(event, line, level)
+            count = self._samplers[line.sampler].check(
+                (line.name, line.group_by(event)), lambda: self._describe(event, line, level)
             )
             if count is None:
                 if self._report is not None:
@@ -126,10 +126,10 @@ class LogObserver:
         message.keys.update(suppressed)
         _log(line.logger, level, line.name, message, getattr(event, "exception", None))
 
-    def tell_limits(self) -> None:
+    def log_limits(self) -> None:
         """Write the limits that were set before logging was configured to write them."""
-        if self._untold is not None:
-            self(self._untold)
+        if self._pending_limits is not None:
+            self(self._pending_limits)
 
     @property
     def is_detailed(self) -> bool:
@@ -137,27 +137,27 @@ class LogObserver:
         return SESSION.isEnabledFor(logging.DEBUG)
 
     @property
-    def has_unsaid(self) -> bool:
-        """Whether there are counts for :meth:`sum_up` to write."""
-        return any(storms.has_unsaid for storms in self._storms.values())
+    def has_pending_summaries(self) -> bool:
+        """Whether there are counts for :meth:`flush_summaries` to write."""
+        return any(sampler.has_pending_summaries for sampler in self._samplers.values())
 
-    def sum_up(self, *, now: bool = False) -> None:
+    def flush_summaries(self, *, now: bool = False) -> None:
         """Write what was counted instead of written.
 
         :param now: at once; else when it is 30 s old.
         """
-        for sampler, storms in self._storms.items():
-            for kind, is_rest, count in storms.summary(now=now):
+        for name, sampler in self._samplers.items():
+            for kind, is_rest, count in sampler.flush(now=now):
                 keys = {
                     "closecodes.suppressed.event": kind.line.name,
-                    SUPPRESSED[sampler]: count,
+                    SUPPRESSED[name]: count,
                     **({} if is_rest else kind.keys),
                 }
                 what = "other kinds of " + kind.line.name if is_rest else kind.first
                 summary = Message("%d more were counted, not written: %s", (count, what), keys)
-                _log(kind.line.logger, kind.level, SUMMARIES[sampler], summary)
+                _log(kind.line.logger, kind.level, SUMMARIES[name], summary)
 
-    def _described(self, event: events.Event, line: Line, level: int) -> _Kind:
+    def _describe(self, event: events.Event, line: Line, level: int) -> _Kind:
         message, arguments, keys = line.describe(event, self._redactor)
         return _Kind(line, level, message % arguments, {key: keys[key] for key in _IN_SUMMARIES if key in keys})
 
@@ -170,13 +170,13 @@ class Unprintable(Exception):  # noqa: N818 - it stands for an error
         self.__traceback__ = traceback_of(error)
 
 
-_living: weakref.WeakSet[LogObserver] = weakref.WeakSet()
+_instances: weakref.WeakSet[LogObserver] = weakref.WeakSet()
 
 
-def tell_limits() -> None:
+def log_limits() -> None:
     """Have all observers write the limits that they could not write before."""
-    for observer in [*_living]:
-        observer.tell_limits()
+    for observer in [*_instances]:
+        observer.log_limits()
 
 
 def _log(

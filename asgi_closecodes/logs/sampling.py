@@ -44,7 +44,7 @@ class _Kind(Generic[About]):
     used_at: float = -math.inf
 
 
-class Storms(Generic[About]):
+class LogSampler(Generic[About]):
     """Decides which records are written, by kind.
 
     :param allowance: makes the allowance of one kind.
@@ -53,7 +53,7 @@ class Storms(Generic[About]):
     :param clock: monotonic seconds.
     """
 
-    __slots__ = ("_allowance", "_clock", "_kinds", "_most", "_overall", "_summed_up_at", "_unsaid")
+    __slots__ = ("_allowance", "_clock", "_flushed_at", "_kinds", "_most", "_overall", "_pending")
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class Storms(Generic[About]):
         self._clock = clock
         self._most = most
         self._kinds: dict[Hashable, _Kind[About]] = {}  # the one that was used last is the last
-        self._unsaid: dict[Hashable, _Kind[About]] = {}
-        self._summed_up_at = -math.inf
+        self._pending: dict[Hashable, _Kind[About]] = {}
+        self._flushed_at = -math.inf
         self.limit(allowance, overall)
 
     def limit(self, allowance: Callable[[], Allowance], overall: Allowance | None = None) -> None:
@@ -81,9 +81,9 @@ class Storms(Generic[About]):
     def forget(self) -> None:
         """Begin anew, in a child process."""
         self._kinds.clear()
-        self._unsaid = {}
+        self._pending = {}
 
-    def take(self, key: Key, about: Callable[[], About]) -> int | None:
+    def check(self, key: Key, about: Callable[[], About]) -> int | None:
         """Return how many of this kind were left out since the last that was written, or None to leave this out too.
 
         :param about: called for the first of a kind, returns what its summary needs to know.
@@ -103,12 +103,12 @@ class Storms(Generic[About]):
             may = kind.allowance.take()
             may = may and (self._overall is None or self._overall.take())
             if not (may or is_first):
-                if not self._unsaid:
-                    self._summed_up_at = now
+                if not self._pending:
+                    self._flushed_at = now
                 kind.suppressed += 1
-                self._unsaid[place] = kind
+                self._pending[place] = kind
                 return None
-            self._unsaid.pop(place, None)
+            self._pending.pop(place, None)
             suppressed, kind.suppressed = kind.suppressed, 0
             return suppressed
 
@@ -121,21 +121,21 @@ class Storms(Generic[About]):
         return True
 
     @property
-    def has_unsaid(self) -> bool:
+    def has_pending_summaries(self) -> bool:
         """Whether there are counts that were not written yet."""
-        return bool(self._unsaid)
+        return bool(self._pending)
 
-    def summary(self, *, now: bool = False) -> Iterator[tuple[About, bool, int]]:
+    def flush(self, *, now: bool = False) -> Iterator[tuple[About, bool, int]]:
         """Yield for each kind that was left out what it is about, whether it is one of many others, and its count.
 
         :param now: without waiting for ``SUMMARY_AFTER``.
         """
-        if not self._unsaid or (not now and self._clock() - self._summed_up_at < SUMMARY_AFTER):
+        if not self._pending or (not now and self._clock() - self._flushed_at < SUMMARY_AFTER):
             return
-        self._summed_up_at = self._clock()
+        self._flushed_at = self._clock()
         with COUNTING:
-            unsaid, self._unsaid = self._unsaid, {}
-            summaries = [(kind.about, kind.is_rest, kind.suppressed) for kind in unsaid.values()]
-            for kind in unsaid.values():
+            pending, self._pending = self._pending, {}
+            summaries = [(kind.about, kind.is_rest, kind.suppressed) for kind in pending.values()]
+            for kind in pending.values():
                 kind.suppressed = 0
         yield from summaries

@@ -20,10 +20,10 @@ from asgi_closecodes.error_identity import type_name
 Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 """What ``sys.exc_info()`` returns while an exception is handled."""
 
-MOST_PLACES = 1024
+MAX_CACHED_FRAMES = 1024
 """Places in code whose text is kept, some hundred bytes each. When there are more, all are forgotten."""
 
-LONGEST_TEXT = 4096
+MAX_FRAME_CHARS = 4096
 """Characters of a text that is kept: generated code may have all of its data in one line."""
 
 
@@ -34,18 +34,18 @@ def stack_trace(error: Error) -> str:
     """
     try:
         # Everything but the stacks: types, messages, notes, suggestions, chains and groups.
-        told = traceback.TracebackException(*error, limit=0, compact=True)
-        _add_stacks(told, error)
-        return _text(told)
+        captured = traceback.TracebackException(*error, limit=0, compact=True)
+        _add_stacks(captured, error)
+        return _text(captured)
     except Exception as failure:  # of an exception whose attributes raise
         frames = "".join(traceback.format_tb(error[2]))
         return f"{frames}{type_name(error[0])} (its description raised {type_name(type(failure))})\n"
 
 
-def _text(told: traceback.TracebackException) -> str:
-    """Return what ``told.format()`` yields, which indents line by line even if there is no group to indent for."""
+def _text(captured: traceback.TracebackException) -> str:
+    """Return what ``captured.format()`` yields, which indents line by line even if there is no group to indent for."""
     parts: list[str] = []
-    link = told
+    link = captured
     while link.exceptions is None:
         parts += reversed([*link.format_exception_only()])
         if link.stack:
@@ -58,13 +58,13 @@ def _text(told: traceback.TracebackException) -> str:
             link = link.__context__
         else:
             return "".join(reversed(parts))
-    return "".join(told.format())
+    return "".join(captured.format())
 
 
-def _add_stacks(told: traceback.TracebackException, error: Error) -> None:
-    """Give ``told``, and all that it came out of or consists of, the stacks they were built without."""
-    told.stack = _Stack(_frames(error[2]))
-    pending = [(told, error[1])]
+def _add_stacks(captured: traceback.TracebackException, error: Error) -> None:
+    """Give ``captured``, and all that it came out of or consists of, the stacks they were built without."""
+    captured.stack = _Stack(_frames(error[2]))
+    pending = [(captured, error[1])]
     while pending:
         of, it = pending.pop()
         members = it.exceptions if isinstance(it, BaseExceptionGroup) else ()
@@ -96,7 +96,7 @@ class _Stack(traceback.StackSummary):
         return frame_summary.text
 
 
-_places: dict[tuple[int, int, int], _Frame] = {}
+_frame_cache: dict[tuple[int, int, int], _Frame] = {}
 
 
 def _frames(trace: TracebackType | None) -> Iterator[_Frame]:
@@ -108,13 +108,13 @@ def _all_frames(trace: TracebackType | None) -> Iterator[_Frame]:
     while trace is not None:
         # Not the code itself: equal ones may be of different files.
         place = id(trace.tb_frame.f_code), trace.tb_lasti, trace.tb_lineno
-        frame = _places.get(place)
+        frame = _frame_cache.get(place)
         if frame is None:
             frame = _Frame(trace)
             # Without a line it may only be that no more files can be opened now.
-            if frame.line and len(frame.text) <= LONGEST_TEXT:
-                if len(_places) >= MOST_PLACES:
-                    _places.clear()
-                _places[place] = frame
+            if frame.line and len(frame.text) <= MAX_FRAME_CHARS:
+                if len(_frame_cache) >= MAX_CACHED_FRAMES:
+                    _frame_cache.clear()
+                _frame_cache[place] = frame
         yield frame
         trace = trace.tb_next

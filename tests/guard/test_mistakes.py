@@ -35,7 +35,7 @@ SECRET = "correct-horse"
 @pytest.fixture(autouse=True)
 def no_other_guards(monkeypatch):
     monkeypatch.setattr(unused, "_unused", weakref.WeakSet())
-    monkeypatch.setattr(observer, "_living", weakref.WeakSet())
+    monkeypatch.setattr(observer, "_instances", weakref.WeakSet())
 
 
 # What is refused

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.logs import sampling
-from asgi_closecodes.logs.sampling import FORGOTTEN_AFTER, SUMMARY_AFTER, Storms
+from asgi_closecodes.logs.sampling import FORGOTTEN_AFTER, SUMMARY_AFTER, LogSampler
 from asgi_closecodes.token_bucket import Rate, Unlimited, Window
 
 
@@ -20,13 +20,13 @@ class Clock:
 
 
 def limited(clock, *, burst=10, per_minute=10, overall=50):
-    return Storms(
+    return LogSampler(
         lambda: Rate(per_minute / 60, burst, clock=clock), Rate(per_minute, overall, clock=clock), clock=clock
     )
 
 
 def take(tested, *key):
-    return tested.take(key, lambda: key)
+    return tested.check(key, lambda: key)
 
 
 def test_the_first_ten_are_written_then_ten_a_minute_each_with_the_count_of_those_before_it():
@@ -50,13 +50,13 @@ def test_what_no_record_has_carried_is_summed_up():
     tested = limited(clock)
     for kind in "a" * 13 + "b" * 10:
         take(tested, "error", kind)
-    assert tested.has_unsaid
+    assert tested.has_pending_summaries
     clock.now += SUMMARY_AFTER - 1
-    assert list(tested.summary()) == []
+    assert list(tested.flush()) == []
     clock.now += 1
-    assert list(tested.summary()) == [(("error", "a"), False, 3)]
-    assert not tested.has_unsaid
-    assert list(tested.summary(now=True)) == []
+    assert list(tested.flush()) == [(("error", "a"), False, 3)]
+    assert not tested.has_pending_summaries
+    assert list(tested.flush(now=True)) == []
 
 
 def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
@@ -64,7 +64,7 @@ def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
     tested = limited(Clock())
     written = [take(tested, name, number) for number in range(20) for name in ("error", "refusal")]
     assert written.count(0) == 5 + 2 * 10
-    counts = {about[0]: (is_rest, count) for about, is_rest, count in tested.summary(now=True)}
+    counts = {about[0]: (is_rest, count) for about, is_rest, count in tested.flush(now=True)}
     assert counts == {"error": (True, 7), "refusal": (True, 8)}
 
 
@@ -78,7 +78,7 @@ def test_a_kind_that_has_been_quiet_makes_room(monkeypatch):
     clock.now += FORGOTTEN_AFTER + 1
     assert take(tested, "error", 99) == 0
     assert take(tested, "error", 99) is None  # as itself: it has an allowance of its own
-    assert Counter(about for about, _, _ in tested.summary(now=True)) == {("error", 0): 1, ("error", 99): 1}
+    assert Counter(about for about, _, _ in tested.flush(now=True)) == {("error", 0): 1, ("error", 99): 1}
 
 
 def test_limits_may_change_and_what_was_counted_stays_counted():
@@ -110,12 +110,12 @@ def test_lines_and_counts_add_up(most, steps):
             match step:
                 case (name, number):
                     happened[name] += 1
-                    count = tested.take((name, number), lambda name=name: name)
+                    count = tested.check((name, number), lambda name=name: name)
                     told[name] += 0 if count is None else 1 + count
                 case float():
                     clock.now += step
                 case "look" | "now":
-                    for name, _, count in tested.summary(now=step == "now"):
+                    for name, _, count in tested.flush(now=step == "now"):
                         assert count > 0
                         told[name] += count
                 case "wide":

@@ -26,7 +26,7 @@ def logged(*happened, formatter=None, level=logging.DEBUG):
     try:
         for event in happened:
             observer(event)
-        observer.sum_up(now=True)
+        observer.flush_summaries(now=True)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
