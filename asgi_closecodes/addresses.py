@@ -6,7 +6,7 @@ import ipaddress
 import re
 
 _PORT = re.compile(r":(?:\d{1,5}|_[\w.-]*)?", re.ASCII)  # RFC 7239 section 6: a number, or hidden behind "_"
-_LONGEST = 128
+_MAX_CHARS = 128
 """Characters beyond which nothing is an address."""
 
 _IPV4_AT_THE_END = tuple(
@@ -36,7 +36,7 @@ def canonical_address(text: str) -> str:
 
 def parsed_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Return the address that ``text`` is, see :func:`canonical_address`, or None for anything else."""
-    if len(text) > _LONGEST:
+    if len(text) > _MAX_CHARS:
         return None
     bare = text.strip(" \t\"'")
     if bare.startswith("["):

@@ -15,7 +15,7 @@ OTHER: Final = "_OTHER"
 """The label of all values that came after the first so many."""
 
 MAX_LABELS = 32
-MAX_LABEL = 128
+MAX_LABEL_CHARS = 128
 """Characters of a label."""
 
 
@@ -52,8 +52,8 @@ class FirstOnes:
 
     def __call__(self, value: object) -> str:
         """Return the label of ``value``."""
-        if type(value) is not str or len(value) > MAX_LABEL:
-            value = as_text(value)[:MAX_LABEL]
+        if type(value) is not str or len(value) > MAX_LABEL_CHARS:
+            value = as_text(value)[:MAX_LABEL_CHARS]
         label = self._labels.get(value)
         if label is None:
             if len(self._labels) >= self._most:

@@ -23,9 +23,9 @@ _LIBRARIES = tuple(
 )
 # The same of another machine, whose stack trace is read here; and of the system, seen from a virtual environment.
 _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]|[\\/]lib(64)?[\\/]python3\.\d+[\\/]")
-_MOST_CAUSES = 20
-_DEEPEST = 20  # groups in groups; the standard library prints them by recursion
-_MOST_LOOKED_AT = 1000
+_MAX_CAUSES = 20
+_MAX_GROUP_DEPTH = 20  # groups in groups; the standard library prints them by recursion
+_MAX_EXCEPTIONS = 1000
 
 UNKNOWN = "unknown"
 """The fingerprint of an exception that cannot be looked at."""
@@ -38,15 +38,15 @@ _suppresses_context = vars(BaseException)["__suppress_context__"].__get__
 _members_of = vars(BaseExceptionGroup)["exceptions"].__get__
 _qualname_of = vars(type)["__qualname__"].__get__
 _module_of = vars(type)["__module__"].__get__
-_MOST_FRAMES = 50
+_MAX_FRAMES = 50
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_LENGTH = 12
-_SHIFTS = range(5 * (_LENGTH - 1), -1, -5)
+_ID_CHARS = 12
+_SHIFTS = range(5 * (_ID_CHARS - 1), -1, -5)
 _RANDOM_BITS = 18  # of 60; the other 42 hold milliseconds until the year 2109
 _REFERENCE = re.compile(r"ref=([^\s;,\"']+)", re.IGNORECASE)
 _MISREAD = str.maketrans("OIL", "011", "-")
-_last = 0
+_last_number = 0
 
 
 def fingerprint(error: BaseException) -> str:
@@ -81,7 +81,7 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
     """Yield ``error`` and what it was raised from or while handling, whatever its class says of it; at most 20."""
     seen: set[int] = set()
     one: BaseException | None = error
-    while one is not None and id(one) not in seen and len(seen) < _MOST_CAUSES:
+    while one is not None and id(one) not in seen and len(seen) < _MAX_CAUSES:
         seen.add(id(one))
         yield one
         one = _cause_of(one) or (None if _suppresses_context(one) else _context_of(one))
@@ -93,8 +93,8 @@ def is_plain(error: BaseException) -> bool:
     while pending:
         one, depth = pending.pop()
         looked_at += 1
-        if depth > _DEEPEST or looked_at > _MOST_LOOKED_AT:
-            return looked_at > _MOST_LOOKED_AT
+        if depth > _MAX_GROUP_DEPTH or looked_at > _MAX_EXCEPTIONS:
+            return looked_at > _MAX_EXCEPTIONS
         try:
             lies = (
                 one.__class__ is not type(one)
@@ -118,13 +118,13 @@ def is_plain(error: BaseException) -> bool:
 
 def _marks(error: BaseException, seen: set[int]) -> Iterator[str]:
     for cause in chain_of(error):
-        if id(cause) in seen or len(seen) >= _MOST_CAUSES:
+        if id(cause) in seen or len(seen) >= _MAX_CAUSES:
             return
         seen.add(id(cause))
         yield type_name(type(cause))
         yield from _functions(_traceback_of(cause))
         if issubclass(type(cause), BaseExceptionGroup):
-            members = ("\n".join(_marks(member, seen)) for member in _members_of(cause)[:_MOST_CAUSES])
+            members = ("\n".join(_marks(member, seen)) for member in _members_of(cause)[:_MAX_CAUSES])
             yield from sorted({*members} - {""})
 
 
@@ -133,7 +133,7 @@ def _functions(trace: TracebackType | None) -> Iterable[str]:
     # again and again has gathered the frames of every time.
     functions: dict[str, None] = {}
     codes: set[int] = set()  # ids: codes are hashed by all that they consist of
-    while trace is not None and len(functions) < _MOST_FRAMES:
+    while trace is not None and len(functions) < _MAX_FRAMES:
         frame = trace.tb_frame
         code = frame.f_code
         trace = trace.tb_next
@@ -152,13 +152,13 @@ def is_library(filename: str) -> bool:
 
 def new_error_id() -> str:
     """Return an id larger than every earlier one of this process, and unlike other processes'."""
-    global _last  # noqa: PLW0603 - one sequence a process is the point
+    global _last_number  # noqa: PLW0603 - one sequence a process is the point
     number = int(time.time() * 1000) << _RANDOM_BITS
-    if number > _last:
+    if number > _last_number:
         number |= int.from_bytes(os.urandom(3)) >> 24 - _RANDOM_BITS
     else:  # one more in the same millisecond, or the clock was set back
-        number = _last + 1
-    _last = number
+        number = _last_number + 1
+    _last_number = number
     return "".join([_ALPHABET[number >> shift & 31] for shift in _SHIFTS])
 
 
@@ -173,7 +173,7 @@ def as_error_id(text: str) -> str:
 
 def time_of(error_id: str) -> float | None:
     """Return when an id was made, in seconds since 1970, or None if it is none."""
-    if len(error_id) != _LENGTH or not set(error_id) <= set(_ALPHABET):
+    if len(error_id) != _ID_CHARS or not set(error_id) <= set(_ALPHABET):
         return None
     number = 0
     for char in error_id:

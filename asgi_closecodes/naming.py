@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import types
 
-_LONGEST_NAME = 200
-_LONGEST_TEXT = 80
-_LONGEST_ASSIGNMENT = 20
-_DEEPEST = 8
+_MAX_NAME_CHARS = 200
+_MAX_TEXT_CHARS = 80
+_MAX_ASSIGNMENT_CHARS = 20
+_MAX_WRAPPERS = 8
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType)
 
@@ -18,7 +18,7 @@ def name_of(thing: object) -> str:
 
     Nothing of the object's own is run: its attributes may raise, or hold a secret.
     """
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_WRAPPERS):
         kind = type(thing)
         if issubclass(kind, functools.partial):
             thing = functools.partial.func.__get__(thing)
@@ -49,16 +49,16 @@ def shown(value: object) -> str:
             text = int.__repr__(value)
         except ValueError:  # of more than 4300 digits
             return f"<{name_of(value)}>"
-        return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
+        return text if len(text) <= _MAX_TEXT_CHARS else f"{text[: _MAX_TEXT_CHARS - 1]}…"
     if issubclass(kind, float):
         return float.__repr__(value)
     if kind is str:
         assert isinstance(value, str)
         if (
-            len(value) > _LONGEST_TEXT
+            len(value) > _MAX_TEXT_CHARS
             or "@" in value
             or "//" in value
-            or ("=" in value and len(value) > _LONGEST_ASSIGNMENT)
+            or ("=" in value and len(value) > _MAX_ASSIGNMENT_CHARS)
         ):
             return f"<str of {len(value)} characters>"
         return repr(value)
@@ -71,4 +71,4 @@ def shown(value: object) -> str:
 
 def _joined(module: object, name: str) -> str:
     text = name if module in {None, "builtins"} or type(module) is not str else f"{module}.{name}"
-    return text[:_LONGEST_NAME] if text.isprintable() else ascii(text[:_LONGEST_NAME])[1:-1]
+    return text[:_MAX_NAME_CHARS] if text.isprintable() else ascii(text[:_MAX_NAME_CHARS])[1:-1]

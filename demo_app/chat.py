@@ -30,13 +30,13 @@ from asgi_closecodes.logs import configure_logging
 
 from .pages import STATIC, Static, page
 
-CONNECTIONS = 2
+MAX_CONNECTIONS = 2
 """Queries that the database bears at once."""
 
-PATIENCE = 0.5
+QUERY_TIMEOUT_S = 0.5
 """Seconds that a query waits for a connection."""
 
-BACKLOG = 100
+MAX_BACKLOG = 100
 """Messages that a member may be behind."""
 
 # Who may come in: this is all there is to it.
@@ -68,8 +68,10 @@ class Database:
     """A pool of connections; your driver has its own."""
 
     def __init__(self, file: Path) -> None:
-        self._free = [sqlite3.connect(file, check_same_thread=False, isolation_level=None) for _ in range(CONNECTIONS)]
-        self._places = anyio.Semaphore(CONNECTIONS)
+        self._free = [
+            sqlite3.connect(file, check_same_thread=False, isolation_level=None) for _ in range(MAX_CONNECTIONS)
+        ]
+        self._places = anyio.Semaphore(MAX_CONNECTIONS)
         self._free[0].execute("create table messages (room, name, text)")
         for connection in self._free:
             connection.create_function("sleep", 1, time.sleep)
@@ -79,7 +81,7 @@ class Database:
 
         :raises TryAgainLater: if no connection gets free in time; to try is the client's turn.
         """
-        with anyio.move_on_after(PATIENCE) as waiting:
+        with anyio.move_on_after(QUERY_TIMEOUT_S) as waiting:
             await self._places.acquire()
         if waiting.cancelled_caught:
             raise TryAgainLater("the database is busy", cause="database")
@@ -125,7 +127,7 @@ async def chat(websocket: WebSocket, room: str, name: Annotated[str, Depends(aut
     for author, text in reversed(history):
         await websocket.send_text(_message(author, text))
 
-    inbox, news = anyio.create_memory_object_stream[str](BACKLOG)
+    inbox, news = anyio.create_memory_object_stream[str](MAX_BACKLOG)
     with inbox, news:
         async with anyio.create_task_group() as tasks:
             members = rooms.setdefault(room, {})

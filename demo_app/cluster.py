@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LIMIT = "20"
-START = 10.0
+START_TIMEOUT_S = 10.0
 """Seconds that the Redis may take to start."""
 
 
@@ -55,7 +55,7 @@ def _binary() -> str:
 
 
 def _wait_for(path: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         with socket.socket(socket.AF_UNIX) as attempt:
             try:

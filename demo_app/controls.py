@@ -16,13 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_closecodes import Guard, SettingsError
 
-STALL = 1.0
+STALL_S = 1.0
 """Seconds for which the event loop is stalled."""
 
-BEFORE_STALL = 0.3
+BEFORE_STALL_S = 0.3
 """Seconds before that: the sensor has to have seen better days."""
 
-MAX_LOOP_LAG = 0.6
+MAX_LOOP_LAG_S = 0.6
 """The limit that makes a stall felt, in seconds. None from the start: a busy machine is late by itself."""
 
 
@@ -57,9 +57,9 @@ def routes(guard: Guard) -> list[Route]:
 
     async def stall(_request: Request) -> Response:
         if guard.settings.max_loop_lag is None:
-            guard.update(max_loop_lag=MAX_LOOP_LAG)
-        await anyio.sleep(BEFORE_STALL)
-        time.sleep(STALL)  # noqa: ASYNC251 - the mistake that is shown
+            guard.update(max_loop_lag=MAX_LOOP_LAG_S)
+        await anyio.sleep(BEFORE_STALL_S)
+        time.sleep(STALL_S)  # noqa: ASYNC251 - the mistake that is shown
         return _done()
 
     async def drain(_request: Request) -> Response:

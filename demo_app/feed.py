@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asgi_closecodes.logs import JsonFormatter
 
-INTERVAL = 0.1
+INTERVAL_S = 0.1
 """Seconds between two messages; a page sees by a longer pause that the event loop stalls."""
 
 
@@ -90,4 +90,4 @@ class Feed:
             while True:
                 lines, written = self._tail.since(written)
                 await websocket.send_json({**self._state(), "lines": lines})
-                await anyio.sleep(INTERVAL)
+                await anyio.sleep(INTERVAL_S)

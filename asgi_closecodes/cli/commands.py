@@ -48,7 +48,7 @@ class _Commands(click.Group):
             finally:
                 sys.stdout.flush()
         except BrokenPipeError:  # whoever read the output has seen enough, as head does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would flush, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit flushes and complains
             ctx.exit(FOUND)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)

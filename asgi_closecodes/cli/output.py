@@ -24,9 +24,9 @@ from .logs.record import COLOUR, Record
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*%@"
-_UNNOTICED = 1.0
+_SHOW_PROGRESS_AFTER_S = 1.0
 """Seconds that a command may take before it shows its progress."""
-_WIDE = 100_000
+_UNLIMITED_COLUMNS = 100_000
 
 
 def has_colours() -> bool:
@@ -47,7 +47,7 @@ def write_list(start: str, name: str, items: Iterable[str]) -> None:
     sys.stdout.write("]}\n")
 
 
-def complain(*lines: str) -> None:
+def write_errors(*lines: str) -> None:
     """Print lines to stderr, each with the name of the command, and with nothing that drives the terminal."""
     _write(sys.stderr, (f"asgi-closecodes: {one_line(line)}" for line in lines))
 
@@ -65,7 +65,7 @@ def render(renderable: RenderableType) -> None:
         file=io.StringIO(),
         force_terminal=terminal,
         color_system="auto" if has_colours() else None,
-        width=None if terminal else _WIDE,
+        width=None if terminal else _UNLIMITED_COLUMNS,
         highlight=False,
         markup=False,
         emoji=False,
@@ -132,7 +132,7 @@ def at(moment: float | None, *, precise: bool = False) -> str:
 
 
 def between(first: float, last: float) -> str:
-    """Return a stretch of time for people."""
+    """Return a period for people."""
     if first > last:
         return "at unknown times"
     start, end = at(first), at(last)
@@ -148,7 +148,7 @@ def iso(moment: float) -> str | None:
     return dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def stretch(seconds: int) -> str:
+def format_duration(seconds: int) -> str:
     """Return a duration for people."""
     for unit, name in ((86_400, "day"), (3600, "h"), (60, "min")):
         if seconds >= unit:
@@ -165,7 +165,7 @@ def progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
         return
     columns = TextColumn(what), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    shown_from = time.monotonic() + _UNNOTICED
+    shown_from = time.monotonic() + _SHOW_PROGRESS_AFTER_S
     task = bar.add_task(what, total=None)
     done = 0
 

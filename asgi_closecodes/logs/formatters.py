@@ -19,8 +19,8 @@ from asgi_closecodes.error_identity import is_library, type_name
 from .redaction import one_line
 from .stack_traces import Error, stack_trace
 
-_MOST_NOTES = 16
-_NOTE_BYTES = 2 * 1024
+_MAX_NOTES = 16
+_MAX_NOTE_BYTES = 2 * 1024
 
 
 def _capped(text: str, size: int = 32 * 1024) -> str:
@@ -43,7 +43,7 @@ def _notes_of(error: BaseException) -> list[str]:
         notes = list(getattr(error, "__notes__", ()))
     except Exception:
         return []  # it is no list, or raises
-    return [_capped(_text_of(note), _NOTE_BYTES) for note in notes[:_MOST_NOTES]]
+    return [_capped(_text_of(note), _MAX_NOTE_BYTES) for note in notes[:_MAX_NOTES]]
 
 
 def _text_of(value: object) -> str:

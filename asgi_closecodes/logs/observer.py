@@ -20,14 +20,14 @@ from .messages import LINES, SESSION, SUMMARIES, SUPPRESSED, Line, Message, Reda
 from .redaction import one_line
 from .sampling import LogSampler
 
-_ALMOST_NONE = 1e-9
+_MIN_PER_MINUTE = 1e-9
 """Records a minute where none are wanted after the burst: a Rate of 0 lets no burst through either."""
 
 
-_MOST_REFUSALS = 64
+_MAX_REFUSAL_KINDS = 64
 """Kinds of refusals that are told apart: each may have five records in 10 s, and names from outside make kinds."""
 
-_IN_SUMMARIES = (
+_SUMMARY_KEYS = (
     "closecodes.error.fingerprint",
     "closecodes.gate.name",
     "closecodes.gate.cause",
@@ -75,8 +75,8 @@ class LogObserver:
         _instances.add(self)
         self._samplers: dict[Sampler, LogSampler[_Kind]] = {
             "error": LogSampler(Unlimited),
-            "refusal": LogSampler(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
-            "saturation": LogSampler(lambda: Window(5, 10.0), most=_MOST_REFUSALS),
+            "refusal": LogSampler(lambda: Window(5, 10.0), most=_MAX_REFUSAL_KINDS),
+            "saturation": LogSampler(lambda: Window(5, 10.0), most=_MAX_REFUSAL_KINDS),
         }
         self.configure(path=path, client=client, burst=burst, per_minute=per_minute)
 
@@ -96,7 +96,7 @@ class LogObserver:
         if burst is None or per_minute is None:
             self._samplers["error"].limit(Unlimited)
         else:
-            per_minute = max(per_minute, _ALMOST_NONE)
+            per_minute = max(per_minute, _MIN_PER_MINUTE)
             self._samplers["error"].limit(lambda: Rate(per_minute / 60, burst), Rate(per_minute, burst * 5))
 
     def forget(self) -> None:
@@ -159,7 +159,7 @@ class LogObserver:
 
     def _describe(self, event: events.Event, line: Line, level: int) -> _Kind:
         message, arguments, keys = line.describe(event, self._redactor)
-        return _Kind(line, level, message % arguments, {key: keys[key] for key in _IN_SUMMARIES if key in keys})
+        return _Kind(line, level, message % arguments, {key: keys[key] for key in _SUMMARY_KEYS if key in keys})
 
 
 class Unprintable(Exception):  # noqa: N818 - it stands for an error

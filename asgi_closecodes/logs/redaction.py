@@ -14,9 +14,9 @@ from asgi_closecodes.addresses import canonical_address, parsed_address
 
 from .tokens import MASK, masked_path
 
-MAX_PATH = 256
+MAX_PATH_CHARS = 256
 """Characters of a path in a log."""
-_LONGEST = 2048
+_MAX_READ_CHARS = 2048
 """Characters of a path that are looked at."""
 
 _KEY = os.urandom(16)
@@ -27,14 +27,14 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 def safe_path(path: str) -> str:
     """Return ``path`` percent-encoded, at most 256 characters, with what looks like a token ``REDACTED``."""
-    if len(path) > _LONGEST:  # what is cut may be a token, of which too little is left to tell
-        path = path[:_LONGEST].rpartition("/")[0] + f"/{MASK}"
+    if len(path) > _MAX_READ_CHARS:  # what is cut may be a token, of which too little is left to tell
+        path = path[:_MAX_READ_CHARS].rpartition("/")[0] + f"/{MASK}"
     return raw_path(masked_path(path))
 
 
 def raw_path(path: str) -> str:
     """Return ``path`` percent-encoded, at most 256 characters."""
-    return quote(path, safe="/:@!$&'()*+,;=~-._", errors="replace")[:MAX_PATH]
+    return quote(path, safe="/:@!$&'()*+,;=~-._", errors="replace")[:MAX_PATH_CHARS]
 
 
 def safe_client(address: str, mode: Literal["full", "truncated", "hashed", "off"]) -> str | None:

@@ -13,17 +13,17 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from asgi_closecodes.concurrency import COUNTING
 
-MOST_KINDS = 1024
+MAX_KINDS = 1024
 """Kinds that are told apart. Those beyond are one kind together, for each first part of their keys."""
 
-FORGOTTEN_AFTER = 60.0
+FORGET_AFTER_S = 60.0
 """Seconds after which a kind makes room for a new one, if it has nothing left to say."""
 
-SUMMARY_AFTER = 30.0
+SUMMARY_AFTER_S = 30.0
 """Seconds after which counts are written that no further record has carried."""
 
 Key: TypeAlias = tuple[Hashable, Hashable]
-"""What is equal for records of one kind; the first part is what a kind beyond ``MOST_KINDS`` is still known by."""
+"""What is equal for records of one kind; the first part is what a kind beyond ``MAX_KINDS`` is still known by."""
 
 About = TypeVar("About")
 
@@ -49,7 +49,7 @@ class LogSampler(Generic[About]):
 
     :param allowance: makes the allowance of one kind.
     :param overall: the allowance of all kinds together, but for the first of each.
-    :param most: kinds that are told apart, by default ``MOST_KINDS``.
+    :param most: kinds that are told apart, by default ``MAX_KINDS``.
     :param clock: monotonic seconds.
     """
 
@@ -113,9 +113,9 @@ class LogSampler(Generic[About]):
             return suppressed
 
     def _has_room(self, now: float) -> bool:
-        while len(self._kinds) >= (self._most or MOST_KINDS):
+        while len(self._kinds) >= (self._most or MAX_KINDS):
             oldest, kind = next(iter(self._kinds.items()))
-            if kind.suppressed or now - kind.used_at < FORGOTTEN_AFTER:
+            if kind.suppressed or now - kind.used_at < FORGET_AFTER_S:
                 return False
             del self._kinds[oldest]
         return True
@@ -128,9 +128,9 @@ class LogSampler(Generic[About]):
     def flush(self, *, now: bool = False) -> Iterator[tuple[About, bool, int]]:
         """Yield for each kind that was left out what it is about, whether it is one of many others, and its count.
 
-        :param now: without waiting for ``SUMMARY_AFTER``.
+        :param now: without waiting for ``SUMMARY_AFTER_S``.
         """
-        if not self._pending or (not now and self._clock() - self._flushed_at < SUMMARY_AFTER):
+        if not self._pending or (not now and self._clock() - self._flushed_at < SUMMARY_AFTER_S):
             return
         self._flushed_at = self._clock()
         with COUNTING:

@@ -14,16 +14,16 @@ from urllib.parse import quote, unquote
 
 MASK = "REDACTED"
 
-_SHORTEST = 14
-_SHORTEST_WITH_SPECIALS = 12  # words are not joined by those
+_MIN_TOKEN_CHARS = 14
+_MIN_SPECIAL_TOKEN_CHARS = 12  # words are not joined by those
 """Characters of what is taken for a token wherever it stands."""
-_SHORT = 6
+_MIN_EXPECTED_CHARS = 6
 """Characters without sense that are enough where a token is expected: below "token", behind "Bearer" or "sk-"."""
-_LEAST = 8
-_SENSELESS = 0.5
+_MIN_RANDOM_CHARS = 8
+_MIN_RANDOM_SHARE = 0.5
 """The share of a token's characters that belong to no word and no number."""
-_LONGEST_NUMBER = 24
-_DECODED = 5
+_MAX_NUMBER_DIGITS = 24
+_MAX_DECODINGS = 5
 """How often a path is percent-decoded to look into it."""
 
 _PAIRS = (
@@ -57,9 +57,9 @@ _PAIRS = (
     "62236011613224520112413053",
 )
 _FREQUENCY = {f"{chr(97 + a)}{chr(97 + b)}": int(digit) for a, row in enumerate(_PAIRS) for b, digit in enumerate(row)}
-_OF_NAMES = 4.5
-_OF_WORDS = 5.3
-_OF_SHORT_WORDS = 6.2
+_MIN_NAME_FREQUENCY = 4.5
+_MIN_WORD_FREQUENCY = 5.3
+_MIN_SHORT_WORD_FREQUENCY = 6.2
 """The least means of words; that of random letters is 3."""
 
 _PIECE = re.compile(r"[A-Za-z0-9]+")
@@ -115,7 +115,7 @@ def masked_path(path: str) -> str:
     masked: list[str] = []
     above = ""
     for segment in segments:
-        masked.append(_masked(segment, is_expected=_ABOVE_A_TOKEN.fullmatch(above) is not None))
+        masked.append(_mask_segment(segment, is_expected=_ABOVE_A_TOKEN.fullmatch(above) is not None))
         above = segment
     start = 0
     while start < len(segments):  # base64 has slashes too, which are decoded before anybody sees the path
@@ -126,18 +126,18 @@ def masked_path(path: str) -> str:
         parts = segments[start:end]
         if len(parts) > 1:
             size = len("/".join(parts))
-            is_token = size >= _SHORTEST and weight >= _SENSELESS * size
+            is_token = size >= _MIN_TOKEN_CHARS and weight >= _MIN_RANDOM_SHARE * size
             if is_token or parts[-1].endswith("=") or masked[start:end] != parts:
                 masked[start:end] = [MASK] * len(parts)
         start = max(end, start + 1)
     return "/".join(masked)
 
 
-def _masked(segment: str, *, is_expected: bool) -> str:
-    if len(segment) < _SHORT and "=" not in segment and "@" not in segment:
+def _mask_segment(segment: str, *, is_expected: bool) -> str:
+    if len(segment) < _MIN_EXPECTED_CHARS and "=" not in segment and "@" not in segment:
         return segment
     plain = segment
-    for _ in range(_DECODED):
+    for _ in range(_MAX_DECODINGS):
         if "%" not in plain or (decoded := unquote(plain)) == plain:
             break
         plain = decoded
@@ -146,13 +146,13 @@ def _masked(segment: str, *, is_expected: bool) -> str:
     if plain is not segment and "/" in plain:
         shown = masked_path(plain)
     else:
-        shown = _without(plain, [*_tokens(plain, is_expected=is_expected)])
+        shown = _mask_spans(plain, [*_token_spans(plain, is_expected=is_expected)])
     if shown == plain:
         return segment
     return shown if plain is segment else quote(shown, safe=":@!$&'()*+,;=~-._", errors="replace")
 
 
-def _without(text: str, spans: list[tuple[int, int]]) -> str:
+def _mask_spans(text: str, spans: list[tuple[int, int]]) -> str:
     shown: list[str] = []
     at = 0
     for start, end in sorted(spans):
@@ -162,18 +162,18 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
     return "".join((*shown, text[at:]))
 
 
-def _tokens(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
+def _token_spans(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
     """Yield from where to where there are tokens in ``text``."""
-    if is_expected and _is_odd(text):
+    if is_expected and _is_random(text):
         yield 0, len(text)
         return
     for found in _ALWAYS.finditer(text):
         yield found.span()
     for found in _CREDENTIALS.finditer(text):
-        if any(map(str.isdigit, found["token"])) or _is_odd(found["token"]):
+        if any(map(str.isdigit, found["token"])) or _is_random(found["token"]):
             yield found.span("token")
     for found in _PREFIXED.finditer(text):
-        if _is_odd(found["token"]):
+        if _is_random(found["token"]):
             yield found.span()
     for found in _PARAMETER.finditer(text):
         if found["value"] and _SECRET_NAME.search(found["name"]):
@@ -181,31 +181,31 @@ def _tokens(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
     user, has_password, password = text.rpartition("@")[0].partition(":")
     if has_password and password and user not in _ADDRESSES:
         yield len(user) + 1, len(user) + 1 + len(password)
-    yield from _senseless(text, [*_pieces(text)])
+    yield from _random_spans(text, [*_pieces(text)])
 
 
-def _is_odd(text: str) -> bool:
+def _is_random(text: str) -> bool:
     """Whether a few characters make no sense, which is enough where a token is expected."""
-    return sum(_oddity(found.group()) for found in _PIECE.finditer(text)) >= _SHORT
+    return sum(_random_chars(found.group()) for found in _PIECE.finditer(text)) >= _MIN_EXPECTED_CHARS
 
 
-def _oddity(piece: str) -> int:
-    return len(piece) if len(piece) > 4 and _ORDINARY.fullmatch(piece) else _weighed(piece)[1]
+def _random_chars(piece: str) -> int:
+    return len(piece) if len(piece) > 4 and _ORDINARY.fullmatch(piece) else _weigh(piece)[1]
 
 
-def _senseless(text: str, pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
+def _random_spans(text: str, pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
     """Yield where pieces that read like nothing are long enough, one or many with punctuation between."""
     run: list[_Piece] = []
     for piece in [*pieces, None]:
         if run and (piece is None or piece.reads or not _JOINT.fullmatch(text[run[-1].end : piece.start])):
-            if (span := _token_of(text, run)) is not None:
+            if (span := _token_span(text, run)) is not None:
                 yield span
             run = []
         if piece is not None and not piece.reads:
             run.append(piece)
 
 
-def _token_of(text: str, run: list[_Piece]) -> tuple[int, int] | None:
+def _token_span(text: str, run: list[_Piece]) -> tuple[int, int] | None:
     """Return where among pieces without a word there is a token, if there is one."""
     heavy = [at for at, piece in enumerate(run) if piece.weight]
     if not heavy:
@@ -214,12 +214,12 @@ def _token_of(text: str, run: list[_Piece]) -> tuple[int, int] | None:
     span = text[core[0].start : core[-1].end]
     specials = len(_SPECIAL.findall(span))
     weight = specials + sum(one.weight for one in core)
-    if weight < max(_LEAST, _SENSELESS * (specials + sum(one.size for one in core))):
+    if weight < max(_MIN_RANDOM_CHARS, _MIN_RANDOM_SHARE * (specials + sum(one.size for one in core))):
         return None
-    if len(span) >= (_SHORTEST_WITH_SPECIALS if specials else _SHORTEST):
+    if len(span) >= (_MIN_SPECIAL_TOKEN_CHARS if specials else _MIN_TOKEN_CHARS):
         return core[0].start, _padded(text, core[-1].end)
     whole = text[run[0].start : run[-1].end]
-    if len(whole) >= _SHORTEST and _MIXED.search(span) and _DASHED.fullmatch(whole):
+    if len(whole) >= _MIN_TOKEN_CHARS and _MIXED.search(span) and _DASHED.fullmatch(whole):
         return run[0].start, _padded(text, run[-1].end)
     return None
 
@@ -250,15 +250,15 @@ class _Piece(NamedTuple):
 
 def _pieces(text: str) -> Iterator[_Piece]:
     for found in _PIECE.finditer(text):
-        yield _Piece(*found.span(), *_weighed(found.group()))
+        yield _Piece(*found.span(), *_weigh(found.group()))
 
 
-def _weighed(piece: str) -> tuple[int, int]:
+def _weigh(piece: str) -> tuple[int, int]:
     """Return the size and the weight of a piece."""
     size = len(piece)
     if piece.isdigit():
-        return size, size if size > _LONGEST_NUMBER else 0
-    if size >= _SHORTEST and _HEXADECIMAL.search(piece):
+        return size, size if size > _MAX_NUMBER_DIGITS else 0
+    if size >= _MIN_TOKEN_CHARS and _HEXADECIMAL.search(piece):
         return size, size
     if piece.isalpha():
         return size, _weight_of_letters(piece)
@@ -268,7 +268,9 @@ def _weighed(piece: str) -> tuple[int, int]:
     for part in _PART.findall(piece):
         if part.isdigit() and len(part) >= 4:
             size -= len(part)
-        elif part.isdigit() or not _is_word(part, _OF_SHORT_WORDS if len(part) < 8 or part.isupper() else _OF_WORDS):
+        elif part.isdigit() or not _is_word(
+            part, _MIN_SHORT_WORD_FREQUENCY if len(part) < 8 or part.isupper() else _MIN_WORD_FREQUENCY
+        ):
             weight += len(part)
     return size, weight
 
@@ -277,13 +279,13 @@ def _weight_of_letters(letters: str) -> int:
     size = len(letters)
     if size <= 4 and (letters.islower() or letters.isupper() or letters.istitle()):
         return 0
-    is_short = size < _SHORTEST and len(_CAMEL.findall(letters)) == 1
-    if _is_word(letters, _OF_NAMES if is_short else _OF_WORDS):
+    is_short = size < _MIN_TOKEN_CHARS and len(_CAMEL.findall(letters)) == 1
+    if _is_word(letters, _MIN_NAME_FREQUENCY if is_short else _MIN_WORD_FREQUENCY):
         return 0
     parts = _CAMEL.findall(letters)
-    if size >= _SHORTEST and len(parts) * 3 > size:
+    if size >= _MIN_TOKEN_CHARS and len(parts) * 3 > size:
         return size
-    return sum(len(part) for part in parts if not _is_word(part, _OF_WORDS))
+    return sum(len(part) for part in parts if not _is_word(part, _MIN_WORD_FREQUENCY))
 
 
 def _is_word(letters: str, least: float) -> bool:

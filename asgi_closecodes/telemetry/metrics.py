@@ -25,10 +25,10 @@ from asgi_closecodes.logs.messages import LINES
 UNKNOWN = "_UNKNOWN"
 """The label of a route that is not known: the handler has not accepted yet, or no route matched."""
 
-MOST_ROUTES = 64
-MOST_ERROR_TYPES = 32
-MOST_GATES = 32
-MOST_CAUSES = 32
+MAX_ROUTES = 64
+MAX_ERROR_TYPES = 32
+MAX_GATES = 32
+MAX_CAUSES = 32
 
 Labels: TypeAlias = tuple[str, ...]
 
@@ -214,16 +214,16 @@ class MetricsObserver(abc.ABC):
     """Turns events into numbers, and keeps the count of what is active."""
 
     def __init__(self) -> None:
-        self._routes = FirstOnes(MOST_ROUTES)
-        self._error_types = FirstOnes(MOST_ERROR_TYPES)
-        self._gates = FirstOnes(MOST_GATES)
-        self._causes = FirstOnes(MOST_CAUSES)
-        self._counted_at: dict[str, str] = {}
+        self._routes = FirstOnes(MAX_ROUTES)
+        self._error_types = FirstOnes(MAX_ERROR_TYPES)
+        self._gates = FirstOnes(MAX_GATES)
+        self._causes = FirstOnes(MAX_CAUSES)
+        self._route_of: dict[str, str] = {}
         """The route at which each session counts as active, by its id: what was added is what is taken off."""
         self._inherited: Counter[str] = Counter()
         """In a child process: active sessions of the parent's by route, which are to be taken off."""
         _observers.add(self)
-        self._looks: list[Callable[[], events.Snapshot | None]] = []
+        self._sources: list[Callable[[], events.Snapshot | None]] = []
         self._clusters: dict[str, _Cluster] = {}
         self._shown: dict[tuple[Metric, str], None] = {}
         """The gauges of gates that have had a value, so that none stays as it was when its gate is gone."""
@@ -233,7 +233,7 @@ class MetricsObserver(abc.ABC):
         """Add to a counter or a sum."""
 
     @abc.abstractmethod
-    def _disown(self, metric: Metric, labels: Labels, amount: float) -> None:
+    def _take_off(self, metric: Metric, labels: Labels, amount: float) -> None:
         """Take off what a parent process has added."""
 
     @abc.abstractmethod
@@ -246,11 +246,11 @@ class MetricsObserver(abc.ABC):
             case events.SessionAdmitted(session=session):
                 self._add(SESSIONS_STARTED, ())
                 self._record(ADMISSION, ("admitted",), session.duration)
-                self._count_at(session.id, self._route(session))
+                self._set_route(session.id, self._route(session))
             case events.SessionOpened(session=session):
-                self._count_at(session.id, self._route(session))
+                self._set_route(session.id, self._route(session))
             case events.SessionClosed(session=session):
-                self._count_at(session.id, None)
+                self._set_route(session.id, None)
                 self._add(SESSIONS_CLOSED, (code_label(event.close), event.closed_by))
                 self._record(SESSION_DURATION, (event.outcome,), session.duration)
             case events.SessionFailed(session=session):
@@ -270,11 +270,13 @@ class MetricsObserver(abc.ABC):
             case events.LogsSuppressed():
                 self._add(LOG_SUPPRESSED, (event.event,), event.count)
             case events.LimitsChanged():
-                self._expect_refusals()
+                self._create_refusal_counters()
             case events.ClusterSynced() | events.ClusterSyncFailed() | events.ClusterFallback():
-                self._note_cluster(event)
+                self._on_cluster_event(event)
 
-    def _note_cluster(self, event: events.ClusterSynced | events.ClusterSyncFailed | events.ClusterFallback) -> None:
+    def _on_cluster_event(
+        self, event: events.ClusterSynced | events.ClusterSyncFailed | events.ClusterFallback
+    ) -> None:
         match event:
             case events.ClusterSynced(name=name):
                 self._clusters[name] = _Cluster(event, time.monotonic(), event.fallback)
@@ -282,45 +284,45 @@ class MetricsObserver(abc.ABC):
             case events.ClusterSyncFailed(name=name):
                 self._add(CLUSTER_SYNC_FAILURES, (name,))
             case events.ClusterFallback(name=name) if name in self._clusters:
-                self._clusters[name].is_adrift = True
+                self._clusters[name].is_in_fallback = True
 
     def _route(self, session: events.SessionFacts) -> str:
         return UNKNOWN if session.route is None else self._routes(session.route)
 
-    def forked(self) -> None:
+    def reset_after_fork(self) -> None:
         """Begin anew in a child process, not in it at once: somebody may have held a lock of the library's."""
-        self._inherited.update(self._counted_at.values())
-        self._counted_at = {}
+        self._inherited.update(self._route_of.values())
+        self._route_of = {}
 
-    def _forget_inherited(self) -> None:
+    def _take_off_inherited(self) -> None:
         inherited, self._inherited = self._inherited, Counter()
         for route, count in inherited.items():
-            self._disown(SESSIONS_ACTIVE, (route,), count)
+            self._take_off(SESSIONS_ACTIVE, (route,), count)
 
-    def _count_at(self, session_id: str, route: str | None) -> None:
+    def _set_route(self, session_id: str, route: str | None) -> None:
         if self._inherited:
-            self._forget_inherited()
-        before = self._counted_at.get(session_id)
+            self._take_off_inherited()
+        before = self._route_of.get(session_id)
         if before == route:
             return
         if before is not None:
-            del self._counted_at[session_id]
+            del self._route_of[session_id]
             self._add(SESSIONS_ACTIVE, (before,), -1)
         if route is not None:
-            self._counted_at[session_id] = route
+            self._route_of[session_id] = route
             self._add(SESSIONS_ACTIVE, (route,))
 
     # How things stand
 
     def watch(self, look: Callable[[], events.Snapshot | None]) -> None:
         """Ask ``look`` whenever the gauges are read. Several guards may share this observer."""
-        self._looks.append(look)
-        self._expect_refusals()
+        self._sources.append(look)
+        self._create_refusal_counters()
 
     def _snapshots(self) -> list[events.Snapshot]:
-        return [snapshot for look in self._looks if (snapshot := look()) is not None]
+        return [snapshot for look in self._sources if (snapshot := look()) is not None]
 
-    def _expect_refusals(self) -> None:
+    def _create_refusal_counters(self) -> None:
         # At 0 before the first one: a counter that appears with 1 has not increased, for Prometheus.
         for gate in _gates_of(self._snapshots()):
             labels = self._gates(gate["name"]), self._causes(gate["cause"])
@@ -333,7 +335,7 @@ class MetricsObserver(abc.ABC):
 
         Of several gates of one name the one that is nearest to its limit is shown.
         """
-        self._forget_inherited()
+        self._take_off_inherited()
         snapshots = self._snapshots()
         gates: dict[str, events.GateState] = {}
         for gate in _gates_of(snapshots):
@@ -346,7 +348,7 @@ class MetricsObserver(abc.ABC):
         for key in [*self._shown]:
             metric, label = key
             value = values.get(key)
-            yield metric, (label,), _NOTHING[metric] if value is None else value
+            yield metric, (label,), _WITHOUT_GATE[metric] if value is None else value
         yield LOOP_LAG, (), max((snapshot["loop_lag"] or 0.0 for snapshot in snapshots), default=0.0)
         yield SESSIONS_LEAVING, (), sum(snapshot["leaving"] for snapshot in snapshots)
         yield REFUSALS_LEAVING, (), sum(snapshot["leaving_refused"] for snapshot in snapshots)
@@ -359,19 +361,19 @@ class MetricsObserver(abc.ABC):
             yield CLUSTER_QUOTA, (name,), cluster.synced.quota
             yield CLUSTER_LEASE_AGE, (name,), now - cluster.at
             yield CLUSTER_LEARNING, (name,), float(now - cluster.at < cluster.synced.learning)
-            yield CLUSTER_FALLBACK, (name,), float(cluster.is_adrift)
+            yield CLUSTER_FALLBACK, (name,), float(cluster.is_in_fallback)
 
 
 _observers: weakref.WeakSet[MetricsObserver] = weakref.WeakSet()
 
 
-def _forked() -> None:
+def _reset_after_fork() -> None:
     for observer in [*_observers]:
-        observer.forked()
+        observer.reset_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 @dataclass(slots=True)
@@ -380,10 +382,10 @@ class _Cluster:
 
     synced: events.ClusterSynced
     at: float
-    is_adrift: bool
+    is_in_fallback: bool
 
 
-_NOTHING = {GATE_USAGE: 0.0, GATE_LIMIT: math.inf}
+_WITHOUT_GATE = {GATE_USAGE: 0.0, GATE_LIMIT: math.inf}
 
 
 def _gates_of(snapshots: Iterable[events.Snapshot]) -> Iterator[events.GateState]:

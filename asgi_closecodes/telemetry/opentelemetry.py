@@ -78,7 +78,7 @@ class OpenTelemetryObserver(MetricsObserver):
     def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
         self._instruments[metric].add(amount, _attributes(metric, labels))
 
-    def _disown(self, metric: Metric, labels: Labels, amount: float) -> None:
+    def _take_off(self, metric: Metric, labels: Labels, amount: float) -> None:
         self._add(metric, labels, -amount)
 
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:

@@ -37,7 +37,7 @@ class PrometheusObserver(MetricsObserver):
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__()
-        _forget_the_dead()
+        _remove_dead_processes()
         families = {metric: _family(metric) for metric in METRICS}
         registry.register(self)  # the first, so that it is collected before the gauges that it sets
         try:
@@ -66,7 +66,7 @@ class PrometheusObserver(MetricsObserver):
     def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
         self._child(metric, labels).inc(amount)
 
-    def _disown(self, metric: Metric, labels: Labels, _amount: float) -> None:
+    def _take_off(self, metric: Metric, labels: Labels, _amount: float) -> None:
         self._child(metric, labels).set(0)  # in multiprocess mode a child process begins with files of its own
 
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
@@ -99,7 +99,7 @@ def _family(metric: Metric) -> Counter | Gauge | Histogram:
             return Gauge(metric.name, metric.description, metric.labels, registry=None, multiprocess_mode=mode)
 
 
-def _forget_the_dead() -> None:
+def _remove_dead_processes() -> None:
     """In multiprocess mode, take killed processes out of the sums: their sessions are over.
 
     Servers that start another worker in place of one that died, as uvicorn does, have no hook in which

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.logs import sampling
-from asgi_closecodes.logs.sampling import FORGOTTEN_AFTER, SUMMARY_AFTER, LogSampler
+from asgi_closecodes.logs.sampling import FORGET_AFTER_S, SUMMARY_AFTER_S, LogSampler
 from asgi_closecodes.token_bucket import Rate, Unlimited, Window
 
 
@@ -51,7 +51,7 @@ def test_what_no_record_has_carried_is_summed_up():
     for kind in "a" * 13 + "b" * 10:
         take(tested, "error", kind)
     assert tested.has_pending_summaries
-    clock.now += SUMMARY_AFTER - 1
+    clock.now += SUMMARY_AFTER_S - 1
     assert list(tested.flush()) == []
     clock.now += 1
     assert list(tested.flush()) == [(("error", "a"), False, 3)]
@@ -60,7 +60,7 @@ def test_what_no_record_has_carried_is_summed_up():
 
 
 def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
-    monkeypatch.setattr(sampling, "MOST_KINDS", 5)
+    monkeypatch.setattr(sampling, "MAX_KINDS", 5)
     tested = limited(Clock())
     written = [take(tested, name, number) for number in range(20) for name in ("error", "refusal")]
     assert written.count(0) == 5 + 2 * 10
@@ -69,13 +69,13 @@ def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
 
 
 def test_a_kind_that_has_been_quiet_makes_room(monkeypatch):
-    monkeypatch.setattr(sampling, "MOST_KINDS", 5)
+    monkeypatch.setattr(sampling, "MAX_KINDS", 5)
     clock = Clock()
     tested = limited(clock, burst=1)
     for number in range(5):
         take(tested, "error", number)
     take(tested, "error", 0)
-    clock.now += FORGOTTEN_AFTER + 1
+    clock.now += FORGET_AFTER_S + 1
     assert take(tested, "error", 99) == 0
     assert take(tested, "error", 99) is None  # as itself: it has an allowance of its own
     assert Counter(about for about, _, _ in tested.flush(now=True)) == {("error", 0): 1, ("error", 99): 1}
@@ -104,7 +104,7 @@ def test_lines_and_counts_add_up(most, steps):
     clock = Clock()
     tested = limited(clock, burst=2)
     happened, told = Counter(), Counter()
-    before, sampling.MOST_KINDS = sampling.MOST_KINDS, most
+    before, sampling.MAX_KINDS = sampling.MAX_KINDS, most
     try:
         for step in [*steps, "now"]:
             match step:
@@ -126,5 +126,5 @@ def test_lines_and_counts_add_up(most, steps):
                     tested.limit(lambda: Window(2, 10.0, clock=clock))
             assert len(tested._kinds) <= most + 2
     finally:
-        sampling.MOST_KINDS = before
+        sampling.MAX_KINDS = before
     assert +told == +happened

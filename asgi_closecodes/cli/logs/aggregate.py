@@ -16,17 +16,17 @@ from asgi_closecodes.cli.output import iso
 
 from .record import Frame, Record, cut
 
-MOST_KINDS = 4096
+MAX_KINDS = 4096
 """Kinds that are told apart; the rest is one more."""
-MOST_ROUTES = 16
-MOST_SESSIONS = 16_384
+MAX_ROUTES = 16
+MAX_SESSIONS = 16_384
 
 _NUMBER = re.compile(r"\d+")
 
-COLUMNS = 40
+MAX_COLUMNS = 40
 """The most columns of a timeline."""
 # Each is a multiple of the one before, so that columns become wider without loss.
-_WIDTHS = (
+_COLUMN_WIDTHS_S = (
     1,
     5,
     15,
@@ -50,7 +50,7 @@ class Timeline:
     def __init__(self) -> None:
         self.first = math.inf
         self.last = -math.inf
-        self._widths = iter(_WIDTHS)
+        self._widths = iter(_COLUMN_WIDTHS_S)
         self.width: int = next(self._widths)
         self._series: list[dict[int, int]] = []
 
@@ -64,7 +64,7 @@ class Timeline:
         if not self.first <= time <= self.last:
             self.first = min(time, self.first)
             self.last = max(time, self.last)
-            while self._column(self.last) - self._column(self.first) >= COLUMNS:
+            while self._column(self.last) - self._column(self.first) >= MAX_COLUMNS:
                 self._widen()
         column = self._column(time)
         series[column] = series.get(column, 0) + count
@@ -146,7 +146,7 @@ class ErrorKind(Aggregate):
     """How many on which route."""
     error_type: str = ""
     message: str = ""
-    """What the last of them said: the exception's message, else the record's."""
+    """Text of the last of them: the exception's message, else the record's."""
     frame: Frame | None = None
     """Where the last of them was raised."""
     ref: str = ""
@@ -172,23 +172,23 @@ class Errors:
         if not record.is_error:
             return
         key = _key_of(record)
-        if key not in self.kinds and len(self.kinds) >= MOST_KINDS:
+        if key not in self.kinds and len(self.kinds) >= MAX_KINDS:
             key = None
         if (kind := self.kinds.get(key)) is None:
             kind = self.kinds[key] = ErrorKind(self.timeline.series())
             kind.fingerprint = "" if key is None else _short(record.text("closecodes.error.fingerprint"))
             kind.event = _short(record.summary_of or record.event)
-            kind.message = "of more kinds than are told apart" if key is None else _short(said(record))
+            kind.message = "of more kinds than are told apart" if key is None else _short(error_text(record))
         kind.add(record, self.timeline)
         if key is None or record.is_summary:
             return
         kind.error_type = _short(record.error_type)
-        kind.message = _short(said(record))
+        kind.message = _short(error_text(record))
         kind.frame = record.frame
         kind.ref = _short(record.error_id) or kind.ref
         kind.session = _short(record.session)
         route = _short(record.text("http.route", "url.path"))
-        if route and (route in kind.routes or len(kind.routes) < MOST_ROUTES):
+        if route and (route in kind.routes or len(kind.routes) < MAX_ROUTES):
             kind.routes[route] = kind.routes.get(route, 0) + 1 + record.suppressed
 
 
@@ -203,8 +203,8 @@ def _key_of(record: Record) -> Hashable:
     return _short(record.logger), record.error_type[:200], _NUMBER.sub("0", record.message[:200])
 
 
-def said(record: Record) -> str:
-    """Return what an error, or the first of those that a summary counts, said."""
+def error_text(record: Record) -> str:
+    """Return the text of an error, or of the first one that a summary counts."""
     if record.is_summary:
         return record.message.partition(": ")[2]  # what the first of them said
     return record.text("exception.message", "error.message") or record.message
@@ -268,7 +268,7 @@ class Closes:
                 self.unsent[code] = self.unsent.get(code, 0) + (not record.is_summary) + record.suppressed
 
     def _note_complete(self, process: str) -> None:
-        if len(self._complete_processes) < MOST_KINDS:
+        if len(self._complete_processes) < MAX_KINDS:
             self._complete_processes.add(process)
 
     def _add_close_unless_logged(self, record: Record, process: str) -> None:
@@ -277,12 +277,12 @@ class Closes:
         self._close(record)
         if record.session:  # its own closed record may be the first that the process tells
             self._counted[record.session[:64]] = None
-            if len(self._counted) > MOST_SESSIONS:
+            if len(self._counted) > MAX_SESSIONS:
                 del self._counted[next(iter(self._counted))]
 
     def _close(self, record: Record) -> None:
         code = _code_of(record)
-        if code not in self.codes and len(self.codes) >= MOST_KINDS:
+        if code not in self.codes and len(self.codes) >= MAX_KINDS:
             code = "unknown"
         if (aggregate := self.codes.get(code)) is None:
             aggregate = self.codes[code] = Aggregate(self.timeline.series())
@@ -290,7 +290,7 @@ class Closes:
 
     def _refusal(self, record: Record, gate: str, outcome: str) -> None:
         key = _short(gate), _short(record.text("closecodes.gate.cause")), outcome
-        if key not in self.refusals and len(self.refusals) >= MOST_KINDS:
+        if key not in self.refusals and len(self.refusals) >= MAX_KINDS:
             key = "", "", outcome
         if (aggregate := self.refusals.get(key)) is None:
             aggregate = self.refusals[key] = Aggregate(self.timeline.series())

@@ -8,7 +8,7 @@ from asgi_closecodes.cli.output import bars, render, styled, table, write
 from asgi_closecodes.codes import CloseCode
 
 from .aggregate import Closes, Code, total
-from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
+from .reading import end, file_arguments, in_period, open_log, period_options, reading, within
 from .record import dumps
 from .sums import headline
 
@@ -21,8 +21,8 @@ _OUTCOMES = {
 
 
 @click.command()
-@of_files
-@of_a_time
+@file_arguments
+@period_options
 def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
     """Count closes by code, refusals by cause.
 
@@ -30,7 +30,7 @@ def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
     logger asgi_closecodes.session is at level DEBUG.
     """
     found = Closes()
-    log = log_of(files)
+    log = open_log(files)
     with reading(log):
         for record in within(log, since, until, *Closes.NEEDLES):
             found.add(record)
@@ -38,9 +38,7 @@ def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
         write(dumps(_described(found)))
     elif found.codes or found.refusals:
         _print(found)
-    end(
-        log, found=bool(found.codes or found.refusals), nothing=f"no closes and no refusals{of_that_time(since, until)}"
-    )
+    end(log, found=bool(found.codes or found.refusals), nothing=f"no closes and no refusals{in_period(since, until)}")
 
 
 def _described(found: Closes) -> dict[str, object]:

@@ -9,21 +9,21 @@ import click
 from asgi_closecodes.cli.output import bars, between, plural, printable, styled, write, write_list
 
 from .aggregate import ErrorKind, Errors, total
-from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
+from .reading import end, file_arguments, in_period, open_log, period_options, reading, within
 from .record import dumps
 from .sums import headline
 
 
 @click.command()
-@of_files
-@of_a_time
+@file_arguments
+@period_options
 def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
     """Group errors by fingerprint.
 
     The most frequent come first. Those that were counted instead of written, in a storm, are part of every number.
     """
     found = Errors()
-    log = log_of(files)
+    log = open_log(files)
     with reading(log):
         for record in within(log, since, until, *Errors.NEEDLES):
             found.add(record)
@@ -36,7 +36,7 @@ def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
         width = len(str(kinds[0].count))
         for kind in kinds:
             write(*_lines(kind, found, width))
-    end(log, found=bool(kinds), nothing=f"no errors{of_that_time(since, until)}")
+    end(log, found=bool(kinds), nothing=f"no errors{in_period(since, until)}")
 
 
 def _described(kind: ErrorKind, among: Errors) -> dict[str, object]:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .reader import BLOCK, MAX_LINE
+from .reader import BLOCK_BYTES, MAX_LINE_BYTES
 from .record import compact
 
-MOST_BYTES = 32 * 1024 * 1024
+MAX_KEPT_BYTES = 32 * 1024 * 1024
 """Bytes of lines that are kept."""
-_LINE_COSTS = 200
+_LINE_OVERHEAD_BYTES = 200
 """Bytes that a line takes beside its own."""
 
 
@@ -31,9 +31,9 @@ class Recent:
     def append(self, line: bytes) -> None:
         """Keep ``line``, shortened if it is long."""
         self.kept.append(compact(line))
-        self._size += len(self.kept[-1]) + _LINE_COSTS
-        while len(self.kept) > self._count or self._size > MOST_BYTES:
-            self._size -= len(self.kept.popleft()) + _LINE_COSTS
+        self._size += len(self.kept[-1]) + _LINE_OVERHEAD_BYTES
+        while len(self.kept) > self._count or self._size > MAX_KEPT_BYTES:
+            self._size -= len(self.kept.popleft()) + _LINE_OVERHEAD_BYTES
 
 
 class Followed:
@@ -56,8 +56,8 @@ class Followed:
         """Go to the end, and return the last ``count`` lines before it."""
         end = start = self._stream.seek(0, os.SEEK_END)
         ends = 0
-        while start and ends <= count and end - start < MAX_LINE + count * BLOCK:
-            size = min(BLOCK, start)
+        while start and ends <= count and end - start < MAX_LINE_BYTES + count * BLOCK_BYTES:
+            size = min(BLOCK_BYTES, start)
             start -= size
             self._stream.seek(start)
             ends += self._stream.read(size).count(b"\n")
@@ -65,13 +65,13 @@ class Followed:
         lines = Recent(count)
         self._rest = b""
         is_whole = not start
-        while (at := self._stream.tell()) < end and (chunk := self._stream.read(min(BLOCK, end - at))):
+        while (at := self._stream.tell()) < end and (chunk := self._stream.read(min(BLOCK_BYTES, end - at))):
             *finished, self._rest = (self._rest + chunk).split(b"\n")
             for line in finished:
                 if is_whole:
                     lines.append(line)
                 is_whole = True
-            if len(self._rest) > MAX_LINE:
+            if len(self._rest) > MAX_LINE_BYTES:
                 self._rest, is_whole = b"", False
         return [*lines.kept]
 
@@ -104,10 +104,10 @@ class Followed:
         yield from self._read()
 
     def _read(self) -> Iterator[bytes]:
-        while chunk := self._stream.read(BLOCK):
+        while chunk := self._stream.read(BLOCK_BYTES):
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             yield from lines
-            if len(self._rest) > MAX_LINE:
+            if len(self._rest) > MAX_LINE_BYTES:
                 yield self.unfinished()
 
 

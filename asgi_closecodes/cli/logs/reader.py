@@ -27,10 +27,10 @@ from .record import Record
 
 STDIN = "-"
 
-BLOCK = 256 * 1024
-MAX_LINE = 4 * 1024 * 1024
+BLOCK_BYTES = 256 * 1024
+MAX_LINE_BYTES = 4 * 1024 * 1024
 """Bytes of a line; what is longer is no line of a log, and left out."""
-MAX_SKIPPED = 256 * 1024 * 1024
+MAX_SKIPPED_BYTES = 256 * 1024 * 1024
 """Bytes of a line after which its end is not looked for any more: packed, they may take no space at all."""
 
 
@@ -229,7 +229,7 @@ def _expanded(name: str) -> list[str]:
 @contextlib.contextmanager
 def _unpacked(raw: BinaryIO) -> Iterator[BinaryIO]:
     if _is_gzip(raw):
-        with gzip.GzipFile(fileobj=raw) as stream, io.BufferedReader(cast("Any", stream), BLOCK) as buffered:
+        with gzip.GzipFile(fileobj=raw) as stream, io.BufferedReader(cast("Any", stream), BLOCK_BYTES) as buffered:
             yield buffered
     else:
         yield raw
@@ -248,14 +248,14 @@ def whole_lines(stream: BinaryIO) -> Iterator[bytes]:
     rest = b""
     is_too_long = False
     skipped = 0
-    while chunk := read(BLOCK):
+    while chunk := read(BLOCK_BYTES):
         # A file that was truncated under its writer begins with a hole.
         head, end, tail = (chunk if rest else chunk.lstrip(b"\0")).rpartition(b"\n")
         if is_too_long:
             if not end:
                 skipped += len(chunk)
-                if skipped > MAX_SKIPPED:
-                    raise ValueError(f"it has a line of more than {MAX_SKIPPED >> 20} MiB, and is no log")
+                if skipped > MAX_SKIPPED_BYTES:
+                    raise ValueError(f"it has a line of more than {MAX_SKIPPED_BYTES >> 20} MiB, and is no log")
                 continue
             head, is_too_long, skipped = head.partition(b"\n")[2], False, 0
         if end:
@@ -263,7 +263,7 @@ def whole_lines(stream: BinaryIO) -> Iterator[bytes]:
             rest = tail
         else:
             rest += tail
-        if len(rest) > MAX_LINE:
+        if len(rest) > MAX_LINE_BYTES:
             rest, is_too_long = b"", True
     if rest:
         yield rest

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from asgi_closecodes.cli.commands import NOTHING_FOUND, UNUSABLE
-from asgi_closecodes.cli.output import complain, plural, progress
+from asgi_closecodes.cli.output import plural, progress, write_errors
 
 from .reader import STDIN, Log
 from .record import Record
@@ -41,13 +41,13 @@ def moment(text: str) -> float:
         raise click.BadParameter(f"{text!r} is no time; use {forms}") from None
 
 
-def of_files(body: _Body) -> _Body:
+def file_arguments(body: _Body) -> _Body:
     """Give a command its files, and ``--json``."""
     body = click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(allow_dash=True))(body)
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(body)
 
 
-def of_a_time(body: _Body) -> _Body:
+def period_options(body: _Body) -> _Body:
     """Give a command ``--since`` and ``--until``."""
     told = "Only what was written {}: 15m, 1h30m or 2d ago, 18:30 or an ISO time."
     for name, what in (("--until", "before"), ("--since", "since")):
@@ -55,12 +55,12 @@ def of_a_time(body: _Body) -> _Body:
     return body
 
 
-def of_that_time(since: float | None, until: float | None) -> str:
+def in_period(since: float | None, until: float | None) -> str:
     """Return what has to be added where nothing was found in a part of the log."""
     return "" if since is None and until is None else " of that time"
 
 
-def log_of(files: Sequence[str], *, twice: bool = False) -> Log:
+def open_log(files: Sequence[str], *, twice: bool = False) -> Log:
     """Return the log in ``files``, or in standard input where there are none."""
     if not files:
         if sys.stdin is None or sys.stdin.isatty():
@@ -93,16 +93,16 @@ def within(log: Log, since: float | None, until: float | None, *needles: bytes) 
 
 def end(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:
     """Say on stderr what was not read or not found, and end with the exit status that says it too."""
-    complain(*log.problems, *log.notes)
+    write_errors(*log.problems, *log.notes)
     if not found and log.files and (log.lines or not log.problems):
         names = log.files[0].name if len(log.files) == 1 else f"{len(log.files)} files"
         if not log.lines and not log.size:
-            complain(f"{nothing}: {names} {'is' if len(log.files) == 1 else 'are'} empty")
+            write_errors(f"{nothing}: {names} {'is' if len(log.files) == 1 else 'are'} empty")
         else:
             json = "" if log.has_json else ", none of them JSON"
-            complain(f"{nothing} in {names} ({plural(log.lines, 'line')}{json})", *hints)
+            write_errors(f"{nothing} in {names} ({plural(log.lines, 'line')}{json})", *hints)
             if log.lines and not log.has_json:
-                complain(*_SWITCHED_ON)
+                write_errors(*_SWITCHED_ON)
     status = UNUSABLE if log.problems else NOTHING_FOUND
     if log.problems or not found:
         click.get_current_context().exit(status)

@@ -20,24 +20,24 @@ from asgi_closecodes.events import SessionFailed
 from asgi_closecodes.logs.messages import LINES, SUMMARIES, SUPPRESSED
 
 _OBJECT = re.compile(r'\{\s*"')
-_MOST_STARTS = 5
+_MAX_STARTS = 5
 """Places in a line where its object may begin: behind a prefix there may be braces too."""
-_MOST_LEVELS = 8
+_MAX_LEVELS = 8
 """Objects in objects that are flattened."""
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 """An ANSI escape sequence that sets a colour."""
-_MOST_ELEMENTS = 100_000
+_MAX_COMMAS = 100_000
 """Commas outside of strings in a line that is read as JSON: each may cost 200 bytes."""
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+(?:"|$)', re.DOTALL)
-_LONGEST_PREFIX = 200
-_LONGEST_NAME = 512
-_LONGEST_TIME = 64
-LONGEST_LINE = 64 * 1024
+_MAX_PREFIX_CHARS = 200
+_MAX_NAME_CHARS = 512
+_MAX_TIME_CHARS = 64
+MAX_KEPT_LINE_BYTES = 64 * 1024
 """Bytes of a line that is kept as it is."""
 # What is left of a longer one.
-_LONGEST_TEXTS = (32 * 1024, 4 * 1024, 200)
-_MOST_ITEMS = 200
-_LATEST = 1e10
+_MAX_TEXT_CHARS = (32 * 1024, 4 * 1024, 200)
+_MAX_ITEMS = 200
+_LATEST_S = 1e10
 """What lies behind the year 2286 is no time; neither is what lies before 1970."""
 
 _TIMES = ("timestamp", "@timestamp", "asctime", "time", "ts", "created")
@@ -80,24 +80,24 @@ class Record:
 
     def __init__(self, raw: dict[str, Any], prefix: str = "", file: str = "") -> None:
         self.raw = raw
-        self.keys = dict(_flat(raw, "", _MOST_LEVELS)) if any(type(value) is dict for value in raw.values()) else raw
+        self.keys = dict(_flat(raw, "", _MAX_LEVELS)) if any(type(value) is dict for value in raw.values()) else raw
         self.prefix = prefix
         self.file = file
 
     @classmethod
     def parse(cls, line: bytes, file: str = "") -> Record | None:
         """Return the record that ``line`` ends with, or None where it is only text."""
-        may_be_large = len(line) > LONGEST_LINE and line.count(b",") > _MOST_ELEMENTS
+        may_be_large = len(line) > MAX_KEPT_LINE_BYTES and line.count(b",") > _MAX_COMMAS
         text = line.decode("utf-8", "replace")
-        for _, start in zip(range(_MOST_STARTS), _OBJECT.finditer(text), strict=False):
-            if may_be_large and _STRING.sub("", text[start.start() :]).count(",") > _MOST_ELEMENTS:
+        for _, start in zip(range(_MAX_STARTS), _OBJECT.finditer(text), strict=False):
+            if may_be_large and _STRING.sub("", text[start.start() :]).count(",") > _MAX_COMMAS:
                 continue
             try:
                 raw, end = _decoder.raw_decode(text, start.start())
             except (ValueError, RecursionError):
                 continue
             if end == len(text) or not COLOUR.sub("", text[end:]).strip():
-                return cls(raw, cut(text[: start.start()], _LONGEST_PREFIX), file)
+                return cls(raw, cut(text[: start.start()], _MAX_PREFIX_CHARS), file)
         return None
 
     @cached_property
@@ -209,7 +209,7 @@ class Record:
                 found = match
         if found is None:
             return None
-        return Frame(found["file"], int(found["line"][:9]), cut(found["function"], _LONGEST_NAME))
+        return Frame(found["file"], int(found["line"][:9]), cut(found["function"], _MAX_NAME_CHARS))
 
     def size(self) -> int:
         """Return about how many characters its texts have."""
@@ -217,11 +217,11 @@ class Record:
 
     def shortened(self) -> Record:
         """Return one that may be kept: itself, or where that would be long, one whose texts end with an ellipsis."""
-        if _size(self.raw) <= LONGEST_LINE:
+        if _size(self.raw) <= MAX_KEPT_LINE_BYTES:
             return self
-        for longest in _LONGEST_TEXTS:
-            raw = _shortened(self.raw, longest, _MOST_LEVELS)
-            if _size(raw) <= LONGEST_LINE:
+        for longest in _MAX_TEXT_CHARS:
+            raw = _shortened(self.raw, longest, _MAX_LEVELS)
+            if _size(raw) <= MAX_KEPT_LINE_BYTES:
                 break
         else:
             raw = {"message": "…"}
@@ -245,10 +245,10 @@ def cut(text: str, longest: int) -> str:
 
 def compact(line: bytes) -> bytes:
     """Return ``line`` as it may be kept: where it is long, its record or its text shortened."""
-    if len(line) <= LONGEST_LINE:
+    if len(line) <= MAX_KEPT_LINE_BYTES:
         return line
     if (record := Record.parse(line)) is None:
-        return cut(line[:LONGEST_LINE].decode("utf-8", "replace"), _LONGEST_TEXTS[1]).encode("utf-8", "replace")
+        return cut(line[:MAX_KEPT_LINE_BYTES].decode("utf-8", "replace"), _MAX_TEXT_CHARS[1]).encode("utf-8", "replace")
     return (record.prefix + dumps(record.shortened().raw)).encode("utf-8", "replace")
 
 
@@ -256,15 +256,15 @@ def _shortened(value: Any, longest: int, levels: int) -> Any:
     match value:
         case str():
             return cut(value, longest)
-        case int() if abs(value) >= 10**_LONGEST_TIME:
+        case int() if abs(value) >= 10**_MAX_TIME_CHARS:
             return "…"
         case dict() | list() if not levels:
             return "…"
         case dict():
-            items = itertools.islice(value.items(), _MOST_ITEMS)
-            return {cut(key, _LONGEST_NAME): _shortened(one, longest, levels - 1) for key, one in items}
+            items = itertools.islice(value.items(), _MAX_ITEMS)
+            return {cut(key, _MAX_NAME_CHARS): _shortened(one, longest, levels - 1) for key, one in items}
         case list():
-            return [_shortened(one, longest, levels - 1) for one in value[:_MOST_ITEMS]]
+            return [_shortened(one, longest, levels - 1) for one in value[:_MAX_ITEMS]]
         case _:
             return value
 
@@ -315,7 +315,7 @@ def _flat(nested: Mapping[str, Any], prefix: str, levels: int) -> Iterable[tuple
 def _moment(value: object) -> float | None:
     """Return ``value``, ISO 8601 or a number of seconds or of a part of them, as seconds since 1970."""
     if isinstance(value, str):
-        if len(value) > _LONGEST_TIME:
+        if len(value) > _MAX_TIME_CHARS:
             return None
         try:
             # Without an offset it is a time of the place where it is read, as for logging's %(asctime)s.
@@ -333,7 +333,7 @@ def _moment(value: object) -> float | None:
     else:
         return None
     for unit in (1.0, 1e3, 1e6, 1e9):
-        if 0 < number < _LATEST * unit:
+        if 0 < number < _LATEST_S * unit:
             return number / unit
     return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asgi_closecodes.cli.output import between, plural, stretch
+from asgi_closecodes.cli.output import between, format_duration, plural
 
 from .aggregate import Aggregate, Timeline
 
@@ -13,5 +13,5 @@ def headline(what: str, total: Aggregate, timeline: Timeline) -> str:
     if total.suppressed:
         told += f" ({total.written} written, {total.suppressed} counted instead)"
     if timeline.first <= timeline.last:
-        told += f", {between(timeline.first, timeline.last)}; a column is {stretch(timeline.width)}"
+        told += f", {between(timeline.first, timeline.last)}; a column is {format_duration(timeline.width)}"
     return told

@@ -12,22 +12,22 @@ from operator import itemgetter
 
 import click
 
-from asgi_closecodes.cli.output import complain, has_colours, printable, record_line, styled, write
+from asgi_closecodes.cli.output import has_colours, printable, record_line, styled, write, write_errors
 from asgi_closecodes.logs.formatters import trace_lines
 
-from .follow import MOST_BYTES, Followed, Recent
+from .follow import MAX_KEPT_BYTES, Followed, Recent
 from .reader import Log, UnreadableError
-from .reading import end, log_of, of_files
+from .reading import end, file_arguments, open_log
 from .record import Record, compact, dumps
 
-_POLL = 0.1
+_POLL_INTERVAL_S = 0.1
 """Seconds between two looks at the files that are followed."""
-_BATCH = 10_000
+_MAX_BATCH_LINES = 10_000
 """Lines that are put in order together, at the most."""
 
 
 @click.command()
-@of_files
+@file_arguments
 @click.option("-f", "--follow", is_flag=True, help="Wait for more lines, through rotation and truncation.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Lines to begin with.")
 def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> None:
@@ -36,7 +36,7 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
     Several files are merged by time. Lines that are not JSON are printed as they are, but for what would drive the
     terminal; --json leaves them out.
     """
-    log = log_of(files)
+    log = open_log(files)
     pipes = [file for file in log.files if not file.is_regular]
     if follow and pipes and len(log.files) > 1:
         raise click.UsageError("-f follows files, or one pipe, but not both")
@@ -52,7 +52,7 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
                 more = _more(growing)
                 while batch := [*_batch(more)]:
                     output.print(batch)
-                time.sleep(_POLL)
+                time.sleep(_POLL_INTERVAL_S)
     end(log, found=output.has_written or not lines, nothing="no records" if as_json else "no lines")
 
 
@@ -81,11 +81,11 @@ def _last(
 
 def _batch(lines: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
     size = 0
-    for name, line in itertools.islice(lines, _BATCH):
+    for name, line in itertools.islice(lines, _MAX_BATCH_LINES):
         kept = compact(line)
         yield name, kept
         size += len(kept)
-        if size > MOST_BYTES:
+        if size > MAX_KEPT_BYTES:
             return
 
 
@@ -95,7 +95,7 @@ def _more(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
             for line in followed.more():
                 yield name, line
         except OSError as error:
-            complain(f"{name}: cannot be read any more: {error.strerror}")
+            write_errors(f"{name}: cannot be read any more: {error.strerror}")
             del growing[name]
 
 
@@ -103,7 +103,7 @@ def _last_of(timed: list[tuple[float, str, bytes]]) -> list[tuple[float, str, by
     """Return those that are last by time, as many as are meant to be kept."""
     timed.sort(key=itemgetter(0))
     sizes = itertools.accumulate(len(line) for _, _, line in reversed(timed))
-    return timed[len(timed) - sum(1 for size in sizes if size <= MOST_BYTES) :]
+    return timed[len(timed) - sum(1 for size in sizes if size <= MAX_KEPT_BYTES) :]
 
 
 class _Output:
@@ -125,7 +125,7 @@ class _Output:
                 self._times[name] = record.time  # what has no time, as text below a record, stays where it is
             timed.append((self._times.get(name, -math.inf), name, compact(line)))
             size += len(timed[-1][2])
-            if size > 2 * MOST_BYTES:  # of many files: only the last of them all are wanted
+            if size > 2 * MAX_KEPT_BYTES:  # of many files: only the last of them all are wanted
                 timed = _last_of(timed)
                 size = sum(len(kept) for _, _, kept in timed)
         timed.sort(key=itemgetter(0))

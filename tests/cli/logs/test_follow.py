@@ -101,15 +101,15 @@ def test_it_starts_again_behind_a_truncation(file, followed):
 
 
 def test_a_line_without_an_end_is_not_kept_for_ever(file, followed, monkeypatch):
-    monkeypatch.setattr(follow, "MAX_LINE", 10)
+    monkeypatch.setattr(follow, "MAX_LINE_BYTES", 10)
     followed.last(0)
     append(file, b"x" * 11)
     assert [*followed.more()] == [b"x" * 11]
 
 
 def test_the_last_lines_are_not_searched_for_ever(file, followed, monkeypatch):
-    monkeypatch.setattr(follow, "BLOCK", 16)
-    monkeypatch.setattr(follow, "MAX_LINE", 16)
+    monkeypatch.setattr(follow, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(follow, "MAX_LINE_BYTES", 16)
     append(file, b"x" * 1000 + b"\nend\n")
     assert followed.last(5) == [b"end"]
 
@@ -119,5 +119,5 @@ def test_the_last_lines_are_those_of_the_whole_file(tmp_path_factory, lines, cou
     file = tmp_path_factory.mktemp("follow") / "app.log"
     file.write_bytes(b"".join(line + b"\n" for line in lines))
     with contextlib.closing(Followed(str(file))) as followed, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(follow, "BLOCK", 16)
+        patch.setattr(follow, "BLOCK_BYTES", 16)
         assert followed.last(count) == (lines[-count:] if count else [])

@@ -597,7 +597,7 @@ class Terminal(io.StringIO):
     ("stream", "patience", "is_shown"), [(Terminal, 0, True), (Terminal, 60, False), (io.StringIO, 0, False)]
 )
 def test_progress_is_shown_on_a_terminal_once_it_takes_long(monkeypatch, stream, patience, is_shown):
-    monkeypatch.setattr("asgi_closecodes.cli.output._UNNOTICED", patience)
+    monkeypatch.setattr("asgi_closecodes.cli.output._SHOW_PROGRESS_AFTER_S", patience)
     monkeypatch.setattr("sys.stderr", stderr := stream())
     monkeypatch.setenv("TERM", "xterm")
     with progress("reading", 4 * 2**20) as advance:

@@ -24,8 +24,8 @@ def line(time, **keys):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(reader, "BLOCK", 16)
-    monkeypatch.setattr(reader, "MAX_LINE", 64)
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(reader, "MAX_LINE_BYTES", 64)
 
 
 class Pipe(io.BytesIO):
