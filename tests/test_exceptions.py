@@ -505,7 +505,7 @@ async def test_a_repair_is_reported_once_for_each_gate(caplog):
     ]
     records = [record for record in caplog.records if "repaired" in vars(record)["event.name"]]
     assert [record.levelname for record in records] == ["WARNING"] * 2
-    assert "the gate rooms closed with cause='room 0', which may not be sent; sent 1013 " in records[0].message
+    assert "gate rooms closed with cause='room 0', which must not be sent; sent 1013 " in records[0].message
 
 
 @pytest.mark.anyio

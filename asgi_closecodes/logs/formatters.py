@@ -1,6 +1,6 @@
-"""Records to text: a JSON line for machines, a readable form for people at a terminal.
+"""Formatters: a JSON line for machines, readable text for a terminal.
 
-Both write any logger's records. Neither lets text from outside forge a line, or prints local variables.
+Both format any logger's records. Text from outside cannot forge a line; local variables are never printed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_NOTE_BYTES = 2 * 1024
 
 
 def _capped(text: str, size: int = 32 * 1024) -> str:
-    """Return at most ``size`` bytes of ``text``: a quarter from its start, and the end, where the error is."""
+    """Return at most ``size`` bytes of ``text``: a quarter from its start, the rest from its end, where the error is."""
     raw = text.encode("utf-8", "backslashreplace")
     if len(raw) <= size:
         return text
@@ -42,7 +42,7 @@ def _notes_of(error: BaseException) -> list[str]:
     try:
         notes = list(getattr(error, "__notes__", ()))
     except Exception:
-        return []  # it is no list, or raises
+        return []  # not a list, or it raises
     return [_capped(_text_of(note), _MAX_NOTE_BYTES) for note in notes[:_MAX_NOTES]]
 
 
@@ -57,11 +57,11 @@ _encoded = json.JSONEncoder(allow_nan=False, default=_text_of).encode
 
 
 class JsonFormatter(BaseJsonFormatter):
-    """One line of JSON a record.
+    """Format each record as one line of JSON.
 
-    Beside the extras it has ``timestamp`` (RFC 3339, UTC), ``level`` (lower case), ``logger``, ``message``,
-    ``process.pid``, and for an exception ``exception.type``, ``.message``, ``.stacktrace`` (at most 32 KiB) and
-    ``.notes``. What JSON cannot hold is written as text.
+    Keys besides the extras: ``timestamp`` (RFC 3339, UTC), ``level`` (lower case), ``logger``, ``message`` and
+    ``process.pid``. An exception adds ``exception.type``, ``.message``, ``.stacktrace`` (at most 32 KiB) and
+    ``.notes``. Values that JSON cannot hold are written as text.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class JsonFormatter(BaseJsonFormatter):
         super().__init__(reserved_attrs=[*RESERVED_ATTRS, "color_message"])
 
     def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
-        """Return nothing: the exception is written by :meth:`add_fields`, in parts."""
+        """Return nothing: :meth:`add_fields` writes the exception, key by key."""
         del ei
         return ""
 
@@ -87,7 +87,7 @@ class JsonFormatter(BaseJsonFormatter):
         )
         fixed = dict(log_data)
         super().add_fields(log_data, record, message_dict)
-        log_data.update(fixed)  # an extra of the same name does not get to say who speaks, and when
+        log_data.update(fixed)  # extras must not overwrite the logger or the time
         text = log_data.pop("exc_info", None)
         error = _error_of(record)
         if error is not None:
@@ -100,10 +100,10 @@ class JsonFormatter(BaseJsonFormatter):
             log_data["exception.stacktrace"] = _capped(_text_of(text))
 
     def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
-        """Return ``log_data`` in one line of printable ASCII."""
+        """Return ``log_data`` as one line of printable ASCII."""
         try:
             return _encoded(log_data)
-        except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no string, a loop
+        except (TypeError, ValueError, RecursionError):  # NaN, a key that is not a string, a cycle
             return _encoded({_text_of(key): _plain(value) for key, value in log_data.items()})
 
 
@@ -121,9 +121,9 @@ _SHOWN = {"session": "closecodes.session.id", "client": "client.address"}
 
 
 class ConsoleFormatter(logging.Formatter):
-    """One line a record, and the indented stack trace below it, the frames of libraries dimmed.
+    """Format each record as one line, with its indented stack trace below; library frames are dimmed.
 
-    :param colours: whether to use ANSI colours.
+    :param colours: use ANSI colours.
     """
 
     def __init__(self, *, colours: bool = False) -> None:
@@ -131,7 +131,7 @@ class ConsoleFormatter(logging.Formatter):
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the lines for ``record``."""
+        """Return ``record`` as one line, and its stack trace."""
         error = _error_of(record)
         traces = (stack_trace(error) if error is not None else record.exc_text, record.stack_info)
         time = dt.datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -142,7 +142,7 @@ class ConsoleFormatter(logging.Formatter):
 
 
 def console_line(time: str, level: str, message: str, keys: Mapping[str, object], *, colours: bool = False) -> str:
-    """Return one line for people. Nothing in it drives a terminal but the ``colours``."""
+    """Return one readable line. It contains no terminal control sequences besides ``colours``."""
     shown = [f"{name}={keys[key]}" for name, key in _SHOWN.items() if key in keys]
     details = painted("2", one_line("  " + " ".join(shown)), colours=colours) if shown else ""
     coloured_level = painted(_LEVEL_COLOURS.get(level, "0"), f"{one_line(level):<8}", colours=colours)
@@ -150,7 +150,7 @@ def console_line(time: str, level: str, message: str, keys: Mapping[str, object]
 
 
 def trace_lines(trace: str, *, colours: bool = False) -> Iterator[str]:
-    """Yield the lines of a stack trace, indented, and with ``colours`` the frames of libraries dimmed."""
+    """Yield the indented lines of a stack trace; ``colours`` dims library frames."""
     dimmed = False
     for line in trace.rstrip("\n").split("\n"):
         if frame := _FRAME.match(line):
@@ -161,5 +161,5 @@ def trace_lines(trace: str, *, colours: bool = False) -> Iterator[str]:
 
 
 def painted(colour: str, text: str, *, colours: bool) -> str:
-    """Return ``text`` in an ANSI colour, such as "31", if there are ``colours``."""
+    """Return ``text`` in an ANSI colour, such as "31", if ``colours`` is set."""
     return f"\x1b[{colour}m{text}\x1b[0m" if colours else text

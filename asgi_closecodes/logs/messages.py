@@ -1,4 +1,4 @@
-"""The log line of each event: its name, its logger, its level, its words and its keys."""
+"""Log records of events: name, logger, level, message and keys."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ _CONFIG = logging.getLogger("asgi_closecodes.config")
 Sampler: TypeAlias = Literal["error", "refusal", "saturation"]
 
 SUMMARIES: dict[Sampler, str] = {sampler: f"closecodes.{sampler}s.suppressed" for sampler in get_args(Sampler)}
-"""The names of the records that sum up what was counted instead of written."""
+"""Event names of summaries of suppressed records."""
 
 SUPPRESSED: dict[Sampler, str] = {sampler: f"closecodes.{sampler}.suppressed" for sampler in get_args(Sampler)}
-"""The keys of their counts."""
+"""Keys of the counts of suppressed records."""
 
 
 class Line(NamedTuple):
-    """The log line of one kind of event."""
+    """Log record of one class of events."""
 
     name: str
     logger: logging.Logger
     level: int | Callable[[Any], int]
     sampler: Sampler | None
-    """Which of the samplers may have it counted instead of written."""
+    """Sampler that may suppress it; None writes every record."""
     group_by: Callable[[Any], Hashable]
-    """Returns what is equal for events of which a few are as good as all."""
+    """Return a key that is equal for events of one kind, see :class:`LogSampler`."""
     keys: tuple[str, ...]
-    """Keys that each record has."""
+    """Keys that every record has."""
     describe: Callable[[Any, Redactor], Message]
 
     def level_of(self, event: events.Event) -> int:
-        """Return the level of the record of ``event``."""
+        """Return the log level of ``event``."""
         return self.level(event) if callable(self.level) else self.level
 
 
 LINES: dict[type[events.Event], Line] = {}
-"""The lines of the events that are logged, by their class."""
+"""Log records by class of event."""
 
 
 class Message(NamedTuple):
-    """Content of a record: a message, its arguments, and the keys; a key whose value is None is left out."""
+    """Message, arguments and keys of a record. Keys whose value is None are left out."""
 
     message: str
     arguments: tuple[object, ...]
@@ -64,10 +64,10 @@ class Message(NamedTuple):
 
 
 class Redactor:
-    """Keys of a session that may be logged.
+    """Redact the keys of a session.
 
-    :param path: ``url.path`` with what looks like a token masked, as it came, or not at all.
-    :param client: ``client.address`` whole, cut to its network, hashed, or not at all.
+    :param path: ``url.path`` with tokens masked, raw, or not at all.
+    :param client: ``client.address`` in full, truncated to its network, hashed, or not at all.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Redactor:
         self._client = client
 
     def path(self, session: events.SessionFacts) -> str | None:
-        """Return the path of ``session`` as it may be logged."""
+        """Return the redacted path of ``session``, or None."""
         match self._path:
             case "redacted":
                 return safe_path(session.path)
@@ -87,7 +87,7 @@ class Redactor:
                 return None
 
     def keys(self, session: events.SessionFacts) -> dict[str, Any]:
-        """Return the keys that all records of ``session`` have."""
+        """Return the keys of all records of ``session``."""
         address, port = session.client or (None, None)
         client = None if address is None else safe_client(str(address), self._client)
         return {
@@ -102,7 +102,7 @@ class Redactor:
 
 
 def _location(session_keys: dict[str, Any]) -> str:
-    """Return where a session happens, for people: its route, else its path."""
+    """Return the route of a session, else its path."""
     route = session_keys["http.route"]
     return one_line(route) if route else session_keys["url.path"] or "unknown route"
 
@@ -146,7 +146,7 @@ def _record(
     group_by: Callable[[_Event], Hashable] = lambda _event: None,
     keys: tuple[str, ...] = (),
 ) -> Callable[[_Describe[_Event]], _Describe[_Event]]:
-    """Register the decorated function as what says the words and the keys of an event's record; see :class:`Line`."""
+    """Register a function that returns the message and the keys of an event; see :class:`Line`."""
 
     def register(describe: _Describe[_Event]) -> _Describe[_Event]:
         LINES[kind] = Line(kind.event_name, logger, level, sampler, group_by, keys, describe)
@@ -156,7 +156,10 @@ def _record(
 
 
 def _severity(event: events.SessionRefused | events.SessionShed) -> int:
-    """Return WARNING where the process lacks something, INFO for one client's limit and for a drain."""
+    """Return WARNING for limits of the process, INFO for those of one client and for a drain.
+
+    Only the limits of the process need the operator.
+    """
     return logging.WARNING if event.is_overload else logging.INFO
 
 
@@ -179,7 +182,7 @@ def _session_failed(event: events.SessionFailed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     kind = type_name(type(event.exception))
     keys = {
-        # The most telling ones first: Sentry keeps ten.
+        # The most important first: Sentry keeps ten.
         "closecodes.error.id": event.error_id,
         "closecodes.error.fingerprint": event.fingerprint,
         "closecodes.error.phase": event.session.phase,
@@ -210,7 +213,7 @@ def _route_not_found(event: events.RouteNotFound, redactor: Redactor) -> Message
 def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     if event.exception is None:
-        problem = "the server did not take it in time: the peer does not read"
+        problem = "the server timed out: the peer does not read"
     else:
         problem = f"the server raised {type_name(type(event.exception))}"
     keys = {**session, **_close_keys(event.close), "websocket.close.sent": False}
@@ -231,11 +234,11 @@ def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
 )
 def _close_repaired(event: events.CloseRepaired, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    who = f"the handler of {_location(session)}" if event.gate is None else f"the gate {event.gate}"
-    # Of a refusal it is a text of ours.
+    who = f"the handler of {_location(session)}" if event.gate is None else f"gate {event.gate}"
+    # For a refusal it is already a safe text.
     asked = event.asked if event.gate is not None and isinstance(event.asked, str) else shown(event.asked)
     return Message(
-        "%s closed with %s, which may not be sent; sent %d %s instead",
+        "%s closed with %s, which must not be sent; sent %d %s instead",
         (who, one_line(asked), event.close.code, one_line(event.close.reason)),
         {**session, "closecodes.gate.name": event.gate, **_close_keys(event.close)},
     )
@@ -251,11 +254,11 @@ def _close_repaired(event: events.CloseRepaired, redactor: Redactor) -> Message:
 )
 def _gate_failed(event: events.GateFailed, redactor: Redactor) -> Message:
     if event.step == "release":
-        outcome = "its place may not be free again"
+        outcome = "its permit may leak"
     else:
-        outcome = "the session was admitted past it" if event.admitted else "the session was refused"
+        outcome = "the session was admitted" if event.admitted else "the session was refused"
     return Message(
-        "the gate %s failed (%s) with %s; %s",
+        "gate %s failed in %s with %s; %s",
         (event.gate, event.step, type_name(type(event.exception)), outcome),
         {**redactor.keys(event.session), "closecodes.gate.name": event.gate},
     )
@@ -293,7 +296,7 @@ def _background_failed(event: events.BackgroundFailed, _redactor: Redactor) -> M
 @_record(events.SensorUnknown, _GATE, logging.WARNING, keys=("closecodes.gate.cause",))
 def _sensor_unknown(event: events.SensorUnknown, _redactor: Redactor) -> Message:
     return Message(
-        "the sensor %s cannot be read (%s); it refuses nobody",
+        "sensor %s is unavailable: %s; its gate admits every session",
         (event.sensor, one_line(event.problem)),
         {"closecodes.gate.cause": event.sensor},
     )
@@ -363,7 +366,7 @@ def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
 def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     return Message(
-        "a session of %s counts no more: the server still holds its connection %.1f s after the close",
+        "abandoned a session of %s: the server still holds its connection %.1f s after the close",
         (_location(session), event.after),
         {**_close_keys(event.close), **session, **_stats_keys(event.session)},
     )
@@ -379,7 +382,7 @@ def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Me
 )
 def _gate_saturated(event: events.GateSaturated, _redactor: Redactor) -> Message:
     return Message(
-        "the gate %s refuses sessions (%s)",
+        "gate %s saturated: %s",
         (event.gate, event.cause),
         {
             "closecodes.gate.name": event.gate,
@@ -400,7 +403,7 @@ def _gate_saturated(event: events.GateSaturated, _redactor: Redactor) -> Message
 )
 def _gate_recovered(event: events.GateRecovered, _redactor: Redactor) -> Message:
     return Message(
-        "the gate %s refuses nobody any more (%s); it refused %d in %.1f s",
+        "gate %s recovered: %s; it refused %d in %.1f s",
         (event.gate, event.cause, event.refused, event.duration),
         {
             "closecodes.gate.name": event.gate,
@@ -419,8 +422,8 @@ def _gate_recovered(event: events.GateRecovered, _redactor: Redactor) -> Message
 )
 def _shedding_futile(event: events.SheddingFutile, _redactor: Redactor) -> Message:
     return Message(
-        "the gate %s stops shedding (%s): %d sessions have left, and hardly anything came back; it goes on refusing; "
-        "look for a leak, or raise the limit",
+        "gate %s stopped shedding: %s; %d shed sessions freed hardly any memory; it keeps refusing new ones; "
+        "look for a leak or raise the limit",
         (event.gate, event.cause, event.shed),
         {
             "closecodes.gate.name": event.gate,
@@ -456,7 +459,7 @@ def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
 @_record(events.DrainStarted, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.window"))
 def _drain_started(event: events.DrainStarted, _redactor: Redactor) -> Message:
     return Message(
-        "draining %d sessions over %.1f s; new ones are refused with 1012",
+        "draining %d sessions in %.1f s; new ones are refused with 1012",
         (event.sessions, event.window),
         {"closecodes.drain.sessions": event.sessions, "closecodes.drain.window": event.window},
     )
@@ -474,8 +477,7 @@ def _drain_finished(event: events.DrainFinished, _redactor: Redactor) -> Message
 @_record(events.SigtermDrainUnavailable, _CONFIG, logging.WARNING)
 def _sigterm_drain_unavailable(event: events.SigtermDrainUnavailable, _redactor: Redactor) -> Message:
     return Message(
-        "drain_on_sigterm has no effect: %s; drain before the signal instead, "
-        "from an endpoint that awaits guard.drain() and that preStop or ExecStop calls",
+        "drain_on_sigterm has no effect: %s; instead let preStop or ExecStop call an endpoint that awaits guard.drain()",
         (event.reason,),
         {},
     )
@@ -501,7 +503,7 @@ def _setting_ignored(event: events.SettingIgnored, _redactor: Redactor) -> Messa
 def _unknown_setting(event: events.UnknownSetting, _redactor: Redactor) -> Message:
     name = one_line(event.name)
     return Message(
-        "%s is no setting and was ignored%s",
+        "unknown setting %s was ignored%s",
         (name, f"; did you mean {event.nearest}?" if event.nearest else ""),
         {"closecodes.config.name": name},
     )
@@ -526,7 +528,7 @@ def _cluster_unreachable(event: events.ClusterUnreachable, _redactor: Redactor) 
         "closecodes.cluster.lease": round(event.lease, 1),
         "closecodes.cluster.fallback": event.fallback,
     }
-    message = "the Redis of the cluster limit %s is away: %s; the lease lasts %.1f s more, then fallback=%s"
+    message = "Redis of cluster limit %s is unreachable: %s; the lease ends in %.1f s, then fallback=%s"
     return Message(message, (event.name, problem, event.lease, event.fallback), keys)
 
 
@@ -535,7 +537,7 @@ def _cluster_unreachable(event: events.ClusterUnreachable, _redactor: Redactor) 
 )
 def _cluster_fallback(event: events.ClusterFallback, _redactor: Redactor) -> Message:
     return Message(
-        "the lease of the cluster limit %s has ended: fallback=%s until Redis is back",
+        "lease of cluster limit %s has ended: fallback=%s until Redis is reachable",
         (event.name, event.fallback),
         {"closecodes.cluster.name": event.name, "closecodes.cluster.fallback": event.fallback},
     )
@@ -549,7 +551,7 @@ def _cluster_fallback(event: events.ClusterFallback, _redactor: Redactor) -> Mes
 )
 def _cluster_recovered(event: events.ClusterRecovered, _redactor: Redactor) -> Message:
     return Message(
-        "the Redis of the cluster limit %s is back after %.1f s; %d syncs failed",
+        "Redis of cluster limit %s is reachable again after %.1f s; %d syncs failed",
         (event.name, event.duration, event.failures),
         {
             "closecodes.cluster.name": event.name,
@@ -564,7 +566,7 @@ def _cluster_recovered(event: events.ClusterRecovered, _redactor: Redactor) -> M
 )
 def _cluster_relearning(event: events.ClusterRelearning, _redactor: Redactor) -> Message:
     return Message(
-        "the Redis of the cluster limit %s has lost what it knew: nobody gets more places for %.1f s",
+        "Redis of cluster limit %s has lost its data: it grants no permits for %.1f s",
         (event.name, event.duration),
         {"closecodes.cluster.name": event.name, "closecodes.cluster.duration": round(event.duration, 1)},
     )
@@ -576,7 +578,7 @@ def _cluster_relearning(event: events.ClusterRelearning, _redactor: Redactor) ->
 def _cluster_misconfigured(event: events.ClusterMisconfigured, _redactor: Redactor) -> Message:
     problem = one_line(event.problem)
     return Message(
-        "the cluster limit %s: %s",
+        "cluster limit %s: %s",
         (event.name, problem),
         {"closecodes.cluster.name": event.name, "closecodes.cluster.problem": problem},
     )

@@ -1,6 +1,6 @@
-"""Which of many equal records are written; the others are counted, and the count is written later.
+"""Log sampling: writes some of many equal records, counts the others, and writes the counts later.
 
-It is decided before anything is formatted, and nothing is lost: lines and counts add up to what happened.
+The decision comes before any formatting. Records and counts add up to the number of events.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 from asgi_closecodes.concurrency import COUNTING
 
 MAX_KINDS = 1024
-"""Kinds that are told apart. Those beyond are one kind together, for each first part of their keys."""
+"""Kinds counted separately. Further ones share a kind for each first part of their keys."""
 
 FORGET_AFTER_S = 60.0
-"""Seconds after which a kind makes room for a new one, if it has nothing left to say."""
+"""Unused time after which a kind without pending counts makes room for a new one."""
 
 SUMMARY_AFTER_S = 30.0
-"""Seconds after which counts are written that no further record has carried."""
+"""Time after which pending counts are written as summaries."""
 
 Key: TypeAlias = tuple[Hashable, Hashable]
-"""What is equal for records of one kind; the first part is what a kind beyond ``MAX_KINDS`` is still known by."""
+"""Key of a kind. Kinds beyond ``MAX_KINDS`` keep only its first part."""
 
 About = TypeVar("About")
 
 
 class Allowance(Protocol):
-    """How often something may happen; see :class:`asgi_closecodes.token_bucket.Rate`."""
+    """Limit of records; see :class:`asgi_closecodes.token_bucket.Rate`."""
 
     def take(self) -> bool:
-        """Whether one more may happen now; if so, it counts."""
+        """Return True and count it if one more is allowed now."""
 
 
 @dataclass(slots=True)
@@ -45,11 +45,11 @@ class _Kind(Generic[About]):
 
 
 class LogSampler(Generic[About]):
-    """Decides which records are written, by kind.
+    """Decide by kind which records are written.
 
-    :param allowance: makes the allowance of one kind.
-    :param overall: the allowance of all kinds together, but for the first of each.
-    :param most: kinds that are told apart, by default ``MAX_KINDS``.
+    :param allowance: creates the allowance of one kind.
+    :param overall: the allowance of all kinds together. The first record of a kind is always written.
+    :param most: kinds counted separately, ``MAX_KINDS`` by default.
     :param clock: monotonic seconds.
     """
 
@@ -65,13 +65,13 @@ class LogSampler(Generic[About]):
     ) -> None:
         self._clock = clock
         self._most = most
-        self._kinds: dict[Hashable, _Kind[About]] = {}  # the one that was used last is the last
+        self._kinds: dict[Hashable, _Kind[About]] = {}  # the last used is the last
         self._pending: dict[Hashable, _Kind[About]] = {}
         self._flushed_at = -math.inf
         self.limit(allowance, overall)
 
     def limit(self, allowance: Callable[[], Allowance], overall: Allowance | None = None) -> None:
-        """Change what is allowed; what was counted stays counted."""
+        """Change the allowances. Pending counts are kept."""
         with COUNTING:
             self._allowance = allowance
             self._overall = overall
@@ -79,14 +79,14 @@ class LogSampler(Generic[About]):
                 kind.allowance = allowance()
 
     def forget(self) -> None:
-        """Begin anew, in a child process."""
+        """Drop all kinds and counts, in a child process."""
         self._kinds.clear()
         self._pending = {}
 
     def check(self, key: Key, about: Callable[[], About]) -> int | None:
-        """Return how many of this kind were left out since the last that was written, or None to leave this out too.
+        """Return how many of this kind were suppressed since the last written one, or None to suppress this one.
 
-        :param about: called for the first of a kind, returns what its summary needs to know.
+        :param about: describes the first of a kind, for its summary.
         """
         with COUNTING:
             now = self._clock()
@@ -99,7 +99,7 @@ class LogSampler(Generic[About]):
                 kind = _Kind(about(), self._allowance(), is_rest=place is not key)
             self._kinds[place] = kind
             kind.used_at = now
-            # The first of a kind, which is always written, counts too.
+            # The first of a kind is always written, but uses the allowances too.
             may = kind.allowance.take()
             may = may and (self._overall is None or self._overall.take())
             if not (may or is_first):
@@ -122,13 +122,13 @@ class LogSampler(Generic[About]):
 
     @property
     def has_pending_summaries(self) -> bool:
-        """Whether there are counts that were not written yet."""
+        """Whether there are counts to write."""
         return bool(self._pending)
 
     def flush(self, *, now: bool = False) -> Iterator[tuple[About, bool, int]]:
-        """Yield for each kind that was left out what it is about, whether it is one of many others, and its count.
+        """Yield the description of each suppressed kind, whether it stands for many kinds, and its count.
 
-        :param now: without waiting for ``SUMMARY_AFTER_S``.
+        :param now: do not wait for ``SUMMARY_AFTER_S``.
         """
         if not self._pending or (not now and self._clock() - self._flushed_at < SUMMARY_AFTER_S):
             return

@@ -1,8 +1,8 @@
-"""Tokens in a path: letters and digits that read like neither words nor numbers.
+"""Token detection in paths: letters and digits that read like neither words nor numbers.
 
-Names, titles, dates and versions consist of words, and of digits that stand together. What was drawn at random, or
-encoded, does not. So a path is taken to pieces at whatever is no letter or digit, and each piece is weighed: how many
-of its characters belong to no word and no number. That takes linear time, whatever the path.
+Names, titles, dates and versions consist of words and of groups of digits. Random or encoded text does not. So a path
+is split at everything but letters and digits. The weight of a piece is the number of its characters outside of words
+and numbers. Detection takes linear time.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from urllib.parse import quote, unquote
 MASK = "REDACTED"
 
 _MIN_TOKEN_CHARS = 14
-_MIN_SPECIAL_TOKEN_CHARS = 12  # words are not joined by those
-"""Characters of what is taken for a token wherever it stands."""
+_MIN_SPECIAL_TOKEN_CHARS = 12  # words are not joined by specials
+"""Characters of a token anywhere in a path."""
 _MIN_EXPECTED_CHARS = 6
-"""Characters without sense that are enough where a token is expected: below "token", behind "Bearer" or "sk-"."""
+"""Random characters where a token is expected: below "token", behind "Bearer" or "sk-"."""
 _MIN_RANDOM_CHARS = 8
 _MIN_RANDOM_SHARE = 0.5
-"""The share of a token's characters that belong to no word and no number."""
+"""Share of a token's characters outside of words and numbers."""
 _MAX_NUMBER_DIGITS = 24
 _MAX_DECODINGS = 5
-"""How often a path is percent-decoded to look into it."""
+"""Rounds of percent-decoding."""
 
 _PAIRS = (
-    # For each first letter, how frequent each second one is in words: 9 the most. From the 20 000 most frequent words
-    # of each of 13 European languages.
+    # Row: first letter, column: second letter; 9 is the most frequent pair. From the 20 000 most frequent words of
+    # each of 13 European languages.
     "77883676757989572989765356",
     "74118010720602600642600040",
     "80508008836503801636600045",
@@ -60,7 +60,7 @@ _FREQUENCY = {f"{chr(97 + a)}{chr(97 + b)}": int(digit) for a, row in enumerate(
 _MIN_NAME_FREQUENCY = 4.5
 _MIN_WORD_FREQUENCY = 5.3
 _MIN_SHORT_WORD_FREQUENCY = 6.2
-"""The least means of words; that of random letters is 3."""
+"""Minimum mean pair frequency of words; random letters have about 3."""
 
 _PIECE = re.compile(r"[A-Za-z0-9]+")
 _PART = re.compile(r"[0-9]+|[A-Za-z]+")
@@ -77,7 +77,7 @@ _ALWAYS = re.compile(
     (?<![A-Za-z0-9])eyJ[\w-]{5,}[\w.~+=-]*                                          # JSON Web Tokens
   | (?<![A-Fa-f0-9])[A-Fa-f0-9]{8}(?:-[A-Fa-f0-9]{4}){3}-[A-Fa-f0-9]{12}            # UUIDs
   | (?<![A-Za-z0-9])(?:A3T[A-Z0-9]|A[BCGIKNPRS][A-Z]A|AIza|EAA)(?=[A-Za-z]*[0-9])[\w-]{12,}   # AWS, Google, Meta
-  | (?<![\w+-])[\w+-]+==(?![\w=])                                                   # base64 says so itself
+  | (?<![\w+-])[\w+-]+==(?![\w=])                                                   # base64 with padding
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -93,7 +93,7 @@ _PREFIXED = re.compile(
     """,
     re.VERBOSE | re.ASCII | re.IGNORECASE,
 )
-"""Keys say by their first letters what they are for."""
+"""API keys with a known prefix."""
 _PARAMETER = re.compile(r"(?:^|[;&?,#])(?P<name>[^=;&?,#]*)=(?P<value>[^;&?#]*)")
 _SECRET_NAME = re.compile(
     r"(?i:sess|token|secret|passw|pwd|passphrase|credential|signature|api[-_]?key|jwt|csrf|xsrf|bearer)"
@@ -105,12 +105,12 @@ _ABOVE_A_TOKEN = re.compile(
     re.IGNORECASE,
 )
 _ADDRESSES = frozenset({"acct", "mailto", "sip", "sips", "xmpp"})
-"""What is no user with a password: ``mailto:alice@example.org``."""
+"""URL schemes, not users with a password: ``mailto:alice@example.org``."""
 _BASE64 = re.compile(r"[A-Za-z0-9+_=-]{3,}")
 
 
 def masked_path(path: str) -> str:
-    """Return ``path``, percent-encoded or not, with what looks like a token ``REDACTED``; the rest is as it was."""
+    """Return ``path``, percent-encoded or not, with tokens replaced by ``REDACTED``."""
     segments = path.split("/")
     masked: list[str] = []
     above = ""
@@ -118,7 +118,7 @@ def masked_path(path: str) -> str:
         masked.append(_mask_segment(segment, is_expected=_ABOVE_A_TOKEN.fullmatch(above) is not None))
         above = segment
     start = 0
-    while start < len(segments):  # base64 has slashes too, which are decoded before anybody sees the path
+    while start < len(segments):  # base64 contains slashes, which servers decode
         end, weight = start, 0
         while end < len(segments) and (more := _base64_weight(segments[end])):
             end += 1
@@ -142,7 +142,7 @@ def _mask_segment(segment: str, *, is_expected: bool) -> str:
             break
         plain = decoded
     else:
-        return MASK  # nobody encodes this often, but to hide something
+        return MASK  # encoded this often only to hide something
     if plain is not segment and "/" in plain:
         shown = masked_path(plain)
     else:
@@ -163,7 +163,7 @@ def _mask_spans(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 def _token_spans(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
-    """Yield from where to where there are tokens in ``text``."""
+    """Yield the start and the end of each token in ``text``."""
     if is_expected and _is_random(text):
         yield 0, len(text)
         return
@@ -185,7 +185,7 @@ def _token_spans(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
 
 
 def _is_random(text: str) -> bool:
-    """Whether a few characters make no sense, which is enough where a token is expected."""
+    """Whether enough characters are random for a place where a token is expected."""
     return sum(_random_chars(found.group()) for found in _PIECE.finditer(text)) >= _MIN_EXPECTED_CHARS
 
 
@@ -194,19 +194,19 @@ def _random_chars(piece: str) -> int:
 
 
 def _random_spans(text: str, pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
-    """Yield where pieces that read like nothing are long enough, one or many with punctuation between."""
+    """Yield the spans of long enough runs of random pieces, with punctuation between them."""
     run: list[_Piece] = []
     for piece in [*pieces, None]:
-        if run and (piece is None or piece.reads or not _JOINT.fullmatch(text[run[-1].end : piece.start])):
+        if run and (piece is None or piece.is_word or not _JOINT.fullmatch(text[run[-1].end : piece.start])):
             if (span := _token_span(text, run)) is not None:
                 yield span
             run = []
-        if piece is not None and not piece.reads:
+        if piece is not None and not piece.is_word:
             run.append(piece)
 
 
 def _token_span(text: str, run: list[_Piece]) -> tuple[int, int] | None:
-    """Return where among pieces without a word there is a token, if there is one."""
+    """Return the span of the token in a run of pieces without words, or None."""
     heavy = [at for at, piece in enumerate(run) if piece.weight]
     if not heavy:
         return None
@@ -231,10 +231,10 @@ def _padded(text: str, end: int) -> int:
 
 
 class _Piece(NamedTuple):
-    """Letters and digits without anything between.
+    """Run of letters and digits.
 
-    :ivar size: how many they are, but for long numbers among letters, which say nothing.
-    :ivar weight: how many of them belong to no word and no number.
+    :ivar size: its characters, without long numbers among letters.
+    :ivar weight: characters outside of words and numbers.
     """
 
     start: int
@@ -243,8 +243,8 @@ class _Piece(NamedTuple):
     weight: int
 
     @property
-    def reads(self) -> bool:
-        """Whether it is a word or a number, and too long to be one by chance."""
+    def is_word(self) -> bool:
+        """Whether it is a word or a number, too long for a coincidence."""
         return not self.weight and self.end - self.start > 3
 
 
@@ -254,7 +254,7 @@ def _pieces(text: str) -> Iterator[_Piece]:
 
 
 def _weigh(piece: str) -> tuple[int, int]:
-    """Return the size and the weight of a piece."""
+    """Return size and weight of a piece."""
     size = len(piece)
     if piece.isdigit():
         return size, size if size > _MAX_NUMBER_DIGITS else 0
@@ -289,20 +289,20 @@ def _weight_of_letters(letters: str) -> int:
 
 
 def _is_word(letters: str, least: float) -> bool:
-    """Whether the pairs of these letters are as frequent as those of words, and words would be written so."""
+    """Whether these letters have the pair frequencies and the capitals of words."""
     if len(letters) < 2 or len(_CAMEL.findall(letters)) * 3 > len(letters):
         return False
     return _mean(letters) >= least
 
 
 def _mean(letters: str) -> float:
-    """Return how frequent the pairs of these letters are in words, 0 to 9."""
+    """Return the mean frequency of the letter pairs in words, 0 to 9."""
     low = letters.lower()
     return sum(_FREQUENCY[low[at : at + 2]] for at in range(len(low) - 1)) / (len(low) - 1)
 
 
 def _base64_weight(segment: str) -> int:
-    """Return the weight of what may be a part of base64 between two slashes, else 0."""
+    """Return the weight of a possible base64 part between two slashes, else 0."""
     if _BASE64.fullmatch(segment) is None or segment.isdigit() or (segment.islower() and "+" not in segment):
         return 0
     weight = sum(piece.weight for piece in _pieces(segment))

@@ -98,7 +98,7 @@ async def test_refusals_are_counted_after_the_first_five_of_a_gate_and_cause(rec
     summary = vars(records[-1])
     assert (summary["closecodes.gate.name"], summary["closecodes.gate.cause"]) == ("max_sessions", "full")
     assert records[-1].getMessage() == (
-        "35 more were counted, not written: refused a session of /: max_sessions (full); retry after 1.9 s"
+        "suppressed 35 more: refused a session of /: max_sessions (full); retry after 1.9 s"
     ).replace("1.9", records[-1].getMessage().split()[-2])
 
 
