@@ -25,7 +25,7 @@ from asgi_closecodes.gates.base import FREE, as_gate, name_gates
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session, session_of
-from asgi_closecodes.settings import LIMITS, Settings, checked_change, no_settings_of_its_own, unknown_settings
+from asgi_closecodes.settings import LIMITS, Settings, checked_change, reject_misplaced_settings, unknown_settings
 from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import Rate
 
@@ -75,7 +75,7 @@ class Guard:
     :raises TypeError: if ``settings`` or ``gate`` are none, an observer cannot be called, or settings are given here.
     """
 
-    @no_settings_of_its_own
+    @reject_misplaced_settings
     def __init__(
         self,
         settings: Settings | None = None,

@@ -24,7 +24,7 @@ _MAX_NOTE_BYTES = 2 * 1024
 
 
 def _capped(text: str, size: int = 32 * 1024) -> str:
-    """Return at most ``size`` bytes of ``text``: a quarter from its start, the rest from its end, where the error is."""
+    """Return at most ``size`` bytes of ``text``: a quarter from its start, the rest from its end."""
     raw = text.encode("utf-8", "backslashreplace")
     if len(raw) <= size:
         return text

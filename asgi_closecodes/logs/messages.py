@@ -477,7 +477,7 @@ def _drain_finished(event: events.DrainFinished, _redactor: Redactor) -> Message
 @_record(events.SigtermDrainUnavailable, _CONFIG, logging.WARNING)
 def _sigterm_drain_unavailable(event: events.SigtermDrainUnavailable, _redactor: Redactor) -> Message:
     return Message(
-        "drain_on_sigterm has no effect: %s; instead let preStop or ExecStop call an endpoint that awaits guard.drain()",
+        "drain_on_sigterm has no effect: %s; let preStop or ExecStop call an endpoint that awaits guard.drain()",
         (event.reason,),
         {},
     )

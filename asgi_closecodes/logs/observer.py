@@ -1,6 +1,6 @@
 """Log observer: writes events as records with a message and flat dotted extras.
 
-The exception is in ``exc_info`` only, so that each formatter renders it its own way. ``schema.json`` describes the keys.
+The exception is in ``exc_info`` only: each formatter renders it its own way. ``schema.json`` describes the keys.
 """
 
 from __future__ import annotations

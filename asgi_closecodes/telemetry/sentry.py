@@ -1,4 +1,4 @@
-"""Nothing secret in what goes to Sentry, which by itself sends local variables, query strings and headers along."""
+"""Sentry filter: Sentry sends local variables, query strings and headers by default."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["before_send"]
 _Event = TypeVar("_Event", bound=Mapping[str, object])
 
 _TEXTS = ("breadcrumbs", "contexts", "culprit", "extra", "logentry", "message", "spans", "tags", "transaction")
-"""Parts of an event in which addresses stand: uvicorn's lines, requests that the application made."""
+"""Parts of an event that may contain URLs: uvicorn's log lines, requests of the application."""
 
 _DROPPED = frozenset(
     {"cookies", "headers", "http.fragment", "http.query", "query_string", "url.fragment", "url.query", "vars"}
@@ -23,11 +23,10 @@ _ADDRESS = re.compile(r"(?P<path>/[^\s\"'<>?#]*)(?:[?#][^\s\"'<>]*)?|(?<=\S)\?[^
 
 
 def before_send(event: _Event, hint: object) -> _Event:
-    """Strip an event of what may be secret: ``sentry_sdk.init(..., before_send=before_send)``.
+    """Remove possible secrets from an event in place: ``sentry_sdk.init(..., before_send=before_send)``.
 
-    That is local variables, the request but for its method and URL, query strings in the texts of breadcrumbs, and what
-    looks like a token in a path. The text of an exception stays: it is the application's to keep clean. The same
-    function is for ``before_send_transaction``; it changes the event in place.
+    Removes local variables, all of the request but method and URL, query strings, and tokens in paths. The text of an
+    exception stays: the application must keep it clean. Use it for ``before_send_transaction`` too.
     """
     del hint
     parts = cast("dict[str, Any]", event)
@@ -43,7 +42,7 @@ def before_send(event: _Event, hint: object) -> _Event:
 
 
 def _below(node: object, *keys: str) -> Iterator[dict[str, Any]]:
-    """Yield the dicts that ``keys`` lead to, through lists."""
+    """Yield the dicts under ``keys``, also inside lists."""
     if isinstance(node, list):
         for item in node:
             yield from _below(item, *keys)

@@ -99,8 +99,8 @@ async def user_of(session):
         ),
         (lambda: CloseCodeMiddleware(Handler(), Settings()), "settings go into settings="),
         (lambda: CloseCodeMiddleware(Handler(), gaurd=Guard()), r"did you mean guard\?"),
-        (lambda: StatusApp(Settings(), authorize=None), r"guard=<.*Settings object> is no Guard; .*Guard\(\)"),
-        (lambda: StatusApp(Guard, authorize=None), r"guard=<class '.*Guard'> is no Guard; give the one of"),
+        (lambda: StatusApp(Settings(), authorize=None), r"guard must be a Guard, not <.*Settings object>; .*Guard\(\)"),
+        (lambda: StatusApp(Guard, authorize=None), r"guard must be a Guard, not <class '.*Guard'>; use the one of"),
         (lambda: StatusApp(Guard(), authorize=None, allowed_hosts=f"a@{SECRET}"), r"use a list, as \['ops"),
     ],
 )
