@@ -1,4 +1,4 @@
-"""Names of what users plug in, for errors and logs: never its ``repr()``, which may hold a key or a password."""
+"""Names of users' objects for errors and logs: never ``repr()``, which may contain a key or a password."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.WrapperDescri
 
 
 def name_of(thing: object) -> str:
-    """Return the qualified name of a function, a method or a class, and of any other object that of its class.
+    """Return the qualified name of a function, a method or a class, else of the object's class.
 
-    Nothing of the object's own is run: its attributes may raise, or hold a secret.
+    No code of the object runs: its attributes may raise or contain a secret.
     """
     for _ in range(_MAX_WRAPPERS):
         kind = type(thing)
@@ -37,9 +37,9 @@ def name_of(thing: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as an error may show it: numbers and words whole, of the rest only its name or its class.
+    """Return ``value`` for an error text: numbers and short words, else only its name or class.
 
-    A long text, or one with the punctuation of URLs or parameters, may hold a password.
+    Long texts, and those with the punctuation of URLs or parameters, may contain a password.
     """
     kind = type(value)
     if value is None or kind is bool:
@@ -47,7 +47,7 @@ def shown(value: object) -> str:
     if issubclass(kind, int):
         try:
             text = int.__repr__(value)
-        except ValueError:  # of more than 4300 digits
+        except ValueError:  # more than 4300 digits
             return f"<{name_of(value)}>"
         return text if len(text) <= _MAX_TEXT_CHARS else f"{text[: _MAX_TEXT_CHARS - 1]}…"
     if issubclass(kind, float):
