@@ -101,7 +101,7 @@ async def user_of(session):
         (lambda: CloseCodeMiddleware(Handler(), gaurd=Guard()), r"did you mean guard\?"),
         (lambda: StatusApp(Settings(), authorize=None), r"guard must be a Guard, not <.*Settings object>; .*Guard\(\)"),
         (lambda: StatusApp(Guard, authorize=None), r"guard must be a Guard, not <class '.*Guard'>; use the one of"),
-        (lambda: StatusApp(Guard(), authorize=None, allowed_hosts=f"a@{SECRET}"), r"use a list, as \['ops"),
+        (lambda: StatusApp(Guard(), authorize=None, allowed_hosts=f"a@{SECRET}"), r"must be a list, as \['ops"),
     ],
 )
 def test_a_class_or_a_stranger_is_refused(build, problem):

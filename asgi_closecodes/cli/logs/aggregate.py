@@ -1,6 +1,6 @@
-"""What a log adds up to: errors by kind, closes by code, refusals by gate and cause, each over time.
+"""Sums of a log over time: errors by kind, closes by code, refusals by gate and cause.
 
-What was counted instead of written is part of every sum. Memory is bounded by kinds and columns, not by the log's size.
+Suppressed records count too. Memory is bounded by kinds and columns, not by the size of the log.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from asgi_closecodes.cli.output import iso
 from .record import Frame, Record, cut
 
 MAX_KINDS = 4096
-"""Kinds that are told apart; the rest is one more."""
+"""Kinds counted separately; all others are one more."""
 MAX_ROUTES = 16
 MAX_SESSIONS = 16_384
 
 _NUMBER = re.compile(r"\d+")
 
 MAX_COLUMNS = 40
-"""The most columns of a timeline."""
-# Each is a multiple of the one before, so that columns become wider without loss.
+"""Columns of a timeline."""
+# Each is a multiple of the one before: columns merge without loss.
 _COLUMN_WIDTHS_S = (
     1,
     5,
@@ -45,7 +45,7 @@ _COLUMN_WIDTHS_S = (
 
 
 class Timeline:
-    """Columns of time, which become wider as the time they cover becomes longer, and counts in them."""
+    """Counts in columns of time, which widen as the covered time grows."""
 
     def __init__(self) -> None:
         self.first = math.inf
@@ -55,12 +55,12 @@ class Timeline:
         self._series: list[dict[int, int]] = []
 
     def series(self) -> dict[int, int]:
-        """Return a new series."""
+        """Add and return a new series."""
         self._series.append({})
         return self._series[-1]
 
     def add(self, series: dict[int, int], time: float, count: int) -> None:
-        """Count ``count`` in ``series`` at ``time``."""
+        """Add ``count`` to ``series`` at ``time``."""
         if not self.first <= time <= self.last:
             self.first = min(time, self.first)
             self.last = max(time, self.last)
@@ -70,7 +70,7 @@ class Timeline:
         series[column] = series.get(column, 0) + count
 
     def counts(self, series: dict[int, int]) -> list[int]:
-        """Return the counts of ``series``, a column each, from the first of the timeline to its last."""
+        """Return the counts of ``series`` for all columns of the timeline."""
         if self.first > self.last:
             return []
         return [series.get(column, 0) for column in range(self._column(self.first), self._column(self.last) + 1)]
@@ -90,7 +90,7 @@ class Timeline:
 
 @dataclass(slots=True)
 class Aggregate:
-    """How many of one kind there were, and when."""
+    """Counts of one kind, and their times."""
 
     over_time: dict[int, int]
     written: int = 0
@@ -100,11 +100,11 @@ class Aggregate:
 
     @property
     def count(self) -> int:
-        """Those written and those counted instead."""
+        """Written and suppressed records."""
         return self.written + self.suppressed
 
     def add(self, record: Record, timeline: Timeline) -> None:
-        """Count ``record``, and those that it stands for."""
+        """Count ``record`` and the suppressed ones that it reports."""
         written = 0 if record.is_summary else 1
         suppressed = record.suppressed
         self.written += written
@@ -126,7 +126,7 @@ class Aggregate:
 
 
 def total(aggregates: Iterable[Aggregate]) -> Aggregate:
-    """Return the sum of ``aggregates``, but not when they were."""
+    """Return the sum of ``aggregates``, without their timelines."""
     summed = Aggregate({})
     for aggregate in aggregates:
         summed.written += aggregate.written
@@ -138,37 +138,37 @@ def total(aggregates: Iterable[Aggregate]) -> Aggregate:
 
 @dataclass(slots=True)
 class ErrorKind(Aggregate):
-    """Errors of one fingerprint; where there is none, of what else tells them apart."""
+    """Errors of one fingerprint, or of one key of :func:`_key_of`."""
 
     fingerprint: str = ""
     event: str = ""
     routes: dict[str, int] = field(default_factory=dict)
-    """How many on which route."""
+    """Count by route."""
     error_type: str = ""
     message: str = ""
-    """Text of the last of them: the exception's message, else the record's."""
+    """Message of the last exception, else of its record."""
     frame: Frame | None = None
-    """Where the last of them was raised."""
+    """Frame that raised the last of them."""
     ref: str = ""
-    """The error id of the last of them that has one."""
+    """Last error id."""
     session: str = ""
 
 
 class Errors:
-    """The errors of a log, by kind."""
+    """Errors of a log by kind."""
 
     NEEDLES = (
         *(b'"error"', b'"ERROR"', b'"critical"', b'"CRITICAL"'),
-        *(b"closecodes.error", b'"exception', b'"exc_info"'),  # where the level is not written
+        *(b"closecodes.error", b'"exception', b'"exc_info"'),  # if the log has no levels
     )
-    """Bytes of which every line that counts has some."""
+    """Every relevant line contains one of these."""
 
     def __init__(self) -> None:
         self.timeline = Timeline()
         self.kinds: dict[Hashable, ErrorKind] = {}
 
     def add(self, record: Record) -> None:
-        """Count ``record``, if it is an error."""
+        """Count ``record`` if it is an error."""
         if not record.is_error:
             return
         key = _key_of(record)
@@ -178,7 +178,7 @@ class Errors:
             kind = self.kinds[key] = ErrorKind(self.timeline.series())
             kind.fingerprint = "" if key is None else _short(record.text("closecodes.error.fingerprint"))
             kind.event = _short(record.summary_of or record.event)
-            kind.message = "of more kinds than are told apart" if key is None else _short(error_text(record))
+            kind.message = "other kinds" if key is None else _short(error_text(record))
         kind.add(record, self.timeline)
         if key is None or record.is_summary:
             return
@@ -196,7 +196,7 @@ def _key_of(record: Record) -> Hashable:
     if fingerprint := record.text("closecodes.error.fingerprint"):
         return _short(fingerprint)
     event = record.summary_of or record.event
-    if event.startswith("closecodes."):  # what its summary has too
+    if event.startswith("closecodes."):  # keys that its summary has too
         return _short(event), *(_short(record.text(key)) for key in ("closecodes.gate.name", "closecodes.callback"))
     if (frame := record.frame) is not None:
         return record.error_type[:200], frame.file[:200], frame.function[:200]
@@ -204,9 +204,9 @@ def _key_of(record: Record) -> Hashable:
 
 
 def error_text(record: Record) -> str:
-    """Return the text of an error, or of the first one that a summary counts."""
+    """Return the message of an error, or of the first one that a summary counts."""
     if record.is_summary:
-        return record.message.partition(": ")[2]  # what the first of them said
+        return record.message.partition(": ")[2]
     return record.text("exception.message", "error.message") or record.message
 
 
@@ -215,36 +215,36 @@ def _short(text: str) -> str:
 
 
 Code: TypeAlias = int | Literal["http", "unknown"]
-"""A close code; ``http`` where an HTTP response ended the session instead."""
+"""Close code; ``http`` if an HTTP response ended the session."""
 
 
 class Closes:
-    """The closes of a log by code, and its refusals by gate, cause and outcome.
+    """Closes of a log by code, and refusals by gate, cause and outcome.
 
-    A process that logs ``closecodes.session.closed`` (level DEBUG) tells of every session that was admitted. Of others
-    the closes that are known are those of errors, refusals and shed sessions.
+    A process that logs ``closecodes.session.closed`` (level DEBUG) is complete: it logs every admitted session. The
+    others log only closes of errors, refusals and shed sessions.
     """
 
     NEEDLES = (b"closecodes",)
-    """Bytes that every line that counts has."""
+    """Every relevant line contains this."""
 
     def __init__(self) -> None:
         self.timeline = Timeline()
         self.codes: dict[Code, Aggregate] = {}
         self.unsent: dict[Code, int] = {}
-        """How many of them the server did not take."""
+        """Closes that the server did not accept."""
         self.refusals: dict[tuple[str, str, str], Aggregate] = {}
-        """By gate, cause, and one of ``refused``, ``shadow`` (it would have been) and ``shed``."""
+        """By gate, cause and outcome: ``refused``, ``shadow`` (would have been refused) or ``shed``."""
         self._complete_processes: set[str] = set()
         self._counted: dict[str, None] = {}
 
     @property
     def is_of_all_sessions(self) -> bool:
-        """Whether sessions that ended well were logged too."""
+        """Whether sessions without problems were logged too."""
         return bool(self._complete_processes)
 
     def add(self, record: Record) -> None:
-        """Count ``record``, if it is of a close or a refusal."""
+        """Count ``record`` if it is about a close or a refusal."""
         process = _short(record.text("process.pid"))
         match record.summary_of or record.event:
             case events.SessionOpened.event_name:
@@ -275,7 +275,7 @@ class Closes:
         if process in self._complete_processes:
             return
         self._close(record)
-        if record.session:  # its own closed record may be the first that the process tells
+        if record.session:  # its session.closed record may come later
             self._counted[record.session[:64]] = None
             if len(self._counted) > MAX_SESSIONS:
                 del self._counted[next(iter(self._counted))]

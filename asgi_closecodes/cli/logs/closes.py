@@ -1,4 +1,4 @@
-"""``asgi-closecodes logs closes``: which codes clients saw, and who was refused for what."""
+"""``asgi-closecodes logs closes``: closes by code, refusals by cause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEANINGS = {int(code): code.meaning for code in CloseCode}
 _OUTCOMES = {
     "refused": "refused",
     "shadow": "would have been refused (shadow)",
-    "shed": "shed or drained: ended from outside of its handler",
+    "shed": "shed or drained",
 }
 
 
@@ -26,8 +26,8 @@ _OUTCOMES = {
 def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
     """Count closes by code, refusals by cause.
 
-    Those that were counted instead of written are part of every number. Sessions that ended well are known where the
-    logger asgi_closecodes.session is at level DEBUG.
+    Counts include suppressed records. Sessions without problems are included if the logger asgi_closecodes.session is
+    at level DEBUG.
     """
     found = Closes()
     log = open_log(files)
@@ -83,14 +83,14 @@ def _print(found: Closes) -> None:
         write("")
         render(table("cause", "gate", ">sessions", "over time", "", rows=refused))
     if not found.is_of_all_sessions:
-        write("", styled("2", "Sessions that ended well are not in this log: asgi_closecodes.session is not at DEBUG."))
+        write("", styled("2", "This log has no sessions without problems: set asgi_closecodes.session to DEBUG."))
 
 
 def _meaning(code: Code, unsent: int) -> str:
     if isinstance(code, int):
-        twin = _MEANINGS.get(code - 3000)
-        of_the_application = f"of the application, or: {twin}" if twin else "of the application"
+        registered = _MEANINGS.get(code - 3000)
+        of_the_application = f"of the application, or: {registered}" if registered else "of the application"
         meaning = _MEANINGS.get(code, of_the_application)
     else:
-        meaning = {"http": "answered by an HTTP response", "unknown": "not told by the server, or counted"}[code]
+        meaning = {"http": "answered by an HTTP response", "unknown": "not reported by the server, or suppressed"}[code]
     return f"{meaning}; {unsent} could not be sent" if unsent else meaning

@@ -1,4 +1,4 @@
-"""``asgi-closecodes logs errors``: which errors there are, how many, and since when."""
+"""``asgi-closecodes logs errors``: errors by fingerprint, with counts and times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .sums import headline
 def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
     """Group errors by fingerprint.
 
-    The most frequent come first. Those that were counted instead of written, in a storm, are part of every number.
+    The most frequent come first. Counts include suppressed records.
     """
     found = Errors()
     log = open_log(files)
@@ -69,7 +69,7 @@ def _about(kind: ErrorKind, over_time: str) -> Iterator[str]:
         most = max(kind.routes, key=lambda route: kind.routes[route])
         others = len(kind.routes) - 1
         yield f"route {most}" + (f" and {plural(others, 'other')}" if others else "")
-    counted = f", {kind.suppressed} of them counted, not written" if kind.suppressed else ""
+    counted = f", {kind.suppressed} of them suppressed" if kind.suppressed else ""
     yield f"{between(kind.first, kind.last)}{counted}"
     if over_time.strip():
         yield over_time

@@ -1,4 +1,4 @@
-"""The last lines of a log file, and those that come: through rotation by rename and by truncation."""
+"""Last and new lines of a log file, through rotation by rename or truncation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .reader import BLOCK_BYTES, MAX_LINE_BYTES
 from .record import compact
 
 MAX_KEPT_BYTES = 32 * 1024 * 1024
-"""Bytes of lines that are kept."""
+"""Bytes of kept lines."""
 _LINE_OVERHEAD_BYTES = 200
-"""Bytes that a line takes beside its own."""
+"""Memory of a kept line in addition to its bytes."""
 
 
 class Recent:
-    """The last lines of many, as many as were asked for and memory is meant to hold.
+    """Buffer of the last lines, bounded by count and memory.
 
-    :param count: lines that are kept at most.
+    :param count: maximum number of lines.
     """
 
     def __init__(self, count: int) -> None:
@@ -37,9 +37,9 @@ class Recent:
 
 
 class Followed:
-    """A file that grows. A line counts when its end is written.
+    """Growing file. Lines are returned once their end is written.
 
-    :param path: the file, which may be replaced or truncated at any time.
+    :param path: path of the file, which may be replaced or truncated at any time.
     :raises OSError: if it cannot be opened.
     """
 
@@ -49,11 +49,11 @@ class Followed:
         self._rest = b""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._stream.close()
 
     def last(self, count: int) -> list[bytes]:
-        """Go to the end, and return the last ``count`` lines before it."""
+        """Seek to the end, and return the last ``count`` lines."""
         end = start = self._stream.seek(0, os.SEEK_END)
         ends = 0
         while start and ends <= count and end - start < MAX_LINE_BYTES + count * BLOCK_BYTES:
@@ -76,12 +76,12 @@ class Followed:
         return [*lines.kept]
 
     def unfinished(self) -> bytes:
-        """Return the line whose end is missing, and wait for it no longer."""
+        """Return and discard the incomplete last line."""
         rest, self._rest = self._rest, b""
         return rest
 
     def more(self) -> Iterator[bytes]:
-        """Yield the lines that were finished since the last call."""
+        """Yield the lines completed since the last call."""
         yield from self._read()
         try:
             found = Path(self._path).stat()
@@ -91,15 +91,15 @@ class Followed:
                 successor = None
             else:
                 return
-        except OSError:  # it was moved away, and the new one is not there yet
+        except OSError:  # rotated: the new file does not exist yet
             return
         if successor is None:
             self._stream.seek(0)
         else:
-            yield from self._read()  # what came in between
+            yield from self._read()  # written before the rotation
             self._stream.close()
             self._stream = successor
-        if rest := self.unfinished():  # its end is not going to come
+        if rest := self.unfinished():  # it will not be completed
             yield rest
         yield from self._read()
 

@@ -1,4 +1,4 @@
-"""How a sum is told: what was written, what was counted instead, and when."""
+"""Headline of a sum."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .aggregate import Aggregate, Timeline
 
 
 def headline(what: str, total: Aggregate, timeline: Timeline) -> str:
-    """Return a sum for people, and how wide the columns below it are."""
-    told = plural(total.count, what)
+    """Return the count, the period and the width of the columns below, as text."""
+    text = plural(total.count, what)
     if total.suppressed:
-        told += f" ({total.written} written, {total.suppressed} counted instead)"
+        text += f" ({total.written} written, {total.suppressed} suppressed)"
     if timeline.first <= timeline.last:
-        told += f", {between(timeline.first, timeline.last)}; a column is {format_duration(timeline.width)}"
-    return told
+        text += f", {between(timeline.first, timeline.last)}; a column is {format_duration(timeline.width)}"
+    return text

@@ -1,4 +1,4 @@
-"""``asgi-closecodes logs tail``: the log as people read it, and as it is written."""
+"""``asgi-closecodes logs tail``: the last and new lines of a log, readable."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from .reading import end, file_arguments, open_log
 from .record import Record, compact, dumps
 
 _POLL_INTERVAL_S = 0.1
-"""Seconds between two looks at the files that are followed."""
+"""Time between two reads of followed files."""
 _MAX_BATCH_LINES = 10_000
-"""Lines that are put in order together, at the most."""
+"""Maximum number of lines that are sorted together."""
 
 
 @click.command()
 @file_arguments
-@click.option("-f", "--follow", is_flag=True, help="Wait for more lines, through rotation and truncation.")
-@click.option("-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Lines to begin with.")
+@click.option("-f", "--follow", is_flag=True, help="Wait for new lines, also after rotation.")
+@click.option("-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Number of lines.")
 def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> None:
     """Print the last lines, readably.
 
-    Several files are merged by time. Lines that are not JSON are printed as they are, but for what would drive the
-    terminal; --json leaves them out.
+    Several files are merged by time. Lines that are not JSON are printed with control characters escaped; --json skips
+    them.
     """
     log = open_log(files)
     pipes = [file for file in log.files if not file.is_regular]
     if follow and pipes and len(log.files) > 1:
-        raise click.UsageError("-f follows files, or one pipe, but not both")
+        raise click.UsageError("-f takes files or one pipe, not both")
     output = _Output(as_json=as_json, with_names=len(log.files) > 1)
     if follow and pipes:
         for line in log.lines_of(pipes[0]):
@@ -59,7 +59,7 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
 def _last(
     log: Log, count: int, growing: dict[str, Followed], stack: contextlib.ExitStack, *, wait: bool
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the last lines of each file, and put those into ``growing`` that more may come from."""
+    """Yield the last lines of each file; add files that can grow to ``growing``."""
     for file in log.files:
         try:
             if file.is_growing():
@@ -100,14 +100,14 @@ def _more(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
 
 
 def _last_of(timed: list[tuple[float, str, bytes]]) -> list[tuple[float, str, bytes]]:
-    """Return those that are last by time, as many as are meant to be kept."""
+    """Return the last lines by time, bounded by memory."""
     timed.sort(key=itemgetter(0))
     sizes = itertools.accumulate(len(line) for _, _, line in reversed(timed))
     return timed[len(timed) - sum(1 for size in sizes if size <= MAX_KEPT_BYTES) :]
 
 
 class _Output:
-    """Lines of several files, in the order of their times as far as they come together."""
+    """Print lines of several files; each batch is sorted by time."""
 
     def __init__(self, *, as_json: bool, with_names: bool) -> None:
         self.has_written = False
@@ -116,16 +116,16 @@ class _Output:
         self._times: dict[str, float] = {}
 
     def print(self, lines: Iterable[tuple[str, bytes]], most: int | None = None) -> None:
-        """Print ``lines``, of each its file's name and itself; at most the last ``most``."""
+        """Print pairs of a file name and a line; at most the last ``most``."""
         timed: list[tuple[float, str, bytes]] = []
         size = 0
         for name, line in lines:
             record = Record.parse(line, name)
             if record is not None and record.time is not None:
-                self._times[name] = record.time  # what has no time, as text below a record, stays where it is
+                self._times[name] = record.time  # lines without a time, as text below a record, keep their place
             timed.append((self._times.get(name, -math.inf), name, compact(line)))
             size += len(timed[-1][2])
-            if size > 2 * MAX_KEPT_BYTES:  # of many files: only the last of them all are wanted
+            if size > 2 * MAX_KEPT_BYTES:  # many files: only the last lines of all are needed
                 timed = _last_of(timed)
                 size = sum(len(kept) for _, _, kept in timed)
         timed.sort(key=itemgetter(0))
@@ -135,16 +135,16 @@ class _Output:
                 self.has_written = True
         sys.stdout.flush()
 
-    def _shown(self, name: str, told: Record | bytes) -> Iterator[str]:
+    def _shown(self, name: str, line: Record | bytes) -> Iterator[str]:
         if self._as_json:
-            if isinstance(told, Record):
-                yield dumps(told.raw)
+            if isinstance(line, Record):
+                yield dumps(line.raw)
             return
         start = styled("2", f"{printable(name)} | ") if self._with_names else ""
-        if isinstance(told, Record):
-            start += printable(told.prefix)
-            yield start + record_line(told)
-            if told.trace:
-                yield from (start + line for line in trace_lines(told.trace, colours=has_colours()))
+        if isinstance(line, Record):
+            start += printable(line.prefix)
+            yield start + record_line(line)
+            if line.trace:
+                yield from (start + line for line in trace_lines(line.trace, colours=has_colours()))
         else:
-            yield start + printable(told.decode("utf-8", "replace").rstrip("\r"))
+            yield start + printable(line.decode("utf-8", "replace").rstrip("\r"))

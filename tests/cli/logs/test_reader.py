@@ -146,7 +146,7 @@ def test_a_last_line_that_is_cut_off_is_noted(tmp_path, last, note):
     file.write_text(line("00:00", message="good") + last)
     log = Log([str(file)])
     assert messages(log)[0] == "good"
-    assert [*log.notes] == ([f"{file}: its last line is cut off and was left out"] if note else [])
+    assert [*log.notes] == ([f"{file}: skipped its incomplete last line"] if note else [])
     assert log.lines == 2
 
 
