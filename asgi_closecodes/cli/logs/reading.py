@@ -88,9 +88,7 @@ def within(log: Log, since: float | None, until: float | None, *needles: bytes) 
         elif (since is None or since <= record.time) and (until is None or record.time < until):
             yield record
     if timeless:
-        log.notes[f"{plural(timeless, 'record')} without a time skipped, because of --since or --until"] = (
-            None
-        )
+        log.notes[f"{plural(timeless, 'record')} without a time skipped, because of --since or --until"] = None
 
 
 def end(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:

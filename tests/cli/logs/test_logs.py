@@ -409,9 +409,7 @@ def test_a_file_that_is_cut_off_within_a_line(command, log):
     whole = outcome(*command, log)[0]
     append(log, json.dumps(the_error())[:200])
     output, errors = outcome(*command, log)
-    assert errors == (
-        "" if "tail" in command else f"asgi-closecodes: {log}: skipped its incomplete last line\n"
-    )
+    assert errors == ("" if "tail" in command else f"asgi-closecodes: {log}: skipped its incomplete last line\n")
     assert output.startswith(whole) or "tail" in command
 
 
