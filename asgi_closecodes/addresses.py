@@ -9,7 +9,7 @@ _PORT = re.compile(r":(?:\d{1,5}|_[\w.-]*)?", re.ASCII)  # RFC 7239 section 6: a
 _MAX_CHARS = 128
 """Longest text that may be an address."""
 
-_IPV4_AT_THE_END = tuple(
+_IPV4_EMBEDDING_PREFIXES = tuple(
     int(ipaddress.IPv6Address(network)) >> 32
     for network in (
         "::",  # IPv4-compatible (RFC 4291)
@@ -65,7 +65,7 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     """Return the IPv4 address of the host or site that is embedded in ``address``."""
     number = int(address)
     last = number & 0xFFFFFFFF
-    if last >= _FIRST_IPV4 and (number >> 32 in _IPV4_AT_THE_END or number >> 80 == _LOCAL_NAT64):
+    if last >= _FIRST_IPV4 and (number >> 32 in _IPV4_EMBEDDING_PREFIXES or number >> 80 == _LOCAL_NAT64):
         return ipaddress.IPv4Address(last)
     if address.teredo is not None and int(address.teredo[0]):  # the client's address, not its Teredo server's
         return address.teredo[1]

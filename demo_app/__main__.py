@@ -140,7 +140,7 @@ def main() -> int:
 
 
 def _try_to_bind(host: str, port: int) -> None:
-    # Servers report it in a stack trace or in their log. getaddrinfo wraps invalid ports.
+    # First, for a clear message: servers print a stack trace or a log line. getaddrinfo wraps invalid ports.
     if not 0 <= port <= 65535:
         raise OSError("ports are 0 to 65535")
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -459,7 +459,7 @@ def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
 @_record(events.DrainStarted, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.window"))
 def _drain_started(event: events.DrainStarted, _redactor: Redactor) -> Message:
     return Message(
-        "draining %d sessions in %.1f s; new ones are refused with 1012",
+        "draining %d sessions over %.1f s; new ones are refused with 1012",
         (event.sessions, event.window),
         {"closecodes.drain.sessions": event.sessions, "closecodes.drain.window": event.window},
     )

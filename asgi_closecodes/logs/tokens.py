@@ -217,14 +217,14 @@ def _token_span(text: str, run: list[_Piece]) -> tuple[int, int] | None:
     if weight < max(_MIN_RANDOM_CHARS, _MIN_RANDOM_SHARE * (specials + sum(one.size for one in core))):
         return None
     if len(span) >= (_MIN_SPECIAL_TOKEN_CHARS if specials else _MIN_TOKEN_CHARS):
-        return core[0].start, _padded(text, core[-1].end)
+        return core[0].start, _end_with_padding(text, core[-1].end)
     whole = text[run[0].start : run[-1].end]
     if len(whole) >= _MIN_TOKEN_CHARS and _MIXED.search(span) and _DASHED.fullmatch(whole):
-        return run[0].start, _padded(text, run[-1].end)
+        return run[0].start, _end_with_padding(text, run[-1].end)
     return None
 
 
-def _padded(text: str, end: int) -> int:
+def _end_with_padding(text: str, end: int) -> int:
     while text[end : end + 1] == "=":
         end += 1
     return end

@@ -236,7 +236,7 @@ class Closes:
         self.refusals: dict[tuple[str, str, str], Aggregate] = {}
         """By gate, cause and outcome: ``refused``, ``shadow`` (would have been refused) or ``shed``."""
         self._complete_processes: set[str] = set()
-        self._counted: dict[str, None] = {}
+        self._counted_sessions: dict[str, None] = {}
 
     @property
     def is_of_all_sessions(self) -> bool:
@@ -251,18 +251,18 @@ class Closes:
                 self._note_complete(process)
             case events.SessionClosed.event_name:
                 self._note_complete(process)
-                if record.session not in self._counted:
-                    self._close(record)
+                if record.session not in self._counted_sessions:
+                    self._add_close(record)
             case events.SessionFailed.event_name:
-                self._add_close_unless_logged(record, process)
+                self._add_close_unless_complete(record, process)
             case events.SessionShed.event_name:
-                self._add_close_unless_logged(record, process)
-                self._refusal(record, "", "shed")
+                self._add_close_unless_complete(record, process)
+                self._add_refusal(record, "", "shed")
             case events.SessionRefused.event_name:
                 is_shadow = record.text("closecodes.refusal.mode") == "shadow"
                 if not is_shadow:
-                    self._close(record)
-                self._refusal(record, record.text("closecodes.gate.name"), "shadow" if is_shadow else "refused")
+                    self._add_close(record)
+                self._add_refusal(record, record.text("closecodes.gate.name"), "shadow" if is_shadow else "refused")
             case events.CloseFailed.event_name:
                 code = _code_of(record)
                 self.unsent[code] = self.unsent.get(code, 0) + (not record.is_summary) + record.suppressed
@@ -271,16 +271,16 @@ class Closes:
         if len(self._complete_processes) < MAX_KINDS:
             self._complete_processes.add(process)
 
-    def _add_close_unless_logged(self, record: Record, process: str) -> None:
+    def _add_close_unless_complete(self, record: Record, process: str) -> None:
         if process in self._complete_processes:
             return
-        self._close(record)
+        self._add_close(record)
         if record.session:  # its session.closed record may come later
-            self._counted[record.session[:64]] = None
-            if len(self._counted) > MAX_SESSIONS:
-                del self._counted[next(iter(self._counted))]
+            self._counted_sessions[record.session[:64]] = None
+            if len(self._counted_sessions) > MAX_SESSIONS:
+                del self._counted_sessions[next(iter(self._counted_sessions))]
 
-    def _close(self, record: Record) -> None:
+    def _add_close(self, record: Record) -> None:
         code = _code_of(record)
         if code not in self.codes and len(self.codes) >= MAX_KINDS:
             code = "unknown"
@@ -288,7 +288,7 @@ class Closes:
             aggregate = self.codes[code] = Aggregate(self.timeline.series())
         aggregate.add(record, self.timeline)
 
-    def _refusal(self, record: Record, gate: str, outcome: str) -> None:
+    def _add_refusal(self, record: Record, gate: str, outcome: str) -> None:
         key = _short(gate), _short(record.text("closecodes.gate.cause")), outcome
         if key not in self.refusals and len(self.refusals) >= MAX_KINDS:
             key = "", "", outcome

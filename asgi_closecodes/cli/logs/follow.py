@@ -52,7 +52,7 @@ class Followed:
         """Close the file."""
         self._stream.close()
 
-    def last(self, count: int) -> list[bytes]:
+    def read_last(self, count: int) -> list[bytes]:
         """Seek to the end, and return the last ``count`` lines."""
         end = start = self._stream.seek(0, os.SEEK_END)
         ends = 0
@@ -75,12 +75,12 @@ class Followed:
                 self._rest, is_whole = b"", False
         return [*lines.kept]
 
-    def unfinished(self) -> bytes:
+    def take_incomplete(self) -> bytes:
         """Return and discard the incomplete last line."""
         rest, self._rest = self._rest, b""
         return rest
 
-    def more(self) -> Iterator[bytes]:
+    def read_new(self) -> Iterator[bytes]:
         """Yield the lines completed since the last call."""
         yield from self._read()
         try:
@@ -99,7 +99,7 @@ class Followed:
             yield from self._read()  # written before the rotation
             self._stream.close()
             self._stream = successor
-        if rest := self.unfinished():  # it will not be completed
+        if rest := self.take_incomplete():  # it will not be completed
             yield rest
         yield from self._read()
 
@@ -108,7 +108,7 @@ class Followed:
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             yield from lines
             if len(self._rest) > MAX_LINE_BYTES:
-                yield self.unfinished()
+                yield self.take_incomplete()
 
 
 def _opened(path: str) -> BinaryIO:

@@ -47,16 +47,16 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
     else:
         growing: dict[str, Followed] = {}
         with contextlib.ExitStack() as stack:
-            output.print(_last(log, lines, growing, stack, wait=follow), most=lines)
+            output.print(_last_lines(log, lines, growing, stack, wait=follow), most=lines)
             while follow and growing:
-                more = _more(growing)
+                more = _new_lines(growing)
                 while batch := [*_batch(more)]:
                     output.print(batch)
                 time.sleep(_POLL_INTERVAL_S)
     end(log, found=output.has_written or not lines, nothing="no records" if as_json else "no lines")
 
 
-def _last(
+def _last_lines(
     log: Log, count: int, growing: dict[str, Followed], stack: contextlib.ExitStack, *, wait: bool
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the last lines of each file; add files that can grow to ``growing``."""
@@ -64,8 +64,8 @@ def _last(
         try:
             if file.is_growing():
                 followed = growing[file.name] = stack.enter_context(contextlib.closing(Followed(file.name)))
-                lines = followed.last(count)
-                if not wait and (unfinished := followed.unfinished()):
+                lines = followed.read_last(count)
+                if not wait and (unfinished := followed.take_incomplete()):
                     lines.append(unfinished)
                 file.lines = len(lines)
         except (UnreadableError, OSError) as problem:
@@ -89,17 +89,17 @@ def _batch(lines: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
             return
 
 
-def _more(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
+def _new_lines(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
     for name, followed in [*growing.items()]:
         try:
-            for line in followed.more():
+            for line in followed.read_new():
                 yield name, line
         except OSError as error:
             write_errors(f"{name}: cannot be read any more: {error.strerror}")
             del growing[name]
 
 
-def _last_of(timed: list[tuple[float, str, bytes]]) -> list[tuple[float, str, bytes]]:
+def _latest(timed: list[tuple[float, str, bytes]]) -> list[tuple[float, str, bytes]]:
     """Return the last lines by time, bounded by memory."""
     timed.sort(key=itemgetter(0))
     sizes = itertools.accumulate(len(line) for _, _, line in reversed(timed))
@@ -126,7 +126,7 @@ class _Output:
             timed.append((self._times.get(name, -math.inf), name, compact(line)))
             size += len(timed[-1][2])
             if size > 2 * MAX_KEPT_BYTES:  # many files: only the last lines of all are needed
-                timed = _last_of(timed)
+                timed = _latest(timed)
                 size = sum(len(kept) for _, _, kept in timed)
         timed.sort(key=itemgetter(0))
         for _, name, kept in timed if most is None else timed[max(len(timed) - most, 0) :]:
