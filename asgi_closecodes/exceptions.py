@@ -105,11 +105,11 @@ class TryAgainLater(CloseWith):
             self.reason = as_text(self.reason)
         cause, retry_after = self.cause, self.retry_after
         if cause is not None and not (type(cause) is str and _TOKEN.fullmatch(cause)):
-            self.cause, is_repaired = _token(cause)
+            self.cause, is_repaired = _repaired_cause(cause)
             if is_repaired:
                 self.repairs += (f"cause={_given(cause)}",)
         if retry_after is not None and not (type(retry_after) in _NUMBERS and 0 <= retry_after <= MAX_RETRY_AFTER):
-            self.retry_after, is_repaired = _seconds(retry_after)
+            self.retry_after, is_repaired = _repaired_retry_after(retry_after)
             if is_repaired:
                 self.repairs += (f"retry_after={_given(retry_after)}",)
         self.usage, self.limit = finite(self.usage), finite(self.limit)
@@ -122,7 +122,7 @@ class TryAgainLater(CloseWith):
         return fit_reason(self.reason, parameters)
 
 
-def _token(cause: object) -> tuple[str, bool]:
+def _repaired_cause(cause: object) -> tuple[str, bool]:
     """Return the nearest token ("unknown" unless ``cause`` is text), and whether it differs."""
     if not issubclass(type(cause), str):
         return "unknown", True
@@ -131,7 +131,7 @@ def _token(cause: object) -> tuple[str, bool]:
     return token, token != text
 
 
-def _seconds(retry_after: object) -> tuple[float | None, bool]:
+def _repaired_retry_after(retry_after: object) -> tuple[float | None, bool]:
     """Return the nearest hint (None unless it is a number), and whether it differs."""
     try:
         seconds = math.nan if isinstance(retry_after, bool) else float(retry_after)  # type: ignore[arg-type]

@@ -27,13 +27,13 @@ def name_of(thing: object) -> str:
         else:
             break
     if kind in _FUNCTIONS:
-        return _joined(getattr(thing, "__module__", None), thing.__qualname__)  # type: ignore[attr-defined]
+        return _qualified_name(getattr(thing, "__module__", None), thing.__qualname__)  # type: ignore[attr-defined]
     cls = thing if issubclass(kind, type) else kind
     try:
         module = type.__dict__["__module__"].__get__(cls)
     except AttributeError:
         module = None
-    return _joined(module, type.__dict__["__qualname__"].__get__(cls))
+    return _qualified_name(module, type.__dict__["__qualname__"].__get__(cls))
 
 
 def shown(value: object) -> str:
@@ -69,6 +69,6 @@ def shown(value: object) -> str:
     return f"<{name_of(value)} object>"
 
 
-def _joined(module: object, name: str) -> str:
+def _qualified_name(module: object, name: str) -> str:
     text = name if module in {None, "builtins"} or type(module) is not str else f"{module}.{name}"
     return text[:_MAX_NAME_CHARS] if text.isprintable() else ascii(text[:_MAX_NAME_CHARS])[1:-1]

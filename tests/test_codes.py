@@ -133,7 +133,7 @@ def test_what_is_no_integer_in_range_is_no_code(code):
     assert not may_be_sent(code)
 
 
-def test_a_private_twin_is_in_the_private_range_and_belongs_to_one_code():
+def test_private_use_code_is_private_and_unique():
     private_codes = {code: private_use_code(code) for code in SENDABLE if 1000 < code < 3000}
     assert private_codes[1011] == 4011
     assert private_codes[1013] == 4013
@@ -142,7 +142,7 @@ def test_a_private_twin_is_in_the_private_range_and_belongs_to_one_code():
 
 
 @pytest.mark.parametrize("code", [1000, 3000, 4000, 4011, 4999])
-def test_a_code_that_every_server_sends_is_its_own_twin(code):
+def test_private_use_code_of_others_is_unchanged(code):
     assert private_use_code(code) == code
 
 

@@ -296,13 +296,13 @@ def reject_misplaced_settings(init: Callable[_Parameters, None]) -> Callable[_Pa
     @functools.wraps(init)
     def checked(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> None:
         if unknown := {name: value for name, value in named.items() if name not in known}:
-            raise _misplaced(init.__qualname__.partition(".")[0], parts, unknown)
+            raise _misplaced_settings_error(init.__qualname__.partition(".")[0], parts, unknown)
         init(*arguments, **named)
 
     return checked
 
 
-def _misplaced(where: str, parts: Sequence[str], given: Mapping[str, object]) -> TypeError:
+def _misplaced_settings_error(where: str, parts: Sequence[str], given: Mapping[str, object]) -> TypeError:
     settings = [name for name in given if name in Settings.model_fields]
     if settings:
         values = ", ".join(f"{name}={_shown(name, given[name])}" for name in settings)

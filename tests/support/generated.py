@@ -52,7 +52,7 @@ def _needed(kind, line):
 
 
 def _summary(sampler):
-    return f"records with {SUPPRESSED[sampler]} that were counted instead of written"
+    return f"summary of suppressed records, counted in {SUPPRESSED[sampler]}"
 
 
 def _first_sentence(kind):

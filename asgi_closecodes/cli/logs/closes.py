@@ -8,7 +8,7 @@ from asgi_closecodes.cli.output import bars, render, styled, table, write
 from asgi_closecodes.codes import CloseCode
 
 from .aggregate import Closes, Code, total
-from .reading import end, file_arguments, in_period, open_log, period_options, reading, within
+from .reading import file_arguments, finish, in_period, open_log, period_options, reading, records_between
 from .record import dumps
 from .sums import headline
 
@@ -32,13 +32,15 @@ def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
     found = Closes()
     log = open_log(files)
     with reading(log):
-        for record in within(log, since, until, *Closes.NEEDLES):
+        for record in records_between(log, since, until, *Closes.NEEDLES):
             found.add(record)
     if as_json:
         write(dumps(_described(found)))
     elif found.codes or found.refusals:
         _print(found)
-    end(log, found=bool(found.codes or found.refusals), nothing=f"no closes and no refusals{in_period(since, until)}")
+    finish(
+        log, found=bool(found.codes or found.refusals), nothing=f"no closes and no refusals{in_period(since, until)}"
+    )
 
 
 def _described(found: Closes) -> dict[str, object]:

@@ -9,7 +9,7 @@ import click
 from asgi_closecodes.cli.output import bars, between, plural, printable, styled, write, write_list
 
 from .aggregate import ErrorKind, Errors, total
-from .reading import end, file_arguments, in_period, open_log, period_options, reading, within
+from .reading import file_arguments, finish, in_period, open_log, period_options, reading, records_between
 from .record import dumps
 from .sums import headline
 
@@ -25,7 +25,7 @@ def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
     found = Errors()
     log = open_log(files)
     with reading(log):
-        for record in within(log, since, until, *Errors.NEEDLES):
+        for record in records_between(log, since, until, *Errors.NEEDLES):
             found.add(record)
     kinds = sorted(found.kinds.values(), key=lambda kind: -kind.count)
     if as_json:
@@ -36,7 +36,7 @@ def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
         width = len(str(kinds[0].count))
         for kind in kinds:
             write(*_lines(kind, found, width))
-    end(log, found=bool(kinds), nothing=f"no errors{in_period(since, until)}")
+    finish(log, found=bool(kinds), nothing=f"no errors{in_period(since, until)}")
 
 
 def _described(kind: ErrorKind, among: Errors) -> dict[str, object]:

@@ -77,7 +77,7 @@ def reading(log: Log) -> Iterator[Log]:
         yield log
 
 
-def within(log: Log, since: float | None, until: float | None, *needles: bytes) -> Iterator[Record]:
+def records_between(log: Log, since: float | None, until: float | None, *needles: bytes) -> Iterator[Record]:
     """Yield the records with one of ``needles`` that were written in the period."""
     timeless = 0
     for record in log.records(*needles):
@@ -91,7 +91,7 @@ def within(log: Log, since: float | None, until: float | None, *needles: bytes) 
         log.notes[f"{plural(timeless, 'record')} without a time skipped, because of --since or --until"] = None
 
 
-def end(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:
+def finish(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:
     """Report unread files and missing results on stderr; exit with the matching status."""
     write_errors(*log.problems, *log.notes)
     if not found and log.files and (log.lines or not log.problems):

@@ -19,7 +19,7 @@ from asgi_closecodes.logs.formatters import trace_lines
 from .aggregate import error_text
 from .follow import MAX_KEPT_BYTES
 from .reader import Log
-from .reading import end, file_arguments, open_log, reading
+from .reading import file_arguments, finish, open_log, reading
 from .record import Record, cut, dumps
 
 _CORRELATION_KEYS = (("closecodes.session.id",), ("trace_id", "otelTraceID", "trace.id"), ("correlation_id",))
@@ -81,7 +81,7 @@ def show(ref: str, files: tuple[str, ...], *, as_json: bool, context: int) -> No
         _print(error, session)
     else:
         write(*map(printable, text))
-    end(
+    finish(
         log,
         found=error is not None or bool(text),
         nothing=f"no error {error_id if time_of(error_id) else ref}",

@@ -17,7 +17,7 @@ from asgi_closecodes.logs.formatters import trace_lines
 
 from .follow import MAX_KEPT_BYTES, Followed, Recent
 from .reader import Log, UnreadableError
-from .reading import end, file_arguments, open_log
+from .reading import file_arguments, finish, open_log
 from .record import Record, compact, dumps
 
 _POLL_INTERVAL_S = 0.1
@@ -53,7 +53,7 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
                 while batch := [*_batch(more)]:
                     output.print(batch)
                 time.sleep(_POLL_INTERVAL_S)
-    end(log, found=output.has_written or not lines, nothing="no records" if as_json else "no lines")
+    finish(log, found=output.has_written or not lines, nothing="no records" if as_json else "no lines")
 
 
 def _last_lines(
