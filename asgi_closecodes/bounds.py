@@ -1,4 +1,4 @@
-"""Bounds for what comes from outside: numbers that are shown or limit something, and strings that are keys."""
+"""Bounds for untrusted numbers and labels."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final
 from .codes import as_text
 
 MAX_NUMBER = 2**53
-"""The largest limit: JSON's readers and Redis' scripts keep whole numbers exact up to here."""
+"""Largest limit: JSON parsers and Redis scripts keep integers exact up to here."""
 
 OTHER: Final = "_OTHER"
-"""The label of all values that came after the first so many."""
+"""Label of all values beyond the maximum number of labels."""
 
 MAX_LABELS = 32
-MAX_LABEL = 128
-"""Characters of a label."""
+MAX_LABEL_CHARS = 128
+"""Longest label in characters."""
 
 
 def finite(value: object) -> int | float | None:
-    """Return ``value`` if it is a number that a float can hold, else None."""
+    """Return ``value`` if it is a finite number that fits a float, else None."""
     if (
         type(value) is not int
         and type(value) is not float
@@ -34,14 +34,14 @@ def finite(value: object) -> int | float | None:
 
 
 def is_between(value: object, least: float, most: float = MAX_NUMBER) -> bool:
-    """Whether ``value`` is a number, and no boolean, from ``least`` to ``most``."""
+    """Whether ``value`` is a number from ``least`` to ``most``; booleans are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
 class FirstOnes:
-    """Labels for values of any number: the first ``most`` stand for themselves, ``_OTHER`` for all others.
+    """Bounded set of labels: the first ``most`` values are their own label, all others get ``_OTHER``.
 
-    :param known: values that stand for themselves from the start.
+    :param known: values with their own label from the start.
     """
 
     __slots__ = ("_labels", "_most")
@@ -52,12 +52,12 @@ class FirstOnes:
 
     def __call__(self, value: object) -> str:
         """Return the label of ``value``."""
-        if type(value) is not str or len(value) > MAX_LABEL:
-            value = as_text(value)[:MAX_LABEL]
+        if type(value) is not str or len(value) > MAX_LABEL_CHARS:
+            value = as_text(value)[:MAX_LABEL_CHARS]
         label = self._labels.get(value)
         if label is None:
             if len(self._labels) >= self._most:
                 return OTHER
-            # A lone surrogate would make the whole page of metrics unwritable.
+            # A lone surrogate would make all metrics unencodable.
             label = self._labels[value] = value.encode("utf-8", "replace").decode()
         return label

@@ -1,4 +1,4 @@
-"""Close codes as data: what each means, whether a server may send it, and what a client should do.
+"""Close codes: meaning, whether a server may send it, and advice for clients.
 
 Sources: RFC 6455 section 7.4 and the IANA registry "WebSocket Close Code Number".
 """
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Self
 
 MAX_REASON_BYTES = 123
-"""A control frame carries 125 bytes; two of them are the code (RFC 6455 section 5.5)."""
+"""A control frame has 125 bytes, two of them for the code (RFC 6455 section 5.5)."""
 
 _OUR_PARAMETER = re.compile(r"(;?)(\s*\b(?:retry_after|cause|ref)\s*)=", re.IGNORECASE)
 
 
 class CloseCode(enum.IntEnum):
-    """The registered close codes, each with the registry's meaning and what a client should do."""
+    """Registered close codes, each with its meaning and advice for clients."""
 
     meaning: str
     advice: str
 
     def __new__(cls, code: int, meaning: str, advice: str) -> Self:
-        """Give the member its number, and keep the two sentences beside it."""
+        """Create a member with its number and its two texts."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.meaning = meaning
@@ -31,9 +31,9 @@ class CloseCode(enum.IntEnum):
         return member
 
     NORMAL_CLOSURE = 1000, "the purpose of the connection is fulfilled", "do not reconnect"
-    GOING_AWAY = 1001, "the endpoint goes away: a server stops, a page is left", "reconnect with back-off"
+    GOING_AWAY = 1001, "the endpoint goes away: server shutdown, page left", "reconnect with back-off"
     PROTOCOL_ERROR = 1002, "the peer broke the protocol", "fix the client"
-    UNSUPPORTED_DATA = 1003, "a kind of data that the endpoint does not take", "fix the client"
+    UNSUPPORTED_DATA = 1003, "the endpoint does not accept this type of data", "fix the client"
     NO_STATUS_RCVD = 1005, "no code was in the close frame; never sent", "treat as 1000"
     ABNORMAL_CLOSURE = (
         1006,
@@ -71,27 +71,26 @@ _REGISTERED = frozenset(map(int, CloseCode)) - _NEVER_SENT
 
 
 def may_be_sent(code: object) -> bool:
-    """Whether a close frame may carry ``code``: registered ones, and the free ones from 3000 to 4999."""
+    """Whether a close frame may carry ``code``: a registered one, or one from 3000 to 4999."""
     if not issubclass(type(code), int) or isinstance(code, bool):
         return False
-    number = int.__int__(code)  # type: ignore[arg-type] # a subclass may compare as it likes
+    number = int.__int__(code)  # type: ignore[arg-type] # a subclass may override comparison
     return number in _REGISTERED or 3000 <= number <= 4999  # RFC 6455 section 7.4.2
 
 
 def private_use_code(code: int) -> int:
-    """Return the code in the private range that stands for ``code`` where a server refuses to send it.
+    """Return the private-use code that replaces ``code`` on servers that cannot send it.
 
-    1011 becomes 4011, 1013 becomes 4013; daphne sends nothing but 1000 and 3000 to 4999.
+    1011 becomes 4011, 1013 becomes 4013: daphne sends only 1000 and 3000 to 4999.
     """
     return code + 3000 if 1000 < code < 2000 else code
 
 
 def fit_reason(text: object, parameters: str = "") -> str:
-    """Return ``text``, made a string, and ``parameters`` as a reason of at most 123 bytes.
+    """Return ``text`` and ``parameters`` as a close reason of at most 123 bytes.
 
-    What is too long is cut from the text, on a character boundary; the parameters, which
-    machines read, stay whole as long as they fit themselves. In front of parameters, what
-    looks like one of ours in the text is made text: ``, retry_after:600``. Nobody is to take it for the hint.
+    ``text`` is truncated on a character boundary. Machines read the parameters, which stay whole
+    if they fit at all. A forged parameter in ``text`` is defused: ``, retry_after:600``.
     """
     if (
         type(text) is str
@@ -119,9 +118,9 @@ def _cut(text: str, size: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """How a session ends for its client: a close code and a reason.
+    """Close code and reason.
 
-    It may hold what a handler asked for, legal or not; :meth:`sendable` gives what goes on the wire.
+    It may hold an invalid close of a handler; :meth:`sendable` returns the one for the wire.
     """
 
     code: int = CloseCode.NORMAL_CLOSURE
@@ -130,9 +129,8 @@ class Close:
     def sendable(self) -> Close:
         """Return the nearest close that a server may send.
 
-        A code that may not be sent becomes 1011 Internal Error, a reason that is not a string
-        is turned into one, and a reason of more than 123 bytes is cut on a character boundary.
-        uvicorn, hypercorn and granian end such closes in 1006, 1000 or 1005 instead.
+        A code that must not be sent becomes 1011 Internal Error. The reason becomes a string of
+        at most 123 bytes. uvicorn, hypercorn and granian would turn such closes into 1006, 1000 or 1005.
         """
         code = int.__int__(self.code) if may_be_sent(self.code) else int(CloseCode.INTERNAL_ERROR)
         reason = fit_reason(self.reason)
@@ -140,10 +138,10 @@ class Close:
 
 
 def as_text(value: object) -> str:
-    """Return ``value`` as a plain string, whatever it is; "" for None and for what raises."""
+    """Return any ``value`` as a plain string; "" for None, or if that raises."""
     if value is None:
         return ""
-    # The type's own methods: a subclass may override them, and raise.
+    # Base class methods: a subclass may override them and raise.
     if issubclass(type(value), str):
         return str.__str__(value)
     try:

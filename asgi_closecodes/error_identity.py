@@ -1,6 +1,6 @@
-"""An error's identity: the ref that a client reports and a log search finds, and the fingerprint of its bug.
+"""Error ids, which clients report as ``ref``, and fingerprints of bugs.
 
-A ref is twelve characters of Crockford's base 32, like "1PB4XQ7Z0M8K": no letters that are misread, sorted by time.
+An id has twelve characters of Crockford's base 32, like "1PB4XQ7Z0M8K": no ambiguous letters, sorted by time.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _LIBRARIES = tuple(
     for name, path in sysconfig.get_paths().items()
     if name in {"stdlib", "platstdlib", "purelib", "platlib"}
 )
-# The same of another machine, whose stack trace is read here; and of the system, seen from a virtual environment.
+# Libraries in stack traces of other machines, and of the system outside of a virtual environment.
 _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]|[\\/]lib(64)?[\\/]python3\.\d+[\\/]")
-_MOST_CAUSES = 20
-_DEEPEST = 20  # groups in groups; the standard library prints them by recursion
-_MOST_LOOKED_AT = 1000
+_MAX_CAUSES = 20
+_MAX_GROUP_DEPTH = 20  # groups in groups; the standard library prints them by recursion
+_MAX_EXCEPTIONS = 1000
 
 UNKNOWN = "unknown"
-"""The fingerprint of an exception that cannot be looked at."""
+"""Fingerprint of an exception that cannot be inspected."""
 
-# The interpreter's own accessors: a class may define attributes of these names, which raise or lie.
+# The interpreter's own accessors: a class may override these attributes.
 _traceback_of = vars(BaseException)["__traceback__"].__get__
 _cause_of = vars(BaseException)["__cause__"].__get__
 _context_of = vars(BaseException)["__context__"].__get__
@@ -38,63 +38,63 @@ _suppresses_context = vars(BaseException)["__suppress_context__"].__get__
 _members_of = vars(BaseExceptionGroup)["exceptions"].__get__
 _qualname_of = vars(type)["__qualname__"].__get__
 _module_of = vars(type)["__module__"].__get__
-_MOST_FRAMES = 50
+_MAX_FRAMES = 50
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_LENGTH = 12
-_SHIFTS = range(5 * (_LENGTH - 1), -1, -5)
+_ID_CHARS = 12
+_SHIFTS = range(5 * (_ID_CHARS - 1), -1, -5)
 _RANDOM_BITS = 18  # of 60; the other 42 hold milliseconds until the year 2109
 _REFERENCE = re.compile(r"ref=([^\s;,\"']+)", re.IGNORECASE)
 _MISREAD = str.maketrans("OIL", "011", "-")
-_last = 0
+_last_number = 0
 
 
 def fingerprint(error: BaseException) -> str:
-    """Return 12 hexadecimal digits that stay the same when lines move, messages differ or middleware is added.
+    """Return 12 hexadecimal digits that identify the bug: independent of line numbers, messages and middleware.
 
-    They are taken over the type names of the chain of causes and the functions of the application that the
-    traceback goes through: not those of installed packages, nor of the standard library or this one.
-    ``unknown`` stands for an exception that cannot be looked at.
+    They hash the type names of the chain of causes, and the application's functions in the tracebacks.
+    Installed packages, the standard library and this package are left out. The result is ``unknown`` if
+    the exception cannot be inspected.
     """
     digest = hashlib.blake2b(digest_size=6)
     try:
-        for line in _marks(error, set()):
+        for line in _fingerprint_lines(error, set()):
             digest.update(line.encode("utf-8", "replace"))
             digest.update(b"\n")
-    except Exception:  # an exception is what its author made of it
+    except Exception:  # its class may override anything
         return UNKNOWN
     return digest.hexdigest()
 
 
 def type_name(cls: type[BaseException]) -> str:
-    """Return ``module.Qualname``; a builtin's name stands bare."""
+    """Return ``module.Qualname``, or only the name of a builtin."""
     name, module = _qualname_of(cls), _module_of(cls)
     return name if module == "builtins" else f"{module if type(module) is str else '?'}.{name}"
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
-    """Return the traceback of ``error``, whatever its class says of it."""
+    """Return the traceback of ``error``, even if its class overrides the attribute."""
     return _traceback_of(error)  # type: ignore[no-any-return]
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and what it was raised from or while handling, whatever its class says of it; at most 20."""
+    """Yield ``error`` and its causes or contexts, even if classes override the attributes; at most 20."""
     seen: set[int] = set()
     one: BaseException | None = error
-    while one is not None and id(one) not in seen and len(seen) < _MOST_CAUSES:
+    while one is not None and id(one) not in seen and len(seen) < _MAX_CAUSES:
         seen.add(id(one))
         yield one
         one = _cause_of(one) or (None if _suppresses_context(one) else _context_of(one))
 
 
 def is_plain(error: BaseException) -> bool:
-    """Whether what an exception says of itself is true, and it is shallow: the standard library can print it then."""
+    """Whether the standard library can print ``error``: no overridden attributes, and not nested too deeply."""
     pending, looked_at = [(error, 0)], 0
     while pending:
         one, depth = pending.pop()
         looked_at += 1
-        if depth > _DEEPEST or looked_at > _MOST_LOOKED_AT:
-            return looked_at > _MOST_LOOKED_AT
+        if depth > _MAX_GROUP_DEPTH or looked_at > _MAX_EXCEPTIONS:
+            return looked_at > _MAX_EXCEPTIONS
         try:
             lies = (
                 one.__class__ is not type(one)
@@ -116,24 +116,24 @@ def is_plain(error: BaseException) -> bool:
     return True
 
 
-def _marks(error: BaseException, seen: set[int]) -> Iterator[str]:
+def _fingerprint_lines(error: BaseException, seen: set[int]) -> Iterator[str]:
     for cause in chain_of(error):
-        if id(cause) in seen or len(seen) >= _MOST_CAUSES:
+        if id(cause) in seen or len(seen) >= _MAX_CAUSES:
             return
         seen.add(id(cause))
         yield type_name(type(cause))
         yield from _functions(_traceback_of(cause))
         if issubclass(type(cause), BaseExceptionGroup):
-            members = ("\n".join(_marks(member, seen)) for member in _members_of(cause)[:_MOST_CAUSES])
+            members = ("\n".join(_fingerprint_lines(member, seen)) for member in _members_of(cause)[:_MAX_CAUSES])
             yield from sorted({*members} - {""})
 
 
 def _functions(trace: TracebackType | None) -> Iterable[str]:
-    # Each once: a recursion is the same bug however deep it went this time, and an exception object that is raised
-    # again and again has gathered the frames of every time.
+    # Each once: a recursion is the same bug at any depth, and an exception object that is raised repeatedly
+    # collects the frames of every time.
     functions: dict[str, None] = {}
-    codes: set[int] = set()  # ids: codes are hashed by all that they consist of
-    while trace is not None and len(functions) < _MOST_FRAMES:
+    codes: set[int] = set()  # by id: hashing a code object is slow
+    while trace is not None and len(functions) < _MAX_FRAMES:
         frame = trace.tb_frame
         code = frame.f_code
         trace = trace.tb_next
@@ -151,29 +151,29 @@ def is_library(filename: str) -> bool:
 
 
 def new_error_id() -> str:
-    """Return an id larger than every earlier one of this process, and unlike other processes'."""
-    global _last  # noqa: PLW0603 - one sequence a process is the point
+    """Return an id that is larger than all earlier ones of this process; other processes have different ones."""
+    global _last_number  # noqa: PLW0603 - one sequence a process is the point
     number = int(time.time() * 1000) << _RANDOM_BITS
-    if number > _last:
+    if number > _last_number:
         number |= int.from_bytes(os.urandom(3)) >> 24 - _RANDOM_BITS
-    else:  # one more in the same millisecond, or the clock was set back
-        number = _last + 1
-    _last = number
+    else:  # same millisecond, or the clock was set back
+        number = _last_number + 1
+    _last_number = number
     return "".join([_ALPHABET[number >> shift & 31] for shift in _SHIFTS])
 
 
 def as_error_id(text: str) -> str:
-    """Return the id in what somebody typed or pasted: a whole close reason, in lower case, O for 0, I or L for 1.
+    """Parse an id that a user typed or pasted: a whole close reason, lower case, O for 0, I or L for 1.
 
-    The last ``ref=`` counts: one before it is of the exception's text, which ``debug`` puts in front.
+    The last ``ref=`` counts: with ``debug``, the exception's text in front may contain another.
     """
     references = _REFERENCE.findall(text)
     return (references[-1] if references else text.strip()).upper().translate(_MISREAD)
 
 
 def time_of(error_id: str) -> float | None:
-    """Return when an id was made, in seconds since 1970, or None if it is none."""
-    if len(error_id) != _LENGTH or not set(error_id) <= set(_ALPHABET):
+    """Return the time of an id in seconds since 1970, or None if it is not an id."""
+    if len(error_id) != _ID_CHARS or not set(error_id) <= set(_ALPHABET):
         return None
     number = 0
     for char in error_id:

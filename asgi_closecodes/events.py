@@ -1,6 +1,6 @@
-"""What can be reported: one frozen dataclass an event, handed to every observer.
+"""Events: one frozen dataclass each, passed to every observer.
 
-Logs, metrics and traces are observers like a user's own: a plain callable that takes an event.
+Logs, metrics and traces are observers like a user's own: callables that take an event.
 """
 
 from __future__ import annotations
@@ -54,31 +54,31 @@ __all__ = [
 ]
 
 Phase: TypeAlias = Literal["connecting", "open", "closed"]
-"""Where a session stood: before its handshake was answered, open, or after it was closed or left."""
+"""Phase of a session: handshake not answered yet, open, or closed by either side."""
 
 Outcome: TypeAlias = Literal["completed", "failed", "shed", "not_accepted"]
-"""What became of a session: it ended by its peer or its handler, the handler failed, it was ended from outside of
-its handler, or the handler never accepted it."""
+"""Result of a session: ended by its peer or its handler, failed in its handler, ended from outside of its handler, or
+never accepted by its handler."""
 
 
 class Event:
-    """Something that a guard tells its observers: a frozen dataclass with what is known of it.
+    """Base class of events, which a guard passes to its observers.
 
-    A gate of your own may report a class of its own; it counts as what it is a subclass of.
+    Your own gates may report subclasses, also of the events below; they are handled as their base class.
     """
 
     __slots__ = ()
 
     event_name: ClassVar[str]
-    """Its name in logs; the keys and the words of its record are in ``logs/messages.py``."""
+    """``event.name`` in logs. ``logs/messages.py`` defines the message and the keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFacts:
-    """What is known of a session at the moment of an event.
+    """Snapshot of a session at the time of an event.
 
-    ``path`` is the decoded path without the query string, as the client sent it: an observer
-    that writes it somewhere must escape it. ``route`` is the template that matched, or None.
+    ``path`` is the decoded path without the query string, as the client sent it: escape it before
+    you write it anywhere. ``route`` is the template that matched, or None.
     """
 
     id: str
@@ -90,14 +90,14 @@ class SessionFacts:
     duration: float
     """Seconds since the handshake arrived."""
     received: int
-    """Messages handed to the handler."""
+    """Messages that the handler received."""
     sent: int
     """Messages that the handler sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionAdmitted(Event):
-    """All gates let a session pass, and its handler starts; ``session.duration`` is how long they took."""
+    """All gates admitted a session; its handler starts. ``session.duration`` is the time that the gates took."""
 
     event_name: ClassVar = "closecodes.session.admitted"
 
@@ -115,41 +115,41 @@ class SessionOpened(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionClosed(Event):
-    """A session that a gate admitted is over, and its place is free again."""
+    """An admitted session is over, and its permits are released."""
 
     event_name: ClassVar = "closecodes.session.closed"
 
     session: SessionFacts
     close: Close | None
-    """The close as far as it is known; None where an HTTP response answered the handshake, or the server did not say
-    how its peer left, as hypercorn never does."""
+    """The close code and reason, if known. None after an HTTP response, or if the server does not report the peer's
+    close, as hypercorn."""
     closed_by: Literal["client", "handler", "middleware"]
-    """Who ended it: the peer, the handler by a close of its own, or this library."""
+    """The side that ended it: the peer, the handler by its own close, or this library."""
     outcome: Outcome = "completed"
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFailed(Event):
-    """A handler raised what nobody expected; ``error_id`` is the ``ref`` in the close reason."""
+    """A handler raised an unhandled exception; ``error_id`` is the ``ref`` in the close reason."""
 
     event_name: ClassVar = "closecodes.session.exception"
 
     session: SessionFacts
     error_id: str
     fingerprint: str
-    """The same for every failure of the same bug."""
+    """Equal for every failure of the same bug."""
     exception: BaseException
     close: Close | None
-    """The close that the client was sent, or that it sent; None where HTTP answered or nothing is known."""
+    """The close sent to the client or received from it; None after an HTTP response or if unknown."""
     close_sent: bool
-    """Whether the server took the close (or the HTTP response); not whether the client saw it."""
+    """Whether the server accepted the close or the HTTP response; the client may still not have received it."""
     of_another_session: bool = False
-    """Whether it came out of another session's socket, as in a broadcast to a member that has left."""
+    """Whether another session's socket raised it, as in a broadcast to a member that has left."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouteNotFound(Event):
-    """The application has no route for a handshake, and its framework says so by an exception."""
+    """The framework raised an exception because no route matches the handshake."""
 
     event_name: ClassVar = "closecodes.session.not_found"
 
@@ -158,56 +158,56 @@ class RouteNotFound(Event):
 
 @dataclass(frozen=True, slots=True)
 class CloseFailed(Event):
-    """The server did not take a close."""
+    """The server did not accept a close."""
 
     event_name: ClassVar = "closecodes.session.close_failed"
 
     session: SessionFacts
     close: Close
     exception: BaseException | None
-    """What its ``send`` raised; None if it did not answer in time."""
+    """Exception of the server's ``send``; None after a timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloseRepaired(Event):
-    """A close that may not be sent was repaired: its code, or the cause and the hint of a refusal.
+    """A close that must not be sent was repaired: its code, or the cause and the hint of a refusal.
 
-    Repairs of refusals are reported once for each gate.
+    Repairs of refusals are reported once a gate.
     """
 
     event_name: ClassVar = "closecodes.session.close_repaired"
 
     session: SessionFacts
     asked: object
-    """The code, or what of a refusal could not be sent, as text."""
+    """The code, or the invalid parts of a refusal as text."""
     close: Close
     gate: str | None = None
-    """The gate whose refusal it was; None is the handler's close."""
+    """The gate that refused; None for a handler's close."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused(Event):
-    """A gate did not admit a session, or its new key; in mode ``shadow`` it only would not have."""
+    """A gate refused a session or its new key; in mode ``shadow`` it would have."""
 
     event_name: ClassVar = "closecodes.session.refused"
 
     session: SessionFacts
     close: Close | None
-    """None where an HTTP response answered, or nobody was there any more."""
+    """None after an HTTP response, or if the client had left."""
     gate: str
     cause: str
     retry_after: float
-    """Seconds after which the client was told to come back."""
+    """Seconds until the client should reconnect."""
     mode: Literal["close", "http", "shadow"]
     usage: float | None = None
     limit: float | None = None
     is_overload: bool = True
-    """Whether the process lacks something, as the gate says; one client's own limit and a drain are no overload."""
+    """Whether a limit of the process was reached, rather than one client's own limit or a drain."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateSaturated(Event):
-    """A gate that speaks for the whole process began to refuse sessions."""
+    """A gate that limits the whole process began to refuse sessions."""
 
     event_name: ClassVar = "closecodes.gate.saturated"
 
@@ -219,23 +219,23 @@ class GateSaturated(Event):
 
 @dataclass(frozen=True, slots=True)
 class GateRecovered(Event):
-    """A gate that was saturated has refused nobody for a while."""
+    """A saturated gate has admitted every session for a while."""
 
     event_name: ClassVar = "closecodes.gate.recovered"
 
     gate: str
     cause: str
     refused: int
-    """Sessions that it refused."""
+    """Sessions that it refused while saturated."""
     duration: float
-    """Seconds from the first to the last of them."""
+    """Seconds from the first to the last refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class SheddingFutile(Event):
-    """A gate sheds no more, since the memory is not the sessions'; it goes on refusing.
+    """A gate stopped shedding because it frees no memory; it keeps refusing.
 
-    Until its usage has been below its limit; then it tries anew.
+    It sheds again after its usage has been below its limit.
     """
 
     event_name: ClassVar = "closecodes.gate.shedding_futile"
@@ -256,17 +256,17 @@ class SessionShed(Event):
 
     session: SessionFacts
     close: Close | None
-    """The close that ended it; None where an HTTP response did."""
+    """The close that ended it; None after an HTTP response."""
     cause: str
     retry_after: float | None
-    """Seconds after which the client was told to come back; None where it was not told."""
+    """Seconds until the client should reconnect; None without a hint."""
     is_overload: bool = True
-    """Whether the process lacks something; see :attr:`SessionRefused.is_overload`."""
+    """Whether a limit of the process was reached; see :attr:`SessionRefused.is_overload`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionAbandoned(Event):
-    """The server still holds the connection of a session that is over, and it counts no more."""
+    """A session that is over no longer counts, though the server still holds its connection."""
 
     event_name: ClassVar = "closecodes.session.abandoned"
 
@@ -278,7 +278,7 @@ class SessionAbandoned(Event):
 
 @dataclass(frozen=True, slots=True)
 class GateFailed(Event):
-    """A gate raised something else than a refusal; the session was admitted past it, or refused."""
+    """A gate raised an error; ``gate_failure`` decided whether the session was admitted."""
 
     event_name: ClassVar = "closecodes.gate.failed"
 
@@ -291,7 +291,7 @@ class GateFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallbackFailed(Event):
-    """Something that the user plugged in (a mapping, a chooser, an observer) raised or returned nonsense."""
+    """A user's callback (a mapping, a chooser, an observer) raised or returned an unusable value."""
 
     event_name: ClassVar = "closecodes.callback.failed"
 
@@ -302,7 +302,7 @@ class CallbackFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class BackgroundFailed(Event):
-    """Background work of this library raised: a bug of its own."""
+    """Background work of this library raised: a bug in the library."""
 
     event_name: ClassVar = "closecodes.background.failed"
 
@@ -313,7 +313,7 @@ class BackgroundFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class SensorUnknown(Event):
-    """A sensor cannot be read; its gate refuses nobody."""
+    """A sensor is unavailable; its gate admits every session."""
 
     event_name: ClassVar = "closecodes.sensor.unknown"
 
@@ -323,30 +323,30 @@ class SensorUnknown(Event):
 
 @dataclass(frozen=True, slots=True)
 class DrainStarted(Event):
-    """New sessions are refused from now on, and the open ones are closed."""
+    """A drain started: new sessions are refused, open ones are closed."""
 
     event_name: ClassVar = "closecodes.drain.started"
 
     sessions: int
     window: float
-    """Seconds that it is to take."""
+    """Planned duration in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainFinished(Event):
-    """All sessions that were open have been told to come back elsewhere, or it was called off."""
+    """A drain has closed all open sessions, or was cancelled."""
 
     event_name: ClassVar = "closecodes.drain.finished"
 
     sessions: int
-    """Those that were told."""
+    """Sessions that it closed."""
     duration: float
-    """Seconds that it took."""
+    """Duration in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigtermDrainUnavailable(Event):
-    """``drain_on_sigterm`` was asked for where the server's signal handling cannot be taken over."""
+    """``drain_on_sigterm`` is set, but this server's signal handling cannot be replaced."""
 
     event_name: ClassVar = "closecodes.drain.unavailable"
 
@@ -366,7 +366,7 @@ class DrainWindowTooLong(Event):
 
 @dataclass(frozen=True, slots=True)
 class LimitsChanged(Event):
-    """The limits of this process, at its start or after a change."""
+    """The limits of this process were set at its start, or changed."""
 
     event_name: ClassVar = "closecodes.config.limits"
 
@@ -376,18 +376,18 @@ class LimitsChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class UnknownSetting(Event):
-    """A variable of the environment begins as settings do, and is none."""
+    """An environment variable has the prefix of settings, but names none."""
 
     event_name: ClassVar = "closecodes.config.unknown"
 
     name: str
     nearest: str | None
-    """The setting whose name is nearest, if one is near."""
+    """The setting with the most similar name, if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingIgnored(Event):
-    """A setting has no effect: code overrides it, or no middleware has its guard."""
+    """A setting has no effect: code overrides it, or no middleware uses its guard."""
 
     event_name: ClassVar = "closecodes.config.ignored"
 
@@ -397,7 +397,7 @@ class SettingIgnored(Event):
 
 @dataclass(frozen=True, slots=True)
 class LogsSuppressed(Event):
-    """Records of one kind were counted instead of written."""
+    """Log records of one event were suppressed."""
 
     event_name: ClassVar = "closecodes.logs.suppressed"
 
@@ -408,7 +408,7 @@ class LogsSuppressed(Event):
 
 @dataclass(frozen=True, slots=True)
 class ClusterSynced(Event):
-    """A cluster gate has a new lease: what it may admit by itself, and what all processes have together."""
+    """A cluster gate has a new lease."""
 
     event_name: ClassVar = "closecodes.cluster.synced"
 
@@ -417,25 +417,25 @@ class ClusterSynced(Event):
     used: int
     """Open sessions of this process."""
     quota: int
-    """Sessions that this process may have open without asking."""
+    """Sessions that this process may have open without asking the store."""
     limit: int
-    """The lowest limit that a process has."""
+    """The lowest limit among the processes."""
     cluster_used: int
-    """Open sessions of all processes, as each said last."""
+    """Open sessions of all processes, as last reported by each."""
     cluster_granted: int
-    """Places that all processes hold, used or not."""
+    """Permits granted to all processes, used or not."""
     workers: int
     learning: float
-    """Seconds for which nobody gets more, since the store has lost what it knew; 0 if it has not."""
+    """Seconds during which the store, which has lost its data, grants nothing more; 0 otherwise."""
     lease: float
     """Seconds until the lease ends."""
     fallback: bool
-    """Whether the fallback decides."""
+    """Whether the fallback is in effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSyncFailed(Event):
-    """A sync of a cluster gate failed; the open sessions and the lease stay as they are."""
+    """A sync of a cluster gate failed; sessions and lease are unchanged."""
 
     event_name: ClassVar = "closecodes.cluster.sync_failed"
 
@@ -445,20 +445,20 @@ class ClusterSyncFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class ClusterUnreachable(Event):
-    """The store of a cluster gate cannot be used, for a new reason; it is tried again every second."""
+    """The store of a cluster gate is unreachable, for a new reason; retried every second."""
 
     event_name: ClassVar = "closecodes.cluster.unreachable"
 
     name: str
     problem: str
     lease: float
-    """Seconds until the lease ends, and ``fallback`` decides."""
+    """Seconds until the lease ends and ``fallback`` takes effect."""
     fallback: Literal["share", "open", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterFallback(Event):
-    """The lease has ended while the store is away: the fallback decides from now on."""
+    """The lease ended while the store was unreachable: the fallback is in effect."""
 
     event_name: ClassVar = "closecodes.cluster.fallback"
 
@@ -468,19 +468,19 @@ class ClusterFallback(Event):
 
 @dataclass(frozen=True, slots=True)
 class ClusterRecovered(Event):
-    """The store of a cluster gate can be used again."""
+    """The store of a cluster gate is reachable again."""
 
     event_name: ClassVar = "closecodes.cluster.recovered"
 
     name: str
     failures: int
     duration: float
-    """Seconds since the first of the failed syncs."""
+    """Seconds since the first failed sync."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterRelearning(Event):
-    """The store has lost what it knew, or went back in time: nobody gets more until all processes have spoken."""
+    """The store has lost data or went back in time: it grants nothing more until every process has synced."""
 
     event_name: ClassVar = "closecodes.cluster.relearning"
 
@@ -491,7 +491,7 @@ class ClusterRelearning(Event):
 
 @dataclass(frozen=True, slots=True)
 class ClusterMisconfigured(Event):
-    """Something about a cluster limit should be changed; told once."""
+    """The configuration of a cluster limit should be changed; reported once."""
 
     event_name: ClassVar = "closecodes.cluster.misconfigured"
 
@@ -502,62 +502,62 @@ class ClusterMisconfigured(Event):
 KINDS: tuple[type[Event], ...] = tuple(
     kind for kind in [*vars().values()] if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
 )
-"""All events of this library."""
+"""All classes of events of this library."""
 
 Observer: TypeAlias = Callable[[Event], None]
 """Called with each event, in the event loop, while a session waits for it.
 
-One that does not only want to know what happens, but how things stand, is a :class:`WatchingObserver` too.
+One that also needs the current state implements :class:`WatchingObserver`.
 """
 
 
 @runtime_checkable
 class WatchingObserver(Protocol):
-    """An observer that asks how a guard stands."""
+    """Observer that reads the state of guards."""
 
-    def watch(self, look: Callable[[], Snapshot | None], /) -> None:
-        """Take ``look``, once from each guard that the observer is given to.
+    def watch(self, snapshot: Callable[[], Snapshot | None], /) -> None:
+        """Keep ``snapshot``; each guard that has this observer calls this once.
 
-        It returns a :class:`Snapshot` at any time and from any thread, and None when the guard is gone.
+        ``snapshot`` may be called at any time from any thread. It returns None when the guard is gone.
         """
 
 
 @runtime_checkable
 class SamplingObserver(WatchingObserver, Protocol):
-    """One that asks by itself again and again."""
+    """Observer that samples the state regularly."""
 
     def sample(self) -> None:
-        """Do so; the background ticker calls it about ten times a second."""
+        """Sample the state. The background ticker calls this about ten times a second."""
 
 
 class GateState(TypedDict):
-    """A gate that has a limit, or is the user's, in a :class:`Snapshot`."""
+    """State of a gate that has a limit or is the user's own."""
 
     name: str
     cause: str
-    """A token for clients whom it sheds, or refuses without another cause."""
+    """Default ``cause`` of its refusals and sheds."""
     usage: float | None
-    """How much of the limit is in use; None if that is unknown, or no one number."""
+    """Used part of the limit, in its unit; None if unknown or not a single number."""
     limit: float | None
-    """None is no limit."""
+    """None is unlimited."""
     shadow: bool
-    """Whether it only says whom it would have refused."""
+    """Whether it only reports refusals."""
 
 
 class Snapshot(TypedDict):
     """The state of a guard, and its counts since the start of the process, as plain data."""
 
     open: int
-    """Admitted sessions that were not told to end."""
+    """Admitted sessions that are not ending."""
     leaving: int
-    """Sessions that have ended, or were told to, and still count."""
+    """Sessions that are ending or have ended, and still count."""
     leaving_refused: int
     """Refused sessions whose connection the server still holds."""
     stalled: int
-    """Open sessions whose handler has waited in one ``send`` for over 5 s; 0 where ``send_timeout`` is not set."""
+    """Open sessions in one ``send`` for over 5 s; 0 without ``send_timeout``."""
     draining: bool
     loop_lag: float | None
-    """Seconds that the event loop was late; a stall counts half after 15 s. None if nobody looked."""
+    """Delay of the event loop in seconds; a stall counts half after 15 s. None if not measured."""
     gates: list[GateState]
     errors: int
     refusals: dict[str, int]
@@ -567,4 +567,4 @@ class Snapshot(TypedDict):
     closes: dict[int | str, int]
     """Sessions that are over, by close code."""
     error_groups: list[dict[str, Any]]
-    """Failures of late by bug, the latest first."""
+    """Recent failures by fingerprint, the latest first."""

@@ -1,4 +1,4 @@
-"""From exceptions to closes: the ones that handlers and gates raise on purpose, and the user's mapping."""
+"""Exceptions that close a session, and the mapping from other exceptions to closes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .bounds import finite
 from .codes import Close, CloseCode, as_text, fit_reason, may_be_sent
 
 MAX_RETRY_AFTER = 86400.0
-"""Seconds of the longest hint: browsers' timers hold 24 days, and who waits longer waits for another reason."""
+"""Longest hint in seconds: a day. Browsers' timers hold 24 days."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _NO_TOKEN = re.compile(r"[^A-Za-z0-9_.-]")
@@ -26,16 +26,16 @@ _NUMBERS = (int, float)
 
 
 class CloseWith(Exception):  # noqa: N818 - it is an instruction, not an error
-    """Raise it anywhere in a handler to close the session with ``code`` and ``reason``.
+    """Raise this anywhere in a handler to close the session with ``code`` and ``reason``.
 
-    Nothing is logged as an error. Before the handshake is answered the ``reject_with`` policy decides
-    whether the client sees the close or an HTTP response.
+    It is not logged as an error. Before the handshake is answered, ``reject_with`` decides whether the
+    client gets the close or an HTTP response.
     """
 
     status = HTTPStatus.FORBIDDEN
-    """What stands for it where the handshake is refused by HTTP."""
+    """HTTP status if the handshake is rejected by HTTP."""
     cause: str | None = None
-    """A token that names why, for the log."""
+    """Token that names the cause, for the log."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(code, reason)
@@ -44,37 +44,37 @@ class CloseWith(Exception):  # noqa: N818 - it is an instruction, not an error
 
 
 class TryAgainLater(CloseWith):
-    """The server is overloaded for now: 1013, or HTTP 503 with ``Retry-After``.
+    """The server is overloaded: 1013, or HTTP 503 with ``Retry-After``.
 
-    Gates raise it to refuse a session, handlers to end one. It never raises itself, since that would let the session
-    in: a cause or a hint that cannot be sent is repaired, which is logged once.
+    Gates raise it to refuse a session, handlers to end one. Its constructor never raises, which would admit the
+    session: an invalid cause or hint is repaired, and logged once.
 
-    :param reason: the text in front of the parameters of the close reason. A single token, as in
-        ``TryAgainLater("database")``, is the ``cause`` for the log too, where none is given.
-    :param cause: a token of at most 32 letters, digits, ``_``, ``.`` and ``-`` that names what is full. ``_`` takes
-        the place of other characters.
-    :param retry_after: seconds, 0 to 86 400, after which the client should come back; by default the next
-        place in the process's retry queue.
-    :param usage: how much of the limit was in use, for the log.
+    :param reason: text in front of the parameters of the close reason. A single token, as in
+        ``TryAgainLater("database")``, is also the default ``cause`` for the log.
+    :param cause: token that names the exhausted resource: at most 32 letters, digits, ``_``, ``.`` and ``-``. Other
+        characters become ``_``.
+    :param retry_after: seconds until the client should reconnect, 0 to 86 400. By default the next slot of the
+        process's retry queue.
+    :param usage: used part of the limit, for the log.
     :param limit: the limit that was reached, for the log.
-    :param is_overload: whether the process lacks something, which concerns its operator (WARNING, saturation, alerts);
-        False for one client's own limit.
+    :param is_overload: True for a limit of the process, which needs its operator (WARNING, saturation, alerts). False
+        for one client's own limit.
     """
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code: int = CloseCode.TRY_AGAIN_LATER
-    # What a subclass has that does not call __init__.
+    # For subclasses that do not call __init__.
     reason: str = "try again later"
     cause: str | None = None
     retry_after: float | None = None
     usage: float | None = None
     limit: float | None = None
     gate: str | None = None
-    """The gate that refused; None where a handler raised it."""
+    """The gate that refused; None if a handler raised it."""
     is_overload: bool = True
     repairs: tuple[str, ...] = ()
-    """What was repaired, for the log."""
-    _says_cause = False  # whether the reason is the cause
+    """Repaired attributes, for the log."""
+    _says_cause = False  # whether the reason is also the cause
 
     def __init__(
         self,
@@ -97,19 +97,19 @@ class TryAgainLater(CloseWith):
         self._says_cause = self.cause is None and _TOKEN.fullmatch(self.reason) is not None
         if self._says_cause:
             self.cause = self.reason
-        self.args = (self.reason,)  # what it is built of again where it was pickled
+        self.args = (self.reason,)  # for unpickling
 
     def repair(self) -> None:
-        """Repair what cannot be sent, also where it was set after the exception was made."""
+        """Repair invalid attributes, also those set after construction."""
         if type(self.reason) is not str:
             self.reason = as_text(self.reason)
         cause, retry_after = self.cause, self.retry_after
         if cause is not None and not (type(cause) is str and _TOKEN.fullmatch(cause)):
-            self.cause, is_repaired = _token(cause)
+            self.cause, is_repaired = _repaired_cause(cause)
             if is_repaired:
                 self.repairs += (f"cause={_given(cause)}",)
         if retry_after is not None and not (type(retry_after) in _NUMBERS and 0 <= retry_after <= MAX_RETRY_AFTER):
-            self.retry_after, is_repaired = _seconds(retry_after)
+            self.retry_after, is_repaired = _repaired_retry_after(retry_after)
             if is_repaired:
                 self.repairs += (f"retry_after={_given(retry_after)}",)
         self.usage, self.limit = finite(self.usage), finite(self.limit)
@@ -122,8 +122,8 @@ class TryAgainLater(CloseWith):
         return fit_reason(self.reason, parameters)
 
 
-def _token(cause: object) -> tuple[str, bool]:
-    """Return the nearest token, "unknown" for what is no text, and whether it is another one."""
+def _repaired_cause(cause: object) -> tuple[str, bool]:
+    """Return the nearest token ("unknown" unless ``cause`` is text), and whether it differs."""
     if not issubclass(type(cause), str):
         return "unknown", True
     text = as_text(cause)
@@ -131,11 +131,11 @@ def _token(cause: object) -> tuple[str, bool]:
     return token, token != text
 
 
-def _seconds(retry_after: object) -> tuple[float | None, bool]:
-    """Return the nearest hint, None for what is no number, and whether it is another one."""
+def _repaired_retry_after(retry_after: object) -> tuple[float | None, bool]:
+    """Return the nearest hint (None unless it is a number), and whether it differs."""
     try:
         seconds = math.nan if isinstance(retry_after, bool) else float(retry_after)  # type: ignore[arg-type]
-    except OverflowError:  # a whole number or a fraction of more than 308 digits
+    except OverflowError:  # an int or a Fraction of more than 308 digits
         seconds = math.copysign(math.inf, 1 if retry_after > 0 else -1)  # type: ignore[operator]
     except Exception:
         return None, True
@@ -146,23 +146,23 @@ def _seconds(retry_after: object) -> tuple[float | None, bool]:
 
 
 def _given(value: object) -> str:
-    """Return ``value`` for a log: of what is neither text nor a number only the type, it may hold a secret."""
+    """Return ``value`` for a log: text and numbers, else only the type. Other objects may contain secrets."""
     if issubclass(type(value), str):
         return shown(as_text(value))
     return shown(value) if type(value) in _NUMBERS else f"<{type(value).__name__}>"
 
 
 class ServiceRestart(TryAgainLater):
-    """The server is about to stop, and another one takes over: 1012, or HTTP 503 with ``Retry-After``."""
+    """The server restarts: 1012, or HTTP 503 with ``Retry-After``."""
 
     code: int = CloseCode.SERVICE_RESTART
-    is_overload = False  # it is wanted
+    is_overload = False  # a drain is intended
 
 
 class TimedOut(CloseWith):
-    """A session took too long, and is ended from outside of its handler; there is no hint when to come back.
+    """A session timed out: it is ended from outside of its handler, without a retry hint.
 
-    :param cause: a token for the close reason and the log.
+    :param cause: token for the close reason and the log.
     """
 
     status = HTTPStatus.REQUEST_TIMEOUT
@@ -173,25 +173,25 @@ class TimedOut(CloseWith):
         self.cause = cause
 
 
-class SessionEnded(ConnectionError):  # noqa: N818 - it says what has happened to the peer
-    """A handler sends to a session that was ended from outside of it: shed, drained, or replaced.
+class SessionEnded(ConnectionError):  # noqa: N818 - names what has happened
+    """A handler sent to a session that was shed, drained or replaced.
 
-    It is an OSError, as ASGI servers raise where the peer has left; like those, it need not be caught.
+    It is an OSError, as ASGI servers raise after the peer has left. Like those, it need not be caught.
     """
 
 
 CloseFor: TypeAlias = int | Close | Callable[[Any], int | Close | CloseWith | None]
-"""What an exception becomes: a code, a close, or a function of the exception that gives either.
+"""Close for an exception: a code, a :class:`Close`, or a function of the exception that returns either.
 
-A function may also return a :class:`CloseWith` to be treated as if it had been raised, or None
-for an exception that is an error after all.
+A function may also return a :class:`CloseWith`, which is handled as if raised, or None if the
+exception is an error after all.
 """
 
 ExceptionMapping: TypeAlias = Mapping[type[Exception], CloseFor]
 
 
 def close_for_status(status: int, retry_after: float | None = None) -> CloseWith:
-    """Return the close that says what an HTTP response of ``status`` would have said during the handshake."""
+    """Return the close that corresponds to an HTTP response of ``status``."""
     try:
         reason = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -206,8 +206,8 @@ def close_for_status(status: int, retry_after: float | None = None) -> CloseWith
 _DEFAULTS: ExceptionMapping = MappingProxyType(
     {
         CloseWith: lambda error: error,
-        # Starlette turns these two into a close or a response when its ExceptionMiddleware stands inside ours.
-        # They reach us only where none does: around a plain ASGI application, a route or a mount.
+        # Starlette's ExceptionMiddleware handles these two inside of ours. They reach us only without it:
+        # around a plain ASGI application, a route or a mount.
         WebSocketException: lambda error: CloseWith(error.code, error.reason),
         HTTPException: lambda error: close_for_status(error.status_code),
     }
@@ -215,13 +215,13 @@ _DEFAULTS: ExceptionMapping = MappingProxyType(
 
 
 def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
-    """Return ``mapping`` over the defaults for Starlette's own exceptions.
+    """Return ``mapping`` merged over the defaults for Starlette's exceptions.
 
-    :raises TypeError: if it is no mapping.
-    :raises ValueError: naming every entry that is no exception class, or whose close may not be sent.
+    :raises TypeError: if it is not a mapping.
+    :raises ValueError: naming every key that is not an exception class, and every close that must not be sent.
     """
     if not isinstance(mapping, Mapping | None):
-        raise TypeError(f"exceptions={shown(mapping)} is no mapping; use exceptions={{PermissionError: 1008}}")
+        raise TypeError(f"exceptions must be a mapping, as {{PermissionError: 1008}}, not {shown(mapping)}")
     problems = []
     for key, value in (mapping or {}).items():
         if not (isinstance(key, type) and issubclass(key, Exception)):
@@ -230,9 +230,11 @@ def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
             code = value.code if isinstance(value, Close) else value
             if not may_be_sent(code):
                 problems.append(
-                    f"{key.__name__}: code {shown(code)} may not be sent; use 1000-1003, 1007-1014 or 3000-4999"
+                    f"{key.__name__}: code {shown(code)} must not be sent; use 1000-1003, 1007-1014 or 3000-4999"
                 )
-        elif isinstance(value, type) and issubclass(value, (Close, Exception)):  # its text would be the reason
+        elif isinstance(value, type) and issubclass(
+            value, (Close, Exception)
+        ):  # calling the class would put the exception's text into the reason
             problems.append(
                 f"{key.__name__}: {shown(value)} is a class; give a close code, as 1013, or a function, "
                 f"as lambda error: {value.__name__}(...)"
@@ -242,7 +244,7 @@ def checked_mapping(mapping: ExceptionMapping | None) -> ExceptionMapping:
                 f"{key.__name__}: {shown(value)} is neither a close code, a Close nor a function of the exception"
             )
     if problems:
-        raise ValueError("exceptions= cannot be used: " + "; ".join(problems))
+        raise ValueError("exceptions is invalid: " + "; ".join(problems))
     return {**_DEFAULTS, **(mapping or {})}
 
 
@@ -252,8 +254,8 @@ def without_defaults(mapping: ExceptionMapping) -> ExceptionMapping:
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the exceptions that ``error`` consists of: itself, or the leaves of a group."""
-    pending = [error]  # no recursion: groups may be nested more deeply than it can go
+    """Yield ``error`` itself, or the leaves of a group."""
+    pending = [error]  # no recursion: groups may be nested deeper than its limit
     while pending:
         one = pending.pop()
         if issubclass(type(one), BaseExceptionGroup):
@@ -262,21 +264,21 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
             yield one
 
 
-# The interpreter's own: a class may have another attribute of the name.
+# The interpreter's own accessor: a class may override the attribute.
 _members_of = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 def refusal_in(error: BaseException) -> TryAgainLater | None:
-    """Return the refusal that ``error`` is: itself, or the first of a group that consists of refusals alone."""
+    """Return ``error`` if it is a refusal, or the first refusal of a group of refusals only."""
     parts = [*leaves(error)]
     refuses = all(issubclass(type(part), TryAgainLater) for part in parts)
     return parts[0] if refuses else None  # type: ignore[return-value]
 
 
 def deliberate_close(errors: Iterable[BaseException], mapping: ExceptionMapping) -> CloseWith | None:
-    """Return the close that all ``errors`` ask for, or None if one does not or they disagree.
+    """Return the close that all ``errors`` agree on, or None.
 
-    :raises Exception: whatever a function in ``mapping`` raises, and TypeError for what it may not return.
+    :raises Exception: any error of a function in ``mapping``, and TypeError for an invalid result of one.
     """
     agreed: CloseWith | None = None
     for error in errors:
@@ -299,13 +301,13 @@ def _close_for(error: BaseException, mapping: ExceptionMapping) -> CloseWith | N
             case Close(code, reason) if may_be_sent(code):
                 return CloseWith(code, reason)
             case CloseCode.TRY_AGAIN_LATER:
-                return TryAgainLater()  # a bare 1013 would leave the client without a hint
-            case int(code) if may_be_sent(code):  # True and False may not
+                return TryAgainLater()  # a plain 1013 would have no retry hint
+            case int(code) if may_be_sent(code):  # not booleans
                 return CloseWith(code)
         if inspect.iscoroutine(answer):
-            answer.close()  # or Python warns that nobody awaited it
+            answer.close()  # prevent the warning that it was never awaited
         raise TypeError(
-            f"exceptions= gave {shown(answer)} for {cls.__name__}: give a close code that may be sent, a Close of one, "
-            "a CloseWith or None"
+            f"exceptions must give a sendable close code, a Close, a CloseWith or None for {cls.__name__}, "
+            f"not {shown(answer)}"
         )
     return None

@@ -16,7 +16,7 @@ from .gates import Gate
 from .guard import Guard
 from .guard.unused import used
 from .naming import shown
-from .settings import Settings, no_settings_of_its_own
+from .settings import Settings, reject_misplaced_settings
 
 _Parameters = ParamSpec("_Parameters")
 
@@ -56,7 +56,7 @@ class CloseCodeMiddleware:
     """
 
     @_or_unusable
-    @no_settings_of_its_own
+    @reject_misplaced_settings
     def __init__(
         self,
         app: ASGIApp,

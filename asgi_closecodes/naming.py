@@ -1,24 +1,24 @@
-"""Names of what users plug in, for errors and logs: never its ``repr()``, which may hold a key or a password."""
+"""Names of users' objects for errors and logs: never ``repr()``, which may contain a key or a password."""
 
 from __future__ import annotations
 
 import functools
 import types
 
-_LONGEST_NAME = 200
-_LONGEST_TEXT = 80
-_LONGEST_ASSIGNMENT = 20
-_DEEPEST = 8
+_MAX_NAME_CHARS = 200
+_MAX_TEXT_CHARS = 80
+_MAX_ASSIGNMENT_CHARS = 20
+_MAX_WRAPPERS = 8
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType)
 
 
 def name_of(thing: object) -> str:
-    """Return the qualified name of a function, a method or a class, and of any other object that of its class.
+    """Return the qualified name of a function, a method or a class, else of the object's class.
 
-    Nothing of the object's own is run: its attributes may raise, or hold a secret.
+    No code of the object runs: its attributes may raise or contain a secret.
     """
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_WRAPPERS):
         kind = type(thing)
         if issubclass(kind, functools.partial):
             thing = functools.partial.func.__get__(thing)
@@ -27,19 +27,19 @@ def name_of(thing: object) -> str:
         else:
             break
     if kind in _FUNCTIONS:
-        return _joined(getattr(thing, "__module__", None), thing.__qualname__)  # type: ignore[attr-defined]
+        return _qualified_name(getattr(thing, "__module__", None), thing.__qualname__)  # type: ignore[attr-defined]
     cls = thing if issubclass(kind, type) else kind
     try:
         module = type.__dict__["__module__"].__get__(cls)
     except AttributeError:
         module = None
-    return _joined(module, type.__dict__["__qualname__"].__get__(cls))
+    return _qualified_name(module, type.__dict__["__qualname__"].__get__(cls))
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as an error may show it: numbers and words whole, of the rest only its name or its class.
+    """Return ``value`` for an error text: numbers and short words, else only its name or class.
 
-    A long text, or one with the punctuation of URLs or parameters, may hold a password.
+    Long texts, and those with the punctuation of URLs or parameters, may contain a password.
     """
     kind = type(value)
     if value is None or kind is bool:
@@ -47,18 +47,18 @@ def shown(value: object) -> str:
     if issubclass(kind, int):
         try:
             text = int.__repr__(value)
-        except ValueError:  # of more than 4300 digits
+        except ValueError:  # more than 4300 digits
             return f"<{name_of(value)}>"
-        return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
+        return text if len(text) <= _MAX_TEXT_CHARS else f"{text[: _MAX_TEXT_CHARS - 1]}…"
     if issubclass(kind, float):
         return float.__repr__(value)
     if kind is str:
         assert isinstance(value, str)
         if (
-            len(value) > _LONGEST_TEXT
+            len(value) > _MAX_TEXT_CHARS
             or "@" in value
             or "//" in value
-            or ("=" in value and len(value) > _LONGEST_ASSIGNMENT)
+            or ("=" in value and len(value) > _MAX_ASSIGNMENT_CHARS)
         ):
             return f"<str of {len(value)} characters>"
         return repr(value)
@@ -69,6 +69,6 @@ def shown(value: object) -> str:
     return f"<{name_of(value)} object>"
 
 
-def _joined(module: object, name: str) -> str:
+def _qualified_name(module: object, name: str) -> str:
     text = name if module in {None, "builtins"} or type(module) is not str else f"{module}.{name}"
-    return text[:_LONGEST_NAME] if text.isprintable() else ascii(text[:_LONGEST_NAME])[1:-1]
+    return text[:_MAX_NAME_CHARS] if text.isprintable() else ascii(text[:_MAX_NAME_CHARS])[1:-1]

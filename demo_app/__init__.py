@@ -1,1 +1,1 @@
-"""A small application whose every button shows one close code: ``python -m demo_app``."""
+"""Demo application with a button for each close code: ``python -m demo_app``."""

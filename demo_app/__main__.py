@@ -1,6 +1,6 @@
 """Serve the demo: ``python -m demo_app [--server uvicorn|hypercorn|granian] [--host HOST] [--port PORT]``.
 
-``--workers 2 --cluster`` serves it by two processes that hold one limit together.
+``--workers 2 --cluster`` runs two processes that share one limit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ try:
     from .app import DemoSettings, create_app
     from .cluster import one_limit
     from .sockets import Sockets
-except ModuleNotFoundError as missing:  # of a clone in which nothing was installed yet
+except ModuleNotFoundError as missing:  # in a clone without installed packages
     sys.exit(f"{(missing.name or '').partition('.')[0]} is not installed: {INSTALL}")
 
 
 def _with_uvicorn(host: str, port: int) -> None:
     import uvicorn  # noqa: PLC0415 - only the chosen server has to be there
 
-    # No logging configuration of its own: its records become JSON lines like all others.
+    # Without its own logging configuration, its records become JSON lines too.
     uvicorn.run(create_app(), host=host, port=port, log_config=None, access_log=False)
 
 
@@ -58,7 +58,7 @@ def _with_hypercorn(host: str, port: int) -> None:
 
         async def shutdown_trigger() -> None:
             await interrupted.wait()
-            sockets.end()  # hypercorn waits for them: from Python 3.12 on without an end
+            sockets.end()  # hypercorn waits for them: forever since Python 3.12
 
         await hypercorn.asyncio.serve(sockets, config, shutdown_trigger=shutdown_trigger)  # type: ignore[arg-type]
 
@@ -69,7 +69,7 @@ def _with_granian(host: str, port: int) -> None:
     import granian  # noqa: PLC0415
     import granian.constants  # noqa: PLC0415
 
-    # Its worker is a process of its own, which builds the application itself.
+    # Its worker process creates the application itself.
     logs = {
         "version": 1,
         "disable_existing_loggers": False,
@@ -104,9 +104,7 @@ def main() -> int:
     parser.add_argument("--cluster", action="store_true", help="one limit over all workers, on a Redis of its own")
     options = parser.parse_args()
     if options.workers < 1 or (options.workers > 1 and options.server != "uvicorn"):
-        return _stopped(
-            f"--workers {options.workers} is not possible with {options.server}: use uvicorn, and 1 or more"
-        )
+        return _stopped(f"--workers {options.workers} is not possible with {options.server}: use uvicorn and 1 or more")
 
     for module in NEEDS[options.server]:
         if importlib.util.find_spec(module) is None:
@@ -142,7 +140,7 @@ def main() -> int:
 
 
 def _try_to_bind(host: str, port: int) -> None:
-    # Servers say it in a stack trace, or in the middle of their log. And getaddrinfo wraps what is no port.
+    # First, for a clear message: servers print a stack trace or a log line. getaddrinfo wraps invalid ports.
     if not 0 <= port <= 65535:
         raise OSError("ports are 0 to 65535")
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -1,4 +1,4 @@
-"""The application: the handlers with the middleware and without, and a page that shows the difference."""
+"""Demo application: handlers with and without the middleware, and a page that compares them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _DEFAULTS = {"max_sessions": 20, "shed_rate": 5, "drain_window": 5, "max_retry_a
 
 
 class DemoSettings(Settings):
-    """The settings of the library, with limits that one click reaches, and times that one may wait for."""
+    """Settings with limits that one click reaches, and short times."""
 
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add defaults of its own, below the environment."""
+        """Add the demo's defaults, below the environment."""
         return *sources, *named.values(), InitSettingsSource(settings_cls, _DEFAULTS)
 
 
 def create_app() -> Starlette:
-    """Return the application, and log JSON lines to stderr from now on.
+    """Create the application, and log JSON lines to stderr from now on.
 
-    :raises SettingsError: if the environment holds settings that cannot be used.
+    :raises SettingsError: if the environment has unusable settings.
     """
     configure_logging(format="json", logger="")
     root = logging.getLogger()

@@ -1,6 +1,6 @@
-"""A chat room on FastAPI: two sessions a person, and a database that bears two queries at once.
+"""Chat room on FastAPI: two sessions a person, and a database with two connections.
 
-``uvicorn demo_app.chat:app``. Its page is on ``/``; who is who is said by a signed cookie.
+``uvicorn demo_app.chat:app``. Its page is on ``/``; a signed cookie identifies the person.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from asgi_closecodes.logs import configure_logging
 
 from .pages import STATIC, Static, page
 
-CONNECTIONS = 2
-"""Queries that the database bears at once."""
+MAX_CONNECTIONS = 2
+"""Concurrent queries of the database."""
 
-PATIENCE = 0.5
-"""Seconds that a query waits for a connection."""
+QUERY_TIMEOUT_S = 0.5
+"""Deadline of a query for a connection."""
 
-BACKLOG = 100
-"""Messages that a member may be behind."""
+MAX_BACKLOG = 100
+"""Undelivered messages of a member."""
 
-# Who may come in: this is all there is to it.
+# Admission: this is all that it takes.
 
 
 def session_of(websocket: WebSocket) -> Session:
-    """Return what the middleware knows of this connection."""
+    """Return the middleware's session of this connection."""
     session: Session = websocket.scope["extensions"]["closecodes"]
     return session
 
 
 async def authenticated(websocket: WebSocket, who: Annotated[str, Cookie()] = "") -> str:
-    """Return the name of the person, whose session this is from now on.
+    """Return the name of the person, and make it the key of the session.
 
     :raises CloseWith: 1008 for somebody who has not signed in.
     :raises TryAgainLater: if the person has two sessions already.
@@ -65,11 +65,13 @@ guard = Guard(gate=MaxSessionsPerKey(2, key=lambda session: session.key))
 
 
 class Database:
-    """A pool of connections; your driver has its own."""
+    """Pool of connections; your driver has its own."""
 
     def __init__(self, file: Path) -> None:
-        self._free = [sqlite3.connect(file, check_same_thread=False, isolation_level=None) for _ in range(CONNECTIONS)]
-        self._places = anyio.Semaphore(CONNECTIONS)
+        self._free = [
+            sqlite3.connect(file, check_same_thread=False, isolation_level=None) for _ in range(MAX_CONNECTIONS)
+        ]
+        self._places = anyio.Semaphore(MAX_CONNECTIONS)
         self._free[0].execute("create table messages (room, name, text)")
         for connection in self._free:
             connection.create_function("sleep", 1, time.sleep)
@@ -77,11 +79,11 @@ class Database:
     async def query(self, sql: str, *values: str) -> list[tuple[str, ...]]:
         """Return the rows.
 
-        :raises TryAgainLater: if no connection gets free in time; to try is the client's turn.
+        :raises TryAgainLater: if no connection is free in time; the client retries.
         """
-        with anyio.move_on_after(PATIENCE) as waiting:
+        with anyio.move_on_after(QUERY_TIMEOUT_S) as scope:
             await self._places.acquire()
-        if waiting.cancelled_caught:
+        if scope.cancelled_caught:
             raise TryAgainLater("the database is busy", cause="database")
         connection = self._free.pop()
         try:
@@ -98,7 +100,7 @@ class Database:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    """Have the database as long as the application runs."""
+    """Open the database while the application runs."""
     with TemporaryDirectory() as folder:
         app.state.database = Database(Path(folder, "chat.sqlite"))
         try:
@@ -118,14 +120,14 @@ rooms: dict[str, dict[MemoryObjectSendStream[str], Session]] = {}
 
 @app.websocket("/rooms/{room}")
 async def chat(websocket: WebSocket, room: str, name: Annotated[str, Depends(authenticated)]) -> None:
-    """Say everything to everybody in the room, in their own pace."""
+    """Send each message to every member of the room, at the member's own pace."""
     database: Database = websocket.app.state.database
     history = await database.query("select name, text from messages where room = ? order by rowid desc limit 20", room)
     await websocket.accept()
     for author, text in reversed(history):
         await websocket.send_text(_message(author, text))
 
-    inbox, news = anyio.create_memory_object_stream[str](BACKLOG)
+    inbox, news = anyio.create_memory_object_stream[str](MAX_BACKLOG)
     with inbox, news:
         async with anyio.create_task_group() as tasks:
             members = rooms.setdefault(room, {})
@@ -141,7 +143,7 @@ async def chat(websocket: WebSocket, room: str, name: Annotated[str, Depends(aut
                         try:
                             member.send_nowait(_message(name, text))
                         except anyio.WouldBlock:
-                            tasks.start_soon(session.shed, "slow")  # it does not read: nobody waits for it
+                            tasks.start_soon(session.shed, "slow")  # it does not read: do not wait for it
             finally:
                 del members[inbox]
                 if not members:
@@ -159,14 +161,14 @@ def _message(name: str, text: str) -> str:
 
 
 class Person(BaseModel):
-    """Who signs in."""
+    """Request body of a sign-in."""
 
     name: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_]{1,20}$")]
 
 
 @app.exception_handler(RequestValidationError)
 async def unusable(_request: Request, _error: RequestValidationError) -> Response:
-    """Say what is right; FastAPI repeats what was sent, and fails itself where that is NaN or no Unicode."""
+    """Describe a valid request. FastAPI's handler repeats the input, and fails on NaN and invalid Unicode."""
     return PlainTextResponse('send {"name": NAME}, 1 to 20 letters, digits and _\n', 422)
 
 
@@ -175,7 +177,7 @@ _KEY = secrets.token_bytes()
 
 @app.post("/sign-in", status_code=204)
 async def sign_in(person: Person, response: Response) -> None:
-    """Believe what is said; yours would ask for a password."""
+    """Accept any name; your application would ask for a password."""
     cookie = f"{person.name}.{_signature(person.name)}"
     response.set_cookie("who", cookie, httponly=True, samesite="strict")
 

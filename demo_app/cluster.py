@@ -1,4 +1,4 @@
-"""A Redis of the demo's own, and one limit over all its workers: what ``--cluster`` starts."""
+"""Private Redis for ``--cluster``: one limit over all workers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LIMIT = "20"
-START = 10.0
-"""Seconds that the Redis may take to start."""
+START_TIMEOUT_S = 10.0
+"""Deadline for the start of Redis."""
 
 
 @contextlib.contextmanager
 def one_limit() -> Iterator[str]:
-    """Run a Redis, and have the settings of this process and its children name it; yield its URL.
+    """Run a Redis, set its URL for this process and its children, and yield the URL.
 
     :raises OSError: if there is no redis-server, or it does not start.
     """
@@ -29,7 +29,7 @@ def one_limit() -> Iterator[str]:
         process = subprocess.Popen(  # noqa: S603 - ours
             [_binary(), "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder],
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the server, which still gives its places back
+            start_new_session=True,  # Ctrl-C is for the server, which still releases its permits
         )
         try:
             _wait_for(path, process)
@@ -55,7 +55,7 @@ def _binary() -> str:
 
 
 def _wait_for(path: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         with socket.socket(socket.AF_UNIX) as attempt:
             try:

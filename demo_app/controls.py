@@ -1,4 +1,4 @@
-"""What the page may do to its server, beside opening sockets; other sites' pages may not."""
+"""Actions of the page on its server; pages of other sites are refused."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_closecodes import Guard, SettingsError
 
-STALL = 1.0
-"""Seconds for which the event loop is stalled."""
+STALL_S = 1.0
+"""Duration of a stall of the event loop."""
 
-BEFORE_STALL = 0.3
-"""Seconds before that: the sensor has to have seen better days."""
+BEFORE_STALL_S = 0.3
+"""Pause before the stall: the sensor needs a normal sample first."""
 
-MAX_LOOP_LAG = 0.6
-"""The limit that makes a stall felt, in seconds. None from the start: a busy machine is late by itself."""
+MAX_LOOP_LAG_S = 0.6
+"""Limit set by the first stall. Not set from the start: a busy machine lags by itself."""
 
 
 class SameOrigin:
-    """Refuses what the page of another site asks for. Browsers say whose page it is; who is no browser may.
+    """Refuse requests from pages of other sites. Clients other than browsers are allowed.
 
-    ``Host`` is one of :func:`hosts.allowed`: a page that has its own name point here has been refused before.
+    ``Host`` is one of :func:`hosts.allowed`: DNS rebinding has been refused before.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,7 +46,7 @@ class SameOrigin:
 
 
 def routes(guard: Guard) -> list[Route]:
-    """Return the routes that steer ``guard`` and its process."""
+    """Return the routes that control ``guard`` and its process."""
 
     async def limit(request: Request) -> Response:
         try:
@@ -57,9 +57,9 @@ def routes(guard: Guard) -> list[Route]:
 
     async def stall(_request: Request) -> Response:
         if guard.settings.max_loop_lag is None:
-            guard.update(max_loop_lag=MAX_LOOP_LAG)
-        await anyio.sleep(BEFORE_STALL)
-        time.sleep(STALL)  # noqa: ASYNC251 - the mistake that is shown
+            guard.update(max_loop_lag=MAX_LOOP_LAG_S)
+        await anyio.sleep(BEFORE_STALL_S)
+        time.sleep(STALL_S)  # noqa: ASYNC251 - the mistake to demonstrate
         return _done()
 
     async def drain(_request: Request) -> Response:

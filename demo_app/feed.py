@@ -1,4 +1,4 @@
-"""What the page is shown of its server: the state and the log, ten times a second, over a socket of its own."""
+"""Feed of the page: state and log of the server, ten times a second, over its own socket."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asgi_closecodes.logs import JsonFormatter
 
-INTERVAL = 0.1
-"""Seconds between two messages; a page sees by a longer pause that the event loop stalls."""
+INTERVAL_S = 0.1
+"""Time between two messages; a longer pause shows a stalled event loop."""
 
 
 class Tail(logging.Handler):
-    """The last lines of the log that the page shows: this library's, and what a server complains of."""
+    """Buffer of the last log lines: all of this library, warnings and errors of others."""
 
     def __init__(self, length: int = 200) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class Tail(logging.Handler):
             self.handleError(record)
 
     def since(self, written: int) -> tuple[list[str], int]:
-        """Return the lines that came after ``written`` ones, as far as they are kept, and how many there were."""
-        self.acquire()  # servers log in threads of their own
+        """Return the kept lines after the first ``written`` ones, and the number of all lines."""
+        self.acquire()  # servers log in their own threads
         try:
             start = max(len(self._lines) - (self._written - written), 0)
             return list(islice(self._lines, start, None)), self._written
@@ -48,7 +48,7 @@ class Tail(logging.Handler):
 
 
 class Counted:
-    """Counts the open WebSockets of an application that has no middleware to do so."""
+    """Count the open WebSockets of an application without the middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -64,9 +64,9 @@ class Counted:
 
 
 class Feed:
-    """The socket.
+    """Socket of the page.
 
-    :param state: returns what changes; sent whole with every message.
+    :param state: returns the state, which each message contains in full.
     :param tail: the log.
     """
 
@@ -75,19 +75,19 @@ class Feed:
         self._tail = tail
 
     async def serve(self, websocket: WebSocket) -> None:
-        """Tell the page until it leaves."""
+        """Send messages until the page leaves."""
         await websocket.accept()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._tell, websocket)
-            # A page has nothing to say; granian tells only here that it left.
+            tasks.start_soon(self._send, websocket)
+            # The page sends nothing; granian reports its disconnect only here.
             while (await websocket.receive())["type"] != "websocket.disconnect":
                 pass
             tasks.cancel_scope.cancel()
 
-    async def _tell(self, websocket: WebSocket) -> None:
+    async def _send(self, websocket: WebSocket) -> None:
         written = 0
-        with suppress(WebSocketDisconnect, RuntimeError):  # uvicorn's, in the moment in which the connection is lost
+        with suppress(WebSocketDisconnect, RuntimeError):  # raised by uvicorn when the connection is lost
             while True:
                 lines, written = self._tail.since(written)
                 await websocket.send_json({**self._state(), "lines": lines})
-                await anyio.sleep(INTERVAL)
+                await anyio.sleep(INTERVAL_S)

@@ -1,4 +1,4 @@
-"""Handlers, one for each way in which a session may end."""
+"""Handlers: one for each end of a session."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from asgi_closecodes import CloseWith, TryAgainLater
 
 
 async def echo(websocket: WebSocket) -> None:
-    """Say everything back until the peer leaves; that its disconnect escapes is no error."""
+    """Echo until the peer leaves; the disconnect may escape and is not an error."""
     await websocket.accept(subprotocol=_subprotocol(websocket))
     while True:
         await websocket.send_text(await websocket.receive_text())
 
 
 async def crash_before_accept(_websocket: WebSocket) -> None:
-    """Fail while the handshake waits for its answer."""
+    """Fail before the handshake is answered."""
     raise LookupError("a bug before accept; this text stays on the server")
 
 
@@ -28,31 +28,31 @@ async def crash_after_accept(websocket: WebSocket) -> None:
 
 
 async def crash_on_message(websocket: WebSocket) -> None:
-    """Fail on the first message that is no number, or 0."""
+    """Fail on the first message that is 0 or not a number."""
     await websocket.accept(subprotocol=_subprotocol(websocket))
     while True:
         await websocket.send_text(f"1 / {(number := await websocket.receive_text())} = {1 / float(number)}")
 
 
 async def close_on_purpose(websocket: WebSocket) -> None:
-    """Close with a code of the application's own."""
+    """Close with an application code."""
     await websocket.accept(subprotocol=_subprotocol(websocket))
     raise CloseWith(4003, "closed on purpose")
 
 
 async def try_again_later(websocket: WebSocket) -> None:
-    """Say that something else than the number of sessions is exhausted."""
+    """Refuse because the database is exhausted."""
     await websocket.accept(subprotocol=_subprotocol(websocket))
     raise TryAgainLater("the database is busy", cause="database", retry_after=5)
 
 
 async def return_early(websocket: WebSocket) -> None:
-    """Forget to close."""
+    """Return without a close."""
     await websocket.accept(subprotocol=_subprotocol(websocket))
 
 
 async def close_badly(websocket: WebSocket) -> None:
-    """Close with a code that may not be sent, and a reason that is too long for a close frame."""
+    """Close with a code that must not be sent, and too long a reason."""
     await websocket.accept(subprotocol=_subprotocol(websocket))
     await websocket.close(1006, "a reason of more than 123 bytes " * 6)
 

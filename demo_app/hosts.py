@@ -1,7 +1,7 @@
-"""The names by which browsers may ask for the demo: a page of another site can have its name point to this machine.
+"""Allowed ``Host`` names of the demo, against DNS rebinding.
 
-DNS rebinding: ``Origin`` and ``Host`` of such a page agree, so that only a list of names tells it from our own. Where
-the demo listens on all addresses these are this machine's; give more in ``DEMO_ALLOWED_HOSTS``, between commas.
+With DNS rebinding, ``Origin`` and ``Host`` of a foreign page agree: only a list of names detects it. If the demo
+listens on all addresses, the list has this machine's. ``DEMO_ALLOWED_HOSTS`` adds more, separated by commas.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import os
 import socket
 from collections.abc import Iterable
 
-VARIABLE = "DEMO_ALLOWED_HOSTS"  # workers are processes of their own, which build the application themselves
+VARIABLE = "DEMO_ALLOWED_HOSTS"  # worker processes create the application themselves
 
 
 def allow(host: str) -> None:
-    """Have :func:`allowed` name what listens on ``host``, in this process and its children."""
+    """Add the names of ``host`` to :func:`allowed`, in this process and its children."""
     os.environ[VARIABLE] = ",".join([*_given(), *_names(host)])
 
 
 def allowed() -> list[str]:
-    """Return all names, as they stand in a ``Host`` header."""
+    """Return all names in the form of a ``Host`` header."""
     return ["localhost", "127.0.0.1", "[::1]", *_given()]
 
 
 def netloc(host: str) -> str:
-    """Return ``host`` as it stands in a URL."""
+    """Return ``host`` in the form of a URL."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""The files that the pages are made of; a page may load nothing else."""
+"""Files of the pages; a page may load nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEADERS = {
 
 
 class Static(StaticFiles):
-    """The demo's own files, and the script that comes with the library."""
+    """Serve the demo's files, and the script of the library."""
 
     def __init__(self) -> None:
         super().__init__(directory=STATIC)
@@ -38,14 +38,14 @@ class Static(StaticFiles):
         return (str(SCRIPT), SCRIPT.stat()) if path == SCRIPT.name else super().lookup_path(path)
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
-        """Return the response for a file that was found."""
+        """Return the response for a file."""
         response = super().file_response(*arguments, **options)
         response.headers.update(_HEADERS)
         return response
 
 
 def page(file: Path) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint for one page."""
+    """Return an endpoint that serves ``file``."""
 
     async def endpoint(_request: Request) -> Response:
         return FileResponse(file, headers=_HEADERS)

@@ -1,4 +1,4 @@
-"""The open WebSockets of an application, for a server that does not end them when it stops."""
+"""Registry of open WebSockets, for a server that does not end them when it stops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Sockets:
-    """Serves ``app``, whose WebSockets can be ended."""
+    """Serve ``app``, and end its WebSockets on demand."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -26,6 +26,6 @@ class Sockets:
                 self._open.discard(one)
 
     def end(self) -> None:
-        """Cancel the handlers of all that are open: the middleware tells those behind it to come back."""
+        """Cancel the handlers of all open WebSockets; the middleware closes its own with 1012."""
         for one in self._open:
             one.cancel()

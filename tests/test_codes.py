@@ -133,16 +133,16 @@ def test_what_is_no_integer_in_range_is_no_code(code):
     assert not may_be_sent(code)
 
 
-def test_a_private_twin_is_in_the_private_range_and_belongs_to_one_code():
-    twins = {code: private_use_code(code) for code in SENDABLE if 1000 < code < 3000}
-    assert twins[1011] == 4011
-    assert twins[1013] == 4013
-    assert all(4000 <= twin <= 4999 for twin in twins.values())
-    assert len(set(twins.values())) == len(twins)
+def test_private_use_code_is_private_and_unique():
+    private_codes = {code: private_use_code(code) for code in SENDABLE if 1000 < code < 3000}
+    assert private_codes[1011] == 4011
+    assert private_codes[1013] == 4013
+    assert all(4000 <= twin <= 4999 for twin in private_codes.values())
+    assert len(set(private_codes.values())) == len(private_codes)
 
 
 @pytest.mark.parametrize("code", [1000, 3000, 4000, 4011, 4999])
-def test_a_code_that_every_server_sends_is_its_own_twin(code):
+def test_private_use_code_of_others_is_unchanged(code):
     assert private_use_code(code) == code
 
 

@@ -46,7 +46,7 @@ def test_processes_that_fail_in_the_same_millisecond_give_different_ids(monkeypa
     monkeypatch.setattr(error_identity.time, "time", lambda: 1_800_000_000.0)
     ids = set()
     for _ in range(200):
-        monkeypatch.setattr(error_identity, "_last", 0)  # as in a process that has just started
+        monkeypatch.setattr(error_identity, "_last_number", 0)  # as in a process that has just started
         ids.add(new_error_id())
     assert len(ids) > 190  # of 262 144
 

@@ -286,7 +286,7 @@ def test_a_mapping_to_1013_gives_a_hint_as_a_refusal_does(answer):
 
 @pytest.mark.parametrize("answer", ["4000", True, 4000.0, b"", object(), ValueError("returned")])
 def test_a_function_that_returns_nonsense_is_told_so(answer):
-    with pytest.raises(TypeError, match="KeyError: give a close code"):
+    with pytest.raises(TypeError, match="exceptions must give a sendable close code"):
         close_of(KeyError(), {KeyError: lambda _error: answer})
 
 
@@ -505,7 +505,7 @@ async def test_a_repair_is_reported_once_for_each_gate(caplog):
     ]
     records = [record for record in caplog.records if "repaired" in vars(record)["event.name"]]
     assert [record.levelname for record in records] == ["WARNING"] * 2
-    assert "the gate rooms closed with cause='room 0', which may not be sent; sent 1013 " in records[0].message
+    assert "gate rooms closed with cause='room 0', which must not be sent; sent 1013 " in records[0].message
 
 
 @pytest.mark.anyio

@@ -202,7 +202,7 @@ async def test_a_code_that_is_none_is_logged_by_its_kind(caplog, code):
 
     peer = await Peer().visit(CloseCodeMiddleware(app, Guard(Settings())))
     assert peer.closed[0] == 1011
-    assert "which may not be sent; sent 1011" in caplog.text
+    assert "which must not be sent; sent 1011" in caplog.text
     assert SECRET not in caplog.text
 
 

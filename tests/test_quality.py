@@ -1,10 +1,14 @@
 """The checks that a contributor runs."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+PACKAGE = Path(__file__).parents[1] / "asgi_closecodes"
 
 
 @pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
@@ -23,3 +27,29 @@ def test_imports_point_down():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+READ = (
+    *("logs", "cli", "telemetry", "status", "settings"),
+    *("addresses.py", "bounds.py", "codes.py", "error_identity.py", "events.py", "exceptions.py", "naming.py"),
+    *("__init__.py", "../demo_app"),
+)
+"""Parts of the package whose prose was read by the rules; add yours."""
+
+
+@pytest.mark.parametrize("part", READ)
+def test_docstring_opens_with_a_verb_or_a_noun(part):
+    """Docstrings that open with a question word announce their content instead of giving it."""
+    path = PACKAGE / part
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    opening = re.compile(r"(what|how|where|who|whose)\b", re.IGNORECASE)
+    assert files
+    assert [text for file in files for text in _docstrings(file) if opening.match(text)] == []
+
+
+def _docstrings(file):
+    """Yield the docstrings of a file, those of attributes too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield text

@@ -1,4 +1,4 @@
-"""The command ``asgi-closecodes``; it needs the extra ``cli``, and says so where it is missing."""
+"""Command ``asgi-closecodes``; it needs the extra ``cli``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ except ModuleNotFoundError as missing:
         raise
 
     def main() -> int:
-        """Say what is missing."""
-        print("asgi-closecodes: click and rich are missing; pip install 'asgi-closecodes[cli]'", file=sys.stderr)  # noqa: T201
+        """Print the missing packages."""
+        print("asgi-closecodes needs click and rich: pip install 'asgi-closecodes[cli]'", file=sys.stderr)  # noqa: T201
         return 2

@@ -1,4 +1,4 @@
-"""``asgi-closecodes cluster``: who holds what of a cluster limit, read from its Redis."""
+"""``asgi-closecodes cluster``: state of a cluster limit, read from its Redis."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from asgi_closecodes.gates.cluster import RedisStore, State
 
 @click.group()
 def cluster() -> None:
-    """Look at the limits that many processes share."""
+    """Inspect cluster limits."""
 
 
 @cluster.command()
 @click.option(
-    "--redis-url", envvar="CLOSECODES_REDIS_URL", required=True, help="As in the setting; or CLOSECODES_REDIS_URL."
+    "--redis-url", envvar="CLOSECODES_REDIS_URL", required=True, help="The setting redis_url; or CLOSECODES_REDIS_URL."
 )
-@click.option("--name", envvar="CLOSECODES_CLUSTER_NAME", default="default", show_default=True, help="cluster_name")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option(
+    "--name", envvar="CLOSECODES_CLUSTER_NAME", default="default", show_default=True, help="The setting cluster_name."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(redis_url: str, name: str, as_json: bool) -> None:
-    """Show the workers of a limit, what each holds and uses, and when each was heard of last."""
+    """Show the workers of a limit: permits used and granted, and last sync."""
     try:
         store = RedisStore(redis_url, name, timeout=5.0)
     except ValueError as error:
@@ -33,13 +35,13 @@ def status(redis_url: str, name: str, as_json: bool) -> None:
     try:
         state = asyncio.run(_state_of(store))
     except Exception as error:
-        raise click.ClickException(f"the Redis cannot be asked: {store.describe_error(error)}") from None
+        raise click.ClickException(f"Redis is unreachable: {store.describe_error(error)}") from None
     if as_json:
         click.echo(json.dumps(asdict(state)))
     elif state.workers:
         _show(state, name)
     else:
-        click.echo(f"nobody holds anything of the cluster limit {name}")
+        click.echo(f"no worker has permits of cluster limit {name}")
 
 
 async def _state_of(store: RedisStore) -> State:
@@ -62,4 +64,4 @@ def _show(state: State, name: str) -> None:
     console = Console()
     console.print(table)
     if state.learning:
-        console.print(f"learning: nobody gets more for {state.learning:.1f} s, since the Redis lost what it knew")
+        console.print(f"relearning: Redis has lost its data and grants nothing more for {state.learning:.1f} s")

@@ -1,4 +1,4 @@
-"""The group of all commands, each of which is imported when it is asked for, and how commands end."""
+"""Group of all commands, imported on demand, and exit statuses."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import click
 
 COMMANDS = {
-    "cluster": "who holds what of a limit that many processes share",
-    "logs": "errors, closes and single records out of log files",
+    "cluster": "show the state of cluster limits",
+    "logs": "find errors, closes and records in log files",
 }
-"""For each module of this package that has a command of its name: what it is about."""
+"""Help text by command; each is a module of this package."""
 
 FOUND = 0
 NOTHING_FOUND = 1
 UNUSABLE = 2
-"""A usage error, or a file that cannot be read. click ends with the same for wrong options."""
+"""Usage error or unreadable file; click exits with the same status for wrong options."""
 INTERRUPTED = 130
 
 
 class _Commands(click.Group):
-    """Commands that are imported late: ``--help`` and completion are quick, and an extra is needed only for its own."""
+    """Import commands on demand: ``--help`` and completion stay fast, and each extra is needed only by its command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -47,8 +47,8 @@ class _Commands(click.Group):
                 return super().invoke(ctx)
             finally:
                 sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output has seen enough, as head does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would flush, and complain
+        except BrokenPipeError:  # the reader stopped early, as head does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails
             ctx.exit(FOUND)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
@@ -57,4 +57,4 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="asgi-closecodes")
 def commands() -> None:
-    """Close codes for ASGI WebSockets: what the server closed, refused and logged."""
+    """Inspect close codes, refusals and errors of ASGI WebSockets."""

@@ -1,4 +1,4 @@
-"""What commands print: text that cannot drive a terminal, tables, bars over time, and progress on stderr."""
+"""Output of commands: text without terminal control sequences, tables, bars over time, progress on stderr."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .logs.record import COLOUR, Record
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*%@"
-_UNNOTICED = 1.0
-"""Seconds that a command may take before it shows its progress."""
-_WIDE = 100_000
+_SHOW_PROGRESS_AFTER_S = 1.0
+"""Commands that take longer show their progress."""
+_UNLIMITED_COLUMNS = 100_000
 
 
 def has_colours() -> bool:
-    """Whether stdout is a terminal that shows colours, and they are wanted (https://no-color.org)."""
+    """Whether stdout is a terminal with colours, and ``NO_COLOR`` is not set (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -40,32 +40,32 @@ def write(*lines: str) -> None:
 
 
 def write_list(start: str, name: str, items: Iterable[str]) -> None:
-    """Print the JSON object ``start`` with a list of that ``name`` at its end, one item after the other."""
+    """Print the JSON object ``start`` with a final list ``name``, item by item."""
     sys.stdout.write(f'{start[:-1]}, "{name}": [')
     for number, item in enumerate(items):
         sys.stdout.write(f", {item}" if number else item)
     sys.stdout.write("]}\n")
 
 
-def complain(*lines: str) -> None:
-    """Print lines to stderr, each with the name of the command, and with nothing that drives the terminal."""
+def write_errors(*lines: str) -> None:
+    """Print escaped lines to stderr, each prefixed with the name of the command."""
     _write(sys.stderr, (f"asgi-closecodes: {one_line(line)}" for line in lines))
 
 
 def _write(stream: TextIO, lines: Iterable[str]) -> None:
     encoding = stream.encoding or "utf-8"
-    # What the encoding cannot express is escaped.
+    # Characters outside of the encoding are escaped.
     stream.writelines(line.encode(encoding, "backslashreplace").decode(encoding) + "\n" for line in lines)
 
 
 def render(renderable: RenderableType) -> None:
-    """Print a table or a text of rich, as wide as it likes where no terminal limits it."""
+    """Print a rich table or text; its width is limited only by a terminal."""
     terminal = sys.stdout.isatty()
     console = Console(
         file=io.StringIO(),
         force_terminal=terminal,
         color_system="auto" if has_colours() else None,
-        width=None if terminal else _WIDE,
+        width=None if terminal else _UNLIMITED_COLUMNS,
         highlight=False,
         markup=False,
         emoji=False,
@@ -76,7 +76,7 @@ def render(renderable: RenderableType) -> None:
 
 
 def table(*columns: str, rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table without lines; a column whose name begins with ">" is one of numbers."""
+    """Return a table without lines. Columns whose name begins with ">" are right-aligned."""
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
         made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
@@ -86,34 +86,34 @@ def table(*columns: str, rows: Iterable[Sequence[str]]) -> Table:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without the colours it came with, and with everything else escaped that drives a terminal."""
+    """Return ``text`` without its colours, and with other control characters escaped."""
     return one_line(COLOUR.sub("", text))
 
 
 def record_line(record: Record) -> str:
-    """Return a record of a log as one line for people."""
+    """Return a log record as one readable line."""
     level = (record.level or ("error" if record.is_error else "")).upper()
     keys = {key: record.text(key) for key in ("closecodes.session.id", "client.address") if record.text(key)}
     return console_line(at(record.time, precise=True), level, record.message, keys, colours=has_colours())
 
 
 def styled(style: str, text: str) -> str:
-    """Return ``text`` in an ANSI style, such as "31" for red, where stdout has colours."""
+    """Return ``text`` in an ANSI style, such as "31" for red, if stdout has colours."""
     return painted(style, text, colours=has_colours())
 
 
 def plural(count: int, what: str) -> str:
-    """Return how many of something there are."""
+    """Return ``count`` and the noun in singular or plural."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def safe(text: object, style: str = "") -> Text:
-    """Return ``text`` as one line that does nothing to a terminal, and that rich takes literally."""
+    """Return ``text`` as one escaped line, without rich markup."""
     return Text(one_line(str(text)), style=style)
 
 
 def bars(counts: Sequence[int]) -> str:
-    """Return one character a count: a column whose height is the count's share of the largest."""
+    """Return a bar chart, one character a count, relative to the largest count."""
     try:
         _BARS.encode(sys.stdout.encoding or "utf-8")
         levels = _BARS
@@ -124,7 +124,7 @@ def bars(counts: Sequence[int]) -> str:
 
 
 def at(moment: float | None, *, precise: bool = False) -> str:
-    """Return a time of this place for people."""
+    """Return a readable local time."""
     if moment is None:
         return "unknown time"
     text = dt.datetime.fromtimestamp(moment, dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")
@@ -132,7 +132,7 @@ def at(moment: float | None, *, precise: bool = False) -> str:
 
 
 def between(first: float, last: float) -> str:
-    """Return a stretch of time for people."""
+    """Return a readable period."""
     if first > last:
         return "at unknown times"
     start, end = at(first), at(last)
@@ -142,14 +142,14 @@ def between(first: float, last: float) -> str:
 
 
 def iso(moment: float) -> str | None:
-    """Return a time for machines, or None if it is infinitely far away."""
+    """Return a time as ISO 8601, or None if it is infinite."""
     if math.isinf(moment):
         return None
     return dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def stretch(seconds: int) -> str:
-    """Return a duration for people."""
+def format_duration(seconds: int) -> str:
+    """Return a readable duration."""
     for unit, name in ((86_400, "day"), (3600, "h"), (60, "min")):
         if seconds >= unit:
             count = seconds // unit
@@ -159,20 +159,20 @@ def stretch(seconds: int) -> str:
 
 @contextlib.contextmanager
 def progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Show on stderr, if that is a terminal, how much of ``size`` was read, once it takes noticeably long."""
+    """Show progress on stderr if it is a terminal and reading ``size`` bytes takes long."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda _: None
         return
     columns = TextColumn(what), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    shown_from = time.monotonic() + _UNNOTICED
+    show_after = time.monotonic() + _SHOW_PROGRESS_AFTER_S
     task = bar.add_task(what, total=None)
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        if time.monotonic() > shown_from:
+        if time.monotonic() > show_after:
             bar.start()
             bar.update(task, completed=done, total=max(size, done))
 

@@ -20,7 +20,7 @@ from asgi_closecodes.gates.base import as_gate, name_gates
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session, session_of
-from asgi_closecodes.settings import Settings, checked_change, no_settings_of_its_own, unknown_settings
+from asgi_closecodes.settings import Settings, checked_change, reject_misplaced_settings, unknown_settings
 from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import TokenBucket
 
@@ -55,7 +55,7 @@ class Guard:
     :raises TypeError: if ``settings`` or ``gate`` are none, an observer cannot be called, or settings are given here.
     """
 
-    @no_settings_of_its_own
+    @reject_misplaced_settings
     def __init__(
         self,
         settings: Settings | None = None,
@@ -86,7 +86,7 @@ class Guard:
         self._saturation = Saturation(self.report)
         # Weak, since what is left to be said at the exit of the process should not keep the guard.
         self._logs = LogObserver(report=weak(self.report))
-        weakref.finalize(self, self._logs.sum_up, now=True)
+        weakref.finalize(self, self._logs.flush_summaries, now=True)
         own: dict[events.Observer, Iterable[type]] = {
             self._tally: Tally.COUNTED,
             self._logs: LogObserver.WRITTEN,
@@ -142,7 +142,7 @@ class Guard:
         shedders = round_shedders(working, self._shedding.round_shedders, self.sessions, self.report)
         for gate in working:
             gate.attach(self.report)
-        self._logs.follow(
+        self._logs.configure(
             path=settings.log_path,
             client=settings.log_client,
             burst=settings.log_burst,
@@ -339,14 +339,14 @@ class Guard:
         self._arrive(loop)
         is_first = self._loops.begin_lifespan(loop)
         unused.tell()
-        self._logs.tell_limits()
+        self._logs.log_limits()
         self._ticker.start_if_needed()
         try:
             with sigterm.drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
                 yield
         finally:
             if self._loops.end_lifespan(loop):
-                self._logs.sum_up(now=True)
+                self._logs.flush_summaries(now=True)
                 await stop_all(self._working_gates, self._dispatcher)
 
     def may_be_unused(self) -> None:
@@ -367,7 +367,12 @@ class Guard:
         logs, shedding, dispatcher = self._logs, self._shedding, self._dispatcher
         return (
             Job("lost sessions", self._drop_lost, None),
-            Job("logs", logs.sum_up, lambda: logs.has_unsaid, finish=lambda: logs.sum_up(now=True)),
+            Job(
+                "logs",
+                logs.flush_summaries,
+                lambda: logs.has_pending_summaries,
+                finish=partial(logs.flush_summaries, now=True),
+            ),
             Job("saturation", self._saturation.look, lambda: self._saturation.is_watched),
             Job("loop lag", self._lag.sample, None, finish=self._lag.stop),
             Job("gates", shedding.sample, shedding.is_watched, finish=shedding.pause),

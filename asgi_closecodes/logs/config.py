@@ -1,4 +1,4 @@
-"""Two ways to have the records written: a call, and a configuration for ``logging.config.dictConfig``."""
+"""Logging configuration: a call, and a dictionary for ``logging.config.dictConfig``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Literal, TextIO
 from asgi_closecodes.naming import shown
 
 from .formatters import ConsoleFormatter, JsonFormatter
-from .observer import tell_limits
+from .observer import log_limits
 from .redaction import RedactPaths
 
 UVICORN = ("uvicorn.error", "uvicorn.access")
-"""The loggers in whose records uvicorn prints query strings."""
+"""Loggers of uvicorn whose records contain query strings."""
 
 LOGGING: dict[str, Any] = {
     "version": 1,
@@ -33,13 +33,13 @@ LOGGING: dict[str, Any] = {
 }
 """For :func:`logging.config.dictConfig`: all records of the process as JSON lines on stderr.
 
-The files ``uvicorn.json`` and ``uvicorn.yaml`` beside this module say the same, for ``uvicorn --log-config``;
-``python -m asgi_closecodes.logs`` prints where they are.
+``uvicorn.json`` and ``uvicorn.yaml`` beside this module do the same for ``uvicorn --log-config``.
+``python -m asgi_closecodes.logs`` prints their paths.
 """
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Told from handlers of the application, so that a second call replaces the first one's."""
+    """Marks the handler of an earlier call, which the next call replaces."""
 
 
 def configure_logging(
@@ -49,22 +49,22 @@ def configure_logging(
     stream: TextIO | None = None,
     logger: str = "asgi_closecodes",
 ) -> None:
-    """Write the records of ``logger`` to ``stream``. Calling it again replaces what it set before.
+    """Write the records of ``logger`` to ``stream``. A second call replaces the first.
 
-    Limits that were set before are written now. The paths in uvicorn's own records lose their query strings, see
+    Limits that were set earlier are logged now. uvicorn's own records lose their query strings, see
     :class:`RedactPaths`.
 
     :param format: ``json``, ``console``, or ``auto``: the console form on a terminal, else JSON.
-    :param level: the least severe level to write, by name or number.
-    :param stream: by default ``sys.stderr`` as it is now.
-    :param logger: the logger's name; "" is the root, for all of the process's records.
-    :raises ValueError: for a format or a level that does not exist.
+    :param level: the lowest level to write, by name or number.
+    :param stream: ``sys.stderr`` by default.
+    :param logger: the logger's name; "" is the root logger, for all records of the process.
+    :raises ValueError: if the format or the level is unknown.
     """
     stream = sys.stderr if stream is None else stream
     if format not in {"auto", "json", "console"}:
-        raise ValueError(f"format={shown(format)} is not known; use 'auto', 'json' or 'console'")
+        raise ValueError(f"format must be 'auto', 'json' or 'console', not {shown(format)}")
     if isinstance(level, str) and level.upper() not in logging.getLevelNamesMapping():
-        raise ValueError(f"level={shown(level)} is not known; use one of {', '.join(logging.getLevelNamesMapping())}")
+        raise ValueError(f"level must be one of {', '.join(logging.getLevelNamesMapping())}, not {shown(level)}")
     terminal = stream.isatty()
     handler = _Handler(stream)
     if format == "json" or (format == "auto" and not terminal):
@@ -77,9 +77,9 @@ def configure_logging(
     target.addHandler(handler)
     target.setLevel(level.upper() if isinstance(level, str) else level)
     if logger:
-        target.propagate = False  # or a configured root logger would write every record a second time
+        target.propagate = False  # a configured root logger would write each record again
     for name in UVICORN:
         theirs = logging.getLogger(name)
         if not any(isinstance(kept, RedactPaths) for kept in theirs.filters):
             theirs.addFilter(RedactPaths())
-    tell_limits()
+    log_limits()

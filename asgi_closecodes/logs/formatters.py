@@ -1,6 +1,6 @@
-"""Records to text: a JSON line for machines, a readable form for people at a terminal.
+"""Formatters: a JSON line for machines, readable text for a terminal.
 
-Both write any logger's records. Neither lets text from outside forge a line, or prints local variables.
+Both format any logger's records. Text from outside cannot forge a line; local variables are never printed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from asgi_closecodes.error_identity import is_library, type_name
 from .redaction import one_line
 from .stack_traces import Error, stack_trace
 
-_MOST_NOTES = 16
-_NOTE_BYTES = 2 * 1024
+_MAX_NOTES = 16
+_MAX_NOTE_BYTES = 2 * 1024
 
 
 def _capped(text: str, size: int = 32 * 1024) -> str:
-    """Return at most ``size`` bytes of ``text``: a quarter from its start, and the end, where the error is."""
+    """Return at most ``size`` bytes of ``text``: a quarter from its start, the rest from its end."""
     raw = text.encode("utf-8", "backslashreplace")
     if len(raw) <= size:
         return text
@@ -40,8 +40,8 @@ def _notes_of(error: BaseException) -> list[str]:
     try:
         notes = list(getattr(error, "__notes__", ()))
     except Exception:
-        return []  # it is no list, or raises
-    return [_capped(_text_of(note), _NOTE_BYTES) for note in notes[:_MOST_NOTES]]
+        return []  # not a list, or it raises
+    return [_capped(_text_of(note), _MAX_NOTE_BYTES) for note in notes[:_MAX_NOTES]]
 
 
 def _text_of(value: object) -> str:
@@ -59,12 +59,12 @@ _NO_EXTRAS = frozenset({*vars(logging.makeLogRecord({})), "asctime", "color_mess
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of JSON a record.
+    """Format each record as one line of JSON.
 
-    Beside the extras it has ``timestamp`` (RFC 3339, UTC), ``level`` (lower case), ``logger``, ``message``,
-    ``process.pid``, and for an exception ``exception.type``, ``.message``, ``.stacktrace`` (at most 32 KiB) and
-    ``.notes``. A dictionary that is logged instead of a message counts as extras. What JSON cannot hold is written as
-    text.
+    Keys besides the extras: ``timestamp`` (RFC 3339, UTC), ``level`` (lower case), ``logger``, ``message`` and
+    ``process.pid``. An exception adds ``exception.type``, ``.message``, ``.stacktrace`` (at most 32 KiB) and
+    ``.notes``. A dictionary that is logged instead of a message counts as extras. Values that JSON cannot hold are
+    written as text.
     """
 
     def __init__(self) -> None:
@@ -87,11 +87,11 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             fields["stack_info"] = record.stack_info
         fields |= {key: value for key, value in vars(record).items() if _is_extra(key)}
-        fields |= fixed  # an extra of the same name does not get to say who speaks, and when
+        fields |= fixed  # extras must not overwrite the logger or the time
         fields |= _exception_fields(record)
         try:
             return _encoded(fields)
-        except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no string, a loop
+        except (TypeError, ValueError, RecursionError):  # NaN, a key that is not a string, a cycle
             return _encoded({_text_of(key): _plain(value) for key, value in fields.items()})
 
 
@@ -128,9 +128,9 @@ _SHOWN = {"session": "closecodes.session.id", "client": "client.address"}
 
 
 class ConsoleFormatter(logging.Formatter):
-    """One line a record, and the indented stack trace below it, the frames of libraries dimmed.
+    """Format each record as one line, with its indented stack trace below; library frames are dimmed.
 
-    :param colours: whether to use ANSI colours.
+    :param colours: use ANSI colours.
     """
 
     def __init__(self, *, colours: bool = False) -> None:
@@ -138,7 +138,7 @@ class ConsoleFormatter(logging.Formatter):
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the lines for ``record``."""
+        """Return ``record`` as one line, and its stack trace."""
         error = _error_of(record)
         traces = (stack_trace(error) if error is not None else record.exc_text, record.stack_info)
         time = dt.datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -149,7 +149,7 @@ class ConsoleFormatter(logging.Formatter):
 
 
 def console_line(time: str, level: str, message: str, keys: Mapping[str, object], *, colours: bool = False) -> str:
-    """Return one line for people. Nothing in it drives a terminal but the ``colours``."""
+    """Return one readable line. It contains no terminal control sequences besides ``colours``."""
     shown = [f"{name}={keys[key]}" for name, key in _SHOWN.items() if key in keys]
     details = painted("2", one_line("  " + " ".join(shown)), colours=colours) if shown else ""
     coloured_level = painted(_LEVEL_COLOURS.get(level, "0"), f"{one_line(level):<8}", colours=colours)
@@ -157,7 +157,7 @@ def console_line(time: str, level: str, message: str, keys: Mapping[str, object]
 
 
 def trace_lines(trace: str, *, colours: bool = False) -> Iterator[str]:
-    """Yield the lines of a stack trace, indented, and with ``colours`` the frames of libraries dimmed."""
+    """Yield the indented lines of a stack trace; ``colours`` dims library frames."""
     dimmed = False
     for line in trace.rstrip("\n").split("\n"):
         if frame := _FRAME.match(line):
@@ -168,5 +168,5 @@ def trace_lines(trace: str, *, colours: bool = False) -> Iterator[str]:
 
 
 def painted(colour: str, text: str, *, colours: bool) -> str:
-    """Return ``text`` in an ANSI colour, such as "31", if there are ``colours``."""
+    """Return ``text`` in an ANSI colour, such as "31", if ``colours`` is set."""
     return f"\x1b[{colour}m{text}\x1b[0m" if colours else text

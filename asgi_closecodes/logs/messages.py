@@ -1,4 +1,4 @@
-"""The log line of each event: its name, its logger, its level, its words and its keys."""
+"""Log records of events: name, logger, level, message and keys."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ _CONFIG = logging.getLogger("asgi_closecodes.config")
 Sampler: TypeAlias = Literal["error", "refusal", "saturation"]
 
 SUMMARIES: dict[Sampler, str] = {sampler: f"closecodes.{sampler}s.suppressed" for sampler in get_args(Sampler)}
-"""The names of the records that sum up what was counted instead of written."""
+"""Event names of summaries of suppressed records."""
 
 SUPPRESSED: dict[Sampler, str] = {sampler: f"closecodes.{sampler}.suppressed" for sampler in get_args(Sampler)}
-"""The keys of their counts."""
+"""Keys of the counts of suppressed records."""
 
 
 class Line(NamedTuple):
-    """The log line of one kind of event."""
+    """Log record of one class of events."""
 
     name: str
     logger: logging.Logger
     level: int | Callable[[Any], int]
     sampler: Sampler | None
-    """Which of the samplers may have it counted instead of written."""
-    by: Callable[[Any], Hashable]
-    """Returns what is equal for events of which a few are as good as all."""
+    """Sampler that may suppress it; None writes every record."""
+    group_by: Callable[[Any], Hashable]
+    """Return a key that is equal for events of one kind, see :class:`LogSampler`."""
     keys: tuple[str, ...]
-    """Keys that each record has."""
+    """Keys that every record has."""
     describe: Callable[[Any, Redactor], Message]
 
     def level_of(self, event: events.Event) -> int:
-        """Return the level of the record of ``event``."""
+        """Return the log level of ``event``."""
         return self.level(event) if callable(self.level) else self.level
 
 
 LINES: dict[type[events.Event], Line] = {}
-"""The lines of the events that are logged, by their class."""
+"""Log records by class of event."""
 
 
 class Message(NamedTuple):
-    """Content of a record: a message, its arguments, and the keys; a key whose value is None is left out."""
+    """Message, arguments and keys of a record. Keys whose value is None are left out."""
 
     message: str
     arguments: tuple[object, ...]
@@ -64,10 +64,10 @@ class Message(NamedTuple):
 
 
 class Redactor:
-    """Keys of a session that may be logged.
+    """Redact the keys of a session.
 
-    :param path: ``url.path`` with what looks like a token masked, as it came, or not at all.
-    :param client: ``client.address`` whole, cut to its network, hashed, or not at all.
+    :param path: ``url.path`` with tokens masked, raw, or not at all.
+    :param client: ``client.address`` in full, truncated to its network, hashed, or not at all.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Redactor:
         self._client = client
 
     def path(self, session: events.SessionFacts) -> str | None:
-        """Return the path of ``session`` as it may be logged."""
+        """Return the redacted path of ``session``, or None."""
         match self._path:
             case "redacted":
                 return safe_path(session.path)
@@ -87,7 +87,7 @@ class Redactor:
                 return None
 
     def keys(self, session: events.SessionFacts) -> dict[str, Any]:
-        """Return the keys that all records of ``session`` have."""
+        """Return the keys of all records of ``session``."""
         address, port = session.client or (None, None)
         client = None if address is None else safe_client(str(address), self._client)
         return {
@@ -101,8 +101,8 @@ class Redactor:
         }
 
 
-def _place(session_keys: dict[str, Any]) -> str:
-    """Return where a session happens, for people: its route, else its path."""
+def _location(session_keys: dict[str, Any]) -> str:
+    """Return the route of a session, else its path."""
     route = session_keys["http.route"]
     return one_line(route) if route else session_keys["url.path"] or "unknown route"
 
@@ -117,7 +117,7 @@ def _close_text(close: Close | None) -> str:
     return "no close code" if close is None else f"close code {int(close.code)}"
 
 
-def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
+def _stats_keys(session: events.SessionFacts) -> dict[str, Any]:
     return {
         "closecodes.session.duration": round(session.duration, 6),
         "closecodes.session.messages.received": session.received,
@@ -127,7 +127,7 @@ def _course_keys(session: events.SessionFacts) -> dict[str, Any]:
 
 _SESSION_KEYS = ("closecodes.session.id", "url.scheme", "network.protocol.name")
 _CLOSE_KEYS = ("websocket.close.code", "websocket.close.reason")
-_COURSE_KEYS = (
+_STATS_KEYS = (
     "closecodes.session.duration",
     "closecodes.session.messages.received",
     "closecodes.session.messages.sent",
@@ -143,20 +143,23 @@ def _record(
     level: int | Callable[[_Event], int],
     *,
     sampler: Sampler | None = None,
-    by: Callable[[_Event], Hashable] = lambda _event: None,
+    group_by: Callable[[_Event], Hashable] = lambda _event: None,
     keys: tuple[str, ...] = (),
 ) -> Callable[[_Describe[_Event]], _Describe[_Event]]:
-    """Register the decorated function as what says the words and the keys of an event's record; see :class:`Line`."""
+    """Register a function that returns the message and the keys of an event; see :class:`Line`."""
 
     def register(describe: _Describe[_Event]) -> _Describe[_Event]:
-        LINES[kind] = Line(kind.event_name, logger, level, sampler, by, keys, describe)
+        LINES[kind] = Line(kind.event_name, logger, level, sampler, group_by, keys, describe)
         return describe
 
     return register
 
 
 def _severity(event: events.SessionRefused | events.SessionShed) -> int:
-    """Return WARNING where the process lacks something, INFO for one client's limit and for a drain."""
+    """Return WARNING for limits of the process, INFO for those of one client and for a drain.
+
+    Only the limits of the process need the operator.
+    """
     return logging.WARNING if event.is_overload else logging.INFO
 
 
@@ -165,10 +168,10 @@ def _severity(event: events.SessionRefused | events.SessionShed) -> int:
     _ERROR,
     logging.ERROR,
     sampler="error",
-    by=lambda event: event.fingerprint,
+    group_by=lambda event: event.fingerprint,
     keys=(
         *_SESSION_KEYS,
-        *_COURSE_KEYS,
+        *_STATS_KEYS,
         "websocket.close.sent",
         "closecodes.error.id",
         "closecodes.error.fingerprint",
@@ -179,24 +182,24 @@ def _session_failed(event: events.SessionFailed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     kind = type_name(type(event.exception))
     keys = {
-        # The most telling ones first: Sentry keeps ten.
+        # The most important first: Sentry keeps ten.
         "closecodes.error.id": event.error_id,
         "closecodes.error.fingerprint": event.fingerprint,
         "closecodes.error.phase": event.session.phase,
         **_close_keys(event.close),
         "websocket.close.sent": event.close_sent,
         **session,
-        **_course_keys(event.session),
+        **_stats_keys(event.session),
     }
     source = " (out of another session's socket)" if event.of_another_session else ""
     message = "%s%s in the WebSocket handler of %s; %s; ref=%s"
-    return Message(message, (kind, source, _place(session), _close_text(event.close), event.error_id), keys)
+    return Message(message, (kind, source, _location(session), _close_text(event.close), event.error_id), keys)
 
 
 @_record(events.RouteNotFound, SESSION, logging.INFO, sampler="refusal", keys=(*_SESSION_KEYS,))
 def _route_not_found(event: events.RouteNotFound, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    return Message("no route for %s", (_place(session),), session)
+    return Message("no route for %s", (_location(session),), session)
 
 
 @_record(
@@ -204,19 +207,19 @@ def _route_not_found(event: events.RouteNotFound, redactor: Redactor) -> Message
     _ERROR,
     logging.WARNING,
     sampler="error",
-    by=lambda event: (event.session.route, event.exception and type_name(type(event.exception))),
+    group_by=lambda event: (event.session.route, event.exception and type_name(type(event.exception))),
     keys=(*_SESSION_KEYS, *_CLOSE_KEYS, "websocket.close.sent"),
 )
 def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     if event.exception is None:
-        problem = "the server did not take it in time: the peer does not read"
+        problem = "the server timed out: the peer does not read"
     else:
         problem = f"the server raised {type_name(type(event.exception))}"
     keys = {**session, **_close_keys(event.close), "websocket.close.sent": False}
     return Message(
         "close code %d could not be sent for %s: %s",
-        (event.close.code, _place(session), problem),
+        (event.close.code, _location(session), problem),
         keys,
     )
 
@@ -226,16 +229,16 @@ def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
     _ERROR,
     logging.WARNING,
     sampler="error",
-    by=lambda event: event.gate or event.session.route,
+    group_by=lambda event: event.gate or event.session.route,
     keys=(*_SESSION_KEYS, *_CLOSE_KEYS),
 )
 def _close_repaired(event: events.CloseRepaired, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    who = f"the handler of {_place(session)}" if event.gate is None else f"the gate {event.gate}"
-    # Of a refusal it is a text of ours.
+    who = f"the handler of {_location(session)}" if event.gate is None else f"gate {event.gate}"
+    # For a refusal it is already a safe text.
     asked = event.asked if event.gate is not None and isinstance(event.asked, str) else shown(event.asked)
     return Message(
-        "%s closed with %s, which may not be sent; sent %d %s instead",
+        "%s closed with %s, which must not be sent; sent %d %s instead",
         (who, one_line(asked), event.close.code, one_line(event.close.reason)),
         {**session, "closecodes.gate.name": event.gate, **_close_keys(event.close)},
     )
@@ -246,16 +249,16 @@ def _close_repaired(event: events.CloseRepaired, redactor: Redactor) -> Message:
     _ERROR,
     logging.ERROR,
     sampler="error",
-    by=lambda event: (event.gate, event.step, type_name(type(event.exception))),
+    group_by=lambda event: (event.gate, event.step, type_name(type(event.exception))),
     keys=(*_SESSION_KEYS, "closecodes.gate.name"),
 )
 def _gate_failed(event: events.GateFailed, redactor: Redactor) -> Message:
     if event.step == "release":
-        outcome = "its place may not be free again"
+        outcome = "its permit may leak"
     else:
-        outcome = "the session was admitted past it" if event.admitted else "the session was refused"
+        outcome = "the session was admitted" if event.admitted else "the session was refused"
     return Message(
-        "the gate %s failed (%s) with %s; %s",
+        "gate %s failed in %s with %s; %s",
         (event.gate, event.step, type_name(type(event.exception)), outcome),
         {**redactor.keys(event.session), "closecodes.gate.name": event.gate},
     )
@@ -266,7 +269,7 @@ def _gate_failed(event: events.GateFailed, redactor: Redactor) -> Message:
     _ERROR,
     logging.ERROR,
     sampler="error",
-    by=lambda event: (event.callback, type_name(type(event.exception))),
+    group_by=lambda event: (event.callback, type_name(type(event.exception))),
     keys=("closecodes.callback",),
 )
 def _callback_failed(event: events.CallbackFailed, redactor: Redactor) -> Message:
@@ -284,7 +287,7 @@ def _callback_failed(event: events.CallbackFailed, redactor: Redactor) -> Messag
     _ERROR,
     logging.ERROR,
     sampler="error",
-    by=lambda event: (event.task, type_name(type(event.exception))),
+    group_by=lambda event: (event.task, type_name(type(event.exception))),
 )
 def _background_failed(event: events.BackgroundFailed, _redactor: Redactor) -> Message:
     return Message("background work failed: %s", (event.task,), {})
@@ -293,7 +296,7 @@ def _background_failed(event: events.BackgroundFailed, _redactor: Redactor) -> M
 @_record(events.SensorUnknown, _GATE, logging.WARNING, keys=("closecodes.gate.cause",))
 def _sensor_unknown(event: events.SensorUnknown, _redactor: Redactor) -> Message:
     return Message(
-        "the sensor %s cannot be read (%s); it refuses nobody",
+        "sensor %s is unavailable: %s; its gate admits every session",
         (event.sensor, one_line(event.problem)),
         {"closecodes.gate.cause": event.sensor},
     )
@@ -304,7 +307,7 @@ def _sensor_unknown(event: events.SensorUnknown, _redactor: Redactor) -> Message
     _GATE,
     _severity,
     sampler="refusal",
-    by=lambda event: (event.gate, event.cause, event.mode == "shadow"),
+    group_by=lambda event: (event.gate, event.cause, event.mode == "shadow"),
     keys=(
         *_SESSION_KEYS,
         "closecodes.gate.name",
@@ -326,9 +329,11 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
         **session,
     }
     if event.mode == "shadow":
-        return Message("would have refused a session of %s: %s (%s)", (_place(session), event.gate, event.cause), keys)
+        return Message(
+            "would have refused a session of %s: %s (%s)", (_location(session), event.gate, event.cause), keys
+        )
     message = "refused a session of %s: %s (%s); retry after %.1f s"
-    return Message(message, (_place(session), event.gate, event.cause, event.retry_after), keys)
+    return Message(message, (_location(session), event.gate, event.cause, event.retry_after), keys)
 
 
 @_record(
@@ -336,12 +341,12 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
     _GATE,
     _severity,
     sampler="refusal",
-    by=lambda event: event.cause,
-    keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.gate.cause"),
+    group_by=lambda event: event.cause,
+    keys=(*_SESSION_KEYS, *_STATS_KEYS, "closecodes.gate.cause"),
 )
 def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    place = _place(session)
+    place = _location(session)
     what = f"drained a session of {place}" if event.cause == "drain" else f"shed a session of {place}: {event.cause}"
     hint = None if event.retry_after is None else round(event.retry_after, 1)
     return Message(
@@ -352,18 +357,18 @@ def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
             "closecodes.refusal.retry_after": hint,
             **_close_keys(event.close),
             **session,
-            **_course_keys(event.session),
+            **_stats_keys(event.session),
         },
     )
 
 
-@_record(events.SessionAbandoned, _GATE, logging.WARNING, sampler="refusal", keys=(*_SESSION_KEYS, *_COURSE_KEYS))
+@_record(events.SessionAbandoned, _GATE, logging.WARNING, sampler="refusal", keys=(*_SESSION_KEYS, *_STATS_KEYS))
 def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     return Message(
-        "a session of %s counts no more: the server still holds its connection %.1f s after the close",
-        (_place(session), event.after),
-        {**_close_keys(event.close), **session, **_course_keys(event.session)},
+        "abandoned a session of %s: the server still holds its connection %.1f s after the close",
+        (_location(session), event.after),
+        {**_close_keys(event.close), **session, **_stats_keys(event.session)},
     )
 
 
@@ -372,12 +377,12 @@ def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Me
     _GATE,
     logging.WARNING,
     sampler="saturation",
-    by=lambda event: (event.gate, event.cause),
+    group_by=lambda event: (event.gate, event.cause),
     keys=("closecodes.gate.name", "closecodes.gate.cause"),
 )
 def _gate_saturated(event: events.GateSaturated, _redactor: Redactor) -> Message:
     return Message(
-        "the gate %s refuses sessions (%s)",
+        "gate %s saturated: %s",
         (event.gate, event.cause),
         {
             "closecodes.gate.name": event.gate,
@@ -393,12 +398,12 @@ def _gate_saturated(event: events.GateSaturated, _redactor: Redactor) -> Message
     _GATE,
     logging.INFO,
     sampler="saturation",
-    by=lambda event: (event.gate, event.cause),
+    group_by=lambda event: (event.gate, event.cause),
     keys=("closecodes.gate.name", "closecodes.gate.cause", "closecodes.gate.refused", "closecodes.gate.duration"),
 )
 def _gate_recovered(event: events.GateRecovered, _redactor: Redactor) -> Message:
     return Message(
-        "the gate %s refuses nobody any more (%s); it refused %d in %.1f s",
+        "gate %s recovered: %s; it refused %d in %.1f s",
         (event.gate, event.cause, event.refused, event.duration),
         {
             "closecodes.gate.name": event.gate,
@@ -417,8 +422,8 @@ def _gate_recovered(event: events.GateRecovered, _redactor: Redactor) -> Message
 )
 def _shedding_futile(event: events.SheddingFutile, _redactor: Redactor) -> Message:
     return Message(
-        "the gate %s stops shedding (%s): %d sessions have left, and hardly anything came back; it goes on refusing; "
-        "look for a leak, or raise the limit",
+        "gate %s stopped shedding: %s; %d shed sessions freed hardly any memory; it keeps refusing new ones; "
+        "look for a leak or raise the limit",
         (event.gate, event.cause, event.shed),
         {
             "closecodes.gate.name": event.gate,
@@ -433,11 +438,11 @@ def _shedding_futile(event: events.SheddingFutile, _redactor: Redactor) -> Messa
 @_record(events.SessionOpened, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS,))
 def _session_opened(event: events.SessionOpened, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    return Message("opened %s", (_place(session),), session)
+    return Message("opened %s", (_location(session),), session)
 
 
 @_record(
-    events.SessionClosed, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS, *_COURSE_KEYS, "closecodes.session.closed_by")
+    events.SessionClosed, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS, *_STATS_KEYS, "closecodes.session.closed_by")
 )
 def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
@@ -445,10 +450,10 @@ def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
         "closecodes.session.closed_by": event.closed_by,
         **_close_keys(event.close),
         **session,
-        **_course_keys(event.session),
+        **_stats_keys(event.session),
     }
     code = "none" if event.close is None else str(int(event.close.code))
-    return Message("closed %s by the %s; close code %s", (_place(session), event.closed_by, code), keys)
+    return Message("closed %s by the %s; close code %s", (_location(session), event.closed_by, code), keys)
 
 
 @_record(events.DrainStarted, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.window"))
@@ -472,8 +477,7 @@ def _drain_finished(event: events.DrainFinished, _redactor: Redactor) -> Message
 @_record(events.SigtermDrainUnavailable, _CONFIG, logging.WARNING)
 def _sigterm_drain_unavailable(event: events.SigtermDrainUnavailable, _redactor: Redactor) -> Message:
     return Message(
-        "drain_on_sigterm has no effect: %s; drain before the signal instead, "
-        "from an endpoint that awaits guard.drain() and that preStop or ExecStop calls",
+        "drain_on_sigterm has no effect: %s; let preStop or ExecStop call an endpoint that awaits guard.drain()",
         (event.reason,),
         {},
     )
@@ -509,7 +513,7 @@ def _setting_ignored(event: events.SettingIgnored, _redactor: Redactor) -> Messa
 def _unknown_setting(event: events.UnknownSetting, _redactor: Redactor) -> Message:
     name = one_line(event.name)
     return Message(
-        "%s is no setting and was ignored%s",
+        "unknown setting %s was ignored%s",
         (name, f"; did you mean {event.nearest}?" if event.nearest else ""),
         {"closecodes.config.name": name},
     )
@@ -534,7 +538,7 @@ def _cluster_unreachable(event: events.ClusterUnreachable, _redactor: Redactor) 
         "closecodes.cluster.lease": round(event.lease, 1),
         "closecodes.cluster.fallback": event.fallback,
     }
-    message = "the Redis of the cluster limit %s is away: %s; the lease lasts %.1f s more, then fallback=%s"
+    message = "Redis of cluster limit %s is unreachable: %s; the lease ends in %.1f s, then fallback=%s"
     return Message(message, (event.name, problem, event.lease, event.fallback), keys)
 
 
@@ -543,7 +547,7 @@ def _cluster_unreachable(event: events.ClusterUnreachable, _redactor: Redactor) 
 )
 def _cluster_fallback(event: events.ClusterFallback, _redactor: Redactor) -> Message:
     return Message(
-        "the lease of the cluster limit %s has ended: fallback=%s until Redis is back",
+        "lease of cluster limit %s has ended: fallback=%s until Redis is reachable",
         (event.name, event.fallback),
         {"closecodes.cluster.name": event.name, "closecodes.cluster.fallback": event.fallback},
     )
@@ -557,7 +561,7 @@ def _cluster_fallback(event: events.ClusterFallback, _redactor: Redactor) -> Mes
 )
 def _cluster_recovered(event: events.ClusterRecovered, _redactor: Redactor) -> Message:
     return Message(
-        "the Redis of the cluster limit %s is back after %.1f s; %d syncs failed",
+        "Redis of cluster limit %s is reachable again after %.1f s; %d syncs failed",
         (event.name, event.duration, event.failures),
         {
             "closecodes.cluster.name": event.name,
@@ -572,7 +576,7 @@ def _cluster_recovered(event: events.ClusterRecovered, _redactor: Redactor) -> M
 )
 def _cluster_relearning(event: events.ClusterRelearning, _redactor: Redactor) -> Message:
     return Message(
-        "the Redis of the cluster limit %s has lost what it knew: nobody gets more places for %.1f s",
+        "Redis of cluster limit %s has lost its data: it grants no permits for %.1f s",
         (event.name, event.duration),
         {"closecodes.cluster.name": event.name, "closecodes.cluster.duration": round(event.duration, 1)},
     )
@@ -584,7 +588,7 @@ def _cluster_relearning(event: events.ClusterRelearning, _redactor: Redactor) ->
 def _cluster_misconfigured(event: events.ClusterMisconfigured, _redactor: Redactor) -> Message:
     problem = one_line(event.problem)
     return Message(
-        "the cluster limit %s: %s",
+        "cluster limit %s: %s",
         (event.name, problem),
         {"closecodes.cluster.name": event.name, "closecodes.cluster.problem": problem},
     )

@@ -1,7 +1,6 @@
-"""Events to log records: the message carries the essentials, flat dotted extras carry the rest.
+"""Log observer: writes events as records with a message and flat dotted extras.
 
-The exception travels as ``exc_info`` alone, so that each formatter and service renders it its own way. The keys are
-described by ``schema.json`` beside this file.
+The exception is in ``exc_info`` only: each formatter renders it its own way. ``schema.json`` describes the keys.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from asgi_closecodes.token_bucket import FixedWindow, TokenBucket, Unlimited
 
 from .messages import LINES, SESSION, SUMMARIES, SUPPRESSED, Line, Message, Redactor, Sampler
 from .redaction import one_line
-from .sampling import Storms
+from .sampling import LogSampler
 
-_ALMOST_NONE = 1e-9
-"""Records a minute where none are wanted after the burst: a TokenBucket of 0 lets no burst through either."""
+_MIN_PER_MINUTE = 1e-9
+"""Stands for 0 records a minute: a rate of 0 would block the burst too."""
 
 
-_MOST_REFUSALS = 64
-"""Kinds of refusals that are told apart: each may have five records in 10 s, and names from outside make kinds."""
+_MAX_REFUSAL_KINDS = 64
+"""Kinds of refusals with limits of their own, 5 records in 10 s each. Names from outside can create kinds."""
 
-_IN_SUMMARIES = (
+_SUMMARY_KEYS = (
     "closecodes.error.fingerprint",
     "closecodes.gate.name",
     "closecodes.gate.cause",
@@ -35,11 +34,11 @@ _IN_SUMMARIES = (
     "closecodes.callback",
     "websocket.close.code",
 )
-"""Keys of a record that the summary of its kind has too."""
+"""Keys that a summary copies from the first record of its kind."""
 
 
 class _Kind(NamedTuple):
-    """Content of the summary of records that were counted."""
+    """Content of a summary of suppressed records."""
 
     line: Line
     level: int
@@ -48,17 +47,17 @@ class _Kind(NamedTuple):
 
 
 class LogObserver:
-    """Writes each event to the standard library's logging, or counts it where there are too many of its kind.
+    """Log each event; count it instead when there are too many of its kind.
 
-    :param path: how ``url.path`` is logged: with what looks like a token masked, as it came, or not at all.
-    :param client: how ``client.address`` is logged: whole, cut to its network, hashed, or not at all.
-    :param burst: equal errors that are written at once, None for all; of all kinds together five times as many.
-    :param per_minute: equal errors that are written a minute after that, None for all; of all kinds 60 times as many.
-    :param report: told what was counted instead of written.
+    :param path: log ``url.path`` with tokens masked, raw, or not at all.
+    :param client: log ``client.address`` in full, truncated to its network, hashed, or not at all.
+    :param burst: equal errors written at once; five times as many of all kinds together. None writes all.
+    :param per_minute: equal errors written a minute after that; 60 times as many of all kinds. None writes all.
+    :param report: called with an event for each suppressed record.
     """
 
     WRITTEN = LINES.keys()
-    """The events that it is for."""
+    """Events that are logged."""
 
     def __init__(
         self,
@@ -71,16 +70,16 @@ class LogObserver:
     ) -> None:
         self._report = report
         self._limits: object = None
-        self._untold: events.LimitsChanged | None = None
-        _living.add(self)
-        self._storms: dict[Sampler, Storms[_Kind]] = {
-            "error": Storms(Unlimited),
-            "refusal": Storms(lambda: FixedWindow(5, 10.0), most=_MOST_REFUSALS),
-            "saturation": Storms(lambda: FixedWindow(5, 10.0), most=_MOST_REFUSALS),
+        self._pending_limits: events.LimitsChanged | None = None
+        _instances.add(self)
+        self._samplers: dict[Sampler, LogSampler[_Kind]] = {
+            "error": LogSampler(Unlimited),
+            "refusal": LogSampler(lambda: FixedWindow(5, 10.0), most=_MAX_REFUSAL_KINDS),
+            "saturation": LogSampler(lambda: FixedWindow(5, 10.0), most=_MAX_REFUSAL_KINDS),
         }
-        self.follow(path=path, client=client, burst=burst, per_minute=per_minute)
+        self.configure(path=path, client=client, burst=burst, per_minute=per_minute)
 
-    def follow(
+    def configure(
         self,
         *,
         path: Literal["redacted", "raw", "off"],
@@ -88,34 +87,35 @@ class LogObserver:
         burst: int | None,
         per_minute: float | None,
     ) -> None:
-        """Change how events are written; what was counted stays counted."""
+        """Change how events are written. Pending counts are kept."""
         self._redactor = Redactor(path, client)
         if self._limits == (burst, per_minute):
-            return  # what is left of them stays
+            return  # keep what is left of them
         self._limits = burst, per_minute
         if burst is None or per_minute is None:
-            self._storms["error"].limit(Unlimited)
+            self._samplers["error"].limit(Unlimited)
         else:
-            per_minute = max(per_minute, _ALMOST_NONE)
-            self._storms["error"].limit(lambda: TokenBucket(per_minute / 60, burst), TokenBucket(per_minute, burst * 5))
+            per_minute = max(per_minute, _MIN_PER_MINUTE)
+            overall = TokenBucket(per_minute, burst * 5)
+            self._samplers["error"].limit(lambda: TokenBucket(per_minute / 60, burst), overall)
 
     def forget(self) -> None:
-        """Begin anew, in a child process: what was counted is for the parent to write."""
-        for storms in self._storms.values():
-            storms.forget()
+        """Drop all counts in a child process: the parent writes them."""
+        for sampler in self._samplers.values():
+            sampler.forget()
 
     def __call__(self, event: events.Event) -> None:
-        """Write ``event``, or count it."""
+        """Write or count ``event``."""
         line = LINES.get(type(event))
         if type(event) is events.LimitsChanged and line is not None:
-            is_told = line.logger.isEnabledFor(line.level_of(event)) and line.logger.hasHandlers()
-            self._untold = None if is_told else event
+            is_written = line.logger.isEnabledFor(line.level_of(event)) and line.logger.hasHandlers()
+            self._pending_limits = None if is_written else event
         if line is None or not line.logger.isEnabledFor(level := line.level_of(event)):
             return
         suppressed: dict[str, Any] = {}
         if line.sampler is not None:
-            count = self._storms[line.sampler].take(
-                (line.name, line.by(event)), lambda: self._described(event, line, level)
+            count = self._samplers[line.sampler].check(
+                (line.name, line.group_by(event)), lambda: self._describe(event, line, level)
             )
             if count is None:
                 if self._report is not None:
@@ -126,57 +126,57 @@ class LogObserver:
         message.keys.update(suppressed)
         _log(line.logger, level, line.name, message, getattr(event, "exception", None))
 
-    def tell_limits(self) -> None:
-        """Write the limits that were set before logging was configured to write them."""
-        if self._untold is not None:
-            self(self._untold)
+    def log_limits(self) -> None:
+        """Log the limits if they could not be logged when they were set."""
+        if self._pending_limits is not None:
+            self(self._pending_limits)
 
     @property
     def is_detailed(self) -> bool:
-        """Whether it is written how each session goes, and not only what is wrong."""
+        """Whether every session is logged, not only problems."""
         return SESSION.isEnabledFor(logging.DEBUG)
 
     @property
-    def has_unsaid(self) -> bool:
-        """Whether there are counts for :meth:`sum_up` to write."""
-        return any(storms.has_unsaid for storms in self._storms.values())
+    def has_pending_summaries(self) -> bool:
+        """Whether :meth:`flush_summaries` has counts to write."""
+        return any(sampler.has_pending_summaries for sampler in self._samplers.values())
 
-    def sum_up(self, *, now: bool = False) -> None:
-        """Write what was counted instead of written.
+    def flush_summaries(self, *, now: bool = False) -> None:
+        """Write the counts of suppressed records.
 
-        :param now: at once; else when it is 30 s old.
+        :param now: do not wait until they are 30 s old.
         """
-        for sampler, storms in self._storms.items():
-            for kind, is_rest, count in storms.summary(now=now):
+        for name, sampler in self._samplers.items():
+            for kind, is_rest, count in sampler.flush(now=now):
                 keys = {
                     "closecodes.suppressed.event": kind.line.name,
-                    SUPPRESSED[sampler]: count,
+                    SUPPRESSED[name]: count,
                     **({} if is_rest else kind.keys),
                 }
                 what = "other kinds of " + kind.line.name if is_rest else kind.first
-                summary = Message("%d more were counted, not written: %s", (count, what), keys)
-                _log(kind.line.logger, kind.level, SUMMARIES[sampler], summary)
+                summary = Message("suppressed %d more: %s", (count, what), keys)
+                _log(kind.line.logger, kind.level, SUMMARIES[name], summary)
 
-    def _described(self, event: events.Event, line: Line, level: int) -> _Kind:
+    def _describe(self, event: events.Event, line: Line, level: int) -> _Kind:
         message, arguments, keys = line.describe(event, self._redactor)
-        return _Kind(line, level, message % arguments, {key: keys[key] for key in _IN_SUMMARIES if key in keys})
+        return _Kind(line, level, message % arguments, {key: keys[key] for key in _SUMMARY_KEYS if key in keys})
 
 
 class Unprintable(Exception):  # noqa: N818 - it stands for an error
-    """Stands in a record for an exception that formatters fail on: attributes that raise or lie, groups too deep."""
+    """Replaces an exception that formatters fail on: attributes raise or lie, or groups are too deep."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type_name(type(error))}, which cannot be printed")
         self.__traceback__ = traceback_of(error)
 
 
-_living: weakref.WeakSet[LogObserver] = weakref.WeakSet()
+_instances: weakref.WeakSet[LogObserver] = weakref.WeakSet()
 
 
-def tell_limits() -> None:
-    """Have all observers write the limits that they could not write before."""
-    for observer in [*_living]:
-        observer.tell_limits()
+def log_limits() -> None:
+    """Have all observers log the limits that they could not log before."""
+    for observer in [*_instances]:
+        observer.log_limits()
 
 
 def _log(
@@ -196,7 +196,7 @@ def _log(
 
 
 def _context() -> dict[str, str]:
-    """Return what ties a record to others, where the application uses OpenTelemetry or asgi-correlation-id."""
+    """Return the trace and correlation ids of OpenTelemetry and asgi-correlation-id, if the application uses them."""
     found = {}
     if (current_span := getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)) is not None:
         span = current_span().get_span_context()

@@ -1,4 +1,4 @@
-"""What may stand in a log: nothing secret, and nothing that forges a line or drives a terminal."""
+"""Redaction: no secrets, forged lines or terminal control sequences in a log."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from asgi_closecodes.addresses import canonical_address, parsed_address
 
 from .tokens import MASK, masked_path
 
-MAX_PATH = 256
+MAX_PATH_CHARS = 256
 """Characters of a path in a log."""
-_LONGEST = 2048
-"""Characters of a path that are looked at."""
+_MAX_READ_CHARS = 2048
+"""Characters of a path that are read."""
 
 _KEY = os.urandom(16)
 
@@ -26,21 +26,21 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def safe_path(path: str) -> str:
-    """Return ``path`` percent-encoded, at most 256 characters, with what looks like a token ``REDACTED``."""
-    if len(path) > _LONGEST:  # what is cut may be a token, of which too little is left to tell
-        path = path[:_LONGEST].rpartition("/")[0] + f"/{MASK}"
+    """Return ``path`` percent-encoded, tokens replaced by ``REDACTED``, at most 256 characters."""
+    if len(path) > _MAX_READ_CHARS:  # a token that is cut is not recognised
+        path = path[:_MAX_READ_CHARS].rpartition("/")[0] + f"/{MASK}"
     return raw_path(masked_path(path))
 
 
 def raw_path(path: str) -> str:
     """Return ``path`` percent-encoded, at most 256 characters."""
-    return quote(path, safe="/:@!$&'()*+,;=~-._", errors="replace")[:MAX_PATH]
+    return quote(path, safe="/:@!$&'()*+,;=~-._", errors="replace")[:MAX_PATH_CHARS]
 
 
 def safe_client(address: str, mode: Literal["full", "truncated", "hashed", "off"]) -> str | None:
-    """Return a client's address as ``mode`` allows it to be logged.
+    """Return a client's address redacted by ``mode``.
 
-    ``truncated`` keeps the /24 of IPv4 and the /48 of IPv6; ``hashed`` tells clients apart within one process.
+    ``truncated`` keeps the /24 of IPv4 and the /48 of IPv6. ``hashed`` differs between processes.
     """
     if mode == "off":
         return None
@@ -67,22 +67,22 @@ def _escaped(char: str) -> str:
 
 
 class RedactPaths(logging.Filter):
-    """Makes the request targets in uvicorn's own records like our paths: no query string, and no token.
+    """Remove query strings and tokens from the request targets in uvicorn's records.
 
-    For the loggers ``uvicorn.error`` (where uvicorn writes each WebSocket) and ``uvicorn.access``.
+    For the loggers ``uvicorn.error``, which has a record of each WebSocket, and ``uvicorn.access``.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change ``record``, and let it pass."""
+        """Redact ``record`` in place, and keep it."""
         if isinstance(record.args, tuple):
             record.args = tuple(_redacted(part) if isinstance(part, str) else part for part in record.args)
         return True
 
 
 def _redacted(text: str) -> str:
-    """Return a target, which may also be a whole URL, ``*`` or an authority, without query, fragment and tokens."""
+    """Return a request target (a path, a URL, ``*`` or an authority) without query, fragment and tokens."""
     target = text.partition("?")[0].partition("#")[0]
     if target.startswith("/"):
         return safe_path(unquote(masked_path(target)))
-    is_address = not any(mark in target for mark in "/@=")  # of a client: IPv6 looks like a token
+    is_address = not any(mark in target for mark in "/@=")  # a client's: IPv6 looks like a token
     return one_line(target if is_address else masked_path(target))

@@ -1,6 +1,6 @@
-"""Which of many equal records are written; the others are counted, and the count is written later.
+"""Log sampling: writes some of many equal records, counts the others, and writes the counts later.
 
-It is decided before anything is formatted, and nothing is lost: lines and counts add up to what happened.
+The decision comes before any formatting. Records and counts add up to the number of events.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from asgi_closecodes.concurrency import COUNTING
 
-MOST_KINDS = 1024
-"""Kinds that are told apart. Those beyond are one kind together, for each first part of their keys."""
+MAX_KINDS = 1024
+"""Kinds counted separately. Further ones share a kind for each first part of their keys."""
 
-FORGOTTEN_AFTER = 60.0
-"""Seconds after which a kind makes room for a new one, if it has nothing left to say."""
+FORGET_AFTER_S = 60.0
+"""Unused time after which a kind without pending counts makes room for a new one."""
 
-SUMMARY_AFTER = 30.0
-"""Seconds after which counts are written that no further record has carried."""
+SUMMARY_AFTER_S = 30.0
+"""Time after which pending counts are written as summaries."""
 
 Key: TypeAlias = tuple[Hashable, Hashable]
-"""What is equal for records of one kind; the first part is what a kind beyond ``MOST_KINDS`` is still known by."""
+"""Key of a kind. Kinds beyond ``MAX_KINDS`` keep only its first part."""
 
 About = TypeVar("About")
 
 
 class Allowance(Protocol):
-    """How often something may happen; see :class:`asgi_closecodes.token_bucket.TokenBucket`."""
+    """Limit of records; see :class:`asgi_closecodes.token_bucket.TokenBucket`."""
 
     def take(self) -> bool:
-        """Whether one more may happen now; if so, it counts."""
+        """Return True and count it if one more is allowed now."""
 
 
 @dataclass(slots=True)
@@ -44,16 +44,16 @@ class _Kind(Generic[About]):
     used_at: float = -math.inf
 
 
-class Storms(Generic[About]):
-    """Decides which records are written, by kind.
+class LogSampler(Generic[About]):
+    """Decide by kind which records are written.
 
-    :param allowance: makes the allowance of one kind.
-    :param overall: the allowance of all kinds together, but for the first of each.
-    :param most: kinds that are told apart, by default ``MOST_KINDS``.
+    :param allowance: creates the allowance of one kind.
+    :param overall: the allowance of all kinds together. The first record of a kind is always written.
+    :param most: kinds counted separately, ``MAX_KINDS`` by default.
     :param clock: monotonic seconds.
     """
 
-    __slots__ = ("_allowance", "_clock", "_kinds", "_most", "_overall", "_summed_up_at", "_unsaid")
+    __slots__ = ("_allowance", "_clock", "_flushed_at", "_kinds", "_most", "_overall", "_pending")
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class Storms(Generic[About]):
     ) -> None:
         self._clock = clock
         self._most = most
-        self._kinds: dict[Hashable, _Kind[About]] = {}  # the one that was used last is the last
-        self._unsaid: dict[Hashable, _Kind[About]] = {}
-        self._summed_up_at = -math.inf
+        self._kinds: dict[Hashable, _Kind[About]] = {}  # the last used is the last
+        self._pending: dict[Hashable, _Kind[About]] = {}
+        self._flushed_at = -math.inf
         self.limit(allowance, overall)
 
     def limit(self, allowance: Callable[[], Allowance], overall: Allowance | None = None) -> None:
-        """Change what is allowed; what was counted stays counted."""
+        """Change the allowances. Pending counts are kept."""
         with COUNTING:
             self._allowance = allowance
             self._overall = overall
@@ -79,14 +79,14 @@ class Storms(Generic[About]):
                 kind.allowance = allowance()
 
     def forget(self) -> None:
-        """Begin anew, in a child process."""
+        """Drop all kinds and counts, in a child process."""
         self._kinds.clear()
-        self._unsaid = {}
+        self._pending = {}
 
-    def take(self, key: Key, about: Callable[[], About]) -> int | None:
-        """Return how many of this kind were left out since the last that was written, or None to leave this out too.
+    def check(self, key: Key, about: Callable[[], About]) -> int | None:
+        """Return how many of this kind were suppressed since the last written one, or None to suppress this one.
 
-        :param about: called for the first of a kind, returns what its summary needs to know.
+        :param about: describes the first of a kind, for its summary.
         """
         with COUNTING:
             now = self._clock()
@@ -99,43 +99,43 @@ class Storms(Generic[About]):
                 kind = _Kind(about(), self._allowance(), is_rest=place is not key)
             self._kinds[place] = kind
             kind.used_at = now
-            # The first of a kind, which is always written, counts too.
+            # The first of a kind is always written, but uses the allowances too.
             may = kind.allowance.take()
             may = may and (self._overall is None or self._overall.take())
             if not (may or is_first):
-                if not self._unsaid:
-                    self._summed_up_at = now
+                if not self._pending:
+                    self._flushed_at = now
                 kind.suppressed += 1
-                self._unsaid[place] = kind
+                self._pending[place] = kind
                 return None
-            self._unsaid.pop(place, None)
+            self._pending.pop(place, None)
             suppressed, kind.suppressed = kind.suppressed, 0
             return suppressed
 
     def _has_room(self, now: float) -> bool:
-        while len(self._kinds) >= (self._most or MOST_KINDS):
+        while len(self._kinds) >= (self._most or MAX_KINDS):
             oldest, kind = next(iter(self._kinds.items()))
-            if kind.suppressed or now - kind.used_at < FORGOTTEN_AFTER:
+            if kind.suppressed or now - kind.used_at < FORGET_AFTER_S:
                 return False
             del self._kinds[oldest]
         return True
 
     @property
-    def has_unsaid(self) -> bool:
-        """Whether there are counts that were not written yet."""
-        return bool(self._unsaid)
+    def has_pending_summaries(self) -> bool:
+        """Whether there are counts to write."""
+        return bool(self._pending)
 
-    def summary(self, *, now: bool = False) -> Iterator[tuple[About, bool, int]]:
-        """Yield for each kind that was left out what it is about, whether it is one of many others, and its count.
+    def flush(self, *, now: bool = False) -> Iterator[tuple[About, bool, int]]:
+        """Yield the description of each suppressed kind, whether it stands for many kinds, and its count.
 
-        :param now: without waiting for ``SUMMARY_AFTER``.
+        :param now: do not wait for ``SUMMARY_AFTER_S``.
         """
-        if not self._unsaid or (not now and self._clock() - self._summed_up_at < SUMMARY_AFTER):
+        if not self._pending or (not now and self._clock() - self._flushed_at < SUMMARY_AFTER_S):
             return
-        self._summed_up_at = self._clock()
+        self._flushed_at = self._clock()
         with COUNTING:
-            unsaid, self._unsaid = self._unsaid, {}
-            summaries = [(kind.about, kind.is_rest, kind.suppressed) for kind in unsaid.values()]
-            for kind in unsaid.values():
+            pending, self._pending = self._pending, {}
+            summaries = [(kind.about, kind.is_rest, kind.suppressed) for kind in pending.values()]
+            for kind in pending.values():
                 kind.suppressed = 0
         yield from summaries

@@ -1,9 +1,8 @@
-"""Exceptions as the standard library's ``traceback`` prints them, without formatting the same frames again and again.
+"""Stack traces as the standard library's ``traceback`` prints them, with a cache of formatted frames.
 
-What stands in a stack trace for a frame depends on nothing but the place in the code where it stopped. ``traceback``
-finds that out each time: it asks the file system whether the source has changed, parses the line to underline what
-failed in it, and counts through the code's positions, which is most of what a log record costs. In a storm of errors
-those places come again and again.
+The text of a frame depends only on its place in the code. ``traceback`` computes it anew each time: it checks whether
+the source has changed, parses the line, and counts through the code's positions. That is most of a log record's cost.
+In a storm of errors the same frames recur.
 """
 
 from __future__ import annotations
@@ -18,34 +17,34 @@ from typing import Any, TypeAlias
 from asgi_closecodes.error_identity import type_name
 
 Error: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
-"""What ``sys.exc_info()`` returns while an exception is handled."""
+"""Value of ``sys.exc_info()`` while an exception is handled."""
 
-MOST_PLACES = 1024
-"""Places in code whose text is kept, some hundred bytes each. When there are more, all are forgotten."""
+MAX_CACHED_FRAMES = 1024
+"""Cached frames, some hundred bytes each. When the cache is full, it is cleared."""
 
-LONGEST_TEXT = 4096
-"""Characters of a text that is kept: generated code may have all of its data in one line."""
+MAX_FRAME_CHARS = 4096
+"""Longer texts are not cached: generated code may have all of its data in one line."""
 
 
 def stack_trace(error: Error) -> str:
     """Return exactly what ``traceback.format_exception(*error)`` does, or something shorter if that raises.
 
-    A line of source is that of the first time: the code that runs is still the one that was read then.
+    A cached source line stays as it was first read: the running code has not changed either.
     """
     try:
         # Everything but the stacks: types, messages, notes, suggestions, chains and groups.
-        told = traceback.TracebackException(*error, limit=0, compact=True)
-        _add_stacks(told, error)
-        return _text(told)
-    except Exception as failure:  # of an exception whose attributes raise
+        captured = traceback.TracebackException(*error, limit=0, compact=True)
+        _add_stacks(captured, error)
+        return _text(captured)
+    except Exception as failure:  # attributes of the exception raise
         frames = "".join(traceback.format_tb(error[2]))
         return f"{frames}{type_name(error[0])} (its description raised {type_name(type(failure))})\n"
 
 
-def _text(told: traceback.TracebackException) -> str:
-    """Return what ``told.format()`` yields, which indents line by line even if there is no group to indent for."""
+def _text(captured: traceback.TracebackException) -> str:
+    """Return the text of ``captured.format()``, without its indenting of each line where there is no group."""
     parts: list[str] = []
-    link = told
+    link = captured
     while link.exceptions is None:
         parts += reversed([*link.format_exception_only()])
         if link.stack:
@@ -58,13 +57,13 @@ def _text(told: traceback.TracebackException) -> str:
             link = link.__context__
         else:
             return "".join(reversed(parts))
-    return "".join(told.format())
+    return "".join(captured.format())
 
 
-def _add_stacks(told: traceback.TracebackException, error: Error) -> None:
-    """Give ``told``, and all that it came out of or consists of, the stacks they were built without."""
-    told.stack = _Stack(_frames(error[2]))
-    pending = [(told, error[1])]
+def _add_stacks(captured: traceback.TracebackException, error: Error) -> None:
+    """Set the stacks of ``captured`` and of its causes, contexts and members, which were built without."""
+    captured.stack = _Stack(_frames(error[2]))
+    pending = [(captured, error[1])]
     while pending:
         of, it = pending.pop()
         members = it.exceptions if isinstance(it, BaseExceptionGroup) else ()
@@ -76,7 +75,7 @@ def _add_stacks(told: traceback.TracebackException, error: Error) -> None:
 
 
 class _Frame(traceback.FrameSummary):
-    """A frame and its text."""
+    """Frame with its text."""
 
     __slots__ = ("code", "text")
 
@@ -85,18 +84,18 @@ class _Frame(traceback.FrameSummary):
         [frame], [self.text] = stack, stack.format()
         super().__init__(frame.filename, frame.lineno, frame.name, line=frame.line, lookup_line=False)
         self.code = trace.tb_frame.f_code
-        """Kept, or its id might become another's."""
+        """Kept alive: its id is a cache key."""
 
 
 class _Stack(traceback.StackSummary):
-    """Frames whose text is there already."""
+    """Stack whose frames have their text."""
 
     def format_frame_summary(self, frame_summary: traceback.FrameSummary, **_options: Any) -> str:
         assert isinstance(frame_summary, _Frame)
         return frame_summary.text
 
 
-_places: dict[tuple[int, int, int], _Frame] = {}
+_frame_cache: dict[tuple[int, int, int], _Frame] = {}
 
 
 def _frames(trace: TracebackType | None) -> Iterator[_Frame]:
@@ -106,15 +105,15 @@ def _frames(trace: TracebackType | None) -> Iterator[_Frame]:
 
 def _all_frames(trace: TracebackType | None) -> Iterator[_Frame]:
     while trace is not None:
-        # Not the code itself: equal ones may be of different files.
+        # By id: equal code objects may come from different files.
         place = id(trace.tb_frame.f_code), trace.tb_lasti, trace.tb_lineno
-        frame = _places.get(place)
+        frame = _frame_cache.get(place)
         if frame is None:
             frame = _Frame(trace)
-            # Without a line it may only be that no more files can be opened now.
-            if frame.line and len(frame.text) <= LONGEST_TEXT:
-                if len(_places) >= MOST_PLACES:
-                    _places.clear()
-                _places[place] = frame
+            # A missing line may only mean that no more files can be opened now.
+            if frame.line and len(frame.text) <= MAX_FRAME_CHARS:
+                if len(_frame_cache) >= MAX_CACHED_FRAMES:
+                    _frame_cache.clear()
+                _frame_cache[place] = frame
         yield frame
         trace = trace.tb_next

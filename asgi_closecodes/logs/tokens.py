@@ -1,8 +1,8 @@
-"""Tokens in a path: letters and digits that read like neither words nor numbers.
+"""Token detection in paths: letters and digits that read like neither words nor numbers.
 
-Names, titles, dates and versions consist of words, and of digits that stand together. What was drawn at random, or
-encoded, does not. So a path is taken to pieces at whatever is no letter or digit, and each piece is weighed: how many
-of its characters belong to no word and no number. That takes linear time, whatever the path.
+Names, titles, dates and versions consist of words and of groups of digits. Random or encoded text does not. So a path
+is split at everything but letters and digits. The weight of a piece is the number of its characters outside of words
+and numbers. Detection takes linear time.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from urllib.parse import quote, unquote
 
 MASK = "REDACTED"
 
-_SHORTEST = 14
-_SHORTEST_WITH_SPECIALS = 12  # words are not joined by those
-"""Characters of what is taken for a token wherever it stands."""
-_SHORT = 6
-"""Characters without sense that are enough where a token is expected: below "token", behind "Bearer" or "sk-"."""
-_LEAST = 8
-_SENSELESS = 0.5
-"""The share of a token's characters that belong to no word and no number."""
-_LONGEST_NUMBER = 24
-_DECODED = 5
-"""How often a path is percent-decoded to look into it."""
+_MIN_TOKEN_CHARS = 14
+_MIN_SPECIAL_TOKEN_CHARS = 12  # words are not joined by specials
+"""Characters of a token anywhere in a path."""
+_MIN_EXPECTED_CHARS = 6
+"""Random characters where a token is expected: below "token", behind "Bearer" or "sk-"."""
+_MIN_RANDOM_CHARS = 8
+_MIN_RANDOM_SHARE = 0.5
+"""Share of a token's characters outside of words and numbers."""
+_MAX_NUMBER_DIGITS = 24
+_MAX_DECODINGS = 5
+"""Rounds of percent-decoding."""
 
 _PAIRS = (
-    # For each first letter, how frequent each second one is in words: 9 the most. From the 20 000 most frequent words
-    # of each of 13 European languages.
+    # Row: first letter, column: second letter; 9 is the most frequent pair. From the 20 000 most frequent words of
+    # each of 13 European languages.
     "77883676757989572989765356",
     "74118010720602600642600040",
     "80508008836503801636600045",
@@ -57,10 +57,10 @@ _PAIRS = (
     "62236011613224520112413053",
 )
 _FREQUENCY = {f"{chr(97 + a)}{chr(97 + b)}": int(digit) for a, row in enumerate(_PAIRS) for b, digit in enumerate(row)}
-_OF_NAMES = 4.5
-_OF_WORDS = 5.3
-_OF_SHORT_WORDS = 6.2
-"""The least means of words; that of random letters is 3."""
+_MIN_NAME_FREQUENCY = 4.5
+_MIN_WORD_FREQUENCY = 5.3
+_MIN_SHORT_WORD_FREQUENCY = 6.2
+"""Minimum mean pair frequency of words; random letters have about 3."""
 
 _PIECE = re.compile(r"[A-Za-z0-9]+")
 _PART = re.compile(r"[0-9]+|[A-Za-z]+")
@@ -77,7 +77,7 @@ _ALWAYS = re.compile(
     (?<![A-Za-z0-9])eyJ[\w-]{5,}[\w.~+=-]*                                          # JSON Web Tokens
   | (?<![A-Fa-f0-9])[A-Fa-f0-9]{8}(?:-[A-Fa-f0-9]{4}){3}-[A-Fa-f0-9]{12}            # UUIDs
   | (?<![A-Za-z0-9])(?:A3T[A-Z0-9]|A[BCGIKNPRS][A-Z]A|AIza|EAA)(?=[A-Za-z]*[0-9])[\w-]{12,}   # AWS, Google, Meta
-  | (?<![\w+-])[\w+-]+==(?![\w=])                                                   # base64 says so itself
+  | (?<![\w+-])[\w+-]+==(?![\w=])                                                   # base64 with padding
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -93,7 +93,7 @@ _PREFIXED = re.compile(
     """,
     re.VERBOSE | re.ASCII | re.IGNORECASE,
 )
-"""Keys say by their first letters what they are for."""
+"""API keys with a known prefix."""
 _PARAMETER = re.compile(r"(?:^|[;&?,#])(?P<name>[^=;&?,#]*)=(?P<value>[^;&?#]*)")
 _SECRET_NAME = re.compile(
     r"(?i:sess|token|secret|passw|pwd|passphrase|credential|signature|api[-_]?key|jwt|csrf|xsrf|bearer)"
@@ -105,20 +105,20 @@ _ABOVE_A_TOKEN = re.compile(
     re.IGNORECASE,
 )
 _ADDRESSES = frozenset({"acct", "mailto", "sip", "sips", "xmpp"})
-"""What is no user with a password: ``mailto:alice@example.org``."""
+"""URL schemes, not users with a password: ``mailto:alice@example.org``."""
 _BASE64 = re.compile(r"[A-Za-z0-9+_=-]{3,}")
 
 
 def masked_path(path: str) -> str:
-    """Return ``path``, percent-encoded or not, with what looks like a token ``REDACTED``; the rest is as it was."""
+    """Return ``path``, percent-encoded or not, with tokens replaced by ``REDACTED``."""
     segments = path.split("/")
     masked: list[str] = []
     above = ""
     for segment in segments:
-        masked.append(_masked(segment, is_expected=_ABOVE_A_TOKEN.fullmatch(above) is not None))
+        masked.append(_mask_segment(segment, is_expected=_ABOVE_A_TOKEN.fullmatch(above) is not None))
         above = segment
     start = 0
-    while start < len(segments):  # base64 has slashes too, which are decoded before anybody sees the path
+    while start < len(segments):  # base64 contains slashes, which servers decode
         end, weight = start, 0
         while end < len(segments) and (more := _base64_weight(segments[end])):
             end += 1
@@ -126,33 +126,33 @@ def masked_path(path: str) -> str:
         parts = segments[start:end]
         if len(parts) > 1:
             size = len("/".join(parts))
-            is_token = size >= _SHORTEST and weight >= _SENSELESS * size
+            is_token = size >= _MIN_TOKEN_CHARS and weight >= _MIN_RANDOM_SHARE * size
             if is_token or parts[-1].endswith("=") or masked[start:end] != parts:
                 masked[start:end] = [MASK] * len(parts)
         start = max(end, start + 1)
     return "/".join(masked)
 
 
-def _masked(segment: str, *, is_expected: bool) -> str:
-    if len(segment) < _SHORT and "=" not in segment and "@" not in segment:
+def _mask_segment(segment: str, *, is_expected: bool) -> str:
+    if len(segment) < _MIN_EXPECTED_CHARS and "=" not in segment and "@" not in segment:
         return segment
     plain = segment
-    for _ in range(_DECODED):
+    for _ in range(_MAX_DECODINGS):
         if "%" not in plain or (decoded := unquote(plain)) == plain:
             break
         plain = decoded
     else:
-        return MASK  # nobody encodes this often, but to hide something
+        return MASK  # encoded this often only to hide something
     if plain is not segment and "/" in plain:
         shown = masked_path(plain)
     else:
-        shown = _without(plain, [*_tokens(plain, is_expected=is_expected)])
+        shown = _mask_spans(plain, [*_token_spans(plain, is_expected=is_expected)])
     if shown == plain:
         return segment
     return shown if plain is segment else quote(shown, safe=":@!$&'()*+,;=~-._", errors="replace")
 
 
-def _without(text: str, spans: list[tuple[int, int]]) -> str:
+def _mask_spans(text: str, spans: list[tuple[int, int]]) -> str:
     shown: list[str] = []
     at = 0
     for start, end in sorted(spans):
@@ -162,18 +162,18 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
     return "".join((*shown, text[at:]))
 
 
-def _tokens(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
-    """Yield from where to where there are tokens in ``text``."""
-    if is_expected and _is_odd(text):
+def _token_spans(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of each token in ``text``."""
+    if is_expected and _is_random(text):
         yield 0, len(text)
         return
     for found in _ALWAYS.finditer(text):
         yield found.span()
     for found in _CREDENTIALS.finditer(text):
-        if any(map(str.isdigit, found["token"])) or _is_odd(found["token"]):
+        if any(map(str.isdigit, found["token"])) or _is_random(found["token"]):
             yield found.span("token")
     for found in _PREFIXED.finditer(text):
-        if _is_odd(found["token"]):
+        if _is_random(found["token"]):
             yield found.span()
     for found in _PARAMETER.finditer(text):
         if found["value"] and _SECRET_NAME.search(found["name"]):
@@ -181,32 +181,32 @@ def _tokens(text: str, *, is_expected: bool) -> Iterator[tuple[int, int]]:
     user, has_password, password = text.rpartition("@")[0].partition(":")
     if has_password and password and user not in _ADDRESSES:
         yield len(user) + 1, len(user) + 1 + len(password)
-    yield from _senseless(text, [*_pieces(text)])
+    yield from _random_spans(text, [*_pieces(text)])
 
 
-def _is_odd(text: str) -> bool:
-    """Whether a few characters make no sense, which is enough where a token is expected."""
-    return sum(_oddity(found.group()) for found in _PIECE.finditer(text)) >= _SHORT
+def _is_random(text: str) -> bool:
+    """Whether enough characters are random for a place where a token is expected."""
+    return sum(_random_chars(found.group()) for found in _PIECE.finditer(text)) >= _MIN_EXPECTED_CHARS
 
 
-def _oddity(piece: str) -> int:
-    return len(piece) if len(piece) > 4 and _ORDINARY.fullmatch(piece) else _weighed(piece)[1]
+def _random_chars(piece: str) -> int:
+    return len(piece) if len(piece) > 4 and _ORDINARY.fullmatch(piece) else _weigh(piece)[1]
 
 
-def _senseless(text: str, pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
-    """Yield where pieces that read like nothing are long enough, one or many with punctuation between."""
+def _random_spans(text: str, pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of long enough runs of random pieces, with punctuation between them."""
     run: list[_Piece] = []
     for piece in [*pieces, None]:
-        if run and (piece is None or piece.reads or not _JOINT.fullmatch(text[run[-1].end : piece.start])):
-            if (span := _token_of(text, run)) is not None:
+        if run and (piece is None or piece.is_word or not _JOINT.fullmatch(text[run[-1].end : piece.start])):
+            if (span := _token_span(text, run)) is not None:
                 yield span
             run = []
-        if piece is not None and not piece.reads:
+        if piece is not None and not piece.is_word:
             run.append(piece)
 
 
-def _token_of(text: str, run: list[_Piece]) -> tuple[int, int] | None:
-    """Return where among pieces without a word there is a token, if there is one."""
+def _token_span(text: str, run: list[_Piece]) -> tuple[int, int] | None:
+    """Return the span of the token in a run of pieces without words, or None."""
     heavy = [at for at, piece in enumerate(run) if piece.weight]
     if not heavy:
         return None
@@ -214,27 +214,27 @@ def _token_of(text: str, run: list[_Piece]) -> tuple[int, int] | None:
     span = text[core[0].start : core[-1].end]
     specials = len(_SPECIAL.findall(span))
     weight = specials + sum(one.weight for one in core)
-    if weight < max(_LEAST, _SENSELESS * (specials + sum(one.size for one in core))):
+    if weight < max(_MIN_RANDOM_CHARS, _MIN_RANDOM_SHARE * (specials + sum(one.size for one in core))):
         return None
-    if len(span) >= (_SHORTEST_WITH_SPECIALS if specials else _SHORTEST):
-        return core[0].start, _padded(text, core[-1].end)
+    if len(span) >= (_MIN_SPECIAL_TOKEN_CHARS if specials else _MIN_TOKEN_CHARS):
+        return core[0].start, _end_with_padding(text, core[-1].end)
     whole = text[run[0].start : run[-1].end]
-    if len(whole) >= _SHORTEST and _MIXED.search(span) and _DASHED.fullmatch(whole):
-        return run[0].start, _padded(text, run[-1].end)
+    if len(whole) >= _MIN_TOKEN_CHARS and _MIXED.search(span) and _DASHED.fullmatch(whole):
+        return run[0].start, _end_with_padding(text, run[-1].end)
     return None
 
 
-def _padded(text: str, end: int) -> int:
+def _end_with_padding(text: str, end: int) -> int:
     while text[end : end + 1] == "=":
         end += 1
     return end
 
 
 class _Piece(NamedTuple):
-    """Letters and digits without anything between.
+    """Run of letters and digits.
 
-    :ivar size: how many they are, but for long numbers among letters, which say nothing.
-    :ivar weight: how many of them belong to no word and no number.
+    :ivar size: its characters, without long numbers among letters.
+    :ivar weight: characters outside of words and numbers.
     """
 
     start: int
@@ -243,22 +243,22 @@ class _Piece(NamedTuple):
     weight: int
 
     @property
-    def reads(self) -> bool:
-        """Whether it is a word or a number, and too long to be one by chance."""
+    def is_word(self) -> bool:
+        """Whether it is a word or a number, too long for a coincidence."""
         return not self.weight and self.end - self.start > 3
 
 
 def _pieces(text: str) -> Iterator[_Piece]:
     for found in _PIECE.finditer(text):
-        yield _Piece(*found.span(), *_weighed(found.group()))
+        yield _Piece(*found.span(), *_weigh(found.group()))
 
 
-def _weighed(piece: str) -> tuple[int, int]:
-    """Return the size and the weight of a piece."""
+def _weigh(piece: str) -> tuple[int, int]:
+    """Return size and weight of a piece."""
     size = len(piece)
     if piece.isdigit():
-        return size, size if size > _LONGEST_NUMBER else 0
-    if size >= _SHORTEST and _HEXADECIMAL.search(piece):
+        return size, size if size > _MAX_NUMBER_DIGITS else 0
+    if size >= _MIN_TOKEN_CHARS and _HEXADECIMAL.search(piece):
         return size, size
     if piece.isalpha():
         return size, _weight_of_letters(piece)
@@ -268,7 +268,9 @@ def _weighed(piece: str) -> tuple[int, int]:
     for part in _PART.findall(piece):
         if part.isdigit() and len(part) >= 4:
             size -= len(part)
-        elif part.isdigit() or not _is_word(part, _OF_SHORT_WORDS if len(part) < 8 or part.isupper() else _OF_WORDS):
+        elif part.isdigit() or not _is_word(
+            part, _MIN_SHORT_WORD_FREQUENCY if len(part) < 8 or part.isupper() else _MIN_WORD_FREQUENCY
+        ):
             weight += len(part)
     return size, weight
 
@@ -277,30 +279,30 @@ def _weight_of_letters(letters: str) -> int:
     size = len(letters)
     if size <= 4 and (letters.islower() or letters.isupper() or letters.istitle()):
         return 0
-    is_short = size < _SHORTEST and len(_CAMEL.findall(letters)) == 1
-    if _is_word(letters, _OF_NAMES if is_short else _OF_WORDS):
+    is_short = size < _MIN_TOKEN_CHARS and len(_CAMEL.findall(letters)) == 1
+    if _is_word(letters, _MIN_NAME_FREQUENCY if is_short else _MIN_WORD_FREQUENCY):
         return 0
     parts = _CAMEL.findall(letters)
-    if size >= _SHORTEST and len(parts) * 3 > size:
+    if size >= _MIN_TOKEN_CHARS and len(parts) * 3 > size:
         return size
-    return sum(len(part) for part in parts if not _is_word(part, _OF_WORDS))
+    return sum(len(part) for part in parts if not _is_word(part, _MIN_WORD_FREQUENCY))
 
 
 def _is_word(letters: str, least: float) -> bool:
-    """Whether the pairs of these letters are as frequent as those of words, and words would be written so."""
+    """Whether these letters have the pair frequencies and the capitals of words."""
     if len(letters) < 2 or len(_CAMEL.findall(letters)) * 3 > len(letters):
         return False
     return _mean(letters) >= least
 
 
 def _mean(letters: str) -> float:
-    """Return how frequent the pairs of these letters are in words, 0 to 9."""
+    """Return the mean frequency of the letter pairs in words, 0 to 9."""
     low = letters.lower()
     return sum(_FREQUENCY[low[at : at + 2]] for at in range(len(low) - 1)) / (len(low) - 1)
 
 
 def _base64_weight(segment: str) -> int:
-    """Return the weight of what may be a part of base64 between two slashes, else 0."""
+    """Return the weight of a possible base64 part between two slashes, else 0."""
     if _BASE64.fullmatch(segment) is None or segment.isdigit() or (segment.islower() and "+" not in segment):
         return 0
     weight = sum(piece.weight for piece in _pieces(segment))

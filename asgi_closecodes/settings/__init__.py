@@ -1,7 +1,7 @@
-"""Settings: their values, their sources, and the gates that they describe."""
+"""Settings: values, sources, and the gates built from them."""
 
 from .gates import LIMITS, gates_of
-from .model import PREFIX, Settings, SettingsError, checked_change, no_settings_of_its_own, unknown_settings
+from .model import PREFIX, Settings, SettingsError, checked_change, reject_misplaced_settings, unknown_settings
 
 __all__ = [
     "LIMITS",
@@ -10,6 +10,6 @@ __all__ = [
     "SettingsError",
     "checked_change",
     "gates_of",
-    "no_settings_of_its_own",
+    "reject_misplaced_settings",
     "unknown_settings",
 ]

@@ -1,4 +1,4 @@
-"""The gates that settings describe."""
+"""Gates built from settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _set_limit(gate: Limited, limit: int | None) -> None:
 
 
 def _pressure(gate: Pressure | None, existing: GateBase | None) -> Pressure | None:
-    """Return ``gate``, or the one that it would stand in for if that is the same."""
+    """Return ``existing`` if it equals ``gate``, else ``gate`` with its state."""
     if gate is not None and isinstance(existing, Pressure):
         if gate.same_as(existing):
             return existing
@@ -52,15 +52,15 @@ def _memory(settings: Settings, existing: GateBase | None) -> GateBase | None:
         return None
     if isinstance(limit, ByteSize):
         return _pressure(Pressure(Memory(int(limit)), 1.0, 0.9, 1.1), existing)
-    return _pressure(Pressure(Memory(), limit, limit * 0.9, _half_of_the_rest(limit)), existing)
+    return _pressure(Pressure(Memory(), limit, limit * 0.9, _half_of_headroom(limit)), existing)
 
 
 def _cpu(settings: Settings, existing: GateBase | None) -> GateBase | None:
     limit = settings.max_cpu
-    return _pressure(None if limit is None else Pressure(Cpu(), limit, limit * 0.8, _half_of_the_rest(limit)), existing)
+    return _pressure(None if limit is None else Pressure(Cpu(), limit, limit * 0.8, _half_of_headroom(limit)), existing)
 
 
-def _half_of_the_rest(share: float) -> float | None:
+def _half_of_headroom(share: float) -> float | None:
     return (share + 1) / 2 if share < 1 else None
 
 
@@ -127,23 +127,23 @@ def _change_cluster(gate: ClusterSessions, settings: Settings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DescribedGate:
-    """A gate that settings describe."""
+    """Gate built from settings."""
 
     settings: tuple[str, ...]
-    """Those that it follows; the first is its limit, and its name."""
+    """Settings that it depends on. The first is its limit and its name."""
     gate: Callable[[Settings, GateBase | None], GateBase | None]
-    """Returns the gate, the existing one if that still does, unchanged; None where it is not needed."""
+    """Return the gate, unchanged if the existing one still fits; None if not needed."""
     change: Callable[[Any, Settings], None] = lambda _gate, _settings: None
-    """Has the gate do what the settings say."""
+    """Apply the settings to the gate."""
 
     @property
     def limit(self) -> str:
-        """The setting that is its limit."""
+        """Name of the setting that is its limit."""
         return self.settings[0]
 
 
-# In the order in which they are asked. Those that count are there without a limit too: one that is set later finds
-# what is open.
+# In the order of admission. Counting gates exist without a limit too: a limit that is set later applies to open
+# sessions.
 DESCRIBED = (
     DescribedGate(("max_loop_lag",), _lag),
     DescribedGate(("max_memory",), _memory),
@@ -172,13 +172,13 @@ DESCRIBED = (
 )
 
 LIMITS = tuple(described.limit for described in DESCRIBED)
-"""The settings that are limits of a gate."""
+"""Names of the settings that are limits of gates."""
 
 
 def gates_of(settings: Settings, existing: Mapping[str, GateBase]) -> dict[str, GateBase]:
-    """Return the gates that ``settings`` describe, in order, by the name of the setting that is their limit.
+    """Return the gates for ``settings`` in order of admission, by the name of their limit.
 
-    Those in ``existing`` that still do are kept, and none is changed: :func:`set_limits` does that.
+    Gates in ``existing`` that still fit are kept unchanged; :func:`set_limits` changes them.
     """
     gates = {}
     for described in DESCRIBED:
@@ -190,7 +190,7 @@ def gates_of(settings: Settings, existing: Mapping[str, GateBase]) -> dict[str, 
 
 
 def set_limits(gates: Mapping[str, GateBase], settings: Settings) -> None:
-    """Give ``gates`` the limits that ``settings`` describe."""
+    """Apply ``settings`` to ``gates``."""
     for described in DESCRIBED:
         if (gate := gates.get(described.limit)) is not None:
             described.change(gate, settings)

@@ -1,4 +1,4 @@
-"""The settings: what can be set, and where it comes from."""
+"""Settings model: fields, sources and error texts."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ PREFIX = "CLOSECODES_"
 
 
 class SettingsError(ValueError):
-    """The settings cannot be used; the text names every problem with its value and the remedy."""
+    """Unusable settings; the text names each problem, its value and the remedy."""
 
 
 class Settings(BaseSettings):
-    """How the middleware behaves: keyword arguments, or environment variables of the prefix ``CLOSECODES_``.
+    """Settings of the middleware: keyword arguments, or environment variables with the prefix ``CLOSECODES_``.
 
-    :raises SettingsError: naming all that is wrong, at once.
+    :raises SettingsError: naming every problem at once.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     max_sessions: Sessions = Field(
-        default=None, description="Open sessions of one process. None is no limit, 0 admits nobody."
+        default=None, description="Open sessions of one process. None is unlimited, 0 refuses all."
     )
     max_sessions_per_client: Sessions = Field(
         default=None, description="Open sessions of one client address (IPv6: of one /64) in one process."
@@ -63,47 +63,45 @@ class Settings(BaseSettings):
     when_client_full: Literal["refuse", "replace_oldest"] = Field(
         default="refuse",
         description=(
-            "At that limit, and at `cluster_max_sessions_per_client`, the new session is refused (`refuse`), or the "
-            "client's oldest one is shed for it (`replace_oldest`)."
+            "At that limit and at `cluster_max_sessions_per_client`: refuse the new session (`refuse`), or shed the "
+            "client's oldest one (`replace_oldest`)."
         ),
     )
-    max_handshakes_in_progress: Sessions = Field(
-        default=None, description="Handshakes that wait for their answer in one process."
-    )
+    max_handshakes_in_progress: Sessions = Field(default=None, description="Unanswered handshakes in one process.")
     handshake_timeout: Positive = Field(
-        default=10.0, description="Seconds that one of them may take, where that limit is set."
+        default=10.0, description="Seconds that a handshake may take if that limit is set."
     )
     handshakes_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=None,
-        description="New sessions a second in one process. For 30 s after the start it grows from a third.",
+        description="New sessions a second in one process. It grows from a third in the first 30 s.",
     )
     handshake_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(none)] = Field(
-        default=None, description="New sessions at once after a pause. None is as many as come in a second."
+        default=None, description="New sessions at once after a pause. None is one second's worth."
     )
     max_loop_lag: Annotated[Annotated[Seconds, Field(ge=0.001, le=60)] | None, BeforeValidator(none)] = Field(
         default=None,
-        description="Seconds that the event loop may be late. Half as late sessions are admitted again.",
+        description="Delay of the event loop in seconds. Below half of it, sessions are admitted again.",
     )
     max_memory: Memories = Field(
         default=None,
         description=(
-            "Memory that may be in use: a share of what the process may use, as `0.8` or `80%`, or a size, as "
-            "`512MiB`. Below 90 % of that sessions are admitted again."
+            "Memory in use: a share of what the process may use, as `0.8` or `80%`, or a size, as `512MiB`. "
+            "Below 90 % of that, sessions are admitted again."
         ),
     )
     max_cpu: Annotated[Annotated[Share, Field(ge=0.01)] | None, BeforeValidator(none)] = Field(
         default=None,
         description=(
             "Share of time in which the process lacks a core (throttled, waiting, or busy on all it may use). "
-            "Below 80 % of that sessions are admitted again."
+            "Below 80 % of that, sessions are admitted again."
         ),
     )
     redis_url: Annotated[Annotated[SecretStr, AfterValidator(redis_url_only)] | None, BeforeValidator(none)] = Field(
         default=None,
         repr=False,
         description=(
-            "The Redis or Valkey of the limits of a cluster: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` "
-            "or `redis+cluster://`. It is never logged."
+            "URL of the Redis or Valkey for cluster limits: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or "
+            "`redis+cluster://`. Never logged."
         ),
     )
     cluster_max_sessions: ClusterLimit = Field(
@@ -111,104 +109,98 @@ class Settings(BaseSettings):
     )
     cluster_max_sessions_per_client: ClusterLimit = Field(
         default=None,
-        description="Open sessions of one client address in all these processes; each costs a round trip to Redis.",
+        description="Open sessions of one client address in all these processes. Each costs a round trip to Redis.",
     )
     cluster_name: Annotated[str, AfterValidator(checked_name)] = Field(
-        default="default", description="Tells applications on the same Redis apart."
+        default="default", description="Name that separates applications on the same Redis."
     )
     cluster_lease_duration: Annotated[Seconds, Field(ge=2, le=3600)] = Field(
         default=30.0,
         description=(
-            "Seconds that a process may go on by itself without Redis, and after which the places of one that died "
-            "are free again."
+            "Seconds that a process may admit without Redis, and after which the permits of a dead process are free."
         ),
     )
     cluster_fallback: Literal["share", "open", "closed"] = Field(
         default="share",
         description=(
-            "Who is admitted when Redis is away for longer: in each process up to what it had, and an equal part of "
-            "80 % of what was free (`share`), all (`open`), or nobody (`closed`)."
+            "Admission when Redis is unreachable for longer: in each process its last count and an equal part of 80 % "
+            "of the free permits (`share`), everything (`open`), or nothing (`closed`)."
         ),
     )
     shadow: Annotated[frozenset[str], NoDecode, BeforeValidator(names), AfterValidator(limits_only)] = Field(
         default=frozenset(),
-        description="Limits that only log what they would refuse: names as `max_sessions,max_cpu`, or `all`.",
+        description="Limits that only log refusals: names, as `max_sessions,max_cpu`, or `all`.",
     )
     shed_order: Literal["never", "newest", "oldest", "idle"] | Callable[[Any], Any] = Field(
         default="newest",
         description=(
-            "Who leaves first when a limit was lowered below what is open, when the lag is twice its limit, or half "
-            "of what is left of memory or cpu is gone: `newest`, `oldest`, `idle`, or `never` anybody. In code also "
-            "a function of the session: the smallest go first."
+            "Which sessions to close first when a limit drops below the current count, lag reaches twice its limit, or "
+            "half the remaining memory or CPU headroom is used: `newest`, `oldest`, `idle`, or `never` any. In code "
+            "also a sort key: a function of the session."
         ),
     )
     shed_rate: Annotated[Annotated[Seconds, Field(gt=0)] | None, BeforeValidator(none)] = Field(
-        default=None, description="Sessions that are shed a second. None is 1 % of the open ones, at least 1."
+        default=None, description="Sessions shed a second. None is 1 % of the open ones, at least 1."
     )
     shed_grace: Annotated[Seconds, Field(ge=0)] = Field(
-        default=10.0, description="Seconds that the handler of a session that was ended has before it is cancelled."
+        default=10.0, description="Seconds before the handler of an ended session is cancelled."
     )
     abandon_after: Positive = Field(
         default=60.0,
-        description="Seconds that a session counts after its close where the server still holds its connection.",
+        description="Seconds that a session counts after its close while the server holds its connection.",
     )
     idle_timeout: TimeLimit = Field(
         default=None,
         description=(
-            "Seconds without a message in either direction after which a session is closed with 3008; late by at most "
-            "1 s or a tenth of it."
+            "Seconds without a message in either direction, after which a session is closed with 3008. Precision: 1 s "
+            "or a tenth of it."
         ),
     )
     send_timeout: TimeLimit = Field(
         default=None,
         description=(
-            "Seconds that a handler may wait in one `send`, for a peer that does not read, before its session is shed "
-            "with `cause=slow`."
+            "Seconds that one `send` may wait for a peer that does not read before the session is shed: `cause=slow`."
         ),
     )
     cancel_after_disconnect: bool = Field(
         default=False,
-        description="Cancel a handler that goes on for `shed_grace` seconds after its peer has left.",
+        description="Cancel a handler that still runs `shed_grace` seconds after its peer has left.",
     )
     drain_window: Annotated[Seconds, Field(ge=0)] = Field(
         default=30.0, description="Seconds over which `guard.drain()` closes the open sessions."
     )
     drain_on_sigterm: bool = Field(
         default=False,
-        description=(
-            "Drain at the first SIGTERM, then let the server stop. Under uvicorn and daphne; read at the start."
-        ),
+        description="Drain at the first SIGTERM, then let the server stop. uvicorn and daphne; read at the start.",
     )
     reject_with: Literal["close", "http", "auto"] = Field(
         default="close",
         description=(
-            "How a handshake is refused: `close` accepts and closes, so that browsers see the code; `http` "
-            "answers 503 or 500; `auto` closes for browsers (an `Origin` header), else answers by HTTP."
+            "Rejection of a handshake: `close` accepts and closes, so that browsers see the code; `http` answers 503 "
+            "or 500; `auto` closes for browsers (an `Origin` header), else answers by HTTP."
         ),
     )
     max_refusals_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=200.0,
         description=(
-            "Refusals that may be closes; the rest use HTTP, since a peer that answers no close holds its "
-            "socket for 10 s. None is no limit."
+            "Refusals by close; the rest use HTTP, since a peer that ignores the close holds its socket for 10 s. None "
+            "is unlimited."
         ),
     )
     max_retry_after: Annotated[Seconds, Field(ge=1, le=MAX_RETRY_AFTER)] = Field(
-        default=60.0, description="The longest retry hint of the queue, in seconds."
+        default=60.0, description="Longest retry hint of the queue in seconds."
     )
     gate_failure: Literal["open", "closed"] = Field(
         default="open",
-        description="A gate that raises an error lets sessions pass (`open`) or refuses them (`closed`).",
+        description="Decision of a gate that raises an error: admit (`open`) or refuse (`closed`).",
     )
-    error_code: Code = Field(
-        default=int(CloseCode.INTERNAL_ERROR), description="The close code of an unhandled exception."
-    )
-    try_again_code: Code = Field(default=int(CloseCode.TRY_AGAIN_LATER), description="The close code of a refusal.")
+    error_code: Code = Field(default=int(CloseCode.INTERNAL_ERROR), description="Close code of an unhandled exception.")
+    try_again_code: Code = Field(default=int(CloseCode.TRY_AGAIN_LATER), description="Close code of a refusal.")
     reraise: bool | Literal["auto"] = Field(
         default="auto",
         description=(
-            "Let the exception travel on after the close, to instrumentation outside. `auto` does so where no server "
-            "serves the application: in a test client, whose test is to fail."
+            "Raise the exception again after the close, for outer instrumentation. `auto` does so where no server "
+            "serves the application: in a test client, whose test must fail."
         ),
     )
     debug: bool = Field(
@@ -216,9 +208,7 @@ class Settings(BaseSettings):
     )
     log_path: Literal["redacted", "raw", "off"] = Field(
         default="redacted",
-        description=(
-            "`url.path` in logs: with what looks like a token masked (`redacted`), as it came (`raw`), or `off`."
-        ),
+        description=("`url.path` in logs: with tokens masked (`redacted`), as received (`raw`), or `off`."),
     )
     log_client: Literal["full", "truncated", "hashed", "off"] = Field(
         default="full",
@@ -227,13 +217,13 @@ class Settings(BaseSettings):
     log_burst: Annotated[Annotated[Count, Field(ge=1)] | None, BeforeValidator(none)] = Field(
         default=10,
         description=(
-            "Equal errors that are logged one by one after a quiet time, the first always; the others are counted. "
-            "Five times as many of all kinds together. None logs every error."
+            "Equal errors logged one by one after a quiet time; further ones are counted. Five times as many of all "
+            "kinds together. None logs every error."
         ),
     )
     log_per_minute: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=10.0,
-        description="Equal errors that are logged a minute after that. 60 times as many of all kinds together.",
+        description="Equal errors logged a minute after that. 60 times as many of all kinds together.",
     )
 
     def __init__(self, **values: Any) -> None:
@@ -241,15 +231,17 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problem = SettingsError(_explained(error))
+            problem = SettingsError(_describe_error(error))
         finally:
             values.clear()
-        if problem is not None:  # here neither its context nor a local variable holds the values: a URL has a password
+        if (
+            problem is not None
+        ):  # outside of the handler no context or local variable holds the values: a URL has a password
             raise problem from None
-        self.__dict__["_given"] = given  # no field: settings are equal wherever they come from
+        self.__dict__["_given"] = given  # not a field: the source does not matter for equality
 
     def overridden(self) -> list[str]:
-        """Return the names of environment variables that say something else than these settings, given in code."""
+        """Return the environment variables that arguments in code override."""
         names = {name.upper(): name for name in os.environ if os.environ[name]}
         variables = {name: names.get(f"{PREFIX}{name}".upper()) for name in self.__dict__.get("_given", ())}
         overridden = {name: variable for name, variable in variables.items() if variable is not None}
@@ -265,9 +257,9 @@ class Settings(BaseSettings):
         )
 
     def changed(self, **changes: Any) -> Self:
-        """Return these settings with ``changes``; the environment is not read again.
+        """Return these settings with ``changes``, without reading the environment again.
 
-        :raises SettingsError: naming all that is wrong, at once.
+        :raises SettingsError: naming every problem at once.
         """
         values = {**self.model_dump(), **changes}
         try:
@@ -277,18 +269,18 @@ class Settings(BaseSettings):
             changes.clear()
 
     def limits(self) -> dict[str, object]:
-        """Return the settings that limit something, by name."""
+        """Return the limits by name."""
         return {
             name: getattr(self, name) for name in (*LIMITS, "idle_timeout", "send_timeout", "max_refusals_per_second")
         }
 
 
 def checked_change(before: Settings, after: Settings, *, is_running: bool) -> Settings:
-    """Return ``after``.
+    """Return ``after`` if the change is allowed.
 
     :param is_running: whether the application has started.
-    :raises SettingsError: if it changes what is read only at the start, or where the processes of a cluster meet: what
-        is open is counted there.
+    :raises SettingsError: for a change of a setting that is read only at the start, or of the store, which counts the
+        open sessions.
     """
     for name in ("redis_url", "cluster_name", *(("drain_on_sigterm",) if is_running else ())):
         if getattr(before, name) != getattr(after, name):
@@ -299,8 +291,8 @@ def checked_change(before: Settings, after: Settings, *, is_running: bool) -> Se
 _Parameters = ParamSpec("_Parameters")
 
 
-def no_settings_of_its_own(init: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
-    """Have ``init`` say where settings go that it is given itself; what it takes stays as it is, for type checkers."""
+def reject_misplaced_settings(init: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """Make ``init`` reject settings passed as its own arguments; its signature is unchanged for type checkers."""
     code = init.__code__
     known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     parts = [name for name in known if name not in {"self", "app"}]
@@ -308,13 +300,13 @@ def no_settings_of_its_own(init: Callable[_Parameters, None]) -> Callable[_Param
     @functools.wraps(init)
     def checked(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> None:
         if unknown := {name: value for name, value in named.items() if name not in known}:
-            raise _misplaced(init.__qualname__.partition(".")[0], parts, unknown)
+            raise _misplaced_settings_error(init.__qualname__.partition(".")[0], parts, unknown)
         init(*arguments, **named)
 
     return checked
 
 
-def _misplaced(where: str, parts: Sequence[str], given: Mapping[str, object]) -> TypeError:
+def _misplaced_settings_error(where: str, parts: Sequence[str], given: Mapping[str, object]) -> TypeError:
     settings = [name for name in given if name in Settings.model_fields]
     if settings:
         values = ", ".join(f"{name}={_shown(name, given[name])}" for name in settings)
@@ -334,7 +326,7 @@ def _shown(name: str, value: object) -> str:
 
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
-    """Return the names in ``environment`` with our prefix that are no setting, each with the nearest one."""
+    """Return unknown names in ``environment`` with our prefix, each with the most similar setting."""
     bare = [name.upper() for name in Settings.model_fields]
     known = {f"{PREFIX}{name}" for name in bare}
     unknown = {}
@@ -345,19 +337,19 @@ def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, s
     return unknown
 
 
-def _explained(error: ValidationError) -> str:
+def _describe_error(error: ValidationError) -> str:
     problems: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        if problem["type"] == "extra_forbidden":  # its value may be anything, a secret too
+        if problem["type"] == "extra_forbidden":  # the value is not shown: it may be a secret
             nearest = difflib.get_close_matches(name, Settings.model_fields, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             problems[name] = f"{name} (or {PREFIX}{name.upper()}): no such setting{hint}"
             continue
         text = problem["msg"].removeprefix("Value error, ")
         remedy = f"{text[0].lower()}{text[1:]} ({Settings.model_fields[name].description})"
-        # The first of several says enough: a union has one for each of its members.
-        value = "" if name == "redis_url" else f" = {shown(problem['input'])}"  # there may be a password in it
+        # Only the first: a union has a problem for each member.
+        value = "" if name == "redis_url" else f" = {shown(problem['input'])}"  # it may contain a password
         problems.setdefault(name, f"{name}{value} (or {PREFIX}{name.upper()}): {remedy}")
     lines = "".join(f"\n  {text}" for text in problems.values())
     return f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used:{lines}"

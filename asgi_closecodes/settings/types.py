@@ -1,4 +1,4 @@
-"""Types of settings: the values that each accepts, and how they are read."""
+"""Types of settings: accepted values and parsers."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from .gates import LIMITS
 
 
 def none(value: object) -> object:
-    """Read an environment's way to say None."""
+    """Parse "none", "null" or "" as None."""
     return None if isinstance(value, str) and value.strip().lower() in {"", "none", "null"} else value
 
 
 def _sendable(code: int) -> int:
     if not may_be_sent(code):
-        raise ValueError("may not be sent in a close frame; use 1000-1003, 1007-1014 or 3000-4999")
+        raise ValueError("must not be sent in a close frame; use 1000-1003, 1007-1014 or 3000-4999")
     return code
 
 
 def not_boolean(value: object) -> object:
-    """Refuse True and False, which Python takes for numbers."""
+    """Reject booleans, which Python accepts as numbers."""
     if isinstance(value, bool):
         raise ValueError("should be a number, not a boolean")  # noqa: TRY004 - pydantic collects ValueErrors
     return value
 
 
 def _percent(value: object) -> object:
-    """Read "80%"."""
+    """Parse "80%"."""
     if isinstance(value, str) and value.strip().endswith("%"):
         return float(value.strip().removesuffix("%")) / 100
     return value
@@ -54,7 +54,7 @@ _SIZE = TypeAdapter(ByteSize)
 
 
 def _share_or_size(value: object) -> float | ByteSize | None:
-    """Read "0.8", "80%" or "512MiB"."""
+    """Parse "0.8", "80%" or "512MiB"."""
     remedy = "should be a share of 0.01 to 1, as 0.8 or 80%, or a size from a MiB to 8 PiB, as 512MiB"
     value = _percent(not_boolean(none(value)))
     if value is None or isinstance(value, ByteSize):
@@ -69,7 +69,7 @@ def _share_or_size(value: object) -> float | ByteSize | None:
         size = _SIZE.validate_python(value)
     except (ValueError, OverflowError):
         raise ValueError(remedy) from None
-    if not 1 << 20 <= size <= MAX_NUMBER:  # less is most likely a percentage without its sign
+    if not 1 << 20 <= size <= MAX_NUMBER:  # less is probably a percentage without its sign
         raise ValueError(remedy)
     return _readable(size, int(size))
 
@@ -85,7 +85,7 @@ def _readable(limit: _Memory, size: int | None) -> _Memory:
 
 
 def names(value: object) -> object:
-    """Read "max_sessions,max_cpu"."""
+    """Parse "max_sessions,max_cpu"."""
     if none(value) is None:
         return frozenset()
     if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
@@ -98,22 +98,22 @@ def names(value: object) -> object:
 
 
 def limits_only(names: frozenset[str]) -> frozenset[str]:
-    """Refuse names that are no limit; ``all`` stands for every limit."""
+    """Reject names that are not limits; ``all`` is every limit."""
     if unknown := names - {*LIMITS, "all"}:
-        told = ", ".join(sorted(shown(name).strip("'") for name in unknown))
-        raise ValueError(f"{told}: no limit; use {', '.join(LIMITS)}, or all")
+        wrong = ", ".join(sorted(shown(name).strip("'") for name in unknown))
+        raise ValueError(f"must name limits, not {wrong}; use {', '.join(LIMITS)}, or all")
     return frozenset(LIMITS) if "all" in names else names
 
 
 def redis_url_only(url: SecretStr) -> SecretStr:
-    """Refuse what is no URL of a Redis."""
+    """Reject a value that is not a Redis URL."""
     checked_url(url.get_secret_value())
     return url
 
 
 def _needs_redis(limit: object, info: ValidationInfo) -> object:
-    if limit is not None and info.data.get("redis_url", "cannot be used, which is said already") is None:
-        raise ValueError("needs redis_url, where the processes meet, as redis://localhost:6379/0")
+    if limit is not None and info.data.get("redis_url", "invalid, and reported already") is None:
+        raise ValueError("needs redis_url, shared by all processes, as redis://localhost:6379/0")
     return limit
 
 

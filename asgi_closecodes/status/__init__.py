@@ -1,7 +1,5 @@
-"""A guard's snapshot over HTTP, for those who may see it."""
+"""HTTP application with the status of a guard."""
 
 from .app import StatusApp
 
-__all__ = [
-    "StatusApp",
-]
+__all__ = ["StatusApp"]

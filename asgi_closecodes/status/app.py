@@ -1,4 +1,4 @@
-"""A guard's snapshot over HTTP, for those who may see it: as JSON, as a page with plots, and the button that drains."""
+"""HTTP application with the status of a guard: JSON, a page with plots, and a drain button."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from asgi_closecodes.guard import Guard
 from asgi_closecodes.naming import shown
 
 Authorize: TypeAlias = Callable[[Request], bool | Awaitable[bool]]
-"""Says whether a request may see the status and drain."""
+"""Function that returns whether a request may see the status and drain."""
 
 _LOGGER = logging.getLogger("asgi_closecodes.config")
 
@@ -50,48 +50,45 @@ _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
 class StatusApp:
-    """An ASGI application to mount: ``app.mount("/status", StatusApp(guard, authorize=is_operator))``.
+    """ASGI application to mount: ``app.mount("/status", StatusApp(guard, authorize=is_operator))``.
 
-    ``GET /`` is :meth:`Guard.snapshot` as JSON, with the ``limits`` and the ``pid`` of the process that answered.
-    ``GET /view`` is the same as a page that draws it, and follows it. ``POST /drain`` drains, and answers with the
-    snapshot when that is done; ``?window=`` is in seconds. Gates are not asked, since this is no WebSocket: a full
-    process answers too.
+    ``GET /`` returns :meth:`Guard.snapshot` as JSON, with the ``limits`` and the ``pid`` of the process.
+    ``GET /view`` is a page that plots it. ``POST /drain`` drains, then returns the snapshot; ``?window=`` is in
+    seconds. Gates are not asked: a full process answers too.
 
-    Whoever is not authorised gets the same 403 for everything. So does a drain that another site's page asks for.
+    Unauthorised requests get the same 403 for every path. So does a drain from another site's page.
 
-    Let ``authorize`` look at a credential: an ``Authorization`` header, a cookie, a session. An address is none, since
-    a page that has its own name point to this server (DNS rebinding) asks from its visitor's address, with an
-    ``Origin`` that is its ``Host``. Only ``allowed_hosts`` tells its requests from those of your own pages.
+    ``authorize`` should check a credential: an ``Authorization`` header, a cookie, a session. Do not check addresses:
+    by DNS rebinding, a foreign page can send requests from its visitor's address with a matching ``Origin`` and
+    ``Host``. Only ``allowed_hosts`` detects those.
 
-    :param guard: what it shows and drains.
-    :param authorize: a plain or async function of the request that returns whether it may pass. A plain one runs in a
-        thread. One that raises, or returns something else, is logged, and nobody passes. ``None`` lets everybody pass,
-        which is logged as a warning.
-    :param allowed_hosts: the names by which it may be asked for, without a port, as ``["localhost", "ops.example"]``;
-        all others get the 403. ``None`` takes any name, which is safe where ``authorize`` looks at a credential.
-    :raises TypeError: if ``guard`` is none; without ``authorize``, or if it cannot be called; or if ``allowed_hosts``
-        is a single string.
-    :raises ValueError: if one of ``allowed_hosts`` is no name.
+    :param guard: the guard to show and drain.
+    :param authorize: sync or async function of the request that returns True to allow it. A sync one runs in a thread.
+        If it raises or returns anything but a bool, this is logged and the request is denied. ``None`` allows every
+        request and logs a warning.
+    :param allowed_hosts: accepted ``Host`` names without a port, as ``["localhost", "ops.example"]``; others get the
+        403. ``None`` accepts any name, which is safe if ``authorize`` checks a credential.
+    :raises TypeError: if ``guard`` is not a Guard, ``authorize`` is missing or not callable, or ``allowed_hosts`` is a
+        single string.
+    :raises ValueError: if one of ``allowed_hosts`` is not a host name.
     """
 
     def __init__(
         self, guard: Guard, *, authorize: Authorize | None = _NOT_GIVEN, allowed_hosts: Sequence[str] | None = None
     ) -> None:
         if not isinstance(guard, Guard):
-            raise TypeError(f"guard={shown(guard)} is no Guard; give the one of the middleware: {_EXAMPLE}")
+            raise TypeError(f"guard must be a Guard, not {shown(guard)}; use the one of the middleware: {_EXAMPLE}")
         if authorize is _NOT_GIVEN or not (authorize is None or callable(authorize)):
-            given = "without authorize" if authorize is _NOT_GIVEN else f"with authorize={shown(authorize)}"
+            given = "is missing" if authorize is _NOT_GIVEN else f"must be a function, not {shown(authorize)}"
             raise TypeError(
-                f"StatusApp {given}: give it a function of the request that says who may see the status and drain, "
+                f"authorize {given}; give a function of the request that returns True for operators, "
                 "as authorize=lambda request: request.headers.get('authorization') == 'Bearer …'; "
-                "authorize=None lets everybody do so"
+                "authorize=None allows every request"
             )
         self._allowed_hosts = None if allowed_hosts is None else _names(allowed_hosts)
         if authorize is None:
-            pages = "" if allowed_hosts is not None else "; so can web pages by DNS rebinding: give it allowed_hosts"
-            _LOGGER.warning(
-                "StatusApp(authorize=None): whoever can reach it sees the status, and can drain the process%s", pages
-            )
+            pages = "" if allowed_hosts is not None else "; so can web pages by DNS rebinding: set allowed_hosts"
+            _LOGGER.warning("StatusApp(authorize=None): every client can see the status and drain the process%s", pages)
         self._guard = guard
         self._authorize = authorize
         self._router = Router(
@@ -104,7 +101,7 @@ class StatusApp:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. There is nothing here for a WebSocket, and nothing to start or to stop."""
+        """Serve one HTTP request."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -114,7 +111,7 @@ class StatusApp:
         if scope["type"] == "http" and not await self._is_authorized(Request(scope, receive)):
             await _forbidden()(scope, receive, send_with_headers)
             return
-        # Without the "app" of a framework the router answers by itself, and does not raise for that one to answer.
+        # Without a framework's "app" the router answers by itself, and does not raise for the framework.
         own = {key: value for key, value in scope.items() if key != "app"}
         await self._router(own, receive, send_with_headers)
 
@@ -127,7 +124,7 @@ class StatusApp:
             answer: object
             if inspect.iscoroutinefunction(self._authorize):
                 answer = await self._authorize(request)
-            else:  # it may wait for a database
+            else:  # it may block, as on a database
                 [answer] = await run_in_threadpool(lambda authorize: [authorize(request)], self._authorize)
                 if inspect.isawaitable(answer):
                     answer = await answer
@@ -152,7 +149,7 @@ class StatusApp:
         except ValueError:
             window = math.nan
         if not is_between(window, 0):
-            return PlainTextResponse(f"window={shown(given)}: use a number of seconds, 0 or more", 400)
+            return PlainTextResponse(f"window must be a number of seconds, 0 or more, not {shown(given)}", 400)
         done = anyio.Event()
 
         async def drain() -> None:
@@ -161,7 +158,7 @@ class StatusApp:
             finally:
                 done.set()
 
-        self._guard.spawn(drain)  # it goes on when whoever asked for it has left
+        self._guard.spawn(drain)  # continues when the client has left
         await done.wait()
         return await self._snapshot(request)
 
@@ -182,34 +179,34 @@ def _forbidden() -> Response:
 
 def _names(allowed_hosts: Sequence[str]) -> frozenset[str]:
     if isinstance(allowed_hosts, str):
-        raise TypeError(f"allowed_hosts={shown(allowed_hosts)} is one string: use a list, as ['ops.example']")
+        raise TypeError(f"allowed_hosts must be a list, as ['ops.example'], not {shown(allowed_hosts)}")
     names = {f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host for host in allowed_hosts}
     for host in names:
         if not _HOST.fullmatch(host) or _name(host) != host.lower():
             raise ValueError(
-                f"allowed_hosts has {shown(host)}: use the name or the address alone, "
-                "without a scheme, a port or a '*', as 'ops.example' or '[::1]'"
+                f"allowed_hosts must contain names or addresses, as 'ops.example' or '[::1]', not {shown(host)}; "
+                "omit the scheme, the port and '*'"
             )
     return frozenset(map(str.lower, names))
 
 
 def _name(host: str) -> str:
-    """Return what a ``Host`` header names, without the port, or nothing if it is none."""
+    """Return the name in a ``Host`` header, without the port; empty if invalid."""
     found = _HOST.fullmatch(host)
     return found[1].lower() if found else ""
 
 
 def _is_cross_site(headers: Headers) -> bool:
-    """Whether a page of another site had a browser send this; what is no browser sends neither header.
+    """Whether a browser sent this for a page of another site.
 
-    A page that had its own name point here looks like one of ours: ``allowed_hosts`` is for that.
+    Other clients send neither header. DNS rebinding is not detected: ``allowed_hosts`` is for that.
 
-    Source: the resource isolation policy of Fetch Metadata, https://www.w3.org/TR/fetch-metadata/; browsers send no
+    Source: the resource isolation policy of Fetch Metadata, https://www.w3.org/TR/fetch-metadata/. Browsers send no
     ``Sec-Fetch-Site`` to plain http, but ``Origin`` with every POST.
     """
     if (site := headers.get("sec-fetch-site")) is not None:
         return site != "same-origin"
     if (origin := headers.get("origin")) is None:
         return False
-    host = origin.partition("://")[2]  # the scheme is what the browser speaks to a proxy; "null" has none
+    host = origin.partition("://")[2]  # without the scheme: a proxy may change it; "null" has none
     return not host or host != headers.get("host")

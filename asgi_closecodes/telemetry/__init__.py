@@ -1,1 +1,1 @@
-"""Observers that turn events into metrics and traces, and what keeps secrets out of Sentry."""
+"""Observers for metrics and traces, and a filter that keeps secrets out of Sentry."""

@@ -1,6 +1,6 @@
-"""Events as numbers: every metric, its labels, which are few whatever happens, and how events change it.
+"""Metrics: their definitions, bounded labels, and the changes that events make.
 
-Where the numbers are kept is the affair of the modules ``prometheus`` and ``opentelemetry`` beside this one.
+The modules ``prometheus`` and ``opentelemetry`` beside this one store the values.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from asgi_closecodes.error_identity import type_name
 from asgi_closecodes.logs.messages import LINES
 
 UNKNOWN = "_UNKNOWN"
-"""The label of a route that is not known: the handler has not accepted yet, or no route matched."""
+"""Label of an unknown route: the handler has not accepted yet, or no route matched."""
 
-MOST_ROUTES = 64
-MOST_ERROR_TYPES = 32
-MOST_GATES = 32
-MOST_CAUSES = 32
+MAX_ROUTES = 64
+MAX_ERROR_TYPES = 32
+MAX_GATES = 32
+MAX_CAUSES = 32
 
 Labels: TypeAlias = tuple[str, ...]
 
 _SHOWN_CODES = frozenset({1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013})
 CODES = (*map(str, sorted(_SHOWN_CODES)), "3xxx", "4xxx", "other", "none")
-"""The labels of close codes; ``none`` is an HTTP response, or a peer that left by a code that the server kept."""
+"""Labels of close codes; ``none`` is an HTTP response, or a close that the server does not report."""
 
 _CLOSERS = ("client", "handler", "middleware")
 _MODES = ("close", "http", "shadow")
@@ -42,9 +42,9 @@ _MODES = ("close", "http", "shadow")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric, as Prometheus names it.
+    """Definition of a metric, with its Prometheus name.
 
-    A ``sum`` goes up and down, a ``gauge`` is looked at when somebody asks.
+    A ``sum`` goes up and down. A ``gauge`` is read on collection.
     """
 
     kind: Literal["counter", "sum", "gauge", "histogram"]
@@ -52,16 +52,16 @@ class Metric:
     description: str
     labels: Labels = ()
     known: tuple[Labels, ...] = ()
-    """The values of the labels that are there from the start, at 0."""
+    """Label values that exist from the start, at 0."""
     buckets: tuple[float, ...] = ()
     summed: bool = False
-    """Whether the gauges of several processes add up; else the largest of them is shown."""
+    """Whether the gauges of several processes are added; else the largest is exported."""
 
 
 SESSIONS_ACTIVE = Metric(
     "sum",
     "closecodes_sessions_active",
-    "Sessions that were admitted and are not over; `_UNKNOWN` until the handler has accepted.",
+    "Admitted sessions that are not over; route `_UNKNOWN` until the handler accepts.",
     ("route",),
     ((UNKNOWN,),),
     summed=True,
@@ -69,7 +69,7 @@ SESSIONS_ACTIVE = Metric(
 SESSIONS_LEAVING = Metric(
     "gauge",
     "closecodes_sessions_leaving",
-    "Sessions that have ended, or were told to, and still count.",
+    "Sessions that are ending or have ended, and still count.",
     (),
     ((),),
     summed=True,
@@ -85,16 +85,16 @@ REFUSALS_LEAVING = Metric(
 SESSIONS_ABANDONED = Metric(
     "counter",
     "closecodes_sessions_abandoned_total",
-    "Sessions that count no more, though the server still holds their connection.",
+    "Sessions that no longer count, though the server still holds their connection.",
     (),
     ((),),
 )
-SESSIONS_STARTED = Metric("counter", "closecodes_sessions_started_total", "Sessions that were admitted.", (), ((),))
+SESSIONS_STARTED = Metric("counter", "closecodes_sessions_started_total", "Admitted sessions.", (), ((),))
 SESSION_DURATION = Metric(
     "histogram",
     "closecodes_session_duration_seconds",
-    "How long sessions took from their handshake to their end, and what became of them: "
-    "`completed`, `failed`, `shed` (drained too) or `not_accepted`.",
+    "Time from the handshake to the end of a session, by outcome: "
+    "`completed`, `failed`, `shed` (also drained) or `not_accepted`.",
     ("outcome",),
     tuple((outcome,) for outcome in get_args(events.Outcome)),
     buckets=(0.1, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
@@ -102,42 +102,37 @@ SESSION_DURATION = Metric(
 SESSIONS_CLOSED = Metric(
     "counter",
     "closecodes_sessions_closed_total",
-    "Sessions that are over, by their close code (`none` where HTTP answered, or the server did not say how the client "
-    "left) and by who ended them: `client`, `handler` or `middleware`.",
+    "Sessions that are over, by close code (`none` after an HTTP response or an unreported close) and by the side that "
+    "ended them: `client`, `handler` or `middleware`.",
     ("code", "closed_by"),
     tuple(itertools.product(CODES, _CLOSERS)),
 )
 ERRORS = Metric(
     "counter",
     "closecodes_errors_total",
-    "Handlers that raised what nobody expected, also those that the log only counts, "
-    "and where their sessions stood: `connecting`, `open` or `closed`.",
+    "Unhandled exceptions of handlers, including suppressed log records, "
+    "by phase of the session: `connecting`, `open` or `closed`.",
     ("route", "error_type", "phase"),
 )
 REFUSALS = Metric(
     "counter",
     "closecodes_refusals_total",
-    "Sessions that a gate refused, by `close` or `http`; in mode `shadow` it only would have.",
+    "Sessions that a gate refused, by mode: `close`, `http`, or `shadow` if it would have.",
     ("gate", "cause", "mode"),
     tuple(("draining", "drain", mode) for mode in _MODES if mode != "shadow"),
 )
 OVERLOADS = Metric(
     "counter",
     "closecodes_overloads_total",
-    "Those of the refusals, in no shadow, for which the process lacks something: no client's own limit, and no drain.",
+    "Refusals by a limit of the process: without shadow, limits of one client, and drains.",
     ("gate", "cause"),
 )
-GATE_USAGE = Metric("gauge", "closecodes_gate_usage", "How much of a gate's limit is in use, in its unit.", ("gate",))
-GATE_LIMIT = Metric(
-    "gauge",
-    "closecodes_gate_limit",
-    "A gate's limit, as long as it has one.",
-    ("gate",),
-)
+GATE_USAGE = Metric("gauge", "closecodes_gate_usage", "Used part of a gate's limit, in its unit.", ("gate",))
+GATE_LIMIT = Metric("gauge", "closecodes_gate_limit", "A gate's limit, if it has one.", ("gate",))
 ADMISSION = Metric(
     "histogram",
     "closecodes_admission_seconds",
-    "How long the gates took to admit or refuse a session.",
+    "Time that the gates took to admit or refuse a session.",
     ("result",),
     (("admitted",), ("refused",)),
     buckets=(0.0001, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 10),
@@ -145,34 +140,34 @@ ADMISSION = Metric(
 CLOSE_FAILURES = Metric(
     "counter",
     "closecodes_close_failures_total",
-    "Closes that the server did not take: `exception`, or `timeout` where it did not answer.",
+    "Closes that the server did not accept: it raised an `exception`, or a `timeout` passed.",
     ("code", "cause"),
     tuple(itertools.product((code for code in CODES if code != "none"), ("exception", "timeout"))),
 )
 LOG_SUPPRESSED = Metric(
     "counter",
     "closecodes_log_suppressed_total",
-    "Log records that were counted instead of written.",
+    "Log records that were suppressed.",
     ("event",),
     tuple((line.name,) for line in LINES.values() if line.sampler is not None),
 )
 LOOP_LAG = Metric(
     "gauge",
     "closecodes_event_loop_lag_seconds",
-    "How late the event loop is; a stall counts half after 15 s.",
+    "Delay of the event loop; a stall counts half after 15 s.",
     (),
     ((),),
 )
-DRAINING = Metric("gauge", "closecodes_draining", "1 while new sessions are refused for a stop.", (), ((),))
+DRAINING = Metric("gauge", "closecodes_draining", "1 while draining.", (), ((),))
 SESSIONS_STALLED = Metric(
     "gauge",
     "closecodes_sessions_stalled",
-    "Open sessions that have been in one send for over 5 s; 0 where send_timeout is not set.",
+    "Open sessions in one send for over 5 s; 0 without `send_timeout`.",
     (),
     ((),),
     summed=True,
 )
-CLUSTER_LIMIT = Metric("gauge", "closecodes_cluster_limit", "The limit of all processes together.", ("name",))
+CLUSTER_LIMIT = Metric("gauge", "closecodes_cluster_limit", "Limit of all processes together.", ("name",))
 CLUSTER_USED = Metric(
     "gauge", "closecodes_cluster_used", "Sessions that count in a cluster limit.", ("name",), summed=True
 )
@@ -185,11 +180,11 @@ CLUSTER_LEASE_AGE = Metric(
 CLUSTER_LEARNING = Metric(
     "gauge",
     "closecodes_cluster_learning",
-    "1 while the store, which lost what it knew, grants nothing more.",
+    "1 while the store, which has lost its data, grants nothing more.",
     ("name",),
 )
 CLUSTER_FALLBACK = Metric(
-    "gauge", "closecodes_cluster_fallback", "1 while the lease has ended, and the fallback decides.", ("name",)
+    "gauge", "closecodes_cluster_fallback", "1 while the fallback is in effect: the lease has ended.", ("name",)
 )
 CLUSTER_SYNC_FAILURES = Metric(
     "counter", "closecodes_cluster_sync_failures_total", "Syncs with the store that failed.", ("name",)
@@ -211,46 +206,46 @@ def code_label(close: Close | None) -> str:
 
 
 class MetricsObserver(abc.ABC):
-    """Turns events into numbers, and keeps the count of what is active."""
+    """Base class: changes metrics by events, and tracks active sessions."""
 
     def __init__(self) -> None:
-        self._routes = FirstOnes(MOST_ROUTES)
-        self._error_types = FirstOnes(MOST_ERROR_TYPES)
-        self._gates = FirstOnes(MOST_GATES)
-        self._causes = FirstOnes(MOST_CAUSES)
-        self._counted_at: dict[str, str] = {}
-        """The route at which each session counts as active, by its id: what was added is what is taken off."""
+        self._routes = FirstOnes(MAX_ROUTES)
+        self._error_types = FirstOnes(MAX_ERROR_TYPES)
+        self._gates = FirstOnes(MAX_GATES)
+        self._causes = FirstOnes(MAX_CAUSES)
+        self._route_of: dict[str, str] = {}
+        """Route label of each active session, by id: the same label is decremented later."""
         self._inherited: Counter[str] = Counter()
-        """In a child process: active sessions of the parent's by route, which are to be taken off."""
+        """In a child process: the parent's active sessions by route, to be subtracted."""
         _observers.add(self)
-        self._looks: list[Callable[[], events.Snapshot | None]] = []
+        self._sources: list[Callable[[], events.Snapshot | None]] = []
         self._clusters: dict[str, _Cluster] = {}
         self._shown: dict[tuple[Metric, str], None] = {}
-        """The gauges of gates that have had a value, so that none stays as it was when its gate is gone."""
+        """Gate gauges that were set: they are reset when their gate is gone."""
 
     @abc.abstractmethod
     def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
         """Add to a counter or a sum."""
 
     @abc.abstractmethod
-    def _disown(self, metric: Metric, labels: Labels, amount: float) -> None:
-        """Take off what a parent process has added."""
+    def _subtract(self, metric: Metric, labels: Labels, amount: float) -> None:
+        """Subtract what the parent process added."""
 
     @abc.abstractmethod
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
         """Record one value in a histogram."""
 
     def __call__(self, event: events.Event) -> None:  # noqa: C901 - a case for each kind
-        """Take note of ``event``."""
+        """Update the metrics."""
         match event:
             case events.SessionAdmitted(session=session):
                 self._add(SESSIONS_STARTED, ())
                 self._record(ADMISSION, ("admitted",), session.duration)
-                self._count_at(session.id, self._route(session))
+                self._set_route(session.id, self._route(session))
             case events.SessionOpened(session=session):
-                self._count_at(session.id, self._route(session))
+                self._set_route(session.id, self._route(session))
             case events.SessionClosed(session=session):
-                self._count_at(session.id, None)
+                self._set_route(session.id, None)
                 self._add(SESSIONS_CLOSED, (code_label(event.close), event.closed_by))
                 self._record(SESSION_DURATION, (event.outcome,), session.duration)
             case events.SessionFailed(session=session):
@@ -270,11 +265,13 @@ class MetricsObserver(abc.ABC):
             case events.LogsSuppressed():
                 self._add(LOG_SUPPRESSED, (event.event,), event.count)
             case events.LimitsChanged():
-                self._expect_refusals()
+                self._create_refusal_counters()
             case events.ClusterSynced() | events.ClusterSyncFailed() | events.ClusterFallback():
-                self._note_cluster(event)
+                self._on_cluster_event(event)
 
-    def _note_cluster(self, event: events.ClusterSynced | events.ClusterSyncFailed | events.ClusterFallback) -> None:
+    def _on_cluster_event(
+        self, event: events.ClusterSynced | events.ClusterSyncFailed | events.ClusterFallback
+    ) -> None:
         match event:
             case events.ClusterSynced(name=name):
                 self._clusters[name] = _Cluster(event, time.monotonic(), event.fallback)
@@ -282,46 +279,46 @@ class MetricsObserver(abc.ABC):
             case events.ClusterSyncFailed(name=name):
                 self._add(CLUSTER_SYNC_FAILURES, (name,))
             case events.ClusterFallback(name=name) if name in self._clusters:
-                self._clusters[name].in_fallback = True
+                self._clusters[name].is_in_fallback = True
 
     def _route(self, session: events.SessionFacts) -> str:
         return UNKNOWN if session.route is None else self._routes(session.route)
 
-    def forked(self) -> None:
-        """Begin anew in a child process, not in it at once: somebody may have held a lock of the library's."""
-        self._inherited.update(self._counted_at.values())
-        self._counted_at = {}
+    def reset_after_fork(self) -> None:
+        """Mark all counts as the parent's. They are subtracted later: a lock may be held at the fork."""
+        self._inherited.update(self._route_of.values())
+        self._route_of = {}
 
-    def _forget_inherited(self) -> None:
+    def _subtract_inherited(self) -> None:
         inherited, self._inherited = self._inherited, Counter()
         for route, count in inherited.items():
-            self._disown(SESSIONS_ACTIVE, (route,), count)
+            self._subtract(SESSIONS_ACTIVE, (route,), count)
 
-    def _count_at(self, session_id: str, route: str | None) -> None:
+    def _set_route(self, session_id: str, route: str | None) -> None:
         if self._inherited:
-            self._forget_inherited()
-        before = self._counted_at.get(session_id)
+            self._subtract_inherited()
+        before = self._route_of.get(session_id)
         if before == route:
             return
         if before is not None:
-            del self._counted_at[session_id]
+            del self._route_of[session_id]
             self._add(SESSIONS_ACTIVE, (before,), -1)
         if route is not None:
-            self._counted_at[session_id] = route
+            self._route_of[session_id] = route
             self._add(SESSIONS_ACTIVE, (route,))
 
-    # How things stand
+    # Gauges
 
-    def watch(self, look: Callable[[], events.Snapshot | None]) -> None:
-        """Ask ``look`` whenever the gauges are read. Several guards may share this observer."""
-        self._looks.append(look)
-        self._expect_refusals()
+    def watch(self, snapshot: Callable[[], events.Snapshot | None]) -> None:
+        """Call ``snapshot`` on every read of the gauges. Several guards may share this observer."""
+        self._sources.append(snapshot)
+        self._create_refusal_counters()
 
     def _snapshots(self) -> list[events.Snapshot]:
-        return [snapshot for look in self._looks if (snapshot := look()) is not None]
+        return [snapshot for source in self._sources if (snapshot := source()) is not None]
 
-    def _expect_refusals(self) -> None:
-        # At 0 before the first one: a counter that appears with 1 has not increased, for Prometheus.
+    def _create_refusal_counters(self) -> None:
+        # Create them at 0: Prometheus sees no increase in a counter that appears with 1.
         for gate in _gates_of(self._snapshots()):
             labels = self._gates(gate["name"]), self._causes(gate["cause"])
             self._add(OVERLOADS, labels, 0)
@@ -329,11 +326,11 @@ class MetricsObserver(abc.ABC):
                 self._add(REFUSALS, (*labels, mode), 0)
 
     def _gauges(self) -> Iterator[tuple[Metric, Labels, float]]:
-        """Yield what the gauges show now.
+        """Yield the current values of all gauges.
 
-        Of several gates of one name the one that is nearest to its limit is shown.
+        If several gates share a name, the one nearest to its limit counts.
         """
-        self._forget_inherited()
+        self._subtract_inherited()
         snapshots = self._snapshots()
         gates: dict[str, events.GateState] = {}
         for gate in _gates_of(snapshots):
@@ -346,7 +343,7 @@ class MetricsObserver(abc.ABC):
         for key in [*self._shown]:
             metric, label = key
             value = values.get(key)
-            yield metric, (label,), _NOTHING[metric] if value is None else value
+            yield metric, (label,), _WITHOUT_GATE[metric] if value is None else value
         yield LOOP_LAG, (), max((snapshot["loop_lag"] or 0.0 for snapshot in snapshots), default=0.0)
         yield SESSIONS_LEAVING, (), sum(snapshot["leaving"] for snapshot in snapshots)
         yield REFUSALS_LEAVING, (), sum(snapshot["leaving_refused"] for snapshot in snapshots)
@@ -359,19 +356,19 @@ class MetricsObserver(abc.ABC):
             yield CLUSTER_QUOTA, (name,), cluster.synced.quota
             yield CLUSTER_LEASE_AGE, (name,), now - cluster.at
             yield CLUSTER_LEARNING, (name,), float(now - cluster.at < cluster.synced.learning)
-            yield CLUSTER_FALLBACK, (name,), float(cluster.in_fallback)
+            yield CLUSTER_FALLBACK, (name,), float(cluster.is_in_fallback)
 
 
 _observers: weakref.WeakSet[MetricsObserver] = weakref.WeakSet()
 
 
-def _forked() -> None:
+def _reset_after_fork() -> None:
     for observer in [*_observers]:
-        observer.forked()
+        observer.reset_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 @dataclass(slots=True)
@@ -380,10 +377,10 @@ class _Cluster:
 
     synced: events.ClusterSynced
     at: float
-    in_fallback: bool
+    is_in_fallback: bool
 
 
-_NOTHING = {GATE_USAGE: 0.0, GATE_LIMIT: math.inf}
+_WITHOUT_GATE = {GATE_USAGE: 0.0, GATE_LIMIT: math.inf}
 
 
 def _gates_of(snapshots: Iterable[events.Snapshot]) -> Iterator[events.GateState]:

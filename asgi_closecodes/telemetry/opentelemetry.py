@@ -1,4 +1,4 @@
-"""Metrics for OpenTelemetry, and failures on the span in which they happen: an observer for its API."""
+"""OpenTelemetry observer: metrics, and failures on the current span."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["OpenTelemetryObserver"]
 
 
 class OpenTelemetryObserver(MetricsObserver):
-    """Counts in instruments whose names begin with ``closecodes.``: ``Guard(observers=[OpenTelemetryObserver()])``.
+    """Record metrics named ``closecodes.*``: ``Guard(observers=[OpenTelemetryObserver()])``.
 
-    The names are those for Prometheus with dots for underscores, and without ``_total`` and ``_seconds``, which are
-    the kind and the unit here. A failure is marked on the current span, if there is one: its status, ``error.type``,
-    ``websocket.close.code`` and ``closecodes.error.id``. All guards of a process may share one observer.
+    The names are those for Prometheus with dots for underscores, without ``_total`` and ``_seconds``. A failure sets
+    the status, ``error.type``, ``websocket.close.code`` and ``closecodes.error.id`` of the current span. All guards of
+    a process may share one observer.
 
-    :param meter_provider: by default the global one.
+    :param meter_provider: the global one by default.
     """
 
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:
@@ -43,10 +43,10 @@ class OpenTelemetryObserver(MetricsObserver):
                     self._add(metric, labels, 0)
 
     def __call__(self, event: events.Event) -> None:
-        """Take note of ``event``."""
+        """Update the metrics and the current span."""
         if isinstance(event, events.SessionFailed):
             span = get_current_span()
-            # Without the exception: its text may hold anything. The log record has it, and the span's id.
+            # Without the exception, whose text may hold secrets. The log record has it, and the span's id.
             span.set_status(StatusCode.ERROR)
             span.set_attribute("error.type", type_name(type(event.exception)))
             if event.close is not None:
@@ -78,7 +78,7 @@ class OpenTelemetryObserver(MetricsObserver):
     def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
         self._instruments[metric].add(amount, _attributes(metric, labels))
 
-    def _disown(self, metric: Metric, labels: Labels, amount: float) -> None:
+    def _subtract(self, metric: Metric, labels: Labels, amount: float) -> None:
         self._add(metric, labels, -amount)
 
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:

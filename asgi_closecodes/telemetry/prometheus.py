@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: an observer that keeps its numbers in a registry of prometheus_client.
+"""Prometheus observer: metrics in a registry of prometheus_client.
 
-In that library's multiprocess mode too, where nobody can be asked for a number: so the gauges are written down by the
-guard's background ticker, and once more whenever the registry is collected.
+Its multiprocess mode cannot read gauges on demand. So the guard's background ticker writes them, and each collection
+of the registry does too.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ __all__ = ["PrometheusObserver"]
 
 
 class PrometheusObserver(MetricsObserver):
-    """Counts in metrics whose names begin with ``closecodes_``: ``Guard(observers=[PrometheusObserver()])``.
+    """Record metrics named ``closecodes_*``: ``Guard(observers=[PrometheusObserver()])``.
 
-    All guards of a process may share one.
+    All guards of a process may share one observer.
 
-    :param registry: where the metrics are registered, by default prometheus_client's own.
-    :raises ValueError: if they are in the registry already.
+    :param registry: registry of the metrics, prometheus_client's own by default.
+    :raises ValueError: if the registry has these metrics already.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__()
-        _forget_the_dead()
+        _remove_dead_processes()
         families = {metric: _family(metric) for metric in METRICS}
-        registry.register(self)  # the first, so that it is collected before the gauges that it sets
+        registry.register(self)  # first: it is collected before the gauges that it sets
         try:
             for family in families.values():
                 registry.register(family)
         except ValueError as error:
             registry.unregister(self)
             raise ValueError(
-                "closecodes_ metrics are in this registry already: share one PrometheusObserver among all guards, "
-                "or give each a registry= of its own"
+                "the registry has closecodes_ metrics already: share one PrometheusObserver among all guards, "
+                "or give each its own registry="
             ) from error
         self._families = families
         self._children: dict[tuple[Metric, Labels], Any] = {}
@@ -56,7 +56,7 @@ class PrometheusObserver(MetricsObserver):
                 self._child(metric, labels)
 
     def _child(self, metric: Metric, labels: Labels) -> Any:
-        # Asking the family each time costs three times as much as counting.
+        # Cached: family.labels() costs three times as much as counting.
         child = self._children.get((metric, labels))
         if child is None:
             family = self._families[metric]
@@ -66,24 +66,24 @@ class PrometheusObserver(MetricsObserver):
     def _add(self, metric: Metric, labels: Labels, amount: float = 1) -> None:
         self._child(metric, labels).inc(amount)
 
-    def _disown(self, metric: Metric, labels: Labels, _amount: float) -> None:
-        self._child(metric, labels).set(0)  # in multiprocess mode a child process begins with files of its own
+    def _subtract(self, metric: Metric, labels: Labels, _amount: float) -> None:
+        self._child(metric, labels).set(0)  # in multiprocess mode a child process has its own files
 
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
         self._child(metric, labels).observe(value)
 
     def sample(self) -> None:
-        """Set the gauges to what they show now."""
+        """Set all gauges to their current values."""
         for metric, labels, value in self._gauges():
             self._child(metric, labels).set(value)
 
     def collect(self) -> Iterable[Family]:
-        """Set the gauges, which the registry is about to collect."""
+        """Set the gauges before the registry collects them; return no metrics."""
         self.sample()
         return ()
 
     def describe(self) -> Iterable[Family]:
-        """Say that there is nothing to collect here."""
+        """Return no metrics."""
         return ()
 
 
@@ -94,16 +94,15 @@ def _family(metric: Metric) -> Counter | Gauge | Histogram:
         case "histogram":
             return Histogram(metric.name, metric.description, metric.labels, registry=None, buckets=metric.buckets)
         case _:
-            # Of several processes: the sessions of all, and the gate, the lag and the drain of the worst one.
+            # Over several processes: add sessions, take the worst gate, lag and drain.
             mode: Literal["livesum", "livemax"] = "livesum" if metric.summed else "livemax"
             return Gauge(metric.name, metric.description, metric.labels, registry=None, multiprocess_mode=mode)
 
 
-def _forget_the_dead() -> None:
-    """In multiprocess mode, take killed processes out of the sums: their sessions are over.
+def _remove_dead_processes() -> None:
+    """Remove killed processes from the sums of multiprocess mode: their sessions are over.
 
-    Servers that start another worker in place of one that died, as uvicorn does, have no hook in which
-    the application could do it.
+    Servers that replace a dead worker, as uvicorn does, have no hook in which the application could do it.
     """
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if directory is None or os.name != "posix":
@@ -111,7 +110,7 @@ def _forget_the_dead() -> None:
     for file in Path(directory).glob("gauge_live*_*.db"):
         process = file.stem.rpartition("_")[2]
         if process.isdigit() and not _is_alive(int(process)):
-            with contextlib.suppress(FileNotFoundError):  # another worker that starts does the same
+            with contextlib.suppress(FileNotFoundError):  # another starting worker may remove it
                 mark_process_dead(int(process), directory)  # type: ignore[no-untyped-call]
 
 
@@ -121,5 +120,5 @@ def _is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # somebody else's
+        pass  # another user's process
     return True

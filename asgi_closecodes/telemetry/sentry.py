@@ -1,4 +1,4 @@
-"""Nothing secret in what goes to Sentry, which by itself sends local variables, query strings and headers along."""
+"""Sentry filter: Sentry sends local variables, query strings and headers by default."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["before_send"]
 _Event = TypeVar("_Event", bound=Mapping[str, object])
 
 _TEXTS = ("breadcrumbs", "contexts", "culprit", "extra", "logentry", "message", "spans", "tags", "transaction")
-"""Parts of an event in which addresses stand: uvicorn's lines, requests that the application made."""
+"""Parts of an event that may contain URLs: uvicorn's log lines, requests of the application."""
 
 _DROPPED = frozenset(
     {"cookies", "headers", "http.fragment", "http.query", "query_string", "url.fragment", "url.query", "vars"}
@@ -23,12 +23,12 @@ _ADDRESS = re.compile(r"(?P<path>/[^\s\"'<>?#]*)(?:[?#][^\s\"'<>]*)?|(?<=\S)\?[^
 
 
 def before_send(event: _Event, hint: object) -> _Event:
-    """Strip an event of what may be secret, and no option of sentry_sdk leaves out.
+    """Remove possible secrets from an event in place.
 
     ``sentry_sdk.init(..., include_local_variables=False, before_send=before_send,
-    before_send_transaction=before_send)``: the option has frames go without their local variables. This takes the
-    request but for its method and URL, query strings in the texts of breadcrumbs, and what looks like a token in a
-    path. The text of an exception stays: it is the application's to keep clean. It changes the event in place.
+    before_send_transaction=before_send)``: the option leaves local variables out. This removes all of the request but
+    method and URL, query strings, and tokens in paths. The text of an exception stays: the application must keep it
+    clean.
     """
     del hint
     parts = cast("dict[str, Any]", event)

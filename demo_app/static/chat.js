@@ -6,7 +6,7 @@ import { ReconnectingWebSocket } from "./reconnecting-websocket.js";
 let socket = null;
 let me = null;
 let retryAt = null; // while it waits
-let unsaid = []; // until it comes back from the server
+let pending = []; // until it comes back from the server
 
 function join() {
   byId("sign-in").hidden = true;
@@ -18,7 +18,7 @@ function join() {
     byId("messages").replaceChildren(); // the server tells the last ones again
     byId("messages-empty").hidden = false;
     show(`signed in as ${me}`);
-    for (const text of unsaid) socket.send(text);
+    for (const text of pending) socket.send(text);
   });
   socket.addEventListener("message", ({ data }) => hear(JSON.parse(data)));
   socket.addEventListener("close", ({ code, reason, retryIn }) => {
@@ -46,7 +46,7 @@ function hear({ name, text }) {
   list.append(line);
   byId("messages-empty").hidden = true;
   list.scrollTop = list.scrollHeight;
-  if (name === me) unsaid = unsaid.filter((waiting) => waiting !== text);
+  if (name === me) pending = pending.filter((waiting) => waiting !== text);
 }
 
 byId("sign-in").onsubmit = async (event) => {
@@ -63,7 +63,7 @@ byId("say").onsubmit = (event) => {
   event.preventDefault();
   const text = byId("text").value;
   byId("text").value = "";
-  unsaid.push(text);
+  pending.push(text);
   if (socket.state === "open") socket.send(text);
 };
 

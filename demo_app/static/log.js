@@ -67,7 +67,7 @@ export class Log {
   }
 
   async open(ref) {
-    for (let patience = 20; !this.#byRef.has(ref) && patience; patience--) await pause(50); // the client hears of it first
+    for (let attempts = 20; !this.#byRef.has(ref) && attempts; attempts--) await pause(50); // the client hears of it first
     const record = this.#byRef.get(ref);
     if (record) return this.show(record);
     this.show(

@@ -22,7 +22,7 @@ def test_without_its_extra_it_says_how_to_install_it(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; sys.argv = [{COMMAND!r}]; exec(open({COMMAND!r}).read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "asgi-closecodes: click and rich are missing; pip install 'asgi-closecodes[cli]'\n"
+    assert done.stderr == "asgi-closecodes needs click and rich: pip install 'asgi-closecodes[cli]'\n"
 
 
 def test_a_command_is_imported_when_it_is_asked_for():

@@ -45,8 +45,8 @@ def apps():
     ours = logging.getLogger("asgi_closecodes")
     kept = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in (logging.root, ours)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(controls, "STALL", 0)
-        patch.setattr(controls, "BEFORE_STALL", 0)
+        patch.setattr(controls, "STALL_S", 0)
+        patch.setattr(controls, "BEFORE_STALL_S", 0)
         patch.setenv("CLOSECODES_DRAIN_WINDOW", "0")
         from demo_app.chat import app as chat  # it configures logging
 

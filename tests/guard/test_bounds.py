@@ -78,7 +78,7 @@ def test_lines_about_causes_from_outside_are_sampled(make, name, kind, causes, c
     observer = LogObserver()
     for number in range(MANY):
         observer(make(f"cause-{number % causes}"))
-    observer.sum_up(now=True)
+    observer.flush_summaries(now=True)
     written, happened = written_and_counted(caplog.records, f"closecodes.{name}", kind)
     assert written < 100
     assert happened == MANY

@@ -114,8 +114,8 @@ async def test_a_recovery_is_noticed_without_a_lifespan_and_without_sessions(gat
         await Peer().visit(CloseCodeMiddleware(Handler(), guard))
         if isinstance(gate, MaxSessions):
             await until(lambda: of(events.GateRecovered, seen))
-            assert "the gate max_sessions refuses sessions (full)" in caplog.messages
-            assert "the gate max_sessions refuses nobody any more (full); it refused 1 in 0.0 s" in caplog.messages
+            assert "gate max_sessions saturated: full" in caplog.messages
+            assert "gate max_sessions recovered: full; it refused 1 in 0.0 s" in caplog.messages
         else:
             assert not of(events.GateSaturated, seen)
         scope.cancel()

@@ -448,7 +448,7 @@ def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
     )
 
     def check():
-        assert not guard._logs.has_unsaid
+        assert not guard._logs.has_pending_summaries
         snapshot = guard.snapshot()
         assert (snapshot["open"], snapshot["leaving"], snapshot["draining"]) == (0, 0, False)
         assert (snapshot["errors"], snapshot["closes"], snapshot["error_groups"]) == (0, {}, [])
@@ -929,17 +929,17 @@ def test_log_sums_in_threads_are_exact(caplog):
         for number in range(800):
             guard.report(failed(number))
 
-    def sum_up():
+    def flush_summaries():
         while not is_over.is_set():
-            guard._logs.sum_up(now=True)
+            guard._logs.flush_summaries(now=True)
 
     def all_fail():
         in_threads(*[fail] * 3)
         is_over.set()
 
     with switching_often():
-        in_threads(all_fail, sum_up)
-    guard._logs.sum_up(now=True)
+        in_threads(all_fail, flush_summaries)
+    guard._logs.flush_summaries(now=True)
     records = [vars(record) for record in caplog.records]
     lines = sum(record["event.name"] == "closecodes.session.exception" for record in records)
     assert lines + sum(record.get("closecodes.error.suppressed", 0) for record in records) == 2400

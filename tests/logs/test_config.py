@@ -26,7 +26,7 @@ def test_a_command_tells_where_they_are(arguments):
 
 def test_it_knows_no_other_form():
     done = subprocess.run([sys.executable, "-m", "asgi_closecodes.logs", "toml"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "'toml' is not known; use json or yaml\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "form must be json or yaml, not 'toml'\n")
 
 
 @pytest.mark.parametrize(

@@ -387,7 +387,10 @@ def test_a_level_is_a_name_or_a_number(logger):
 
 @pytest.mark.parametrize(
     ("options", "remedy"),
-    [({"format": "xml"}, "'xml' is not known; use 'auto'"), ({"level": "LOUD"}, "'LOUD' is not known; use one of")],
+    [
+        ({"format": "xml"}, "format must be 'auto', 'json' or 'console', not 'xml'"),
+        ({"level": "LOUD"}, "level must be one of"),
+    ],
 )
 def test_what_is_not_known_is_an_error(options, remedy):
     with pytest.raises(ValueError, match=remedy):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.logs import sampling
-from asgi_closecodes.logs.sampling import FORGOTTEN_AFTER, SUMMARY_AFTER, Storms
+from asgi_closecodes.logs.sampling import FORGET_AFTER_S, SUMMARY_AFTER_S, LogSampler
 from asgi_closecodes.token_bucket import FixedWindow, TokenBucket, Unlimited
 
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 def limited(clock, *, burst=10, per_minute=10, overall=50):
-    return Storms(
+    return LogSampler(
         lambda: TokenBucket(per_minute / 60, burst, clock=clock),
         TokenBucket(per_minute, overall, clock=clock),
         clock=clock,
@@ -28,7 +28,7 @@ def limited(clock, *, burst=10, per_minute=10, overall=50):
 
 
 def take(tested, *key):
-    return tested.take(key, lambda: key)
+    return tested.check(key, lambda: key)
 
 
 def test_the_first_ten_are_written_then_ten_a_minute_each_with_the_count_of_those_before_it():
@@ -52,35 +52,35 @@ def test_what_no_record_has_carried_is_summed_up():
     tested = limited(clock)
     for kind in "a" * 13 + "b" * 10:
         take(tested, "error", kind)
-    assert tested.has_unsaid
-    clock.now += SUMMARY_AFTER - 1
-    assert list(tested.summary()) == []
+    assert tested.has_pending_summaries
+    clock.now += SUMMARY_AFTER_S - 1
+    assert list(tested.flush()) == []
     clock.now += 1
-    assert list(tested.summary()) == [(("error", "a"), False, 3)]
-    assert not tested.has_unsaid
-    assert list(tested.summary(now=True)) == []
+    assert list(tested.flush()) == [(("error", "a"), False, 3)]
+    assert not tested.has_pending_summaries
+    assert list(tested.flush(now=True)) == []
 
 
 def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
-    monkeypatch.setattr(sampling, "MOST_KINDS", 5)
+    monkeypatch.setattr(sampling, "MAX_KINDS", 5)
     tested = limited(Clock())
     written = [take(tested, name, number) for number in range(20) for name in ("error", "refusal")]
     assert written.count(0) == 5 + 2 * 10
-    counts = {about[0]: (is_rest, count) for about, is_rest, count in tested.summary(now=True)}
+    counts = {about[0]: (is_rest, count) for about, is_rest, count in tested.flush(now=True)}
     assert counts == {"error": (True, 7), "refusal": (True, 8)}
 
 
 def test_a_kind_that_has_been_quiet_makes_room(monkeypatch):
-    monkeypatch.setattr(sampling, "MOST_KINDS", 5)
+    monkeypatch.setattr(sampling, "MAX_KINDS", 5)
     clock = Clock()
     tested = limited(clock, burst=1)
     for number in range(5):
         take(tested, "error", number)
     take(tested, "error", 0)
-    clock.now += FORGOTTEN_AFTER + 1
+    clock.now += FORGET_AFTER_S + 1
     assert take(tested, "error", 99) == 0
     assert take(tested, "error", 99) is None  # as itself: it has an allowance of its own
-    assert Counter(about for about, _, _ in tested.summary(now=True)) == {("error", 0): 1, ("error", 99): 1}
+    assert Counter(about for about, _, _ in tested.flush(now=True)) == {("error", 0): 1, ("error", 99): 1}
 
 
 def test_limits_may_change_and_what_was_counted_stays_counted():
@@ -106,18 +106,18 @@ def test_lines_and_counts_add_up(most, steps):
     clock = Clock()
     tested = limited(clock, burst=2)
     happened, told = Counter(), Counter()
-    before, sampling.MOST_KINDS = sampling.MOST_KINDS, most
+    before, sampling.MAX_KINDS = sampling.MAX_KINDS, most
     try:
         for step in [*steps, "now"]:
             match step:
                 case (name, number):
                     happened[name] += 1
-                    count = tested.take((name, number), lambda name=name: name)
+                    count = tested.check((name, number), lambda name=name: name)
                     told[name] += 0 if count is None else 1 + count
                 case float():
                     clock.now += step
                 case "look" | "now":
-                    for name, _, count in tested.summary(now=step == "now"):
+                    for name, _, count in tested.flush(now=step == "now"):
                         assert count > 0
                         told[name] += count
                 case "wide":
@@ -128,5 +128,5 @@ def test_lines_and_counts_add_up(most, steps):
                     tested.limit(lambda: FixedWindow(2, 10.0, clock=clock))
             assert len(tested._kinds) <= most + 2
     finally:
-        sampling.MOST_KINDS = before
+        sampling.MAX_KINDS = before
     assert +told == +happened

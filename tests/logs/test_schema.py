@@ -51,7 +51,7 @@ def test_summaries_too(records, name):
     observer = LogObserver()
     for _ in range(30):
         observer(LOGGED[name])
-    observer.sum_up(now=True)
+    observer.flush_summaries(now=True)
     *lines, summary = map(checked, records)
     assert summary["closecodes.suppressed.event"] == name
     [count] = [value for key, value in summary.items() if key.endswith(".suppressed")]
@@ -65,7 +65,7 @@ def test_every_name_and_key_of_the_schema_is_written(records):
     for event in LOGGED.values():
         for _ in range(30):
             observer(event)
-    observer.sum_up(now=True)
+    observer.flush_summaries(now=True)
     for record in records:
         written = checked(record)
         seen.add(written["event.name"])

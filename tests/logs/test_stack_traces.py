@@ -254,24 +254,24 @@ def test_a_line_that_could_not_be_read_is_looked_up_again(tmp_path):
 
 
 def test_what_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setattr(stack_traces, "MOST_PLACES", 3)
-    stack_traces._places.clear()
+    monkeypatch.setattr(stack_traces, "MAX_CACHED_FRAMES", 3)
+    stack_traces._frame_cache.clear()
     for way in WAYS:
         error = caught(ValueError("x"), way)
         assert stack_trace(in_parts(error)) == "".join(traceback.format_exception(error))
-        assert 0 < len(stack_traces._places) <= 3
+        assert 0 < len(stack_traces._frame_cache) <= 3
 
 
 def test_a_line_that_holds_a_file_is_written_and_not_kept(monkeypatch):
     text = f"def fails(error): data = {'x' * 50_000!r}; raise error\n"
     monkeypatch.setitem(linecache.cache, "<data>", (len(text), None, [text], "<data>"))
     [way] = as_program("<data>", text)
-    stack_traces._places.clear()
+    stack_traces._frame_cache.clear()
     error = caught(ValueError("x"), way)
     for _ in range(2):
         assert stack_trace(in_parts(error)) == "".join(traceback.format_exception(error))
-    assert stack_traces._places
-    assert sum(len(kept.text) for kept in stack_traces._places.values()) < 50_000
+    assert stack_traces._frame_cache
+    assert sum(len(kept.text) for kept in stack_traces._frame_cache.values()) < 50_000
 
 
 def test_nothing_of_a_request_is_kept():
@@ -287,7 +287,9 @@ def test_nothing_of_a_request_is_kept():
     error = caught(ValueError("x"), fails)
     frame = error.__traceback__.tb_next.tb_frame
     stack_trace(in_parts(error))
-    reached = [vars_of for kept in stack_traces._places.values() for vars_of in (kept.locals, kept.code, kept.text)]
+    reached = [
+        vars_of for kept in stack_traces._frame_cache.values() for vars_of in (kept.locals, kept.code, kept.text)
+    ]
     assert frame not in reached
     assert all(value is None or isinstance(value, (str, types.CodeType)) for value in reached)
 

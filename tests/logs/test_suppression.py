@@ -1,4 +1,4 @@
-"""Storms of errors: bounded lines, exact sums, and all of it decided before anything is formatted."""
+"""LogSampler of errors: bounded lines, exact sums, and all of it decided before anything is formatted."""
 
 import gc
 import json
@@ -46,7 +46,7 @@ def test_a_storm_of_errors(records, count, distinct, most_lines):
     observer = LogObserver(report=counted.append)
     for event in errors(count, distinct):
         observer(event)
-    observer.sum_up(now=True)
+    observer.flush_summaries(now=True)
     assert told(records) == count
     assert len(records) <= most_lines
     assert counted == [events.LogsSuppressed(NAME, 1)] * len(counted)
@@ -93,12 +93,12 @@ async def test_refusals_are_counted_after_the_first_five_of_a_gate_and_cause(rec
         await Peer().visit(app)
     lines = [record for record in records if vars(record)["event.name"] == "closecodes.session.refused"]
     assert len(lines) == 5
-    guard._logs.sum_up(now=True)
+    guard._logs.flush_summaries(now=True)
     assert told(records, "refusal") == 40
     summary = vars(records[-1])
     assert (summary["closecodes.gate.name"], summary["closecodes.gate.cause"]) == ("max_sessions", "full")
     assert records[-1].getMessage() == (
-        "35 more were counted, not written: refused a session of /: max_sessions (full); retry after 1.9 s"
+        "suppressed 35 more: refused a session of /: max_sessions (full); retry after 1.9 s"
     ).replace("1.9", records[-1].getMessage().split()[-2])
 
 

@@ -277,7 +277,7 @@ def test_gates_are_asked_in_the_order_of_limits():
     guard = Guard(Settings(**GIVEN))
     assert [gate.name for gate in guard.gate.gates[1:-1]] == [*LIMITS]
     assert [*guard.settings.limits()][: len(LIMITS)] == [*LIMITS]
-    with pytest.raises(SettingsError, match=f"no limit; use {', '.join(LIMITS)}, or all"):
+    with pytest.raises(SettingsError, match=f"use {', '.join(LIMITS)}, or all"):
         Settings(shadow="max_session")
     assert Settings(shadow="all").shadow == {*LIMITS}
 
@@ -421,7 +421,7 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch):
         ("try_again_code", "'1015'", "use 1000-1003, 1007-1014 or 3000-4999", "CLOSECODES_TRY_AGAIN_CODE"),
         ("reject_with", "'reject'", "'close', 'http' or 'auto'"),
         ("log_path", "'everything'", "'redacted', 'raw' or 'off'"),
-        ("shadow", "'max_cpu,max_lag'", "max_lag: no limit; use max_loop_lag, max_memory"),
+        ("shadow", "'max_cpu,max_lag'", "must name limits, not max_lag; use max_loop_lag, max_memory"),
         ("debug", "'maybe'", "valid boolean"),
         ("handshake_timeout", "0", "greater than 0"),
     ):

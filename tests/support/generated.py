@@ -56,7 +56,7 @@ def _needed(kind: Any, line: Line) -> list[str]:
 
 
 def _summary(sampler: Sampler) -> str:
-    return f"records with {SUPPRESSED[sampler]} that were counted instead of written"
+    return f"summary of suppressed records, counted in {SUPPRESSED[sampler]}"
 
 
 def _first_sentence(kind: type[events.Event]) -> str:

@@ -36,7 +36,7 @@ def logged(
     try:
         for event in happened:
             observer(event)
-        observer.sum_up(now=True)
+        observer.flush_summaries(now=True)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)

@@ -1,8 +1,11 @@
 """Programs that some tests need and that pip does not bring: without them those tests are skipped, but not in CI."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -14,12 +17,14 @@ def program(name: str, package: str | None = None) -> str:
     return path
 
 
-def module(name, package=None):
+def module(name: str, package: str | None = None) -> str:
     """Give up where the module ``name`` is not installed, of the extra ``test``."""
     if importlib.util.find_spec(name) is None:
         _give_up(f"{name} is missing: pip install {package or name}")
     return name
 
 
-def _give_up(why):
-    (pytest.fail if "NO_SKIPS" in os.environ else pytest.skip)(why)
+def _give_up(why: str) -> NoReturn:
+    if "NO_SKIPS" in os.environ:
+        pytest.fail(why)
+    pytest.skip(why)

@@ -1,11 +1,15 @@
 """nginx and haproxy in front of a server, configured as the README says."""
 
+from __future__ import annotations
+
 import contextlib
 import re
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .ports import free_port
 from .programs import program
@@ -45,7 +49,8 @@ defaults
 PROXIES = ("nginx", "haproxy")
 
 
-def _recipe(language):
+def _recipe(language: str) -> str:
+    recipe: str
     [recipe] = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
     assert "127.0.0.1:8000" in recipe
     return recipe
@@ -54,26 +59,25 @@ def _recipe(language):
 class Proxy:
     """A proxy that accepts connections."""
 
-    def __init__(self, port):
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
         self.address = "127.0.0.1", port
+        self._source = source
 
     @property
-    def url(self):
+    def url(self) -> str:
         return "ws://{}:{}".format(*self.address)
 
-    def connect(self, source="127.0.0.1"):
-        """Return a plain socket from the address ``source``."""
-        return socket.create_connection(self.address, 10, (source, 0))
+    def connect(self) -> socket.socket:
+        """Return a plain socket."""
+        return socket.create_connection(self.address, 10, (self._source, 0))
 
-    def client(self, source):
-        """Return what connects from ``source`` alone."""
-        client = Proxy(self.address[1])
-        client.connect = lambda: self.connect(source)
-        return client
+    def client(self, source: str) -> Proxy:
+        """Return the same for a client whose address is ``source``."""
+        return Proxy(self.address[1], source)
 
 
 @contextlib.contextmanager
-def proxy(name, server, directory):
+def proxy(name: str, server: Any, directory: Path) -> Iterator[Proxy]:
     """Run the proxy ``name`` in front of ``server``."""
     path = program(name, "nginx-light" if name == "nginx" else None)
     port = free_port()

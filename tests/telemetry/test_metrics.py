@@ -384,7 +384,7 @@ async def test_nothing_stays_active_whatever_happens(numbers):
                 assert active == len(guard.sessions) == numbers("gate_usage", gate="max_sessions")
     assert not guard.sessions
     assert set(numbers.by("sessions_active", "route").values()) == set()
-    assert not numbers.observer._counted_at
+    assert not numbers.observer._route_of
     started = numbers("sessions_started_total")
     assert started > 300
     assert sum(numbers.by("sessions_closed_total", "code").values()) == started

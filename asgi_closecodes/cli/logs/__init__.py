@@ -1,4 +1,4 @@
-"""``asgi-closecodes logs``: from what a client saw to the stack trace, and what a log adds up to."""
+"""``asgi-closecodes logs``: find the stack trace of an error, and sum up a log."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LNAV_FORMAT = Path(__file__).with_name("closecodes.lnav.json")
 
 @click.group(epilog="Exit status: 0 found, 1 nothing found, 2 a wrong option or a file that cannot be read.")
 def logs() -> None:
-    """Read the log, as written by this library's formatter, python-json-logger, structlog or ecs-logging.
+    """Read JSON logs of this library's formatter, python-json-logger, structlog or ecs-logging.
 
-    FILE is a path, a glob, or "-" or nothing for standard input; gzip is unpacked, and a prefix in front of each line,
-    as of docker compose, is passed over. The log may be written to meanwhile.
+    FILE is a path or a glob; "-" or nothing is standard input. gzip is unpacked. Line prefixes, as of docker compose,
+    are skipped. The log may grow meanwhile.
     """
 
 
 @click.command()
 def lnav_format() -> None:
-    """Print where a format file for lnav is.
+    """Print the path of a format file for lnav.
 
     lnav is a log file navigator, https://lnav.org. This installs the file:
     lnav -i "$(asgi-closecodes logs lnav-format)"

@@ -1,6 +1,6 @@
-"""What a log adds up to: errors by kind, closes by code, refusals by gate and cause, each over time.
+"""Sums of a log over time: errors by kind, closes by code, refusals by gate and cause.
 
-What was counted instead of written is part of every sum. Memory is bounded by kinds and columns, not by the log's size.
+Suppressed records count too. Memory is bounded by kinds and columns, not by the size of the log.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from asgi_closecodes import events
+from asgi_closecodes.cli.output import iso
 
 from .record import Frame, Record, cut
 
-MOST_KINDS = 4096
-"""Kinds that are told apart; the rest is one more."""
-MOST_ROUTES = 16
-MOST_SESSIONS = 16_384
+MAX_KINDS = 4096
+"""Kinds counted separately; all others are one more."""
+MAX_ROUTES = 16
+MAX_SESSIONS = 16_384
 
 _NUMBER = re.compile(r"\d+")
 
-COLUMNS = 40
-"""The most columns of a timeline."""
-# Each is a multiple of the one before, so that columns become wider without loss.
-_WIDTHS = (
+MAX_COLUMNS = 40
+"""Columns of a timeline."""
+# Each is a multiple of the one before: columns merge without loss.
+_COLUMN_WIDTHS_S = (
     1,
     5,
     15,
@@ -44,32 +45,32 @@ _WIDTHS = (
 
 
 class Timeline:
-    """Columns of time, which become wider as the time they cover becomes longer, and counts in them."""
+    """Counts in columns of time, which widen as the covered time grows."""
 
     def __init__(self) -> None:
         self.first = math.inf
         self.last = -math.inf
-        self._widths = iter(_WIDTHS)
+        self._widths = iter(_COLUMN_WIDTHS_S)
         self.width: int = next(self._widths)
         self._series: list[dict[int, int]] = []
 
     def series(self) -> dict[int, int]:
-        """Return a new series."""
+        """Add and return a new series."""
         self._series.append({})
         return self._series[-1]
 
     def add(self, series: dict[int, int], time: float, count: int) -> None:
-        """Count ``count`` in ``series`` at ``time``."""
+        """Add ``count`` to ``series`` at ``time``."""
         if not self.first <= time <= self.last:
             self.first = min(time, self.first)
             self.last = max(time, self.last)
-            while self._column(self.last) - self._column(self.first) >= COLUMNS:
+            while self._column(self.last) - self._column(self.first) >= MAX_COLUMNS:
                 self._widen()
         column = self._column(time)
         series[column] = series.get(column, 0) + count
 
     def counts(self, series: dict[int, int]) -> list[int]:
-        """Return the counts of ``series``, a column each, from the first of the timeline to its last."""
+        """Return the counts of ``series`` for all columns of the timeline."""
         if self.first > self.last:
             return []
         return [series.get(column, 0) for column in range(self._column(self.first), self._column(self.last) + 1)]
@@ -88,8 +89,8 @@ class Timeline:
 
 
 @dataclass(slots=True)
-class Tally:
-    """How many of one kind there were, and when."""
+class Aggregate:
+    """Counts of one kind, and their times."""
 
     over_time: dict[int, int]
     written: int = 0
@@ -99,11 +100,11 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Those written and those counted instead."""
+        """Written and suppressed records."""
         return self.written + self.suppressed
 
     def add(self, record: Record, timeline: Timeline) -> None:
-        """Count ``record``, and those that it stands for."""
+        """Count ``record`` and the suppressed ones that it reports."""
         written = 0 if record.is_summary else 1
         suppressed = record.suppressed
         self.written += written
@@ -113,71 +114,81 @@ class Tally:
             self.last = max(time, self.last)
             timeline.add(self.over_time, time, written + suppressed)
 
+    def as_json(self) -> dict[str, object]:
+        """Return the counts and times for JSON output."""
+        return {
+            "count": self.count,
+            "written": self.written,
+            "suppressed": self.suppressed,
+            "first": iso(self.first),
+            "last": iso(self.last),
+        }
 
-def total(tallies: Iterable[Tally]) -> Tally:
-    """Return the sum of ``tallies``, but not when they were."""
-    summed = Tally({})
-    for tally in tallies:
-        summed.written += tally.written
-        summed.suppressed += tally.suppressed
-        summed.first = min(tally.first, summed.first)
-        summed.last = max(tally.last, summed.last)
+
+def total(aggregates: Iterable[Aggregate]) -> Aggregate:
+    """Return the sum of ``aggregates``, without their timelines."""
+    summed = Aggregate({})
+    for aggregate in aggregates:
+        summed.written += aggregate.written
+        summed.suppressed += aggregate.suppressed
+        summed.first = min(aggregate.first, summed.first)
+        summed.last = max(aggregate.last, summed.last)
     return summed
 
 
 @dataclass(slots=True)
-class ErrorKind(Tally):
-    """Errors of one fingerprint; where there is none, of what else tells them apart."""
+class ErrorKind(Aggregate):
+    """Errors of one fingerprint, or of one key of :func:`_key_of`."""
 
     fingerprint: str = ""
     event: str = ""
     routes: dict[str, int] = field(default_factory=dict)
-    """How many on which route."""
+    """Count by route."""
     error_type: str = ""
     message: str = ""
-    """What the last of them said: the exception's message, else the record's."""
+    """Message of the last exception, else of its record."""
     frame: Frame | None = None
-    """Where the last of them was raised."""
+    """Frame that raised the last of them."""
     ref: str = ""
-    """The error id of the last of them that has one."""
+    """Last error id."""
     session: str = ""
 
 
 class Errors:
-    """The errors of a log, by kind."""
+    """Errors of a log by kind."""
 
     NEEDLES = (
         *(b'"error"', b'"ERROR"', b'"critical"', b'"CRITICAL"'),
-        *(b"closecodes.error", b'"exception', b'"exc_info"'),  # where the level is not written
+        *(b"closecodes.error", b'"exception', b'"exc_info"'),  # if the log has no levels
     )
-    """Bytes of which every line that counts has some."""
+    """Every relevant line contains one of these."""
 
     def __init__(self) -> None:
         self.timeline = Timeline()
         self.kinds: dict[Hashable, ErrorKind] = {}
 
     def add(self, record: Record) -> None:
-        """Count ``record``, if it is an error."""
+        """Count ``record`` if it is an error."""
         if not record.is_error:
             return
         key = _key_of(record)
-        if key not in self.kinds and len(self.kinds) >= MOST_KINDS:
+        if key not in self.kinds and len(self.kinds) >= MAX_KINDS:
             key = None
         if (kind := self.kinds.get(key)) is None:
             kind = self.kinds[key] = ErrorKind(self.timeline.series())
             kind.fingerprint = "" if key is None else _short(record.text("closecodes.error.fingerprint"))
             kind.event = _short(record.summary_of or record.event)
-            kind.message = "of more kinds than are told apart" if key is None else _short(said(record))
+            kind.message = "other kinds" if key is None else _short(error_text(record))
         kind.add(record, self.timeline)
         if key is None or record.is_summary:
             return
         kind.error_type = _short(record.error_type)
-        kind.message = _short(said(record))
+        kind.message = _short(error_text(record))
         kind.frame = record.frame
         kind.ref = _short(record.error_id) or kind.ref
         kind.session = _short(record.session)
         route = _short(record.text("http.route", "url.path"))
-        if route and (route in kind.routes or len(kind.routes) < MOST_ROUTES):
+        if route and (route in kind.routes or len(kind.routes) < MAX_ROUTES):
             kind.routes[route] = kind.routes.get(route, 0) + 1 + record.suppressed
 
 
@@ -185,17 +196,17 @@ def _key_of(record: Record) -> Hashable:
     if fingerprint := record.text("closecodes.error.fingerprint"):
         return _short(fingerprint)
     event = record.summary_of or record.event
-    if event.startswith("closecodes."):  # what its summary has too
+    if event.startswith("closecodes."):  # keys that its summary has too
         return _short(event), *(_short(record.text(key)) for key in ("closecodes.gate.name", "closecodes.callback"))
     if (frame := record.frame) is not None:
         return record.error_type[:200], frame.file[:200], frame.function[:200]
     return _short(record.logger), record.error_type[:200], _NUMBER.sub("0", record.message[:200])
 
 
-def said(record: Record) -> str:
-    """Return what an error, or the first of those that a summary counts, said."""
+def error_text(record: Record) -> str:
+    """Return the message of an error, or of the first one that a summary counts."""
     if record.is_summary:
-        return record.message.partition(": ")[2]  # what the first of them said
+        return record.message.partition(": ")[2]
     return record.text("exception.message", "error.message") or record.message
 
 
@@ -204,86 +215,86 @@ def _short(text: str) -> str:
 
 
 Code: TypeAlias = int | Literal["http", "unknown"]
-"""A close code; ``http`` where an HTTP response ended the session instead."""
+"""Close code; ``http`` if an HTTP response ended the session."""
 
 
 class Closes:
-    """The closes of a log by code, and its refusals by gate, cause and outcome.
+    """Closes of a log by code, and refusals by gate, cause and outcome.
 
-    A process that logs ``closecodes.session.closed`` (level DEBUG) tells of every session that was admitted. Of others
-    the closes that are known are those of errors, refusals and shed sessions.
+    A process that logs ``closecodes.session.closed`` (level DEBUG) is complete: it logs every admitted session. The
+    others log only closes of errors, refusals and shed sessions.
     """
 
     NEEDLES = (b"closecodes",)
-    """Bytes that every line that counts has."""
+    """Every relevant line contains this."""
 
     def __init__(self) -> None:
         self.timeline = Timeline()
-        self.codes: dict[Code, Tally] = {}
+        self.codes: dict[Code, Aggregate] = {}
         self.unsent: dict[Code, int] = {}
-        """How many of them the server did not take."""
-        self.refusals: dict[tuple[str, str, str], Tally] = {}
-        """By gate, cause, and one of ``refused``, ``shadow`` (it would have been) and ``shed``."""
-        self._telling: set[str] = set()
-        self._counted: dict[str, None] = {}
+        """Closes that the server did not accept."""
+        self.refusals: dict[tuple[str, str, str], Aggregate] = {}
+        """By gate, cause and outcome: ``refused``, ``shadow`` (would have been refused) or ``shed``."""
+        self._complete_processes: set[str] = set()
+        self._counted_sessions: dict[str, None] = {}
 
     @property
     def is_of_all_sessions(self) -> bool:
-        """Whether sessions that ended well were logged too."""
-        return bool(self._telling)
+        """Whether sessions without problems were logged too."""
+        return bool(self._complete_processes)
 
     def add(self, record: Record) -> None:
-        """Count ``record``, if it is of a close or a refusal."""
+        """Count ``record`` if it is about a close or a refusal."""
         process = _short(record.text("process.pid"))
         match record.summary_of or record.event:
             case events.SessionOpened.event_name:
-                self._tells(process)
+                self._note_complete(process)
             case events.SessionClosed.event_name:
-                self._tells(process)
-                if record.session not in self._counted:
-                    self._close(record)
+                self._note_complete(process)
+                if record.session not in self._counted_sessions:
+                    self._add_close(record)
             case events.SessionFailed.event_name:
-                self._close_unless_told(record, process)
+                self._add_close_unless_complete(record, process)
             case events.SessionShed.event_name:
-                self._close_unless_told(record, process)
-                self._refusal(record, "", "shed")
+                self._add_close_unless_complete(record, process)
+                self._add_refusal(record, "", "shed")
             case events.SessionRefused.event_name:
                 is_shadow = record.text("closecodes.refusal.mode") == "shadow"
                 if not is_shadow:
-                    self._close(record)
-                self._refusal(record, record.text("closecodes.gate.name"), "shadow" if is_shadow else "refused")
+                    self._add_close(record)
+                self._add_refusal(record, record.text("closecodes.gate.name"), "shadow" if is_shadow else "refused")
             case events.CloseFailed.event_name:
                 code = _code_of(record)
                 self.unsent[code] = self.unsent.get(code, 0) + (not record.is_summary) + record.suppressed
 
-    def _tells(self, process: str) -> None:
-        if len(self._telling) < MOST_KINDS:
-            self._telling.add(process)
+    def _note_complete(self, process: str) -> None:
+        if len(self._complete_processes) < MAX_KINDS:
+            self._complete_processes.add(process)
 
-    def _close_unless_told(self, record: Record, process: str) -> None:
-        if process in self._telling:
+    def _add_close_unless_complete(self, record: Record, process: str) -> None:
+        if process in self._complete_processes:
             return
-        self._close(record)
-        if record.session:  # its own closed record may be the first that the process tells
-            self._counted[record.session[:64]] = None
-            if len(self._counted) > MOST_SESSIONS:
-                del self._counted[next(iter(self._counted))]
+        self._add_close(record)
+        if record.session:  # its session.closed record may come later
+            self._counted_sessions[record.session[:64]] = None
+            if len(self._counted_sessions) > MAX_SESSIONS:
+                del self._counted_sessions[next(iter(self._counted_sessions))]
 
-    def _close(self, record: Record) -> None:
+    def _add_close(self, record: Record) -> None:
         code = _code_of(record)
-        if code not in self.codes and len(self.codes) >= MOST_KINDS:
+        if code not in self.codes and len(self.codes) >= MAX_KINDS:
             code = "unknown"
-        if (tally := self.codes.get(code)) is None:
-            tally = self.codes[code] = Tally(self.timeline.series())
-        tally.add(record, self.timeline)
+        if (aggregate := self.codes.get(code)) is None:
+            aggregate = self.codes[code] = Aggregate(self.timeline.series())
+        aggregate.add(record, self.timeline)
 
-    def _refusal(self, record: Record, gate: str, outcome: str) -> None:
+    def _add_refusal(self, record: Record, gate: str, outcome: str) -> None:
         key = _short(gate), _short(record.text("closecodes.gate.cause")), outcome
-        if key not in self.refusals and len(self.refusals) >= MOST_KINDS:
+        if key not in self.refusals and len(self.refusals) >= MAX_KINDS:
             key = "", "", outcome
-        if (tally := self.refusals.get(key)) is None:
-            tally = self.refusals[key] = Tally(self.timeline.series())
-        tally.add(record, self.timeline)
+        if (aggregate := self.refusals.get(key)) is None:
+            aggregate = self.refusals[key] = Aggregate(self.timeline.series())
+        aggregate.add(record, self.timeline)
 
 
 def _code_of(record: Record) -> Code:

@@ -1,4 +1,4 @@
-"""``asgi-closecodes logs closes``: which codes clients saw, and who was refused for what."""
+"""``asgi-closecodes logs closes``: closes by code, refusals by cause."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from asgi_closecodes.cli.output import bars, render, styled, table, write
 from asgi_closecodes.codes import CloseCode
 
 from .aggregate import Closes, Code, total
-from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
+from .reading import file_arguments, finish, in_period, open_log, period_options, reading, records_between
 from .record import dumps
-from .sums import headline, tally
+from .sums import headline
 
 _MEANINGS = {int(code): code.meaning for code in CloseCode}
 _OUTCOMES = {
     "refused": "refused",
     "shadow": "would have been refused (shadow)",
-    "shed": "shed or drained: ended from outside of its handler",
+    "shed": "shed or drained",
 }
 
 
 @click.command()
-@of_files
-@of_a_time
+@file_arguments
+@period_options
 def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
     """Count closes by code, refusals by cause.
 
-    Those that were counted instead of written are part of every number. Sessions that ended well are known where the
-    logger asgi_closecodes.session is at level DEBUG.
+    Counts include suppressed records. Sessions without problems are included if the logger asgi_closecodes.session is
+    at level DEBUG.
     """
     found = Closes()
-    log = log_of(files)
+    log = open_log(files)
     with reading(log):
-        for record in within(log, since, until, *Closes.NEEDLES):
+        for record in records_between(log, since, until, *Closes.NEEDLES):
             found.add(record)
     if as_json:
         write(dumps(_described(found)))
     elif found.codes or found.refusals:
         _print(found)
-    end(
-        log, found=bool(found.codes or found.refusals), nothing=f"no closes and no refusals{of_that_time(since, until)}"
+    finish(
+        log, found=bool(found.codes or found.refusals), nothing=f"no closes and no refusals{in_period(since, until)}"
     )
 
 
 def _described(found: Closes) -> dict[str, object]:
     counts = found.timeline.counts
     return {
-        **tally(total(found.codes.values())),
+        **total(found.codes.values()).as_json(),
         "column_seconds": found.timeline.width,
         "closes": [
-            {"code": code, **tally(kind), "unsent": found.unsent.get(code, 0), "over_time": counts(kind.over_time)}
+            {"code": code, **kind.as_json(), "unsent": found.unsent.get(code, 0), "over_time": counts(kind.over_time)}
             for code, kind in found.codes.items()
         ],
         "refusals": [
@@ -57,7 +57,7 @@ def _described(found: Closes) -> dict[str, object]:
                 "gate": gate or None,
                 "cause": cause,
                 "outcome": outcome,
-                **tally(kind),
+                **kind.as_json(),
                 "over_time": counts(kind.over_time),
             }
             for (gate, cause, outcome), kind in found.refusals.items()
@@ -85,14 +85,14 @@ def _print(found: Closes) -> None:
         write("")
         render(table("cause", "gate", ">sessions", "over time", "", rows=refused))
     if not found.is_of_all_sessions:
-        write("", styled("2", "Sessions that ended well are not in this log: asgi_closecodes.session is not at DEBUG."))
+        write("", styled("2", "This log has no sessions without problems: set asgi_closecodes.session to DEBUG."))
 
 
 def _meaning(code: Code, unsent: int) -> str:
     if isinstance(code, int):
-        twin = _MEANINGS.get(code - 3000)
-        of_the_application = f"of the application, or: {twin}" if twin else "of the application"
+        registered = _MEANINGS.get(code - 3000)
+        of_the_application = f"of the application, or: {registered}" if registered else "of the application"
         meaning = _MEANINGS.get(code, of_the_application)
     else:
-        meaning = {"http": "answered by an HTTP response", "unknown": "not told by the server, or counted"}[code]
+        meaning = {"http": "answered by an HTTP response", "unknown": "not reported by the server, or suppressed"}[code]
     return f"{meaning}; {unsent} could not be sent" if unsent else meaning

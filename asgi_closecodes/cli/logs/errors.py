@@ -1,4 +1,4 @@
-"""``asgi-closecodes logs errors``: which errors there are, how many, and since when."""
+"""``asgi-closecodes logs errors``: errors by fingerprint, with counts and times."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import click
 from asgi_closecodes.cli.output import bars, between, plural, printable, styled, write, write_list
 
 from .aggregate import ErrorKind, Errors, total
-from .reading import end, log_of, of_a_time, of_files, of_that_time, reading, within
+from .reading import file_arguments, finish, in_period, open_log, period_options, reading, records_between
 from .record import dumps
-from .sums import headline, tally
+from .sums import headline
 
 
 @click.command()
-@of_files
-@of_a_time
+@file_arguments
+@period_options
 def errors(files: tuple[str, ...], *, as_json: bool, since: float | None, until: float | None) -> None:
     """Group errors by fingerprint.
 
-    The most frequent come first. Those that were counted instead of written, in a storm, are part of every number.
+    The most frequent come first. Counts include suppressed records.
     """
     found = Errors()
-    log = log_of(files)
+    log = open_log(files)
     with reading(log):
-        for record in within(log, since, until, *Errors.NEEDLES):
+        for record in records_between(log, since, until, *Errors.NEEDLES):
             found.add(record)
     kinds = sorted(found.kinds.values(), key=lambda kind: -kind.count)
     if as_json:
-        summed = {**tally(total(kinds)), "column_seconds": found.timeline.width}
+        summed = {**total(kinds).as_json(), "column_seconds": found.timeline.width}
         write_list(dumps(summed), "errors", (dumps(_described(kind, found)) for kind in kinds))
     elif kinds:
         write(headline("error", total(kinds), found.timeline), "")
         width = len(str(kinds[0].count))
         for kind in kinds:
             write(*_lines(kind, found, width))
-    end(log, found=bool(kinds), nothing=f"no errors{of_that_time(since, until)}")
+    finish(log, found=bool(kinds), nothing=f"no errors{in_period(since, until)}")
 
 
 def _described(kind: ErrorKind, among: Errors) -> dict[str, object]:
@@ -45,7 +45,7 @@ def _described(kind: ErrorKind, among: Errors) -> dict[str, object]:
         "event": kind.event or None,
         "type": kind.error_type or None,
         "message": kind.message,
-        **tally(kind),
+        **kind.as_json(),
         "routes": kind.routes,
         "frame": kind.frame and {"file": kind.frame.file, "line": kind.frame.line, "function": kind.frame.function},
         "ref": kind.ref or None,
@@ -69,7 +69,7 @@ def _about(kind: ErrorKind, over_time: str) -> Iterator[str]:
         most = max(kind.routes, key=lambda route: kind.routes[route])
         others = len(kind.routes) - 1
         yield f"route {most}" + (f" and {plural(others, 'other')}" if others else "")
-    counted = f", {kind.suppressed} of them counted, not written" if kind.suppressed else ""
+    counted = f", {kind.suppressed} of them suppressed" if kind.suppressed else ""
     yield f"{between(kind.first, kind.last)}{counted}"
     if over_time.strip():
         yield over_time

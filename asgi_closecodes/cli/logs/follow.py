@@ -1,4 +1,4 @@
-"""The last lines of a log file, and those that come: through rotation by rename and by truncation."""
+"""Last and new lines of a log file, through rotation by rename or truncation."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .reader import BLOCK, MAX_LINE
+from .reader import BLOCK_BYTES, MAX_LINE_BYTES
 from .record import compact
 
-MOST_BYTES = 32 * 1024 * 1024
-"""Bytes of lines that are kept."""
-_LINE_COSTS = 200
-"""Bytes that a line takes beside its own."""
+MAX_KEPT_BYTES = 32 * 1024 * 1024
+"""Bytes of kept lines."""
+_LINE_OVERHEAD_BYTES = 200
+"""Memory of a kept line in addition to its bytes."""
 
 
 class Recent:
-    """The last lines of many, as many as were asked for and memory is meant to hold.
+    """Buffer of the last lines, bounded by count and memory.
 
-    :param count: lines that are kept at most.
+    :param count: maximum number of lines.
     """
 
     def __init__(self, count: int) -> None:
@@ -31,15 +31,15 @@ class Recent:
     def append(self, line: bytes) -> None:
         """Keep ``line``, shortened if it is long."""
         self.kept.append(compact(line))
-        self._size += len(self.kept[-1]) + _LINE_COSTS
-        while len(self.kept) > self._count or self._size > MOST_BYTES:
-            self._size -= len(self.kept.popleft()) + _LINE_COSTS
+        self._size += len(self.kept[-1]) + _LINE_OVERHEAD_BYTES
+        while len(self.kept) > self._count or self._size > MAX_KEPT_BYTES:
+            self._size -= len(self.kept.popleft()) + _LINE_OVERHEAD_BYTES
 
 
 class Followed:
-    """A file that grows. A line counts when its end is written.
+    """Growing file. Lines are returned once their end is written.
 
-    :param path: the file, which may be replaced or truncated at any time.
+    :param path: path of the file, which may be replaced or truncated at any time.
     :raises OSError: if it cannot be opened.
     """
 
@@ -49,15 +49,15 @@ class Followed:
         self._rest = b""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._stream.close()
 
-    def last(self, count: int) -> list[bytes]:
-        """Go to the end, and return the last ``count`` lines before it."""
+    def read_last(self, count: int) -> list[bytes]:
+        """Seek to the end, and return the last ``count`` lines."""
         end = start = self._stream.seek(0, os.SEEK_END)
         ends = 0
-        while start and ends <= count and end - start < MAX_LINE + count * BLOCK:
-            size = min(BLOCK, start)
+        while start and ends <= count and end - start < MAX_LINE_BYTES + count * BLOCK_BYTES:
+            size = min(BLOCK_BYTES, start)
             start -= size
             self._stream.seek(start)
             ends += self._stream.read(size).count(b"\n")
@@ -65,23 +65,23 @@ class Followed:
         lines = Recent(count)
         self._rest = b""
         is_whole = not start
-        while (at := self._stream.tell()) < end and (chunk := self._stream.read(min(BLOCK, end - at))):
+        while (at := self._stream.tell()) < end and (chunk := self._stream.read(min(BLOCK_BYTES, end - at))):
             *finished, self._rest = (self._rest + chunk).split(b"\n")
             for line in finished:
                 if is_whole:
                     lines.append(line)
                 is_whole = True
-            if len(self._rest) > MAX_LINE:
+            if len(self._rest) > MAX_LINE_BYTES:
                 self._rest, is_whole = b"", False
         return [*lines.kept]
 
-    def unfinished(self) -> bytes:
-        """Return the line whose end is missing, and wait for it no longer."""
+    def take_incomplete(self) -> bytes:
+        """Return and discard the incomplete last line."""
         rest, self._rest = self._rest, b""
         return rest
 
-    def more(self) -> Iterator[bytes]:
-        """Yield the lines that were finished since the last call."""
+    def read_new(self) -> Iterator[bytes]:
+        """Yield the lines completed since the last call."""
         yield from self._read()
         try:
             found = Path(self._path).stat()
@@ -91,24 +91,24 @@ class Followed:
                 successor = None
             else:
                 return
-        except OSError:  # it was moved away, and the new one is not there yet
+        except OSError:  # rotated: the new file does not exist yet
             return
         if successor is None:
             self._stream.seek(0)
         else:
-            yield from self._read()  # what came in between
+            yield from self._read()  # written before the rotation
             self._stream.close()
             self._stream = successor
-        if rest := self.unfinished():  # its end is not going to come
+        if rest := self.take_incomplete():  # it will not be completed
             yield rest
         yield from self._read()
 
     def _read(self) -> Iterator[bytes]:
-        while chunk := self._stream.read(BLOCK):
+        while chunk := self._stream.read(BLOCK_BYTES):
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             yield from lines
-            if len(self._rest) > MAX_LINE:
-                yield self.unfinished()
+            if len(self._rest) > MAX_LINE_BYTES:
+                yield self.take_incomplete()
 
 
 def _opened(path: str) -> BinaryIO:

@@ -1,7 +1,6 @@
-"""Log files as one log: plain or gzip files, globs and standard input, read at bounded memory.
+"""Reader of a log in several files: plain, gzip, globs and standard input, with bounded memory.
 
-Most lines of a log are not asked for. So lines are picked by bytes that they must contain, a block at a time, and only
-those are parsed.
+Most lines are irrelevant. So lines are first picked by bytes that they must contain, and only those are parsed.
 """
 
 from __future__ import annotations
@@ -27,37 +26,37 @@ from .record import Record
 
 STDIN = "-"
 
-BLOCK = 256 * 1024
-MAX_LINE = 4 * 1024 * 1024
-"""Bytes of a line; what is longer is no line of a log, and left out."""
-MAX_SKIPPED = 256 * 1024 * 1024
-"""Bytes of a line after which its end is not looked for any more: packed, they may take no space at all."""
+BLOCK_BYTES = 256 * 1024
+MAX_LINE_BYTES = 4 * 1024 * 1024
+"""Longer lines are skipped."""
+MAX_SKIPPED_BYTES = 256 * 1024 * 1024
+"""Longer lines end the file: compressed, they may need almost no space."""
 
 
 class UnreadableError(Exception):
-    """A file that is no log, or that cannot be read; the text says which, why, and what to do."""
+    """Unreadable file; the text names the file, the problem and the remedy."""
 
 
 @dataclass(slots=True)
 class Log:
-    """Several files as one log.
+    """Log in several files.
 
-    Files that cannot be read are left out and named in ``problems``; the rest is read.
+    Unreadable files are skipped and named in ``problems``.
 
-    :param names: paths, globs, or "-" for standard input. The same file counts once.
-    :param twice: whether it is read more than once, which a pipe is not made for.
-    :param progress: told how many bytes of the files, as they are on the disk, were read.
+    :param names: paths, globs, or "-" for standard input. Each file is read once.
+    :param twice: keep pipes, so that they can be read more than once.
+    :param progress: called with the number of bytes read from disk.
     """
 
     names: Sequence[str]
     twice: bool = False
     progress: Callable[[int], None] = lambda _: None
     problems: dict[str, None] = field(default_factory=dict)
-    """What could not be read, each problem once."""
+    """Problems with files, each once."""
     notes: dict[str, None] = field(default_factory=dict)
-    """What was read, but not all of it."""
+    """Notes about partly read files."""
     has_json: bool = False
-    """Whether one of them looked like JSON."""
+    """Whether any line looks like JSON."""
     files: list[LogFile] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,50 +64,50 @@ class Log:
 
     @property
     def lines(self) -> int:
-        """Lines that were read so far."""
+        """Number of lines read so far."""
         return sum(file.lines for file in self.files)
 
     @property
     def size(self) -> int:
-        """Bytes of all files on the disk; of pipes nothing is known."""
+        """Bytes of all files on disk, without pipes."""
         return sum(file.size for file in self.files)
 
     def close(self) -> None:
-        """Remove what was kept of pipes."""
+        """Remove the copies of pipes."""
         for file in self.files:
             file.close()
 
     def matching(self, *needles: bytes) -> Iterator[tuple[str, bytes]]:
-        """Yield the lines that contain one of ``needles``, with the name of their file, file after file."""
+        """Yield file name and line for each line with one of ``needles``, file by file."""
         for file in self.files:
             for line in self.lines_of(file, *needles):
                 yield file.name, line
 
     def records(self, *needles: bytes) -> Iterator[Record]:
-        """Yield the records among the lines that contain one of ``needles``, file after file."""
+        """Yield the records with one of ``needles``, file by file."""
         for file in self.files:
             yield from self.records_of(file, *needles)
 
     def merged(self, *needles: bytes) -> Iterator[Record]:
-        """Yield the records among the lines that contain one of ``needles``, those of all files by time."""
+        """Yield the records with one of ``needles``, merged by time."""
 
         def timed(file: LogFile) -> Iterator[tuple[float, Record]]:
             time = -math.inf
             for record in self.records_of(file, *needles):
-                time = time if record.time is None else record.time  # without a time it stays where it is
+                time = time if record.time is None else record.time  # records without a time keep their place
                 yield time, record
 
         for _, record in heapq.merge(*map(timed, self.files), key=itemgetter(0)):
             yield record
 
     def records_of(self, file: LogFile, *needles: bytes) -> Iterator[Record]:
-        """Yield the records among the lines of one file that contain one of ``needles``."""
+        """Yield the records of one file with one of ``needles``."""
         for line in self.lines_of(file, *needles):
             if (record := Record.parse(line, file.name)) is not None:
                 yield record
 
     def lines_of(self, file: LogFile, *needles: bytes) -> Iterator[bytes]:
-        """Yield the lines of one file that contain one of ``needles``, as soon as they are there."""
+        """Yield the lines of one file with one of ``needles``, as they arrive."""
         block = b""
         file.lines = 0
         try:
@@ -120,7 +119,7 @@ class Log:
             self.problems[str(problem)] = None
         last = block.rpartition(b"\n")[2]
         if last and b'{"' in last and Record.parse(last) is None:
-            self.notes[f"{file.name}: its last line is cut off and was left out"] = None
+            self.notes[f"{file.name}: skipped its incomplete last line"] = None
         file.lines += bool(last)
 
     def _find(self) -> Iterator[LogFile]:
@@ -141,32 +140,32 @@ class Log:
 
 
 class LogFile:
-    """One file of a log, or standard input.
+    """File of a log, or standard input.
 
     :raises UnreadableError: if there is no such file, or it is a directory.
     """
 
     def __init__(self, name: str, *, twice: bool = False) -> None:
         self.name = "standard input" if name == STDIN else name
-        self._path = 0 if name == STDIN else name  # what open() and stat() take
+        self._path = 0 if name == STDIN else name  # for open() and stat()
         self._kept: BinaryIO | None = None
         self.lines = 0
         with self._explained():
             found = os.stat(self._path)  # noqa: PTH116 - 0 is standard input
         if stat.S_ISDIR(found.st_mode):
-            raise UnreadableError(f"{name}: is a directory; name the files in it, as {Path(name) / '*.log'}")
+            raise UnreadableError(f"{name}: is a directory; give its files, as {Path(name) / '*.log'}")
         self.is_regular = stat.S_ISREG(found.st_mode)
         self.identity = (found.st_dev, found.st_ino)
         self.size = found.st_size if self.is_regular else 0
         self._keep = twice and not self.is_regular
 
     def close(self) -> None:
-        """Remove what was kept of a pipe."""
+        """Remove the copy of a pipe."""
         if self._kept is not None:
             self._kept.close()
 
     def blocks(self, progress: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
-        """Yield whole lines, many at once; only the last block may end within a line.
+        """Yield blocks of whole lines; only the last may end within a line.
 
         :raises UnreadableError: if it is binary, or reading it fails.
         """
@@ -175,7 +174,7 @@ class LogFile:
             looked = False
             for block in whole_lines(stream):
                 if not looked and b"\0" in block and b'{"' not in block:
-                    raise UnreadableError(f"{self.name}: is binary, not a log; only gzip is unpacked here")
+                    raise UnreadableError(f"{self.name}: is binary; only text and gzip can be read")
                 looked = True
                 yield block
                 if self.is_regular:
@@ -183,7 +182,7 @@ class LogFile:
                     progress(position - before)
 
     def is_growing(self) -> bool:
-        """Whether lines may be read from its end, and later those that come: it is no pipe and not packed.
+        """Whether the file can be followed: not a pipe, not compressed.
 
         :raises UnreadableError: as :meth:`blocks`.
         """
@@ -215,7 +214,7 @@ class LogFile:
         except FileNotFoundError:
             raise UnreadableError(f"{self.name}: no such file") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UnreadableError(f"{self.name}: is damaged: {error}; what stood before that was read") from None
+            raise UnreadableError(f"{self.name}: is damaged: {error}; the part before that was read") from None
         except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
             raise UnreadableError(f"{self.name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
@@ -229,7 +228,7 @@ def _expanded(name: str) -> list[str]:
 @contextlib.contextmanager
 def _unpacked(raw: BinaryIO) -> Iterator[BinaryIO]:
     if _is_gzip(raw):
-        with gzip.GzipFile(fileobj=raw) as stream, io.BufferedReader(cast("Any", stream), BLOCK) as buffered:
+        with gzip.GzipFile(fileobj=raw) as stream, io.BufferedReader(cast("Any", stream), BLOCK_BYTES) as buffered:
             yield buffered
     else:
         yield raw
@@ -240,22 +239,22 @@ def _is_gzip(stream: BinaryIO) -> bool:
 
 
 def whole_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield what ``stream`` holds as blocks of whole lines, as soon as it is there; the last may end within a line.
+    """Yield blocks of whole lines as they arrive; the last may end within a line.
 
-    :raises ValueError: at a line without an end.
+    :raises ValueError: for an endless line.
     """
     read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
     rest = b""
     is_too_long = False
     skipped = 0
-    while chunk := read(BLOCK):
-        # A file that was truncated under its writer begins with a hole.
+    while chunk := read(BLOCK_BYTES):
+        # A file truncated while open begins with NUL bytes.
         head, end, tail = (chunk if rest else chunk.lstrip(b"\0")).rpartition(b"\n")
         if is_too_long:
             if not end:
                 skipped += len(chunk)
-                if skipped > MAX_SKIPPED:
-                    raise ValueError(f"it has a line of more than {MAX_SKIPPED >> 20} MiB, and is no log")
+                if skipped > MAX_SKIPPED_BYTES:
+                    raise ValueError(f"a line is longer than {MAX_SKIPPED_BYTES >> 20} MiB")
                 continue
             head, is_too_long, skipped = head.partition(b"\n")[2], False, 0
         if end:
@@ -263,14 +262,14 @@ def whole_lines(stream: BinaryIO) -> Iterator[bytes]:
             rest = tail
         else:
             rest += tail
-        if len(rest) > MAX_LINE:
+        if len(rest) > MAX_LINE_BYTES:
             rest, is_too_long = b"", True
     if rest:
         yield rest
 
 
 def picked(block: bytes, needles: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield the lines of ``block`` that contain one of ``needles``, or all of them if there are none."""
+    """Yield the lines of ``block`` with one of ``needles``, or all lines without needles."""
     if not needles:
         yield from block.removesuffix(b"\n").split(b"\n")
     found = [(at, needle) for needle in needles if (at := block.find(needle)) >= 0]

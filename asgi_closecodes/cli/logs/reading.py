@@ -1,4 +1,4 @@
-"""What the commands that read logs have in common: which files, of which time, and how they end."""
+"""Shared parts of the log commands: files, period, exit status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from asgi_closecodes.cli.commands import NOTHING_FOUND, UNUSABLE
-from asgi_closecodes.cli.output import complain, plural, progress
+from asgi_closecodes.cli.output import plural, progress, write_errors
 
 from .reader import STDIN, Log
 from .record import Record
@@ -28,7 +28,7 @@ _OF_TODAY = re.compile(r"\d\d:\d\d(:\d\d)?")
 
 
 def moment(text: str) -> float:
-    """Return what was given as ``1h30m`` ago, ISO 8601 or a time of today as seconds since 1970."""
+    """Parse ``1h30m`` (ago), ISO 8601 or a time of today; return seconds since 1970."""
     now = dt.datetime.now().astimezone()
     try:
         if ago := _AGO.fullmatch(text):
@@ -38,30 +38,30 @@ def moment(text: str) -> float:
         return dt.datetime.fromisoformat(f"{now:%Y-%m-%d}T{text}" if _OF_TODAY.fullmatch(text) else text).timestamp()
     except (ValueError, OverflowError):
         forms = "90s, 15m, 1h30m, 2d, 2026-11-24, 2026-11-24T18:30 or 18:30"
-        raise click.BadParameter(f"{text!r} is no time; use {forms}") from None
+        raise click.BadParameter(f"must be a time, as {forms}; not {text!r}") from None
 
 
-def of_files(body: _Body) -> _Body:
-    """Give a command its files, and ``--json``."""
+def file_arguments(body: _Body) -> _Body:
+    """Add the files and ``--json`` to a command."""
     body = click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(allow_dash=True))(body)
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(body)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(body)
 
 
-def of_a_time(body: _Body) -> _Body:
-    """Give a command ``--since`` and ``--until``."""
-    told = "Only what was written {}: 15m, 1h30m or 2d ago, 18:30 or an ISO time."
+def period_options(body: _Body) -> _Body:
+    """Add ``--since`` and ``--until`` to a command."""
+    text = "Only records {} this time: 15m, 1h30m or 2d (ago), 18:30, or ISO 8601."
     for name, what in (("--until", "before"), ("--since", "since")):
-        body = click.option(name, type=moment, metavar="WHEN", help=told.format(what))(body)
+        body = click.option(name, type=moment, metavar="WHEN", help=text.format(what))(body)
     return body
 
 
-def of_that_time(since: float | None, until: float | None) -> str:
-    """Return what has to be added where nothing was found in a part of the log."""
-    return "" if since is None and until is None else " of that time"
+def in_period(since: float | None, until: float | None) -> str:
+    """Return the suffix of messages that nothing was found in a part of the log."""
+    return "" if since is None and until is None else " in that period"
 
 
-def log_of(files: Sequence[str], *, twice: bool = False) -> Log:
-    """Return the log in ``files``, or in standard input where there are none."""
+def open_log(files: Sequence[str], *, twice: bool = False) -> Log:
+    """Return the log in ``files``, or in standard input without any."""
     if not files:
         if sys.stdin is None or sys.stdin.isatty():
             command = click.get_current_context().command_path
@@ -72,13 +72,13 @@ def log_of(files: Sequence[str], *, twice: bool = False) -> Log:
 
 @contextlib.contextmanager
 def reading(log: Log) -> Iterator[Log]:
-    """Show the progress of reading ``log``, and close it afterwards."""
+    """Show progress while ``log`` is read, and close it afterwards."""
     with contextlib.closing(log), progress("reading", log.size * (2 if log.twice else 1)) as log.progress:
         yield log
 
 
-def within(log: Log, since: float | None, until: float | None, *needles: bytes) -> Iterator[Record]:
-    """Yield the records that contain one of ``needles`` and were written in that time."""
+def records_between(log: Log, since: float | None, until: float | None, *needles: bytes) -> Iterator[Record]:
+    """Yield the records with one of ``needles`` that were written in the period."""
     timeless = 0
     for record in log.records(*needles):
         if since is None and until is None:
@@ -88,21 +88,21 @@ def within(log: Log, since: float | None, until: float | None, *needles: bytes) 
         elif (since is None or since <= record.time) and (until is None or record.time < until):
             yield record
     if timeless:
-        log.notes[f"{plural(timeless, 'record')} left out, whose time is not known: for --since and --until"] = None
+        log.notes[f"{plural(timeless, 'record')} without a time skipped, because of --since or --until"] = None
 
 
-def end(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:
-    """Say on stderr what was not read or not found, and end with the exit status that says it too."""
-    complain(*log.problems, *log.notes)
+def finish(log: Log, *, found: bool, nothing: str, hints: Sequence[str] = ()) -> None:
+    """Report unread files and missing results on stderr; exit with the matching status."""
+    write_errors(*log.problems, *log.notes)
     if not found and log.files and (log.lines or not log.problems):
         names = log.files[0].name if len(log.files) == 1 else f"{len(log.files)} files"
         if not log.lines and not log.size:
-            complain(f"{nothing}: {names} {'is' if len(log.files) == 1 else 'are'} empty")
+            write_errors(f"{nothing}: {names} {'is' if len(log.files) == 1 else 'are'} empty")
         else:
             json = "" if log.has_json else ", none of them JSON"
-            complain(f"{nothing} in {names} ({plural(log.lines, 'line')}{json})", *hints)
+            write_errors(f"{nothing} in {names} ({plural(log.lines, 'line')}{json})", *hints)
             if log.lines and not log.has_json:
-                complain(*_SWITCHED_ON)
+                write_errors(*_SWITCHED_ON)
     status = UNUSABLE if log.problems else NOTHING_FOUND
     if log.problems or not found:
         click.get_current_context().exit(status)

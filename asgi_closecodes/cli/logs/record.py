@@ -1,7 +1,7 @@
-"""A line of a log that is JSON, whichever formatter wrote it: the same few questions have an answer for all of them.
+"""JSON log records of several formatters behind one interface.
 
-It knows the keys of this package's formatter, of python-json-logger, structlog and ecs-logging. Nothing is trusted: any
-value may be missing or of any type.
+It knows the keys of this package's formatter, python-json-logger, structlog and ecs-logging. Any value may be missing
+or have any type.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from asgi_closecodes.events import SessionFailed
 from asgi_closecodes.logs.messages import LINES, SUMMARIES, SUPPRESSED
 
 _OBJECT = re.compile(r'\{\s*"')
-_MOST_STARTS = 5
-"""Places in a line where its object may begin: behind a prefix there may be braces too."""
-_MOST_LEVELS = 8
-"""Objects in objects that are flattened."""
+_MAX_STARTS = 5
+"""Positions tried as the start of the object: prefixes may contain braces."""
+_MAX_LEVELS = 8
+"""Levels of nested objects that are flattened."""
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-"""An ANSI escape sequence that sets a colour."""
-_MOST_ELEMENTS = 100_000
-"""Commas outside of strings in a line that is read as JSON: each may cost 200 bytes."""
+"""ANSI escape sequence for a colour."""
+_MAX_COMMAS = 100_000
+"""Commas outside of strings in a parsed line: each may cost 200 bytes of memory."""
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+(?:"|$)', re.DOTALL)
-_LONGEST_PREFIX = 200
-_LONGEST_NAME = 512
-_LONGEST_TIME = 64
-LONGEST_LINE = 64 * 1024
-"""Bytes of a line that is kept as it is."""
-# What is left of a longer one.
-_LONGEST_TEXTS = (32 * 1024, 4 * 1024, 200)
-_MOST_ITEMS = 200
-_LATEST = 1e10
-"""What lies behind the year 2286 is no time; neither is what lies before 1970."""
+_MAX_PREFIX_CHARS = 200
+_MAX_NAME_CHARS = 512
+_MAX_TIME_CHARS = 64
+MAX_KEPT_LINE_BYTES = 64 * 1024
+"""Longer lines are shortened before they are kept."""
+# Tried in turn for the texts of longer lines.
+_MAX_TEXT_CHARS = (32 * 1024, 4 * 1024, 200)
+_MAX_ITEMS = 200
+_LATEST_S = 1e10
+"""Times after the year 2286 are invalid, and so are those before 1970."""
 
 _TIMES = ("timestamp", "@timestamp", "asctime", "time", "ts", "created")
 _LEVELS = ("level", "levelname", "log.level", "severity", "levelno")
@@ -55,11 +55,11 @@ _RAISED = re.compile(r"^(?:  \| )?(?P<type>[^\W\d][\w.]*)(?::|$| \()", re.MULTIL
 _GROUP = "  + Exception Group Traceback"
 _IN_HANDLER = re.compile(r"(\S+) in the WebSocket handler of ")
 
-_decoder = json.JSONDecoder(parse_constant=str)  # NaN and Infinity are no JSON: they become text
+_decoder = json.JSONDecoder(parse_constant=str)  # NaN and Infinity are not JSON: they become text
 
 
 class Frame(NamedTuple):
-    """A line of a stack trace."""
+    """Frame of a stack trace."""
 
     file: str
     line: int
@@ -70,34 +70,34 @@ class Frame(NamedTuple):
 
 
 class Record:
-    """One line of a log.
+    """JSON record of a log line.
 
-    :ivar raw: the object as it was written.
-    :ivar keys: the same without objects in objects: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``.
-    :ivar prefix: what stood before it in its line, as ``web-1  | ``.
-    :ivar file: the name of its file.
+    :ivar raw: the object as written.
+    :ivar keys: the flattened object: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``.
+    :ivar prefix: text before the object in its line, as ``web-1  | ``.
+    :ivar file: name of its file.
     """
 
     def __init__(self, raw: dict[str, Any], prefix: str = "", file: str = "") -> None:
         self.raw = raw
-        self.keys = dict(_flat(raw, "", _MOST_LEVELS)) if any(type(value) is dict for value in raw.values()) else raw
+        self.keys = dict(_flat(raw, "", _MAX_LEVELS)) if any(type(value) is dict for value in raw.values()) else raw
         self.prefix = prefix
         self.file = file
 
     @classmethod
     def parse(cls, line: bytes, file: str = "") -> Record | None:
-        """Return the record that ``line`` ends with, or None where it is only text."""
-        may_be_large = len(line) > LONGEST_LINE and line.count(b",") > _MOST_ELEMENTS
+        """Return the record at the end of ``line``, or None for plain text."""
+        may_be_large = len(line) > MAX_KEPT_LINE_BYTES and line.count(b",") > _MAX_COMMAS
         text = line.decode("utf-8", "replace")
-        for _, start in zip(range(_MOST_STARTS), _OBJECT.finditer(text), strict=False):
-            if may_be_large and _STRING.sub("", text[start.start() :]).count(",") > _MOST_ELEMENTS:
+        for _, start in zip(range(_MAX_STARTS), _OBJECT.finditer(text), strict=False):
+            if may_be_large and _STRING.sub("", text[start.start() :]).count(",") > _MAX_COMMAS:
                 continue
             try:
                 raw, end = _decoder.raw_decode(text, start.start())
             except (ValueError, RecursionError):
                 continue
             if end == len(text) or not COLOUR.sub("", text[end:]).strip():
-                return cls(raw, cut(text[: start.start()], _LONGEST_PREFIX), file)
+                return cls(raw, cut(text[: start.start()], _MAX_PREFIX_CHARS), file)
         return None
 
     @cached_property
@@ -127,32 +127,32 @@ class Record:
 
     @cached_property
     def message(self) -> str:
-        """What it says, for people."""
+        """Readable message."""
         return self.text(*_MESSAGES)
 
     @property
     def logger(self) -> str:
-        """The name of its logger."""
+        """Name of its logger."""
         return self.text(*_LOGGERS)
 
     @property
     def event(self) -> str:
-        """The name of its event; empty for records of others."""
+        """Name of its event; empty for records of other libraries."""
         return self.text("event.name")
 
     @property
     def summary_of(self) -> str:
-        """The event whose records it counts, where it is a summary of some that were not written."""
+        """Name of the suppressed event, for a summary."""
         return self.text("closecodes.suppressed.event")
 
     @property
     def is_summary(self) -> bool:
-        """Whether it stands only for others, which were not written."""
+        """Whether it is a summary of suppressed records."""
         return self.event in _SUMMARIES
 
     @property
     def suppressed(self) -> int:
-        """How many records of its kind were counted instead of written since the one before it."""
+        """Number of suppressed records of its kind since the previous one."""
         for key in SUPPRESSED.values():
             value = self.keys.get(key)
             if type(value) is int and 0 < value < 2**53:
@@ -172,12 +172,12 @@ class Record:
 
     @property
     def error_id(self) -> str:
-        """The ``ref`` that the client was told."""
+        """The ``ref`` in the close reason."""
         return self.text("closecodes.error.id")
 
     @cached_property
     def trace(self) -> str:
-        """The stack trace as Python prints it; empty if there is none."""
+        """Stack trace as Python prints it; empty without one."""
         for key in _TRACES:
             value = self.keys.get(key)
             if isinstance(value, str) and value:
@@ -189,12 +189,12 @@ class Record:
     @cached_property
     def error_type(self) -> str:
         """The exception's type."""
-        if told := self.text("exception.type", "error.type"):
-            return told
+        if name := self.text("exception.type", "error.type"):
+            return name
         if self.event == SessionFailed.event_name and (match := _IN_HANDLER.match(self.message)):
             return match[1]
         trace = self.trace
-        # Behind the last frame; of a group it is the first such line, after which those of its members come.
+        # The line after the last frame. For a group it is the first such line; those of its members follow.
         behind = 0 if trace.startswith(_GROUP) else max((frame.end() for frame in _FRAME.finditer(trace)), default=0)
         raised = (match for match in _RAISED.finditer(trace, behind) if match["type"] != "Traceback")
         match = next(raised, None)
@@ -202,33 +202,33 @@ class Record:
 
     @cached_property
     def frame(self) -> Frame | None:
-        """The innermost line of the application in the stack trace; of a library, where there is none."""
+        """Innermost frame of the application in the stack trace, else of a library."""
         found = None
         for match in _FRAME.finditer(self.trace):
             if found is None or not is_library(match["file"]) or is_library(found["file"]):
                 found = match
         if found is None:
             return None
-        return Frame(found["file"], int(found["line"][:9]), cut(found["function"], _LONGEST_NAME))
+        return Frame(found["file"], int(found["line"][:9]), cut(found["function"], _MAX_NAME_CHARS))
 
     def size(self) -> int:
-        """Return about how many characters its texts have."""
+        """Return the approximate number of characters of its texts."""
         return _size(self.raw)
 
     def shortened(self) -> Record:
-        """Return one that may be kept: itself, or where that would be long, one whose texts end with an ellipsis."""
-        if _size(self.raw) <= LONGEST_LINE:
+        """Return itself, or a copy with truncated texts if it is long."""
+        if _size(self.raw) <= MAX_KEPT_LINE_BYTES:
             return self
-        for longest in _LONGEST_TEXTS:
-            raw = _shortened(self.raw, longest, _MOST_LEVELS)
-            if _size(raw) <= LONGEST_LINE:
+        for longest in _MAX_TEXT_CHARS:
+            raw = _shortened(self.raw, longest, _MAX_LEVELS)
+            if _size(raw) <= MAX_KEPT_LINE_BYTES:
                 break
         else:
             raw = {"message": "…"}
         return Record(raw, self.prefix, self.file)
 
     def text(self, *names: str) -> str:
-        """Return the first of the keys ``names`` that holds text or a number, as text; empty if none does."""
+        """Return the first text or number among the keys ``names`` as text; empty without one."""
         for name in names:
             value = self.keys.get(name)
             if isinstance(value, str) and value:
@@ -239,16 +239,16 @@ class Record:
 
 
 def cut(text: str, longest: int) -> str:
-    """Return ``text``, or its first characters and an ellipsis."""
+    """Return ``text``, truncated with an ellipsis if it is longer."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def compact(line: bytes) -> bytes:
-    """Return ``line`` as it may be kept: where it is long, its record or its text shortened."""
-    if len(line) <= LONGEST_LINE:
+    """Return ``line``, with its record or its text shortened if it is long."""
+    if len(line) <= MAX_KEPT_LINE_BYTES:
         return line
     if (record := Record.parse(line)) is None:
-        return cut(line[:LONGEST_LINE].decode("utf-8", "replace"), _LONGEST_TEXTS[1]).encode("utf-8", "replace")
+        return cut(line[:MAX_KEPT_LINE_BYTES].decode("utf-8", "replace"), _MAX_TEXT_CHARS[1]).encode("utf-8", "replace")
     return (record.prefix + dumps(record.shortened().raw)).encode("utf-8", "replace")
 
 
@@ -256,15 +256,15 @@ def _shortened(value: Any, longest: int, levels: int) -> Any:
     match value:
         case str():
             return cut(value, longest)
-        case int() if abs(value) >= 10**_LONGEST_TIME:
+        case int() if abs(value) >= 10**_MAX_TIME_CHARS:
             return "…"
         case dict() | list() if not levels:
             return "…"
         case dict():
-            items = itertools.islice(value.items(), _MOST_ITEMS)
-            return {cut(key, _LONGEST_NAME): _shortened(one, longest, levels - 1) for key, one in items}
+            items = itertools.islice(value.items(), _MAX_ITEMS)
+            return {cut(key, _MAX_NAME_CHARS): _shortened(one, longest, levels - 1) for key, one in items}
         case list():
-            return [_shortened(one, longest, levels - 1) for one in value[:_MOST_ITEMS]]
+            return [_shortened(one, longest, levels - 1) for one in value[:_MAX_ITEMS]]
         case _:
             return value
 
@@ -293,7 +293,7 @@ def dumps(value: object) -> str:
     """Return ``value`` as JSON in one line of printable ASCII."""
     try:
         return json.dumps(value, allow_nan=False, default=str)
-    except (ValueError, RecursionError):  # a number too large for a float became infinity; lists in lists in lists
+    except (ValueError, RecursionError):  # infinity from a number too large for a float, or deep nesting
         return json.dumps(_as_text(value))
 
 
@@ -313,12 +313,12 @@ def _flat(nested: Mapping[str, Any], prefix: str, levels: int) -> Iterable[tuple
 
 
 def _moment(value: object) -> float | None:
-    """Return ``value``, ISO 8601 or a number of seconds or of a part of them, as seconds since 1970."""
+    """Parse ISO 8601, or seconds, milliseconds, microseconds or nanoseconds; return seconds since 1970."""
     if isinstance(value, str):
-        if len(value) > _LONGEST_TIME:
+        if len(value) > _MAX_TIME_CHARS:
             return None
         try:
-            # Without an offset it is a time of the place where it is read, as for logging's %(asctime)s.
+            # Without an offset it is local time, as logging's %(asctime)s.
             number = dt.datetime.fromisoformat(value).timestamp()
         except (ValueError, OverflowError, OSError):
             try:
@@ -333,13 +333,13 @@ def _moment(value: object) -> float | None:
     else:
         return None
     for unit in (1.0, 1e3, 1e6, 1e9):
-        if 0 < number < _LATEST * unit:
+        if 0 < number < _LATEST_S * unit:
             return number / unit
     return None
 
 
 def _trace_of(parts: list[Any]) -> str:
-    """Return a stack trace that was written in parts: lines, or exceptions as structlog's ``dict_tracebacks``."""
+    """Return a stack trace written as lines, or as exceptions of structlog's ``dict_tracebacks``."""
     if all(isinstance(part, str) for part in parts):
         return "\n".join(parts)
     blocks = []
@@ -348,7 +348,7 @@ def _trace_of(parts: list[Any]) -> str:
             return ""
         frames = error.get("frames")
         lines = ["Traceback (most recent call last):"]
-        lines += [  # and never the locals
+        lines += [  # without local variables
             f'  File "{frame.get("filename")}", line {frame.get("lineno")}, in {frame.get("name")}'
             for frame in (frames if isinstance(frames, list) else ())
             if isinstance(frame, dict)

@@ -1,4 +1,4 @@
-"""``asgi-closecodes logs show``: the error that a client reported."""
+"""``asgi-closecodes logs show``: the error with a ref, and its session."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from asgi_closecodes.cli.output import at, has_colours, plural, printable, recor
 from asgi_closecodes.error_identity import as_error_id, time_of
 from asgi_closecodes.logs.formatters import trace_lines
 
-from .aggregate import said
-from .follow import MOST_BYTES
+from .aggregate import error_text
+from .follow import MAX_KEPT_BYTES
 from .reader import Log
-from .reading import end, log_of, of_files, reading
+from .reading import file_arguments, finish, open_log, reading
 from .record import Record, cut, dumps
 
-_TIES = (("closecodes.session.id",), ("trace_id", "otelTraceID", "trace.id"), ("correlation_id",))
-"""Keys that records of one session have in common; each under its several names."""
-_MOST_LINES = 1000
-"""Lines of a log that is text."""
-_LONGEST_LINE = 4096
-"""Characters of one of them."""
-_RECORD_COSTS = 4096
-"""Bytes that a record takes beside its texts."""
-_MOST_HINTS = 20
-_Place: TypeAlias = tuple[float, int, int]
-"""Of a record among all: its time, and the numbers of its file and of itself there."""
-_SUMMED_UP_AFTER = 60.0
-"""Seconds after which an error that was counted instead of written is part of some record, and some to spare."""
+_CORRELATION_KEYS = (("closecodes.session.id",), ("trace_id", "otelTraceID", "trace.id"), ("correlation_id",))
+"""Keys shared by the records of a session, with their alternative names."""
+_MAX_TEXT_LINES = 1000
+"""Lines shown of a text log."""
+_MAX_LINE_CHARS = 4096
+"""Characters shown of a line."""
+_RECORD_OVERHEAD_BYTES = 4096
+"""Memory of a record in addition to its texts."""
+_MAX_HINTS = 20
+_Position: TypeAlias = tuple[float, int, int]
+"""Position of a record in the log: time, number of its file, number in the file."""
+_MAX_SUMMARY_DELAY_S = 60.0
+"""Maximum time until the count of a suppressed error is written, with a margin."""
 
 _PREFIX = r"(?:[\w.-]+ *\| ?)?"
 _INDENTED = re.compile(_PREFIX + r"(?:\s+\S|\s*$)")
@@ -44,7 +44,7 @@ _RAISED = re.compile(_PREFIX + r"[^\W\d][\w.]*(?::|$)")
 
 @click.command()
 @click.argument("ref")
-@of_files
+@file_arguments
 @click.option(
     *("-C", "--context"),
     metavar="LINES",
@@ -56,13 +56,13 @@ _RAISED = re.compile(_PREFIX + r"[^\W\d][\w.]*(?::|$)")
 def show(ref: str, files: tuple[str, ...], *, as_json: bool, context: int) -> None:
     """Print the error with REF, and its session.
 
-    REF is what the client was told: D216BE3DZX4Y, or all of "internal error; ref=D216BE3DZX4Y". Records that share its
+    REF is from the close reason: D216BE3DZX4Y, or all of "internal error; ref=D216BE3DZX4Y". Records with the same
     trace_id or correlation_id belong to its session too.
     """
     error_id = as_error_id(ref)
     if not error_id:
-        raise click.BadParameter("it is empty; give what follows ref= in the close reason", param_hint="REF")
-    log = log_of(files, twice=True)
+        raise click.BadParameter("REF is empty; give the text after ref= in the close reason", param_hint="REF")
+    log = open_log(files, twice=True)
     session = _Session([], [], 0)
     text: list[str] = []
     hints: list[str] = []
@@ -71,7 +71,7 @@ def show(ref: str, files: tuple[str, ...], *, as_json: bool, context: int) -> No
         if error is not None:
             session = _session_of(error, log, context)
         elif is_mentioned:
-            text = list(itertools.islice(_text_around(error_id, log), _MOST_LINES))
+            text = list(itertools.islice(_text_around(error_id, log), _MAX_TEXT_LINES))
         else:
             hints = list(_hints(error_id, log))
     if as_json:
@@ -81,7 +81,7 @@ def show(ref: str, files: tuple[str, ...], *, as_json: bool, context: int) -> No
         _print(error, session)
     else:
         write(*map(printable, text))
-    end(
+    finish(
         log,
         found=error is not None or bool(text),
         nothing=f"no error {error_id if time_of(error_id) else ref}",
@@ -90,16 +90,16 @@ def show(ref: str, files: tuple[str, ...], *, as_json: bool, context: int) -> No
 
 
 class _Session(NamedTuple):
-    """The records of a session around an error."""
+    """Records of a session around an error."""
 
     before: list[Record]
     after: list[Record]
     left_out: int
-    """Those before ``before``."""
+    """Number of records before ``before``."""
 
 
 def _find(log: Log, error_id: str) -> tuple[Record | None, bool]:
-    """Return the record of the error, and whether other lines mention it."""
+    """Return the record of the error, and whether any line mentions it."""
     is_mentioned = False
     for file, line in log.matching(error_id.encode("utf-8", "surrogateescape")):
         is_mentioned = True
@@ -110,17 +110,17 @@ def _find(log: Log, error_id: str) -> tuple[Record | None, bool]:
 
 
 def _session_of(error: Record, log: Log, context: int) -> _Session:
-    ties = [(names, value) for names in _TIES if (value := error.text(*names))]
-    # What is not ASCII stands in the file in one of several ways.
+    ties = [(names, value) for names in _CORRELATION_KEYS if (value := error.text(*names))]
+    # Not ASCII: the file may encode it in several ways.
     needles = [value.encode() for _, value in ties if value.isascii()]
     before, after = _Nearest(context), _Nearest(context)
     if not (needles and context):
         return _Session([], [], 0)
-    place: _Place | None = None  # of the error; in its own file all that comes first is before it
+    place: _Position | None = None  # of the error; its own file is read first
     for number, file in sorted(enumerate(log.files), key=lambda one: one[1].name != error.file):
         time = -math.inf
         for position, record in enumerate(log.records_of(file, *needles)):
-            if record.time is not None:  # without a time it stays where it is
+            if record.time is not None:  # records without a time keep their place
                 time = max(time, record.time)
             at = time, number, position
             if record.error_id == error.error_id:
@@ -135,29 +135,29 @@ def _session_of(error: Record, log: Log, context: int) -> _Session:
 
 
 class _Nearest:
-    """The records of the highest places, as many as were asked for and memory is meant to hold."""
+    """Records nearest to the error, bounded by count and memory."""
 
     def __init__(self, count: int) -> None:
         self.left_out = 0
         self._count = count
-        self._kept: list[tuple[_Place, int, Record]] = []
+        self._kept: list[tuple[_Position, int, Record]] = []
         self._size = 0
 
-    def add(self, place: _Place, record: Record) -> None:
-        """Keep ``record``, shortened if it is long, unless others are nearer."""
+    def add(self, place: _Position, record: Record) -> None:
+        """Keep ``record``, shortened if long, unless the buffer has nearer ones."""
         if len(self._kept) >= self._count and place < self._kept[0][0]:
             self.left_out += 1
             return
         short = record.shortened()
-        size = short.size() + _RECORD_COSTS
+        size = short.size() + _RECORD_OVERHEAD_BYTES
         bisect.insort(self._kept, (place, size, short), key=itemgetter(0))
         self._size += size
-        while len(self._kept) > self._count or self._size > MOST_BYTES // 2:
+        while len(self._kept) > self._count or self._size > MAX_KEPT_BYTES // 2:
             self._size -= self._kept.pop(0)[1]
             self.left_out += 1
 
     def records(self) -> list[Record]:
-        """Return them by their places."""
+        """Return the records in order."""
         return [record for _, _, record in self._kept]
 
 
@@ -168,7 +168,7 @@ def _print(error: Record, session: _Session) -> None:
     )
     course = f", {duration} s old; messages: {received} received, {sent} sent" if duration else ""
     phase = text("closecodes.error.phase")
-    suppressed = f", {error.suppressed} more of it counted before this one" if error.suppressed else ""
+    suppressed = f", {error.suppressed} suppressed before this one" if error.suppressed else ""
     facts = {
         "time": at(error.time, precise=True),
         "route": text("http.route"),
@@ -178,8 +178,8 @@ def _print(error: Record, session: _Session) -> None:
         "close": f"{text('websocket.close.code')} {text('websocket.close.reason')}"
         + (", could not be sent" if error.keys.get("websocket.close.sent") is False else ""),
         "process": text("process.pid"),
-        "trace": text(*_TIES[1]),
-        "correlation": text(*_TIES[2]),
+        "trace": text(*_CORRELATION_KEYS[1]),
+        "correlation": text(*_CORRELATION_KEYS[2]),
         "fingerprint": text("closecodes.error.fingerprint") + suppressed,
         "file": error.file,
     }
@@ -197,10 +197,10 @@ def _print(error: Record, session: _Session) -> None:
 
 
 def _text_around(error_id: str, log: Log) -> Iterator[str]:
-    """Yield the lines that mention an error, each with the stack trace below it, of a log that is not JSON."""
+    """Yield the lines of a text log that mention an error, each with its stack trace."""
     is_trace = may_go_on = False
     for _, line in log.matching():
-        text = cut(line[: 4 * _LONGEST_LINE].decode("utf-8", "replace").rstrip("\r"), _LONGEST_LINE)
+        text = cut(line[: 4 * _MAX_LINE_CHARS].decode("utf-8", "replace").rstrip("\r"), _MAX_LINE_CHARS)
         if error_id.encode("utf-8", "surrogateescape") in line:
             is_trace = may_go_on = True
             yield text
@@ -208,14 +208,14 @@ def _text_around(error_id: str, log: Log) -> Iterator[str]:
             may_go_on = True
             yield text
         elif is_trace and may_go_on and _RAISED.match(text):
-            may_go_on = False  # the exception itself, the last line unless it came out of another
+            may_go_on = False  # the last line of a trace, unless another one follows
             yield text
         else:
             is_trace = False
 
 
 def _hints(error_id: str, log: Log) -> Iterator[str]:
-    """Yield what else is known of an error that is in no line."""
+    """Yield hints about an error that no line mentions."""
     happened = time_of(error_id)
     if happened is None:
         yield "a ref has 12 digits and letters, as D216BE3DZX4Y"
@@ -224,13 +224,12 @@ def _hints(error_id: str, log: Log) -> Iterator[str]:
     counted: dict[str, Record] = {}
     for record in log.records(b"closecodes.error.suppressed"):
         time = record.time or 0.0
-        if record.suppressed and record.is_error and happened <= time < happened + _SUMMED_UP_AFTER:
-            key = cut(record.text("closecodes.error.fingerprint") or record.summary_of, _LONGEST_LINE)
-            if key not in counted and len(counted) < _MOST_HINTS:
+        if record.suppressed and record.is_error and happened <= time < happened + _MAX_SUMMARY_DELAY_S:
+            key = cut(record.text("closecodes.error.fingerprint") or record.summary_of, _MAX_LINE_CHARS)
+            if key not in counted and len(counted) < _MAX_HINTS:
                 counted[key] = record.shortened()
     for record in counted.values():
-        kind = cut(said(record) if record.is_summary else record.message, _LONGEST_LINE)
+        kind = cut(error_text(record) if record.is_summary else record.message, _MAX_LINE_CHARS)
         yield (
-            f"it may be one of {record.suppressed} that were counted, not written, "
-            f"until {at(record.time, precise=True)}; all are as: {kind}"
+            f"it may be one of {record.suppressed} suppressed errors until {at(record.time, precise=True)}, as: {kind}"
         )

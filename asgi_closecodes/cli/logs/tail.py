@@ -1,4 +1,4 @@
-"""``asgi-closecodes logs tail``: the log as people read it, and as it is written."""
+"""``asgi-closecodes logs tail``: the last and new lines of a log, readable."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from operator import itemgetter
 
 import click
 
-from asgi_closecodes.cli.output import complain, has_colours, printable, record_line, styled, write
+from asgi_closecodes.cli.output import has_colours, printable, record_line, styled, write, write_errors
 from asgi_closecodes.logs.formatters import trace_lines
 
-from .follow import MOST_BYTES, Followed, Recent
+from .follow import MAX_KEPT_BYTES, Followed, Recent
 from .reader import Log, UnreadableError
-from .reading import end, log_of, of_files
+from .reading import file_arguments, finish, open_log
 from .record import Record, compact, dumps
 
-_POLL = 0.1
-"""Seconds between two looks at the files that are followed."""
-_BATCH = 10_000
-"""Lines that are put in order together, at the most."""
+_POLL_INTERVAL_S = 0.1
+"""Time between two reads of followed files."""
+_MAX_BATCH_LINES = 10_000
+"""Maximum number of lines that are sorted together."""
 
 
 @click.command()
-@of_files
-@click.option("-f", "--follow", is_flag=True, help="Wait for more lines, through rotation and truncation.")
-@click.option("-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Lines to begin with.")
+@file_arguments
+@click.option("-f", "--follow", is_flag=True, help="Wait for new lines, also after rotation.")
+@click.option("-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Number of lines.")
 def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> None:
     """Print the last lines, readably.
 
-    Several files are merged by time. Lines that are not JSON are printed as they are, but for what would drive the
-    terminal; --json leaves them out.
+    Several files are merged by time. Lines that are not JSON are printed with control characters escaped; --json skips
+    them.
     """
-    log = log_of(files)
+    log = open_log(files)
     pipes = [file for file in log.files if not file.is_regular]
     if follow and pipes and len(log.files) > 1:
-        raise click.UsageError("-f follows files, or one pipe, but not both")
+        raise click.UsageError("-f takes files or one pipe, not both")
     output = _Output(as_json=as_json, with_names=len(log.files) > 1)
     if follow and pipes:
         for line in log.lines_of(pipes[0]):
@@ -47,25 +47,25 @@ def tail(files: tuple[str, ...], *, as_json: bool, follow: bool, lines: int) -> 
     else:
         growing: dict[str, Followed] = {}
         with contextlib.ExitStack() as stack:
-            output.print(_last(log, lines, growing, stack, wait=follow), most=lines)
+            output.print(_last_lines(log, lines, growing, stack, wait=follow), most=lines)
             while follow and growing:
-                more = _more(growing)
+                more = _new_lines(growing)
                 while batch := [*_batch(more)]:
                     output.print(batch)
-                time.sleep(_POLL)
-    end(log, found=output.has_written or not lines, nothing="no records" if as_json else "no lines")
+                time.sleep(_POLL_INTERVAL_S)
+    finish(log, found=output.has_written or not lines, nothing="no records" if as_json else "no lines")
 
 
-def _last(
+def _last_lines(
     log: Log, count: int, growing: dict[str, Followed], stack: contextlib.ExitStack, *, wait: bool
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the last lines of each file, and put those into ``growing`` that more may come from."""
+    """Yield the last lines of each file; add files that can grow to ``growing``."""
     for file in log.files:
         try:
             if file.is_growing():
                 followed = growing[file.name] = stack.enter_context(contextlib.closing(Followed(file.name)))
-                lines = followed.last(count)
-                if not wait and (unfinished := followed.unfinished()):
+                lines = followed.read_last(count)
+                if not wait and (unfinished := followed.take_incomplete()):
                     lines.append(unfinished)
                 file.lines = len(lines)
         except (UnreadableError, OSError) as problem:
@@ -81,33 +81,33 @@ def _last(
 
 def _batch(lines: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
     size = 0
-    for name, line in itertools.islice(lines, _BATCH):
+    for name, line in itertools.islice(lines, _MAX_BATCH_LINES):
         kept = compact(line)
         yield name, kept
         size += len(kept)
-        if size > MOST_BYTES:
+        if size > MAX_KEPT_BYTES:
             return
 
 
-def _more(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
+def _new_lines(growing: dict[str, Followed]) -> Iterator[tuple[str, bytes]]:
     for name, followed in [*growing.items()]:
         try:
-            for line in followed.more():
+            for line in followed.read_new():
                 yield name, line
         except OSError as error:
-            complain(f"{name}: cannot be read any more: {error.strerror}")
+            write_errors(f"{name}: cannot be read any more: {error.strerror}")
             del growing[name]
 
 
-def _last_of(timed: list[tuple[float, str, bytes]]) -> list[tuple[float, str, bytes]]:
-    """Return those that are last by time, as many as are meant to be kept."""
+def _latest(timed: list[tuple[float, str, bytes]]) -> list[tuple[float, str, bytes]]:
+    """Return the last lines by time, bounded by memory."""
     timed.sort(key=itemgetter(0))
     sizes = itertools.accumulate(len(line) for _, _, line in reversed(timed))
-    return timed[len(timed) - sum(1 for size in sizes if size <= MOST_BYTES) :]
+    return timed[len(timed) - sum(1 for size in sizes if size <= MAX_KEPT_BYTES) :]
 
 
 class _Output:
-    """Lines of several files, in the order of their times as far as they come together."""
+    """Print lines of several files; each batch is sorted by time."""
 
     def __init__(self, *, as_json: bool, with_names: bool) -> None:
         self.has_written = False
@@ -116,17 +116,17 @@ class _Output:
         self._times: dict[str, float] = {}
 
     def print(self, lines: Iterable[tuple[str, bytes]], most: int | None = None) -> None:
-        """Print ``lines``, of each its file's name and itself; at most the last ``most``."""
+        """Print pairs of a file name and a line; at most the last ``most``."""
         timed: list[tuple[float, str, bytes]] = []
         size = 0
         for name, line in lines:
             record = Record.parse(line, name)
             if record is not None and record.time is not None:
-                self._times[name] = record.time  # what has no time, as text below a record, stays where it is
+                self._times[name] = record.time  # lines without a time, as text below a record, keep their place
             timed.append((self._times.get(name, -math.inf), name, compact(line)))
             size += len(timed[-1][2])
-            if size > 2 * MOST_BYTES:  # of many files: only the last of them all are wanted
-                timed = _last_of(timed)
+            if size > 2 * MAX_KEPT_BYTES:  # many files: only the last lines of all are needed
+                timed = _latest(timed)
                 size = sum(len(kept) for _, _, kept in timed)
         timed.sort(key=itemgetter(0))
         for _, name, kept in timed if most is None else timed[max(len(timed) - most, 0) :]:
@@ -135,16 +135,16 @@ class _Output:
                 self.has_written = True
         sys.stdout.flush()
 
-    def _shown(self, name: str, told: Record | bytes) -> Iterator[str]:
+    def _shown(self, name: str, line: Record | bytes) -> Iterator[str]:
         if self._as_json:
-            if isinstance(told, Record):
-                yield dumps(told.raw)
+            if isinstance(line, Record):
+                yield dumps(line.raw)
             return
         start = styled("2", f"{printable(name)} | ") if self._with_names else ""
-        if isinstance(told, Record):
-            start += printable(told.prefix)
-            yield start + record_line(told)
-            if told.trace:
-                yield from (start + line for line in trace_lines(told.trace, colours=has_colours()))
+        if isinstance(line, Record):
+            start += printable(line.prefix)
+            yield start + record_line(line)
+            if line.trace:
+                yield from (start + line for line in trace_lines(line.trace, colours=has_colours()))
         else:
-            yield start + printable(told.decode("utf-8", "replace").rstrip("\r"))
+            yield start + printable(line.decode("utf-8", "replace").rstrip("\r"))

@@ -82,8 +82,8 @@ function show(snapshot) {
   plot(now);
   const state = draining ? (sessions ? `draining: ${sessions} to go` : "drained") : "serving";
   const more = { leaving, refused, stalled };
-  const told = Object.keys(more).filter((name) => more[name]).map((name) => `, ${more[name]} ${name}`).join("");
-  say(`Process ${pid}: ${state}${told}`, draining);
+  const others = Object.keys(more).filter((name) => more[name]).map((name) => `, ${more[name]} ${name}`).join("");
+  say(`Process ${pid}: ${state}${others}`, draining);
   at("drain").hidden = false;
   at("drain").disabled = draining;
   bars(at("closes"), "Code", snapshot.closes, (code) => `${code} ${MEANINGS[code] ?? ""}`);

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes import Close, events
-from asgi_closecodes.cli.logs.aggregate import COLUMNS, MOST_KINDS, Closes, Errors, Timeline, total
+from asgi_closecodes.cli.logs.aggregate import MAX_COLUMNS, MAX_KINDS, Closes, Errors, Timeline, total
 from asgi_closecodes.cli.logs.record import Record
 from tests.support.every_event import CLOSE, FACTS, LOGGED
 from tests.support.log_lines import failure, logged
@@ -14,11 +14,11 @@ from tests.support.log_lines import failure, logged
 
 def tallied(kind, lines):
     """Read the lines that have one of its needles."""
-    tally = kind()
+    aggregate = kind()
     for line in lines:
         if any(needle in line for needle in kind.NEEDLES):
-            tally.add(Record.parse(line))
-    return tally
+            aggregate.add(Record.parse(line))
+    return aggregate
 
 
 def refusal(cause="full", mode="close", code=1013):
@@ -71,7 +71,7 @@ def test_all_adds_up(happened):
     assert closes.codes.get(1011, total(())).count == failed
     assert "unknown" not in closes.codes
     for outcome, count in {"refused": refused, "shadow": shadowed, "shed": shed}.items():
-        assert sum(tally.count for key, tally in closes.refusals.items() if key[2] == outcome) == count
+        assert sum(aggregate.count for key, aggregate in closes.refusals.items() if key[2] == outcome) == count
     assert sum(closes.unsent.values()) == kinds.count(events.CloseFailed)
 
 
@@ -83,7 +83,7 @@ def test_where_every_close_is_logged_none_counts_twice():
         happened.append(events.SessionClosed(FACTS, Close(1000), "client"))
     happened.append(events.SessionClosed(FACTS, None, "handler"))
     closes = tallied(Closes, logged(*happened))
-    assert {code: tally.count for code, tally in closes.codes.items()} == {1011: 100, 1000: 100, "http": 1}
+    assert {code: aggregate.count for code, aggregate in closes.codes.items()} == {1011: 100, 1000: 100, "http": 1}
 
 
 def test_a_process_that_tells_of_every_close_says_nothing_of_another():
@@ -109,13 +109,13 @@ def test_errors_of_others_are_grouped_by_what_they_have_in_common():
 
 def test_kinds_are_bounded_and_the_rest_is_one_more():
     errors, closes = Errors(), Closes()
-    for number in range(MOST_KINDS + 100):
+    for number in range(MAX_KINDS + 100):
         keys = {"level": "error", "closecodes.error.fingerprint": f"{number}", "closecodes.gate.cause": f"{number}"}
         errors.add(Record({**keys, "event.name": "closecodes.session.exception"}))
         closes.add(Record({**keys, "event.name": "closecodes.session.refused", "process.pid": number}))
-    assert len(errors.kinds) == MOST_KINDS + 1
-    assert len(closes.refusals) == MOST_KINDS + 1
-    assert total(errors.kinds.values()).count == total(closes.refusals.values()).count == MOST_KINDS + 100
+    assert len(errors.kinds) == MAX_KINDS + 1
+    assert len(closes.refusals) == MAX_KINDS + 1
+    assert total(errors.kinds.values()).count == total(closes.refusals.values()).count == MAX_KINDS + 100
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 9e9), st.integers(1, 100)), max_size=50))
@@ -126,7 +126,7 @@ def test_columns_become_wider_and_counts_stay(counted):
         timeline.add(one, time, count)
         timeline.add(two, time, 1)
     columns = timeline.counts(one)
-    assert len(columns) == len(timeline.counts(two)) <= COLUMNS
+    assert len(columns) == len(timeline.counts(two)) <= MAX_COLUMNS
     assert sum(columns) == sum(count for _, count in counted)
     assert sum(timeline.counts(two)) == len(counted)
     if columns:

@@ -31,53 +31,53 @@ def append(file, text):
 
 def test_it_begins_with_the_last_lines(file, followed):
     append(file, b"three\nfo")
-    assert followed.last(2) == [b"two", b"three"]
-    assert followed.last(9) == [b"one", b"two", b"three"]
-    assert followed.last(0) == []
-    assert [*followed.more()] == []
+    assert followed.read_last(2) == [b"two", b"three"]
+    assert followed.read_last(9) == [b"one", b"two", b"three"]
+    assert followed.read_last(0) == []
+    assert [*followed.read_new()] == []
     append(file, b"ur\n")
-    assert [*followed.more()] == [b"four"]
+    assert [*followed.read_new()] == [b"four"]
 
 
 def test_without_waiting_the_unfinished_line_is_one_too(file, followed):
     append(file, b"thr")
-    followed.last(1)
-    assert followed.unfinished() == b"thr"
-    assert followed.unfinished() == b""
+    followed.read_last(1)
+    assert followed.take_incomplete() == b"thr"
+    assert followed.take_incomplete() == b""
 
 
 def test_a_line_counts_when_its_end_is_written(file, followed):
-    followed.last(1)
+    followed.read_last(1)
     append(file, b"thr")
-    assert [*followed.more()] == []
+    assert [*followed.read_new()] == []
     append(file, b"ee\nfour\nfi")
-    assert [*followed.more()] == [b"three", b"four"]
+    assert [*followed.read_new()] == [b"three", b"four"]
     append(file, b"ve\n")
-    assert [*followed.more()] == [b"five"]
+    assert [*followed.read_new()] == [b"five"]
 
 
 def test_it_goes_on_behind_a_rename(file, followed):
-    followed.last(0)
+    followed.read_last(0)
     append(file, b"three\n")
     os.rename(file, file.with_suffix(".1"))
     append(file.with_suffix(".1"), b"four\nhalf")  # the writer has not noticed yet
-    assert [*followed.more()] == [b"three", b"four"]
+    assert [*followed.read_new()] == [b"three", b"four"]
     file.write_bytes(b"five\n")
-    assert [*followed.more()] == [b"half", b"five"]
+    assert [*followed.read_new()] == [b"half", b"five"]
     append(file, b"six\n")
-    assert [*followed.more()] == [b"six"]
+    assert [*followed.read_new()] == [b"six"]
 
 
 def test_a_rename_and_a_new_file_between_two_looks_lose_nothing(file, followed):
-    followed.last(0)
+    followed.read_last(0)
     append(file, b"three\n")
     os.rename(file, file.with_suffix(".1"))
     file.write_bytes(b"four\n")
-    assert [*followed.more()] == [b"three", b"four"]
+    assert [*followed.read_new()] == [b"three", b"four"]
 
 
 def test_what_is_written_while_it_looks_is_not_lost(file, followed, monkeypatch):
-    followed.last(0)
+    followed.read_last(0)
     os.rename(file, file.with_suffix(".1"))
     file.write_bytes(b"new\n")
     opened = follow._opened
@@ -87,31 +87,31 @@ def test_what_is_written_while_it_looks_is_not_lost(file, followed, monkeypatch)
         return opened(path)
 
     monkeypatch.setattr(follow, "_opened", late)
-    assert [*followed.more()] == [b"late", b"new"]
+    assert [*followed.read_new()] == [b"late", b"new"]
 
 
 def test_it_starts_again_behind_a_truncation(file, followed):
-    followed.last(0)
+    followed.read_last(0)
     append(file, b"half")
-    assert [*followed.more()] == []
+    assert [*followed.read_new()] == []
     os.truncate(file, 0)
-    assert [*followed.more()] == [b"half"]
+    assert [*followed.read_new()] == [b"half"]
     append(file, b"three\n")
-    assert [*followed.more()] == [b"three"]
+    assert [*followed.read_new()] == [b"three"]
 
 
 def test_a_line_without_an_end_is_not_kept_for_ever(file, followed, monkeypatch):
-    monkeypatch.setattr(follow, "MAX_LINE", 10)
-    followed.last(0)
+    monkeypatch.setattr(follow, "MAX_LINE_BYTES", 10)
+    followed.read_last(0)
     append(file, b"x" * 11)
-    assert [*followed.more()] == [b"x" * 11]
+    assert [*followed.read_new()] == [b"x" * 11]
 
 
 def test_the_last_lines_are_not_searched_for_ever(file, followed, monkeypatch):
-    monkeypatch.setattr(follow, "BLOCK", 16)
-    monkeypatch.setattr(follow, "MAX_LINE", 16)
+    monkeypatch.setattr(follow, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(follow, "MAX_LINE_BYTES", 16)
     append(file, b"x" * 1000 + b"\nend\n")
-    assert followed.last(5) == [b"end"]
+    assert followed.read_last(5) == [b"end"]
 
 
 @given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.integers(0, 40))
@@ -119,5 +119,5 @@ def test_the_last_lines_are_those_of_the_whole_file(tmp_path_factory, lines, cou
     file = tmp_path_factory.mktemp("follow") / "app.log"
     file.write_bytes(b"".join(line + b"\n" for line in lines))
     with contextlib.closing(Followed(str(file))) as followed, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(follow, "BLOCK", 16)
-        assert followed.last(count) == (lines[-count:] if count else [])
+        patch.setattr(follow, "BLOCK_BYTES", 16)
+        assert followed.read_last(count) == (lines[-count:] if count else [])

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from asgi_closecodes.cli.logs import reader
-from asgi_closecodes.cli.logs.follow import MOST_BYTES, Recent
-from asgi_closecodes.cli.logs.record import LONGEST_LINE, Record, compact
+from asgi_closecodes.cli.logs.follow import MAX_KEPT_BYTES, Recent
+from asgi_closecodes.cli.logs.record import MAX_KEPT_LINE_BYTES, Record, compact
 from tests.cli.command import COMMAND, invoke
 
 REF = "D216BE3DZX4Y"
@@ -121,7 +121,7 @@ def test_what_is_cut_ends_with_an_ellipsis(tmp_path, command):
     log.write_text(json.dumps(failure(3, "f" * LONG)) + "\n")
     output, _ = invoke("logs", *command, log)
     assert "f…" in output or "f\\u2026" in output
-    assert len(output) < LONGEST_LINE
+    assert len(output) < MAX_KEPT_LINE_BYTES
 
 
 def test_a_long_error_counts_all_the_same(tmp_path):
@@ -141,7 +141,7 @@ def test_a_text_of_many_commas_is_an_error_still(tmp_path):
 
 def test_a_line_without_an_end_is_given_up(tmp_path, monkeypatch):
     """It may expand to more than anybody can wait for."""
-    monkeypatch.setattr(reader, "MAX_SKIPPED", 2**23)
+    monkeypatch.setattr(reader, "MAX_SKIPPED_BYTES", 2**23)
     log = tmp_path / "bomb.gz"
     log.write_bytes(gzip.compress(b"x" * 2**25))
     _, errors = invoke("logs", "errors", log, status=2)
@@ -150,8 +150,8 @@ def test_a_line_without_an_end_is_given_up(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", ["f" * LONG, ["f"] * 90_000, {str(n): "f" * 500 for n in range(1000)}, 10**4000])
 def test_a_compact_line_is_a_record_still(value):
-    line = json.dumps({"message": "said", "a": value, "b": "f" * LONGEST_LINE}).encode()
-    assert len(kept := compact(line)) <= 2 * LONGEST_LINE
+    line = json.dumps({"message": "said", "a": value, "b": "f" * MAX_KEPT_LINE_BYTES}).encode()
+    assert len(kept := compact(line)) <= 2 * MAX_KEPT_LINE_BYTES
     assert Record.parse(kept).message in {"said", "…"}
 
 
@@ -163,8 +163,8 @@ def test_a_short_line_is_kept_as_it_is():
 def test_the_last_lines_are_bounded_in_bytes():
     recent = Recent(10**6)
     for _ in range(2000):
-        recent.append(b"x" * LONGEST_LINE)
-    assert sum(map(len, recent.kept)) <= MOST_BYTES
+        recent.append(b"x" * MAX_KEPT_LINE_BYTES)
+    assert sum(map(len, recent.kept)) <= MAX_KEPT_BYTES
 
 
 @pytest.mark.parametrize("command", [["errors"], ["closes"], ["show", REF], ["tail", "--json"]], ids=" ".join)

@@ -24,8 +24,8 @@ def line(time, **keys):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(reader, "BLOCK", 16)
-    monkeypatch.setattr(reader, "MAX_LINE", 64)
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(reader, "MAX_LINE_BYTES", 64)
 
 
 class Pipe(io.BytesIO):
@@ -146,7 +146,7 @@ def test_a_last_line_that_is_cut_off_is_noted(tmp_path, last, note):
     file.write_text(line("00:00", message="good") + last)
     log = Log([str(file)])
     assert messages(log)[0] == "good"
-    assert [*log.notes] == ([f"{file}: its last line is cut off and was left out"] if note else [])
+    assert [*log.notes] == ([f"{file}: skipped its incomplete last line"] if note else [])
     assert log.lines == 2
 
 
@@ -167,9 +167,9 @@ def test_memory_does_not_grow_with_the_file_and_every_error_counts(tmp_path):
         count = generate(output, 16 * 2**20)
     errors, closes = Errors(), Closes()
     tracemalloc.start()
-    for tally in (errors, closes):
-        for record in Log([str(file)]).records(*tally.NEEDLES):
-            tally.add(record)
+    for aggregate in (errors, closes):
+        for record in Log([str(file)]).records(*aggregate.NEEDLES):
+            aggregate.add(record)
     assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     tracemalloc.stop()
     assert total(errors.kinds.values()).count == closes.codes[1011].count == count

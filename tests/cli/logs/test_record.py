@@ -63,7 +63,7 @@ def test_summaries_tell_what_they_stand_for(records, formatter):
     observer = LogObserver()
     for _ in range(30):
         observer(failed())
-    observer.sum_up(now=True)
+    observer.flush_summaries(now=True)
     *lines, summary = (parsed(formatter.format(record)) for record in records)
     assert summary.is_summary
     assert summary.is_error
