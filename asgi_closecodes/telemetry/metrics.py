@@ -32,7 +32,7 @@ MOST_CAUSES = 32
 
 Labels: TypeAlias = tuple[str, ...]
 
-_SHOWN_CODES = frozenset({1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013})
+_SHOWN_CODES = frozenset({1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013, 3000, 3003, 3008})
 CODES = (*map(str, sorted(_SHOWN_CODES)), "3xxx", "4xxx", "other", "none")
 """The labels of close codes; ``none`` is an HTTP response, or a peer that left by a code that the server kept."""
 
