@@ -5,6 +5,7 @@ import base64
 import contextlib
 import gc
 import hashlib
+import itertools
 import re
 import socket
 import socketserver
@@ -15,6 +16,7 @@ import anyio
 import pytest
 import trio
 
+from asgi_closecodes.client import Backoff, GaveUp, connect
 from tests.support.servers import serve
 
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -25,6 +27,29 @@ MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 def server(tmp_path_factory):
     with serve("uvicorn-sansio", "tests.client.app:app", tmp_path_factory.mktemp("client")) as running:
         yield running
+
+
+@pytest.fixture
+def key(_keys=itertools.count()):
+    """A part of a path that no other test uses."""
+    return f"key{next(_keys)}"
+
+
+def eager(**options):
+    """The rule, in a hurry."""
+    return Backoff(random=lambda: 0.01, **options)
+
+
+async def follow(url, **options):
+    """Read what comes until the loop ends; return the events and the messages."""
+    events, messages = [], []
+    try:
+        async for websocket in connect(url, on_event=events.append, **options):
+            async for message in websocket:
+                messages.append(message)
+    except GaveUp as error:
+        events.append(error)
+    return events, messages
 
 
 @pytest.fixture
