@@ -1,4 +1,4 @@
-"""What a client that reconnects may meet; it tells what it saw of its clients."""
+"""A server for clients that reconnect. `/seen` has what their connections were."""
 
 import time
 from collections import defaultdict
@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from asgi_closecodes import CloseCodeMiddleware, Settings
 
 attempts = defaultdict(list)
-"""When each path was asked for, in seconds."""
+"""Times of the handshakes by path, in monotonic seconds."""
 left = defaultdict(list)
 """The codes with which clients closed."""
 

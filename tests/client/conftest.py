@@ -54,7 +54,7 @@ async def follow(url, **options):
 
 @pytest.fixture
 def closed_port():
-    """Where nobody listens."""
+    """A port without a listener."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         yield taken.getsockname()[1]
@@ -62,7 +62,7 @@ def closed_port():
 
 @pytest.fixture
 def silent_port():
-    """Where somebody listens, and never answers."""
+    """A port with a listener that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -96,7 +96,7 @@ def peer(behaviour):
 
 
 def living():
-    """How many tasks there are."""
+    """Return the number of tasks."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:
@@ -105,7 +105,7 @@ def living():
 
 @asynccontextmanager
 async def no_task_left():
-    """What began inside ends soon."""
+    """Check that the tasks of its block end."""
     before = living()
     yield
     gc.collect()

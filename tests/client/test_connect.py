@@ -202,7 +202,7 @@ async def test_a_peer_may_do_as_it_likes(answer):
 
 
 async def two_attempts(url, *arguments, **options):
-    """What is told of the first two that come to nothing."""
+    """Return the ends of the first two attempts, which fail."""
     events = []
     sessions = connect(url, *arguments, backoff=eager(), on_event=events.append, **options)
     with anyio.fail_after(20):

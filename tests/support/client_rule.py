@@ -128,6 +128,6 @@ assert json.dumps(CASES, allow_nan=False)
 
 
 def seen(server):
-    """What the server saw of its clients."""
+    """Return the times of handshakes and the codes of clients by path."""
     with urllib.request.urlopen(server.url.replace("ws", "http", 1) + "/seen", timeout=10) as response:
         return json.load(response)
