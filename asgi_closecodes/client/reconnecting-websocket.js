@@ -1,21 +1,24 @@
-// A WebSocket that comes back when that is worth it, and no sooner than the server can bear. Times are milliseconds.
+// A WebSocket that reconnects by the close code, as fast as the server can bear. Times are milliseconds.
 //
 //   const socket = new ReconnectingWebSocket("/chat");
 //   socket.addEventListener("message", ({ data }) => …);
 //   socket.addEventListener("close", ({ code, reason, retryIn }) => …); // retryIn: until the next attempt; null: none
 
-const RETRIED = [1001, 1006, 1012, 1013, 1014, 4012, 4013]; // 4011 to 4013: of servers that cannot send 1011 to 1013
-const CRASHES = [1011, 4011];
+const RETRIABLE = [1001, 1006, 1012, 1013, 1014, 3008, 4012, 4013]; // 4011 to 4013: from servers that cannot send 1011 to 1013
+const INTERNAL_ERRORS = [1011, 4011];
 const OVERLOADS = [1013, 4013];
+const UNAUTHORIZED = 3000;
+const RESET_AFTER_MS = 5000; // open time after which a session resets the back-off
 
-/** When to come back after each close: the rule of asgi_closecodes.client.Backoff. */
+/** The reconnect rule of asgi_closecodes.client.Backoff. */
 export class Backoff {
   #attempts = 0;
   #crashes = 0;
   #openedAt = Infinity;
-  #heard = false;
+  #hasReceived = false;
+  #hasRenewed = false;
 
-  /** cap, maxHint: the longest wait of its own, and for a server's hint; maxCrashes: this many 1011 in a row are the end; retry: more codes to retry. */
+  /** cap, maxHint: longest wait of its own, and for a server's hint. maxCrashes: number of 1011 in a row that is the last. retry: more codes to retry. */
   constructor({ cap = 60e3, maxHint = 600e3, maxCrashes = 5, retry = [], random = Math.random, now = () => performance.now() } = {}) {
     Object.assign(this, { cap, maxHint, maxCrashes, retry, random, now });
   }
@@ -25,32 +28,45 @@ export class Backoff {
   }
 
   received() {
-    this.#heard = true;
+    this.#hasReceived = true;
   }
 
-  /** Return how long to wait before the next attempt, or null if there should be none. */
-  closed(code, reason = "") {
-    const crashed = CRASHES.includes(code);
-    // Being accepted proves nothing: a full server accepts in order to close, and a reset there makes a tight loop.
-    if (this.now() - this.#openedAt >= 5000 || (this.#heard && !crashed)) this.#attempts = this.#crashes = 0;
-    [this.#openedAt, this.#heard] = [Infinity, false];
+  /** Return the time until the next attempt, or null to give up. canRenew: whether new credentials are got after 3000. */
+  closed(code, reason = "", canRenew = false) {
+    const crashed = INTERNAL_ERRORS.includes(code);
+    const wasLong = this.now() - this.#openedAt >= RESET_AFTER_MS;
+    // Opening alone resets nothing: a full server accepts in order to close, and a reset there makes a tight loop.
+    if (wasLong || (this.#hasReceived && !crashed)) this.#attempts = this.#crashes = 0;
+    if (wasLong) this.#hasRenewed = false;
+    [this.#openedAt, this.#hasReceived] = [Infinity, false];
     this.#crashes = crashed ? this.#crashes + 1 : 0;
-    if (crashed ? this.#crashes >= this.maxCrashes : ![...RETRIED, ...this.retry].includes(code)) return null;
     const given = [...reason.matchAll(/; *retry_after=([0-9]+(?:\.[0-9]+)?) *(?=;|$)/g)].at(-1)?.[1]; // the last is the server's own
+    if (code === UNAUTHORIZED && canRenew && !this.#hasRenewed) {
+      this.#hasRenewed = true;
+      return Math.min(1000 * (given ?? 0), this.maxHint);
+    }
+    if (crashed ? this.#crashes >= this.maxCrashes : ![...RETRIABLE, ...this.retry].includes(code)) return null;
     const assumed = OVERLOADS.includes(code) ? 2000 * (1 + this.random()) : 0;
     const hint = given ? Math.min(1000 * given, this.maxHint) : assumed;
     return Math.max(hint, this.random() * Math.min(this.cap, 1000 * 2 ** this.#attempts++));
   }
 }
 
-/** Dispatches connecting, open, message and close, over and over; the last event is a close whose retryIn is null. */
+/** Dispatches connecting, open, message and close, over and over. The last event is a close whose retryIn is null. */
 export class ReconnectingWebSocket extends EventTarget {
   #socket;
   #timer;
+  #renew;
 
-  /** url, protocols, binaryType: as WebSocket's; backoff: the options of Backoff. state is the name of what it is doing. */
-  constructor(url, { protocols = [], binaryType = "blob", backoff = {} } = {}) {
+  /**
+   * url, protocols, binaryType: as WebSocket's. backoff: options of Backoff.
+   * renew: a function, async or not, that gets new credentials after 3000, before the next attempt. It returns
+   * { url, protocols }, or one of them, or nothing. If it throws, a last close event has the error as renewError.
+   */
+  constructor(url, { protocols = [], binaryType = "blob", backoff = {}, renew = null } = {}) {
     super();
+    if (renew !== null && typeof renew !== "function") throw new TypeError("renew is not a function");
+    this.#renew = renew;
     Object.assign(this, { url, protocols, binaryType, backoff: new Backoff(backoff) });
     this.#connect();
   }
@@ -65,14 +81,29 @@ export class ReconnectingWebSocket extends EventTarget {
     socket.binaryType = this.binaryType;
     socket.onopen = () => (this.backoff.opened(), this.#become("open", new Event("open")));
     socket.onmessage = ({ data, origin }) => (this.backoff.received(), this.dispatchEvent(new MessageEvent("message", { data, origin })));
-    socket.onclose = (event) => this.#closed(event, this.backoff.closed(event.code, event.reason));
+    socket.onclose = (event) => this.#closed(event, this.backoff.closed(event.code, event.reason, this.#renew !== null));
     this.#become("connecting", new Event("connecting"));
   }
 
-  #closed({ code, reason, wasClean }, wait) {
+  #closed({ code, reason, wasClean }, wait, renewError = null) {
     const retryIn = this.state === "closing" ? null : wait;
-    if (retryIn !== null) this.#timer = setTimeout(() => this.#connect(), retryIn);
-    this.#become(retryIn === null ? "closed" : "waiting", Object.assign(new CloseEvent("close", { code, reason, wasClean }), { retryIn }));
+    const event = Object.assign(new CloseEvent("close", { code, reason, wasClean }), { retryIn, renewError });
+    const reconnect = () => (code === UNAUTHORIZED && this.#renew ? this.#renewAndConnect(event) : this.#connect());
+    if (retryIn !== null) this.#timer = setTimeout(reconnect, retryIn);
+    this.#become(retryIn === null ? "closed" : "waiting", event);
+  }
+
+  async #renewAndConnect(event) {
+    try {
+      const changes = (await this.#renew()) ?? {};
+      const { url = this.url, protocols = this.protocols, ...unknown } = changes;
+      if (typeof changes !== "object" || Object.keys(unknown).length) throw new TypeError("renew has to return { url, protocols } or nothing");
+      if (this.state !== "waiting") return; // closed meanwhile
+      Object.assign(this, { url, protocols });
+      this.#connect();
+    } catch (error) {
+      if (this.state === "waiting") this.#closed(event, null, error);
+    }
   }
 
   get protocol() {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import logging
 import math
 import ssl
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -26,26 +28,29 @@ from wsproto.utilities import LocalProtocolError
 from asgi_closecodes import concurrency
 from asgi_closecodes.codes import Close, CloseCode
 from asgi_closecodes.concurrency import on_asyncio
+from asgi_closecodes.naming import shown
 
-from .backoff import Backoff
+from .backoff import RENEWABLE, Backoff
 from .events import ClientEvent, Connecting, Ended, GaveUp, Opened
 
-PATIENCE = 5.0
-"""Seconds that a peer may take to read a close frame, and a turn to read of the end of its session."""
+CLOSE_TIMEOUT_S = 5.0
+"""Deadline for the closing handshake."""
+
+SEND_GRACE_S = 5.0
+"""Time after its end for which a session drops messages instead of raising."""
 
 _LOGGER = logging.getLogger("asgi_closecodes.client")
 
-_LOST = Close(CloseCode.ABNORMAL_CLOSURE)
-_DONE_WITH = Close(CloseCode.NORMAL_CLOSURE)
-_DONE = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.NO_STATUS_RCVD})
-_MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # transport errors in name only
+_ABNORMAL_CLOSURE = Close(CloseCode.ABNORMAL_CLOSURE)
+_NORMAL_CLOSURE = Close(CloseCode.NORMAL_CLOSURE)
+_FINAL_CODES = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.NO_STATUS_RCVD})
+_USAGE_ERRORS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # transport errors in name only
 
-
-_REMEDY = "with `async with session:` around its turn the loop goes on by the close code, whatever call finds the end"
+_REMEDY = "put the turn into `async with session:`, which swallows the end of its session so that the loop reconnects"
 
 
 class _Connection(wsproto.connection.Connection):
-    """A connection whose messages are whole, and bounded: httpx-ws would gather fragments without end."""
+    """A connection that joins fragments to messages of bounded size. httpx-ws would join them without bound."""
 
     def __init__(self, max_size: int | None) -> None:
         super().__init__(ConnectionType.CLIENT)
@@ -54,7 +59,7 @@ class _Connection(wsproto.connection.Connection):
         self._parts: Any = None
 
     def events(self) -> Generator[wsproto.events.Event, None, None]:
-        """Yield what was received; the end of it is a message that is too big."""
+        """Yield received events, with whole messages. A message that is too big yields a close and ends them."""
         for event in super().events():
             if not isinstance(event, wsproto.events.Message):
                 yield event
@@ -76,17 +81,17 @@ class _Connection(wsproto.connection.Connection):
 
 
 class ClientSession(httpx_ws.AsyncWebSocketSession):
-    """A session of httpx-ws that knows how it ended, and iterates over its messages until then.
+    """A session of httpx-ws that keeps its close, and iterates over its messages until then.
 
-    ``async with session:`` is a block that ends with the session, whatever call found that it has ended.
+    The block of ``async with session:`` ends with the session, whichever call notices its end.
     """
 
     ended: Close | None = None
-    """How it ended: what the server closed with, 1006 for a lost connection, 1009 for a message that is too big.
+    """The server's close, 1006 for a lost connection, 1009 for a message that is too big.
 
-    None as long as nobody has received that.
+    None until a call received it.
     """
-    heard = False
+    has_received = False
     """Whether there was a message."""
 
     def __init__(self, *arguments: Any, max_size: int | None, **options: Any) -> None:
@@ -103,7 +108,7 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
     async def __aexit__(  # type: ignore[misc]
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Swallow what this session raised at its end, in exception groups too, and nothing else."""
+        """Swallow the errors that this session raised at its end, in exception groups too. All others pass."""
         self._blocks -= 1
         if isinstance(error, BaseExceptionGroup):
             own, rest = error.split(lambda part: self._is_end(part))  # noqa: PLW0108 - Python 3.11 takes no method
@@ -113,13 +118,13 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
         return error is not None and self._is_end(error)
 
     def _is_end(self, error: BaseException) -> bool:
-        return any(error is end for end in self._ends)  # another one may have no hash
+        return any(error is end for end in self._ends)  # by identity: a foreign error may be unhashable
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str | bytes:
-        """Return the next message; the end of the session is the end of the loop."""
+        """Return the next message. The loop ends with the session."""
         try:
             event = await self.receive()
         except (httpx_ws.WebSocketDisconnect, httpx_ws.WebSocketNetworkError):
@@ -130,24 +135,24 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
         return bytes(event.data)
 
     async def receive(self, timeout: float | None = None) -> wsproto.events.Event:
-        """Return the next event, as httpx-ws does; at the end of the session raise, however often it is asked."""
+        """Return the next event, as httpx-ws does. After the end of the session each call raises."""
         if self.ended is None:
             try:
                 event = await super().receive(timeout)
             except httpx_ws.WebSocketDisconnect as end:
                 self.ended = Close(end.code, end.reason or "")
             except (httpx_ws.WebSocketNetworkError, anyio.EndOfStream, anyio.ClosedResourceError):
-                self.ended = self.ended or _LOST
+                self.ended = self.ended or _ABNORMAL_CLOSURE
             else:
-                self.heard = True
+                self.has_received = True
                 return event
-            self._send_event.close()  # other tasks that receive are told too
-        if self.ended is _LOST:
+            self._send_event.close()  # wakes other tasks that receive
+        if self.ended is _ABNORMAL_CLOSURE:
             raise self._end(httpx_ws.WebSocketNetworkError())
         raise self._end(httpx_ws.WebSocketDisconnect(self.ended.code, self.ended.reason))
 
     async def send(self, event: wsproto.events.Event) -> None:
-        """Send an event, as httpx-ws does; after the end that raises ``WebSocketNetworkError`` too."""
+        """Send an event, as httpx-ws does. After the end it raises ``WebSocketNetworkError`` too."""
         try:
             data = self.connection.send(event)
             async with self._write_lock:
@@ -156,7 +161,7 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
             if self.connection.state is ConnectionState.OPEN:
                 raise
             raise self._end(httpx_ws.WebSocketNetworkError()) from error
-        except httpcore.WriteError as error:  # what the server said before is still to be received
+        except httpcore.WriteError as error:  # the server's close may still be unread
             raise self._end(httpx_ws.WebSocketNetworkError()) from error
 
     def _end(self, error: httpx_ws.HTTPXWSException) -> httpx_ws.HTTPXWSException:
@@ -166,7 +171,7 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
         return error
 
     async def send_text(self, data: str) -> None:
-        """Send a text, as httpx-ws does; one that the end overtook is dropped outside of ``async with session:``."""
+        """Send a text, as httpx-ws does. Outside of ``async with session:``, one sent after the end is dropped."""
         await self._send_message(wsproto.events.TextMessage(data))
 
     async def send_bytes(self, data: bytes) -> None:
@@ -174,13 +179,13 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
         await self._send_message(wsproto.events.BytesMessage(data))
 
     async def _send_message(self, event: wsproto.events.Event) -> None:
-        # No exception may end the turn of a loop for the loop to go on. A turn that greets the server, and then
-        # reads of the end, is left alone; one that goes on sending is told, or it would never end.
+        # An exception would leave the loop. A turn that sends a greeting and then receives gets none: it receives
+        # the end. A turn that only sends has to get one, or it would never end.
         try:
             await self.send(event)
         except httpx_ws.WebSocketNetworkError:
             now = anyio.current_time()
-            self._send_until = min(self._send_until, now + PATIENCE)
+            self._send_until = min(self._send_until, now + SEND_GRACE_S)
             if self._blocks or self.ended is not None or now >= self._send_until:
                 raise
             await anyio.lowlevel.checkpoint()
@@ -190,17 +195,17 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
             await super()._background_keepalive_ping(*arguments)
 
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str | None = None) -> None:
-        """Close it, as httpx-ws does: without waiting for what the server says to that."""
+        """Send a close, as httpx-ws does, without waiting for the answer."""
         if self.ended is None and self.connection.state is ConnectionState.OPEN:
-            self.ended = _LOST
+            self.ended = _ABNORMAL_CLOSURE
         await super().close(code, reason)
 
     async def finish(self) -> Close:
-        """Close with 1001 what is open; return how it ended, which nobody may have received yet.
+        """Close with 1001 if it is open. Return the close, received or not.
 
-        A server that closed at the same time has its say: that is how one that is full looks to a hurried loop.
+        If the server closed at the same time, its close counts: a full server closes before a short turn ends.
         """
-        with anyio.move_on_after(PATIENCE):
+        with anyio.move_on_after(CLOSE_TIMEOUT_S):
             if self.ended is None and self.connection.state is ConnectionState.OPEN:
                 with suppress(httpx_ws.HTTPXWSException):
                     await self.send(wsproto.events.CloseConnection(CloseCode.GOING_AWAY))
@@ -211,7 +216,7 @@ class ClientSession(httpx_ws.AsyncWebSocketSession):
 
 
 class _Host:
-    """What httpx-ws enters as long as the session is open: ``async with`` on the session itself is the user's."""
+    """The context manager that httpx-ws enters. ``async with`` on the session itself is the user's."""
 
     def __init__(self, *arguments: Any, max_size: int | None, **options: Any) -> None:
         self.session = ClientSession(*arguments, max_size=max_size, **options)
@@ -227,13 +232,14 @@ class _Host:
 @asynccontextmanager
 async def _session(
     url: str,
+    options: Mapping[str, Any],
+    *,
     client: httpx.AsyncClient | None,
     tls: ssl.SSLContext | None,
     max_size: int | None,
-    options: Mapping[str, Any],
 ) -> AsyncGenerator[ClientSession]:
     host: Any = partial(_Host, max_size=max_size)
-    own = {**options, "headers": dict(options.get("headers") or {})}  # httpx-ws adds its own to what it is given
+    own = {**options, "headers": dict(options.get("headers") or {})}  # httpx-ws adds headers to the dict it gets
     async with (
         nullcontext(client) if client is not None else httpx.AsyncClient(verify=tls or True) as open_client,
         httpx_ws.aconnect_ws(url, open_client, session_class=host, **own) as hosted,
@@ -242,21 +248,21 @@ async def _session(
 
 
 class _Attempt:
-    """One attempt to connect, and the session it gives, in a task of its own.
+    """One attempt to connect, and its session, in a task of its own.
 
-    httpx-ws keeps a task group open for each session, which must not stay open in the task of a loop that may be
-    left by ``break`` (PEP 789).
+    httpx-ws keeps a task group open for each session. A loop may be left by ``break``, so its task must not hold that
+    group (PEP 789).
     """
 
     def __init__(self, context: AbstractAsyncContextManager[ClientSession], open_timeout: float | None) -> None:
         self.session: ClientSession | None = None
         self.error: Exception | None = None
-        self.decided = anyio.Event()
-        self.over = anyio.Event()
-        self._left = anyio.Event()
+        self.handshake_done = anyio.Event()
+        self.finished = anyio.Event()
+        self._stop_requested = anyio.Event()
         self._open_timeout = math.inf if open_timeout is None else open_timeout
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
-        self._soon = _soon()
+        self._call_soon = _call_soon()
         concurrency.spawn(self._run, context)
 
     async def _run(self, context: AbstractAsyncContextManager[ClientSession]) -> None:
@@ -265,38 +271,38 @@ class _Attempt:
                 async with context as session:
                     self._scope.deadline = math.inf
                     self.session = session
-                    self.decided.set()
+                    self.handshake_done.set()
                     try:
-                        await self._left.wait()
+                        await self._stop_requested.wait()
                     finally:
-                        # httpx-ws would do the same at its exit, and wait for a mute peer for ever.
+                        # httpx-ws would close too, but wait without limit for a peer that does not read.
                         with anyio.CancelScope(shield=True):
-                            with anyio.move_on_after(PATIENCE):
-                                # Open still: it is its stream that was wrong, 1002 or 1009, and the server is told.
-                                await session.close((session.ended or _DONE_WITH).code)
+                            with anyio.move_on_after(CLOSE_TIMEOUT_S):
+                                # `ended` is set on an open connection after 1002 or 1009, which the server gets too.
+                                await session.close((session.ended or _NORMAL_CLOSURE).code)
                             await session.stream.aclose()
             if self._scope.cancelled_caught and self.session is None:
                 raise httpx.ConnectTimeout(f"the handshake took more than {self._open_timeout} s")
         except Exception as error:
             self.error = error
         finally:
-            self.decided.set()
-            self.over.set()
+            self.handshake_done.set()
+            self.finished.set()
 
-    def leave(self) -> None:
-        """Have it end, whatever it does."""
-        if not self.decided.is_set():
+    def stop(self) -> None:
+        """End it, in whichever state it is."""
+        if not self.handshake_done.is_set():
             self._scope.cancel()
-        self._left.set()
+        self._stop_requested.set()
 
-    def leave_from_any_thread(self) -> None:
-        """Have it end soon."""
+    def stop_threadsafe(self) -> None:
+        """End it soon, from any thread."""
         with suppress(RuntimeError):  # the event loop is closed
-            self._soon(self.leave)
+            self._call_soon(self.stop)
 
 
-def _soon() -> Callable[[Callable[[], object]], object]:
-    """Return what has this event loop call a function soon."""
+def _call_soon() -> Callable[[Callable[[], object]], object]:
+    """Return a function that schedules calls in this event loop from any thread."""
     if on_asyncio():
         return asyncio.get_running_loop().call_soon_threadsafe
     import trio  # noqa: PLC0415 - only where it runs
@@ -305,13 +311,13 @@ def _soon() -> Callable[[Callable[[], object]], object]:
 
 
 class Sessions:
-    """Sessions, each opened when the one before it has ended: see :func:`asgi_closecodes.client.connect`.
+    """Iterator over sessions, each opened after the end of the one before: see :func:`asgi_closecodes.client.connect`.
 
-    No async generator: trio does not let a loop over one be left by ``break`` without a warning.
+    Not an async generator: trio warns when a loop over one is left by ``break``.
     """
 
     _attempt: _Attempt | None = None
-    """The latest one."""
+    """The latest attempt."""
 
     def __init__(
         self,
@@ -320,95 +326,132 @@ class Sessions:
         backoff: Backoff,
         *,
         on_event: Callable[[ClientEvent], object] | None,
+        renew: Callable[[], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None] | None,
         open_timeout: float | None,
         max_size: int | None,
         options: Mapping[str, Any],
     ) -> None:
         tls = httpx.create_ssl_context() if client is None else None  # once, since it reads all certificates
-        self._open = partial(_session, url, client, tls, max_size, options)
+        self._url = url
+        self._options = options
+        self._open = partial(_session, client=client, tls=tls, max_size=max_size)
+        self._renew = renew
         self._open_timeout = open_timeout
         self._backoff = backoff
         self._on_event = on_event
         self._number = 0
-        self._is_over = False
+        self._is_stopped = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> ClientSession:
-        """Return the next session; what this raises, cancellation included, is the end.
+        """Return the next session. Any exception, cancellation included, ends the iteration.
 
-        :raises GaveUp: if there is no point in another attempt.
+        :raises GaveUp: if it does not reconnect.
         """
         try:
             return await self._next()
         except BaseException:
-            self._leave()
+            self._stop()
             raise
 
     async def _next(self) -> ClientSession:
-        while not self._is_over:
+        while not self._is_stopped:
             if self._attempt is not None:
-                await anyio.sleep(await self._end(self._attempt))
+                ended = await self._end(self._attempt)
+                assert ended.retry_in is not None
+                await anyio.sleep(ended.retry_in)
+                if self._can_renew and (ended.status or ended.close.code) in RENEWABLE:
+                    await self._renew_options(ended)
+                if self._is_stopped:
+                    break
             self._number += 1
-            self._tell(Connecting(self._number))
-            self._attempt = attempt = _Attempt(self._open(), self._open_timeout)
-            await attempt.decided.wait()
+            self._notify(Connecting(self._number))
+            self._attempt = attempt = _Attempt(self._open(self._url, self._options), self._open_timeout)
+            await attempt.handshake_done.wait()
             if attempt.session is not None:
                 self._backoff.opened()
-                self._tell(Opened(self._number))
+                self._notify(Opened(self._number))
                 return attempt.session
         raise StopAsyncIteration
 
-    async def _end(self, attempt: _Attempt) -> float:
-        """End an attempt, or its session; return the seconds to wait until the next one."""
-        close, status, error = _LOST, None, attempt.error
+    async def _end(self, attempt: _Attempt) -> Ended:
+        """End an attempt, or its session.
+
+        :raises GaveUp: if the next one should not be made.
+        :raises StopAsyncIteration: after a final code.
+        """
+        close, status, error = _ABNORMAL_CLOSURE, None, attempt.error
         if attempt.session is not None:
-            error = None  # there was a connection; its close says the rest
+            error = None  # there was a connection, and its close
             close = await attempt.session.finish()
-            if attempt.session.heard:
+            if attempt.session.has_received:
                 self._backoff.received()
         if isinstance(error, httpx_ws.WebSocketUpgradeError):
             status = error.response.status_code
-            wait = self._backoff.refused(status, error.response.headers.get("retry-after", ""))
-        elif error is not None and not _is_lost(error):
+            retry_after = error.response.headers.get("retry-after", "")
+            wait = self._backoff.refused(status, retry_after, can_renew=self._can_renew)
+        elif error is not None and not _is_connection_error(error):
             raise error
         else:
-            wait = self._backoff.closed(close.code, close.reason)
-        attempt.leave()
-        await attempt.over.wait()
+            wait = self._backoff.closed(close.code, close.reason, can_renew=self._can_renew)
+        attempt.stop()
+        await attempt.finished.wait()
         ended = Ended(self._number, close, status, error, wait)
-        self._tell(ended)
+        self._notify(ended)
         if wait is not None:
             _LOGGER.warning("%s; the next attempt is in %.1f s", ended, wait)
-            return wait
-        if close.code in _DONE:
+            return ended
+        if close.code in _FINAL_CODES:
             raise StopAsyncIteration
         raise GaveUp(ended) from error
 
-    def _tell(self, event: ClientEvent) -> None:
+    @property
+    def _can_renew(self) -> bool:
+        return self._renew is not None
+
+    async def _renew_options(self, ended: Ended) -> None:
+        """Replace the arguments that ``renew`` returns.
+
+        :raises GaveUp: if it raises, or returns no mapping.
+        """
+        assert self._renew is not None
+        try:
+            returned = self._renew()
+            changes = await returned if inspect.isawaitable(returned) else returned
+            if not isinstance(changes, Mapping | None):
+                raise TypeError(f"renew returned {shown(changes)}; return a mapping of arguments to replace, or None")
+        except Exception as error:
+            failed = replace(ended, retry_in=None, renew_error=error)
+            self._notify(failed)
+            raise GaveUp(failed) from error
+        self._options = {**self._options, **(changes or {})}
+        self._url = self._options.pop("url", self._url)
+
+    def _notify(self, event: ClientEvent) -> None:
         if self._on_event is not None:
             try:
                 self._on_event(event)
             except Exception:
                 _LOGGER.exception("on_event failed at %s", type(event).__name__)
 
-    def _leave(self) -> None:
-        self._is_over = True
+    def _stop(self) -> None:
+        self._is_stopped = True
         if self._attempt is not None:
-            self._attempt.leave()
+            self._attempt.stop()
 
     async def aclose(self) -> None:
-        """End the session that is open, and return when that is done; there will be no other."""
-        self._leave()
+        """End the open session, and wait for that. There will be no other."""
+        self._stop()
         if self._attempt is not None:
-            await self._attempt.over.wait()
+            await self._attempt.finished.wait()
 
     def __del__(self) -> None:
-        """End what a loop left open."""
+        """End the session that a loop left open."""
         if self._attempt is not None:
-            self._attempt.leave_from_any_thread()
+            self._attempt.stop_threadsafe()
 
 
-def _is_lost(error: Exception) -> bool:
-    return isinstance(error, httpx.TransportError) and not isinstance(error, _MISTAKES)
+def _is_connection_error(error: Exception) -> bool:
+    return isinstance(error, httpx.TransportError) and not isinstance(error, _USAGE_ERRORS)

@@ -32,7 +32,7 @@ MAX_CAUSES = 32
 
 Labels: TypeAlias = tuple[str, ...]
 
-_SHOWN_CODES = frozenset({1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013})
+_SHOWN_CODES = frozenset({1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013, 3000, 3003, 3008})
 CODES = (*map(str, sorted(_SHOWN_CODES)), "3xxx", "4xxx", "other", "none")
 """Labels of close codes; ``none`` is an HTTP response, or a close that the server does not report."""
 

@@ -1,4 +1,4 @@
-"""What a client that reconnects may meet; it tells what it saw of its clients."""
+"""A server for clients that reconnect. `/seen` has what their connections were."""
 
 import time
 from collections import defaultdict
@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from asgi_closecodes import CloseCodeMiddleware, Settings
 
 attempts = defaultdict(list)
-"""When each path was asked for, in seconds."""
+"""Times of the handshakes by path, in monotonic seconds."""
 left = defaultdict(list)
 """The codes with which clients closed."""
 
@@ -26,12 +26,27 @@ async def close(websocket):
     """
     *earlier, last = websocket.path_params["codes"].split(",")
     number = len(attempts[websocket.url.path]) - 1
-    await websocket.accept()
+    await websocket.accept(subprotocol=next(iter(websocket.scope["subprotocols"]), None))
     for _ in range(int(websocket.query_params.get("messages", 0))):
         await websocket.send_text("hello")
     await anyio.sleep(float(websocket.query_params.get("seconds", 0)))
     code = earlier[number] if number < len(earlier) else last
     await websocket.close(int(code), websocket.query_params.get("reason", ""))
+
+
+async def protect(websocket):
+    """Do as :func:`close` for a client with the token ``new``. Close with 3000 for others, or refuse with ``status``.
+
+    The token is in the header ``authorization``, in the query or a subprotocol.
+    """
+    subprotocols = websocket.scope["subprotocols"]
+    if "new" in {websocket.headers.get("authorization"), websocket.query_params.get("token"), *subprotocols}:
+        await close(websocket)
+    elif status := websocket.query_params.get("status"):
+        await websocket.send_denial_response(Response(status_code=int(status)))
+    else:
+        await websocket.accept(subprotocol=next(iter(subprotocols), None))
+        await websocket.close(3000, "unauthorized")
 
 
 async def refuse(websocket):
@@ -69,6 +84,7 @@ def script(request):
 routes = Starlette(
     routes=[
         WebSocketRoute("/close/{key}/{codes}", close),
+        WebSocketRoute("/protect/{key}/{codes}", protect),
         WebSocketRoute("/refuse/{key}/{status:int}", refuse),
         WebSocketRoute("/echo/{key}", echo),
         WebSocketRoute("/full", echo, middleware=[Middleware(CloseCodeMiddleware, settings=Settings(max_sessions=0))]),

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import gc
 import hashlib
+import itertools
 import re
 import socket
 import socketserver
@@ -15,6 +16,7 @@ import anyio
 import pytest
 import trio
 
+from asgi_closecodes.client import Backoff, GaveUp, connect
 from tests.support.servers import serve
 
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -28,8 +30,31 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
+def key(_keys=itertools.count()):
+    """A part of a path that no other test uses."""
+    return f"key{next(_keys)}"
+
+
+def eager(**options):
+    """The rule, in a hurry."""
+    return Backoff(random=lambda: 0.01, **options)
+
+
+async def follow(url, **options):
+    """Read what comes until the loop ends; return the events and the messages."""
+    events, messages = [], []
+    try:
+        async for websocket in connect(url, on_event=events.append, **options):
+            async for message in websocket:
+                messages.append(message)
+    except GaveUp as error:
+        events.append(error)
+    return events, messages
+
+
+@pytest.fixture
 def closed_port():
-    """Where nobody listens."""
+    """A port without a listener."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         yield taken.getsockname()[1]
@@ -37,7 +62,7 @@ def closed_port():
 
 @pytest.fixture
 def silent_port():
-    """Where somebody listens, and never answers."""
+    """A port with a listener that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -71,7 +96,7 @@ def peer(behaviour):
 
 
 def living():
-    """How many tasks there are."""
+    """Return the number of tasks."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:
@@ -80,7 +105,7 @@ def living():
 
 @asynccontextmanager
 async def no_task_left():
-    """What began inside ends soon."""
+    """Check that the tasks of its block end."""
     before = living()
     yield
     gc.collect()

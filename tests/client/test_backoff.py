@@ -28,12 +28,14 @@ def clock():
 
 @pytest.mark.parametrize(("name", "options", "story", "waits"), CASES, ids=IDS)
 def test_the_rule(name, options, story, waits, clock):
+    options = dict(options)
+    can_renew = options.pop("renew", False)
     backoff = Backoff(**options, random=lambda: 1.0, clock=clock)
     seen = []
     for step in story:
         match plain(step):
             case ["close", code, reason]:
-                seen.append(backoff.closed(code, reason))
+                seen.append(backoff.closed(code, reason, can_renew=can_renew))
             case ["pass", seconds]:
                 clock.now += seconds
             case ["opened"]:
@@ -85,6 +87,14 @@ def test_http_500_is_a_crash():
     backoff = Backoff(random=lambda: 1.0)
     assert [backoff.refused(500), backoff.closed(1011), backoff.refused(500), backoff.closed(4011)] == [1, 2, 4, 8]
     assert backoff.refused(500) is None
+
+
+def test_refused_with_401_is_renewed_once():
+    backoff = Backoff(random=lambda: 1.0)
+    assert backoff.refused(401) is None
+    assert backoff.refused(401, "2", can_renew=True) == 2
+    assert backoff.closed(3000, can_renew=True) is None  # the two are one
+    assert backoff.refused(403, can_renew=True) is None
 
 
 @given(st.text() | st.integers().map(str) | st.floats().map(str) | st.dates().map(str))

@@ -23,38 +23,15 @@ from asgi_closecodes.client import Backoff, Connecting, Ended, GaveUp, Opened, c
 from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, seen
 from tests.support.servers import serve
 
-from .conftest import living, no_task_left, peer
+from .conftest import eager, follow, living, no_task_left, peer
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def key(_keys=itertools.count()):
-    """A part of a path that no other test uses."""
-    return f"key{next(_keys)}"
-
-
-def eager(**options):
-    """The rule, in a hurry."""
-    return Backoff(random=lambda: 0.01, **options)
-
-
-async def follow(url, **options):
-    """Read what comes until the loop ends; return the events and the messages."""
-    events, messages = [], []
-    try:
-        async for websocket in connect(url, on_event=events.append, **options):
-            async for message in websocket:
-                messages.append(message)
-    except GaveUp as error:
-        events.append(error)
-    return events, messages
 
 
 # What it comes back after
 
 
-@pytest.mark.parametrize("code", [1008, 1003, 4003])
+@pytest.mark.parametrize("code", [1008, 1003, 3000, 3003, 4003])
 async def test_it_gives_up_after_a_code_that_says_so(server, key, code):
     events, _ = await follow(f"{server.url}/close/{key}/{code}?reason=no")
     assert [type(event) for event in events] == [Connecting, Opened, Ended, GaveUp]
@@ -62,7 +39,7 @@ async def test_it_gives_up_after_a_code_that_says_so(server, key, code):
     assert str(events[-1]) == f"attempt 1 was the last: the session ended with {code}"
 
 
-@pytest.mark.parametrize("status", [403, 404, 429])
+@pytest.mark.parametrize("status", [401, 403, 404, 429])
 async def test_it_gives_up_after_such_a_status(server, key, status):
     events, _ = await follow(f"{server.url}/refuse/{key}/{status}?retry-after=1")
     assert [type(event) for event in events] == [Connecting, Ended, GaveUp]
@@ -78,16 +55,19 @@ async def test_the_loop_ends_after_1000(server, key):
 
 
 async def test_it_comes_back_until_then(server, key):
-    events, messages = await follow(f"{server.url}/close/{key}/1012,1001,1011,4011,1000?messages=1", backoff=eager())
+    events, messages = await follow(
+        f"{server.url}/close/{key}/1012,3008,1001,1011,4011,1000?messages=1", backoff=eager()
+    )
     # A message is a proof for all of them but the crashes.
     assert [(event.close.code, event.retry_in) for event in events if isinstance(event, Ended)] == [
         (1012, 0.01),
+        (3008, 0.01),
         (1001, 0.01),
         (1011, 0.02),
         (4011, 0.04),
         (1000, None),
     ]
-    assert messages == ["hello"] * 5
+    assert messages == ["hello"] * 6
 
 
 async def test_five_seconds_of_being_open_are_a_proof(server, key):
@@ -222,7 +202,7 @@ async def test_a_peer_may_do_as_it_likes(answer):
 
 
 async def two_attempts(url, *arguments, **options):
-    """What is told of the first two that come to nothing."""
+    """Return the ends of the first two attempts, which fail."""
     events = []
     sessions = connect(url, *arguments, backoff=eager(), on_event=events.append, **options)
     with anyio.fail_after(20):
@@ -362,7 +342,7 @@ async def test_the_end_stays_the_end(server, key):
 
 
 async def test_a_turn_that_only_sends_is_told_of_the_end(server, key, monkeypatch):
-    monkeypatch.setattr(session, "PATIENCE", 0.1)
+    monkeypatch.setattr(session, "SEND_GRACE_S", 0.1)
     with anyio.fail_after(10), pytest.raises(GaveUp, match="1008"):
         async for websocket in connect(f"{server.url}/close/{key}/1008"):
             with pytest.raises(httpx_ws.WebSocketNetworkError) as end:
@@ -631,7 +611,7 @@ async def test_a_peer_that_reads_nothing_holds_nobody(monkeypatch):
                 await websocket.send_bytes(bytes(1 << 20))
         assert scope.cancelled_caught
 
-    monkeypatch.setattr(session, "PATIENCE", 0.2)
+    monkeypatch.setattr(session, "CLOSE_TIMEOUT_S", 0.2)
     done = threading.Event()
     try:
         with peer(lambda plain: done.wait()) as url, anyio.fail_after(20):

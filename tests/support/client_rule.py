@@ -1,7 +1,8 @@
 """The client rule as a table; asgi_closecodes.client.Backoff and the JavaScript module's are to agree with it.
 
 Each case: a name, the options, what happens, and the wait in seconds after each of the closes, None for giving up. What happens
-is a close (code, reason), "opened", "message", or a number of seconds that pass. The random number is always 1.
+is a close (code, reason), "opened", "message", or a number of seconds that pass. The random number is always 1. The option
+``renew`` says that the client can renew its credentials.
 """
 
 from __future__ import annotations
@@ -65,11 +66,49 @@ CASES: list[tuple[str, Any, Any, Any]] = [
     ("five_seconds_before_a_crash_do", {}, ["opened", 5, 1011] * 7, [1] * 7),
     ("a_crash_by_its_private_code", {}, [1011, 4011, 1011, 4011, 1011], [1, 2, 4, 8, None]),
     ("overload_by_its_private_code", {}, [4013, (4013, "x; retry_after=9")], [4, 9]),
-    *((f"{code}_is_retried", {}, [code, code], [1, 2]) for code in (1001, 1006, 1012, 1014, 4012)),
+    *((f"{code}_is_retried", {}, [code, code], [1, 2]) for code in (1001, 1006, 1012, 1014, 3008, 4012)),
     *(
         (f"{code}_is_not", {}, [code], [None])
-        for code in (1000, 1002, 1003, 1005, 1007, 1008, 1009, 1010, 1015, 3000, 4000, 4001, 4003, 4008, 4029, 4999)
+        for code in (
+            1000,
+            1002,
+            1003,
+            1005,
+            1007,
+            1008,
+            1009,
+            1010,
+            1015,
+            3000,
+            3003,
+            4000,
+            4001,
+            4003,
+            4008,
+            4029,
+            4999,
+        )
     ),
+    *((f"{code}_is_not_renewed", {"renew": True}, [code], [None]) for code in (1000, 1008, 3003, 4000, 4001, 4003)),
+    (
+        "a_timeout_grows_like_a_lost_connection",
+        {"renew": True},
+        [3008, 1006, 3008, (3008, "x; retry_after=9")],
+        [1, 2, 4, 9],
+    ),
+    ("3000_is_renewed_once", {"renew": True}, [3000, 3000], [0, None]),
+    ("3000_is_not_renewed_even_after_long", {}, ["opened", 60, 3000], [None]),
+    ("opening_does_not_renew_again", {"renew": True}, ["opened", 3000, "opened", 4.9, 3000], [0, None]),
+    ("a_message_does_not_renew_again", {"renew": True}, ["opened", "message", 3000] * 2, [0, None]),
+    ("time_without_being_open_does_not_renew_again", {"renew": True}, [3000, 60, 3000], [0, None]),
+    ("other_closes_do_not_renew_again", {"renew": True}, [3000, 1006, 1011, 3000], [0, 1, 2, None]),
+    ("five_seconds_renew_again", {"renew": True}, ["opened", 5, 3000] * 3 + ["opened", 3000], [0, 0, 0, None]),
+    ("five_seconds_of_another_session_do_too", {"renew": True}, [3000, "opened", 5, 1012, 3000, 3000], [0, 1, 0, None]),
+    ("3000_neither_grows_nor_resets", {"renew": True}, [1006, 1006, 3000, 1006], [1, 2, 0, 4]),
+    ("3000_has_no_jitter_but_a_hint", {"renew": True, "max_hint": 30}, [(3000, "x; retry_after=2.5")], [2.5]),
+    ("3000_has_a_capped_hint", {"renew": True, "max_hint": 30}, [(3000, "x; retry_after=45")], [30]),
+    ("3000_may_be_told_to_go_on", {"renew": True, "retry": [3000]}, [3000, 3000, 3000], [0, 1, 2]),
+    ("3000_may_be_retried_without_renewal", {"retry": [3000]}, [3000, 3000], [1, 2]),
     ("not_even_with_a_hint", {}, [(1008, "x; retry_after=3")], [None]),
     ("unless_it_is_told_so", {"retry": [1008, 4029]}, [1008, (4029, "x; retry_after=9"), 4003], [1, 9, None]),
     ("no_number_grows_without_end", {"cap": 3}, [1006] * 1100, [1, 2] + [3] * 1098),
@@ -94,6 +133,6 @@ assert json.dumps(CASES, allow_nan=False)
 
 
 def seen(server: Running) -> Any:
-    """What the server saw of its clients."""
+    """Return the times of handshakes and the codes of clients by path."""
     with urllib.request.urlopen(server.url.replace("ws", "http", 1) + "/seen", timeout=10) as response:
         return json.load(response)

@@ -86,7 +86,7 @@ class Socket:
 
     def see(self, event: Any) -> None:
         if isinstance(event, h2.events.ResponseReceived):
-            self.status = int(next(value for name, value in event.headers or () if name == ":status"))
+            self.status = int(dict[Any, Any](event.headers)[":status"])
         elif isinstance(event, h2.events.DataReceived) and self.close is None:
             self._frames.receive_data(event.data)
             for frame in self._frames.events():

@@ -11,6 +11,8 @@ const MEANINGS = {
   1011: "error",
   1012: "restart",
   1013: "try again later",
+  3000: "unauthorized",
+  3003: "forbidden",
   3008: "timeout",
   4011: "error",
   4012: "restart",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from asgi_closecodes.cli.logs import LNAV_FORMAT
 from asgi_closecodes.cli.output import progress
+from asgi_closecodes.codes import CloseCode
 from asgi_closecodes.error_identity import new_error_id
 from tests.cli.command import ENVIRONMENT, invoke, run, run_json, start
 from tests.support.log_lines import FORMATTERS, failed, failure, logged
@@ -261,6 +262,15 @@ def test_closes_are_counted_by_code_and_refusals_by_cause(log):
     found = run_json("logs", "closes", log)
     assert {close["code"]: close["count"] for close in found["closes"]} == {1011: 1, 1013: 5, 1000: 1}
     assert {refusal["outcome"]: refusal["count"] for refusal in found["refusals"]} == {"refused": 5, "shadow": 5}
+
+
+@pytest.mark.parametrize("code", [CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN, CloseCode.TIMEOUT])
+def test_closes_with_iana_code_prints_its_meaning(log, code):
+    append(
+        log, lines_of(record("19:04:00", **{"event.name": "closecodes.session.closed", "websocket.close.code": code}))
+    )
+    lines = [line.split(maxsplit=3) for line in invoke("logs", "closes", log)[0].splitlines()]
+    assert [line[-1] for line in lines if line[:2] == [str(int(code)), "1"]] == [code.meaning]
 
 
 # tail

@@ -20,6 +20,11 @@ async def crash(websocket):
     raise Hostile
 
 
+async def close(websocket):
+    await websocket.accept()
+    await websocket.close(websocket.path_params["code"])
+
+
 def is_operator(request):
     return request.headers.get("authorization") == "Bearer secret"
 
@@ -28,6 +33,7 @@ app = Starlette(
     routes=[
         WebSocketRoute("/stay", stay),
         WebSocketRoute("/crash/{b}", crash),
+        WebSocketRoute("/close/{code:int}", close),
         Mount("/status", StatusApp(guard, authorize=is_operator)),
     ]
 )

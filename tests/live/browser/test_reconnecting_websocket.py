@@ -18,6 +18,9 @@ async ({ url, options, until, random, speed }) => {
   const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
   options.backoff = { ...options.backoff, now: () => speed * performance.now() };
   if (random !== null) options.backoff.random = () => random;
+  let renewals = 0;
+  const renew = RENEW;
+  if (renew) options.renew = () => (renewals++, renew());
   const socket = new ReconnectingWebSocket(url, options);
   const events = [["connecting", socket.state]];
   const note = (...what) => events.push(what);
@@ -25,8 +28,10 @@ async ({ url, options, until, random, speed }) => {
     socket.addEventListener("connecting", () => note("connecting", socket.state));
     socket.addEventListener("open", () => note("open", socket.state, socket.protocol));
     socket.addEventListener("message", ({ data }) => note("message", data));
-    socket.addEventListener("close", ({ code, reason, wasClean, retryIn }) => {
+    socket.addEventListener("close", ({ code, reason, wasClean, retryIn, renewError }) => {
+      if (renewError) note("renew failed", renewError.name, renewError.message);
       note("close", socket.state, code, reason, wasClean, retryIn);
+      if (renew && retryIn === null) note("renewals", renewals);
       if (retryIn === null) resolve(events);
     });
     if (until !== null) setTimeout(() => socket.close(), until);
@@ -50,11 +55,11 @@ def key(_keys=itertools.count()):
 def follow(new_page, server):
     """Follow a socket in a page until it is closed for good; return its events."""
 
-    def follow(path, *, until=None, random=None, speed=1, context=None, **options):
+    def follow(path, *, until=None, random=None, speed=1, context=None, renew="null", **options):
         page = new_page(**context or {})
         page.goto(server.url.replace("ws", "http", 1) + "/page")
         told = {"url": path, "options": options, "until": until, "random": random, "speed": speed}
-        return page.evaluate(FOLLOW, told)
+        return page.evaluate(FOLLOW.replace("RENEW", renew), told)  # a function cannot be an argument
 
     return follow
 
@@ -69,12 +74,12 @@ def test_the_rule_is_the_same(page, server):
         """
         async (cases) => {
           const { Backoff } = await import("/static/reconnecting-websocket.js");
-          return cases.map(([options, story]) => {
+          return cases.map(([{ renew, ...options }, story]) => {
             let now = 1000;
             const backoff = new Backoff({ ...options, random: () => 1, now: () => now });
             const waits = [];
             for (const [what, ...values] of story) {
-              if (what === "close") waits.push(backoff.closed(...values));
+              if (what === "close") waits.push(backoff.closed(...values, renew));
               if (what === "pass") now += 1000 * values[0];
               if (what === "opened") backoff.opened();
               if (what === "message") backoff.received();
@@ -95,11 +100,12 @@ def milliseconds(options):
     return {"maxCrashes" if name == "max_crashes" else name: value for name, value in options.items()}
 
 
-def test_it_gives_up_after_1008(follow, key):
-    assert follow(f"/close/{key}/1008?reason=no") == [
+@pytest.mark.parametrize("code", [1008, 3000, 3003])
+def test_it_gives_up_after_a_code_that_says_so(follow, key, code):
+    assert follow(f"/close/{key}/{code}?reason=no") == [
         ["connecting", "connecting"],
         ["open", "open", ""],
-        ["close", "closed", 1008, "no", True, None],
+        ["close", "closed", code, "no", True, None],
     ]
 
 
@@ -110,9 +116,9 @@ def test_it_is_done_after_1000(follow, key):
 
 
 def test_it_comes_back_until_then(follow, key):
-    events = follow(f"/close/{key}/1012,1001,1011,4011,1000?messages=1", random=0.01)
+    events = follow(f"/close/{key}/1012,3008,1001,1011,4011,1000?messages=1", random=0.01)
     # A message is a proof for all of them but the crashes.
-    assert closes(events) == [(1012, 10), (1001, 10), (1011, 20), (4011, 40), (1000, None)]
+    assert closes(events) == [(1012, 10), (3008, 10), (1001, 10), (1011, 20), (4011, 40), (1000, None)]
 
 
 def test_five_seconds_of_being_open_are_a_proof(follow, key):
@@ -123,6 +129,95 @@ def test_five_seconds_of_being_open_are_a_proof(follow, key):
 def test_crashes_in_a_row_are_bounded(follow, key):
     events = follow(f"/close/{key}/1011?messages=1", backoff={"maxCrashes": 2})
     assert [code for code, _ in closes(events)] == [1011, 1011]
+
+
+@pytest.mark.parametrize("kind", ["", "async "])
+@pytest.mark.parametrize("changes", ['{ url: "URL?token=new" }', '{ protocols: ["new"] }'])
+def test_renew_replaced_options_are_used_from_then_on(follow, key, kind, changes):
+    url = f"/protect/{key}/,1012,1000"
+    events = follow(url, renew=f"{kind}() => ({changes.replace('URL', url)})", random=0.01)
+    assert closes(events) == [(3000, 0), (1012, 10), (1000, None)]
+    assert events[-1] == ["renewals", 1]
+
+
+@pytest.mark.parametrize("renew", ["() => undefined", "async () => null"])
+def test_renew_second_3000_gives_up(follow, key, renew):
+    events = follow(f"/close/{key}/3000?messages=1", renew=renew)
+    assert closes(events) == [(3000, 0), (3000, None)]
+    assert events[-1] == ["renewals", 1]
+
+
+def test_renew_after_five_seconds_open_is_called_again(follow, key):
+    events = follow(f"/close/{key}/3000,3000,1000?seconds=0.2", renew="() => {}", speed=1000)
+    assert closes(events) == [(3000, 0), (3000, 0), (1000, None)]
+    assert events[-1] == ["renewals", 2]
+
+
+@pytest.mark.parametrize("code", [1008, 3003, 4001])
+def test_renew_after_other_codes_is_not_called(follow, key, code):
+    events = follow(f"/close/{key}/{code}", renew="() => {}")
+    assert closes(events) == [(code, None)]
+    assert events[-1] == ["renewals", 0]
+
+
+@pytest.mark.parametrize(
+    ("renew", "error"),
+    [
+        ("() => { throw new RangeError('no token') }", ["RangeError", "no token"]),
+        ("async () => { throw new RangeError('no token') }", ["RangeError", "no token"]),
+        ("() => 'token'", ["TypeError", "renew has to return { url, protocols } or nothing"]),
+        ("async () => ({ token: 'new' })", ["TypeError", "renew has to return { url, protocols } or nothing"]),
+        ("() => ({ url: 'ftp://nowhere' })", ["SyntaxError", None]),
+    ],
+)
+def test_renew_that_fails_gives_up_with_its_error(follow, key, server, renew, error):
+    path = f"/close/{key}/3000"
+    *_, first, (what, *seen_error), second, renewals = follow(f"{path}?reason=no", renew=renew)
+    assert first == ["close", "waiting", 3000, "no", True, 0]
+    assert second == ["close", "closed", 3000, "no", True, None]
+    assert (what, renewals) == ("renew failed", ["renewals", 1])
+    assert seen_error == [error[0], error[1] or seen_error[1]]
+    assert len(seen(server)["attempts"][path]) == 1
+
+
+@pytest.mark.parametrize("outcome", ["resolve({})", "reject(new Error('too late'))"])
+def test_renew_while_closed_connects_no_more(page, server, key, outcome):
+    page.goto(server.url.replace("ws", "http", 1) + "/page")
+    events = page.evaluate(
+        """
+        async (path) => {
+          const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+          const events = [];
+          await new Promise((began) => {
+            const renewed = new Promise((resolve, reject) => {
+              const renew = () => (began(), renewed);
+              const socket = new ReconnectingWebSocket(path, { renew });
+              for (const kind of ["connecting", "open"]) socket.addEventListener(kind, () => events.push(kind));
+              socket.addEventListener("close", ({ code, retryIn, renewError }) => events.push([code, retryIn, renewError]));
+              globalThis.end = () => (socket.close(4000), OUTCOME);
+            });
+          });
+          globalThis.end();
+          await new Promise((resolve) => setTimeout(resolve, 100));
+          return events;
+        }
+        """.replace("OUTCOME", outcome),
+        f"/close/{key}/3000",
+    )
+    assert events == ["open", [3000, 0, None], [4000, None, None]]
+
+
+def test_renew_that_is_no_function_is_an_error_at_once(page, server):
+    page.goto(server.url.replace("ws", "http", 1) + "/page")
+    message = page.evaluate(
+        """
+        async () => {
+          const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+          try { new ReconnectingWebSocket("/echo/key", { renew: "new" }) } catch (error) { return error.message }
+        }
+        """
+    )
+    assert message == "renew is not a function"
 
 
 def test_a_refusal_by_http_is_1006_to_a_browser(follow, key):

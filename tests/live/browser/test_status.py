@@ -62,6 +62,19 @@ def test_a_person_sees_what_is_going_on_and_drains(server, sessions, new_page):
     expect(page.get_by_role("button")).to_be_disabled()
 
 
+def test_closes_with_iana_codes_are_named(server, new_page):
+    for code in (3000, 3003, 3008):
+        with (
+            websockets.sync.client.connect(f"{server.url}/close/{code}", proxy=None) as closed,
+            pytest.raises(websockets.exceptions.ConnectionClosed),
+        ):
+            closed.recv(timeout=10)
+    page = new_page(**OPERATOR)
+    page.goto(view(server))
+    rows = ["3000 unauthorized1", "3003 forbidden1", "3008 timeout1"]
+    expect(page.locator("#closes tbody tr")).to_have_text(rows)
+
+
 def test_a_drain_has_to_be_confirmed(server, sessions, new_page):
     page = new_page(**OPERATOR)
     page.goto(view(server))
