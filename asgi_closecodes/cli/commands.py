@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "capacity": "how many sessions a running server holds, and what to set",
     "cluster": "who holds what of a limit that many processes share",
     "logs": "errors, closes and single records out of log files",
 }

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import click
 
-from asgi_closecodes.cli.output import at, has_colours, plural, printable, record_line, styled, write
+from asgi_closecodes.cli.output import at, has_colours, plural, printable, styled, write
 from asgi_closecodes.error_identity import as_error_id, time_of
 from asgi_closecodes.logs.formatters import trace_lines
 
@@ -20,7 +20,7 @@ from .aggregate import said
 from .follow import MOST_BYTES
 from .reader import Log
 from .reading import end, log_of, of_files, reading
-from .record import Record, cut, dumps
+from .record import Record, cut, dumps, record_line
 
 _TIES = (("closecodes.session.id",), ("trace_id", "otelTraceID", "trace.id"), ("correlation_id",))
 """Keys that records of one session have in common; each under its several names."""

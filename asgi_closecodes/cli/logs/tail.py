@@ -12,13 +12,13 @@ from operator import itemgetter
 
 import click
 
-from asgi_closecodes.cli.output import complain, has_colours, printable, record_line, styled, write
+from asgi_closecodes.cli.output import complain, has_colours, printable, styled, write
 from asgi_closecodes.logs.formatters import trace_lines
 
 from .follow import MOST_BYTES, Followed, Recent
 from .reader import Log, UnreadableError
 from .reading import end, log_of, of_files
-from .record import Record, compact, dumps
+from .record import Record, compact, dumps, record_line
 
 _POLL = 0.1
 """Seconds between two looks at the files that are followed."""
