@@ -194,7 +194,7 @@ class Search:
             if not step.problem:
                 low = result.held = max(low, step.sessions)
             else:
-                high = min(target, max(step.sessions, low + 1))
+                high = min(target, max(step.sessions, low) + 1)
             if result.ends_by is not None:
                 return
             if high is None and target == most:
@@ -252,8 +252,10 @@ class Search:
             result.ends_by = End.FILES
         elif is_lack_of_ports(load.error):
             result.ends_by = End.PORTS
+        elif isinstance(load.error, TimeoutError):
+            return f"a handshake took longer than {HANDSHAKE_TIMEOUT:.0f} s"
         elif load.error is not None:
-            return f"a handshake failed: {self._why(load.error)}"
+            return f"a handshake failed: {type(load.error).__name__}"
         elif held.late > plan.p99 / 2 or held.busy > _BUSY:
             result.ends_by = End.COMMAND
         return problem
