@@ -26,6 +26,7 @@ __all__ = [
     "DrainFinished",
     "DrainStarted",
     "Event",
+    "FewFiles",
     "GateFailed",
     "GateRecovered",
     "GateSaturated",
@@ -370,6 +371,21 @@ class SettingIgnored(Event):
     name: str
     nearest: str | None
     problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FewFiles(Event):
+    """The process may open fewer files than ``max_sessions`` and what it has open need."""
+
+    event_name: ClassVar = "closecodes.config.few_files"
+
+    max_sessions: int
+    open: int
+    """Files that were open at the start."""
+    limit: int
+    """Files that may be open at one time."""
+    needed: int
+    """What the limit should be at least."""
 
 
 @dataclass(frozen=True, slots=True)

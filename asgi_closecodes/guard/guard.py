@@ -33,6 +33,7 @@ from . import unused
 from .counters import Tally
 from .dispatch import Dispatcher, reject_coroutine
 from .memory import RoundShedder, round_shedders
+from .open_files import tell_few_files
 from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shedding import Pace, Victims
@@ -327,6 +328,7 @@ class Guard:
             if not self._lifespans:
                 unused.used(self)
                 unused.tell()
+                tell_few_files(self)
         if self.settings.drain_on_sigterm and not self._lifespans and not self._has_warned:
             self._has_warned = True
             self.report(events.SignalLeftAlone("no lifespan has reached the middleware, to say that the server starts"))
@@ -400,6 +402,7 @@ class Guard:
             is_first = len(self._lifespans) == 1
         unused.tell()
         self._logs.tell_limits()
+        tell_few_files(self)
         self._tick_if_needed()
         try:
             with drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():

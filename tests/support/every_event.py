@@ -44,6 +44,7 @@ EVENTS = [
     events.SessionClosed(FACTS, CLOSE, "handler"),
     events.RouteNotFound(FACTS),
     events.LimitsSet({"max_sessions": 5}),
+    events.FewFiles(1000, 20, 1024, 1084),
     events.SettingIgnored("CLOSECODES_X", None),
     events.LogsSuppressed("closecodes.session.refused", 5),
     events.ClusterSynced("chat", 1, 5, 10, 3, 6, 2, 0.0, 30.0, False),
