@@ -548,7 +548,12 @@ class Snapshot(TypedDict):
     """Refused sessions whose connection the server still holds."""
     stalled: int
     """Open sessions whose handler has waited in one ``send`` for over 5 s; 0 where ``send_timeout`` is not set."""
+    waiting: int
+    """Refused sessions that were told when to come back, and whose turn has not come."""
     draining: bool
+    headroom: float | None
+    """What is left of the gate that is nearest to its limit, as a share of it: 0 for a limit of 0. None where no gate
+    has a usage and a limit. Shadows and limits of one client are left out."""
     loop_lag: float | None
     """Seconds that the event loop was late; a stall counts half after 15 s. None if nobody looked."""
     gates: list[GateState]

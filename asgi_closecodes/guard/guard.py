@@ -32,6 +32,7 @@ from asgi_closecodes.token_bucket import Rate
 from . import unused
 from .counters import Tally
 from .dispatch import Dispatcher, reject_coroutine
+from .headroom import headroom
 from .memory import RoundShedder, round_shedders
 from .open_files import tell_few_files
 from .retry_after import RetryQueue
@@ -232,7 +233,9 @@ class Guard:
             "leaving": leaving,
             "leaving_refused": self.departures.refused,
             "stalled": self._timeouts.stalled(),
+            "waiting": self._queue.waiting(),
             "draining": self.draining,
+            "headroom": headroom(self._shown_gates),
             "loop_lag": self._lag.value(),
             "gates": [_state_of(gate) for gate in self._shown_gates],
             **self._tally.counts(),

@@ -126,7 +126,7 @@ def command(app, every):
     print("  " + done.stdout.replace("\n", "\n  ") + done.stderr)
     held = int(re.search(r"held (\d+) session", done.stdout)[1])
     rows = re.findall(r"^ *(\d+) +\S+ +([\d.]+) KiB +>?(\d+) *$", done.stdout, re.MULTILINE)
-    return held, float(rows[-1][1]) * 1024, float(rows[-1][2])
+    return (held, float(rows[-1][1]) * 1024, float(rows[-1][2])) if rows else (held, 0, 0)
 
 
 def main():
