@@ -17,9 +17,6 @@ from .connection import Connection, NoWebSocket, Refusal, Target
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a handshake may take."""
 
-AT_ONCE = 50
-"""Handshakes that wait for their answer at one time."""
-
 _TICK = 0.005
 """Seconds between two looks at whose turn it is."""
 
@@ -50,8 +47,8 @@ class Load:
         """The first one since :meth:`forget`."""
         self.error: Exception | None = None
         """Why no connection came about, since then."""
-        self.lost = 0
-        """Sessions that the server ended since then, or did not admit."""
+        self.at_once = 50
+        """Handshakes that wait for their answer at one time."""
         self._target, self._address, self._tls, self._every = target, address, tls, every
         self._latencies: list[float] = []
         self._lateness: list[float] = []
@@ -61,7 +58,6 @@ class Load:
     def forget(self) -> None:
         """Begin a new step."""
         self.refusal = self.error = None
-        self.lost = 0
 
     async def connect(self) -> Connection:
         """Return one session more, or one that was refused.
@@ -101,7 +97,7 @@ class Load:
                 except _CONNECT_ERRORS as error:
                     self.error = self.error or error
 
-        await asyncio.gather(*(open_some() for _ in range(min(count, AT_ONCE))))
+        await asyncio.gather(*(open_some() for _ in range(min(count, self.at_once))))
 
     def close(self, count: int) -> None:
         """End the ``count`` newest sessions."""
@@ -110,7 +106,6 @@ class Load:
 
     def _ended(self, connection: Connection) -> None:
         self.sessions.pop(connection, None)
-        self.lost += 1
         self.refusal = self.refusal or connection.refusal
 
     # Messages

@@ -32,6 +32,9 @@ _OVERLOADS = {"lag", "memory", "cpu", "slow"}
 _BREAKDOWNS = {500, 502, 504, 1006, 1011}
 """Close codes and HTTP statuses that do, too."""
 
+_FEW_AT_ONCE = 2
+"""Handshakes at one time of which a server that holds more sessions answers each."""
+
 _BUSY = 0.9
 """Share of a core from which on this command is too slow."""
 
@@ -214,6 +217,9 @@ class Search:
             load.close(before - target)
         else:
             await load.open(target - before)
+            while isinstance(load.error, TimeoutError) and load.at_once > _FEW_AT_ONCE:
+                load.error, load.at_once = None, load.at_once // 5  # it was more than the server answers in that time
+                await load.open(target - len(load.sessions))
         took = time.perf_counter() - start
         opened = len(load.sessions) - before
         is_hurried = (time.process_time() - used) / took > _BUSY

@@ -134,6 +134,7 @@ class ImaginedLoad:
     def __init__(self, p99, error_at=None, late=0.0):
         self.sessions = {}
         self.refusal = self.error = None
+        self.at_once = 50
         self._p99, self._error_at, self._late = p99, error_at or (10**9, None), late
 
     def forget(self):
@@ -211,6 +212,17 @@ def test_a_problem_ends_the_search_by_its_kind(problem, end):
     result = search(ImaginedLoad(lambda _: 0.1, error_at=(50, problem)))
     assert (result.held, result.ends_by) == (50 if end is not End.SERVER else result.held, end)
     assert 46 <= result.held <= 50
+
+
+def test_slow_handshakes_are_made_fewer_at_once():
+    class Slow(ImaginedLoad):
+        async def open(self, count):
+            if self.at_once > 10:
+                self.error = TimeoutError()
+            else:
+                await super().open(count)
+
+    assert search(Slow(lambda count: 0.01 if count <= 300 else 1.0)).held == pytest.approx(300, rel=0.07)
 
 
 def test_a_slow_command_is_not_taken_for_a_slow_server():
