@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import psutil
+
 from .connection import Connection, NoWebSocket, Refusal, Target
 from .load import HANDSHAKE_TIMEOUT, Held, Load, addresses, is_lack_of_files, is_lack_of_ports, percentile
 from .options import duration
@@ -50,6 +52,7 @@ class End(Enum):
     LIMIT = "a limit that is set"
     MOST = "--most"
     COMMAND = "this command was at its own limit before the server was: measure from another machine"
+    GONE = "nobody listens there any more: look at its log"
     FILES = "this command may open no more files: raise its limit, as with ulimit -n"
     PORTS = "this machine has no more local ports to that address: measure from another machine too"
 
@@ -119,7 +122,10 @@ class Search:
         self._tell("looking at the server")
         self._load = load = await self._probed()
         if self._server is not None:
-            self._server.begin()
+            try:
+                self._server.begin()
+            except psutil.Error:
+                raise Unusable("the process of --pid is gone; is it the server's?") from None
         load.talk()
         try:
             await self._search()
@@ -159,8 +165,10 @@ class Search:
     def _why(self, error: Exception) -> str:
         url = self._target.url
         match error:
-            case ssl.SSLCertVerificationError():
+            case ssl.SSLCertVerificationError(verify_code=18 | 19 | 20 | 21):  # nobody that is known has signed it
                 return f"the certificate is not trusted ({error.verify_message}); name its authority by --ca FILE"
+            case ssl.SSLCertVerificationError():
+                return f"the certificate is not that of {url.host}, or not valid: {error.verify_message}"
             case ssl.SSLError() | ConnectionError() if url.secure:
                 return "the server speaks no TLS there; use ws:// instead of wss://, or its port for TLS"
             case TimeoutError():
@@ -240,31 +248,42 @@ class Search:
 
     async def _look(self) -> Held:
         await self._load.settle(self._plan.p99, PATIENCE)
-        return await self._load.hold(self._plan.hold, self._plan.p99)
+        return await self._load.hold(max(self._plan.hold, self._plan.every), self._plan.p99)
 
     def _problem(self, held: Held) -> str:
         """Return why the server did not hold a step, "" if it did; note what ends the search."""
-        load, result, plan = self._load, self.result, self._plan
-        p99 = percentile(held.latencies, 0.99)
-        is_late = p99 > plan.p99 or not held.latencies
+        load, plan = self._load, self._plan
+        is_late = percentile(held.latencies, 0.99) > plan.p99 or not held.latencies
         problem = f"answers came later than {duration(plan.p99)}" if is_late else ""
-        if (refusal := load.refusal) is not None:
-            if result.refusal is None:
-                result.refusal, result.refused_at = refusal, len(load.sessions)
-            if refusal.cause in _OVERLOADS or (refusal.cause is None and {refusal.code, refusal.status} & _BREAKDOWNS):
-                return str(refusal)
-            result.ends_by = End.LIMIT
-        elif is_lack_of_files(load.error):
-            result.ends_by = End.FILES
-        elif is_lack_of_ports(load.error):
-            result.ends_by = End.PORTS
-        elif isinstance(load.error, TimeoutError):
-            return f"a handshake took longer than {HANDSHAKE_TIMEOUT:.0f} s"
-        elif load.error is not None:
-            return f"a handshake failed: {type(load.error).__name__}"
-        elif held.late > plan.p99 / 2 or held.busy > _BUSY:
-            result.ends_by = End.COMMAND
+        if load.refusal is not None:
+            return self._refused(load.refusal) or problem
+        if load.error is not None:
+            return self._failed(load.error) or problem
+        if held.late > plan.p99 / 2 or held.busy > _BUSY:
+            self.result.ends_by = End.COMMAND
         return problem
+
+    def _refused(self, refusal: Refusal) -> str:
+        result = self.result
+        if result.refusal is None:
+            result.refusal, result.refused_at = refusal, len(self._load.sessions)
+        if refusal.cause in _OVERLOADS or (refusal.cause is None and {refusal.code, refusal.status} & _BREAKDOWNS):
+            return str(refusal)
+        result.ends_by = End.LIMIT
+        return ""
+
+    def _failed(self, error: Exception) -> str:
+        if is_lack_of_files(error) or is_lack_of_ports(error):
+            self.result.ends_by = End.FILES if is_lack_of_files(error) else End.PORTS
+            return ""
+        if isinstance(error, ConnectionRefusedError):
+            self.result.ends_by = End.GONE
+            return "the server is gone"
+        if self._server is not None and (files := self._server.lacks_files()):
+            return f"the server may open no more than {files} files (ulimit -n)"
+        if isinstance(error, TimeoutError):
+            return f"a handshake took longer than {HANDSHAKE_TIMEOUT:.0f} s"
+        return f"a handshake failed: {type(error).__name__}"
 
 
 async def _until(condition: Callable[[], bool], most: float) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import psutil
 
+_FEW = 8
+"""Files that a process may have left and yet lack: servers and event loops keep some for later."""
+
 
 class Server:
     """A process and those it started, as the workers of a server.
@@ -34,6 +37,17 @@ class Server:
             return self._memory() - self._base
         except psutil.Error:
             return None
+
+    def lacks_files(self) -> int:
+        """Return how many files one of the processes may open if it has no more to open; 0 if none is known to."""
+        for process in self._all():
+            try:
+                limit, _ = process.rlimit(psutil.RLIMIT_NOFILE)
+                if 0 < limit <= process.num_fds() + _FEW:
+                    return limit
+            except (AttributeError, psutil.Error):  # only Linux tells
+                continue
+        return 0
 
     def workers(self) -> int:
         """Return how many processes worked since then: at least a fifth of what the busiest did; 0 if none did."""

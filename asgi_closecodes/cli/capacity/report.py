@@ -36,6 +36,8 @@ def _sentences(result: Result, plan: Plan) -> list[str]:
     said = [f"The server held {plural(result.held, 'session')}, {each}, with a p99 of at most {duration(plan.p99)}."]
     if result.refusal is not None:
         said.append(f"First refused at {result.refused_at}: {result.refusal}{remedy_for(result.refusal)}.")
+    if not result.steps:
+        return ["Nothing is known yet: it was interrupted in the first step."]
     match result.ends_by:
         case None:
             said.append("It was interrupted: the server may hold more.")
@@ -54,9 +56,11 @@ def _settings(result: Result, plan: Plan, *, knows_process: bool) -> list[str]:
     if result.ends_by is End.LIMIT or not (result.held and result.workers):
         return []
     workers = result.workers
-    rates = [step.handshakes for step in result.steps if step.handshakes is not None and not step.problem]
+    opened = [step for step in result.steps if step.handshakes is not None and not step.problem]
+    # As fast as they were answered while half of the sessions talked: with all of them there is no time for more.
+    rates = [step.handshakes for number, step in enumerate(opened) if not number or step.sessions * 2 <= result.held]
     lines = [f"CLOSECODES_MAX_SESSIONS={max(int(_ROOM * result.held / workers), 1)}"]
-    if rates:
+    if rates and rates[-1] is not None:
         lines.append(f"CLOSECODES_HANDSHAKES_PER_SECOND={max(int(_ROOM * rates[-1] / workers), 1)}")
     lines.append(f"CLOSECODES_MAX_LOOP_LAG={plan.p99:g}")
     if knows_process:

@@ -75,6 +75,17 @@ async def missing(scope, receive, send):
     await answers_by_http(receive, send, 404)
 
 
+async def chosen(scope, receive, send):
+    """Talks to those alone that offer a subprotocol."""
+    await receive()
+    if scope["subprotocols"] != ["v1", "v2"]:
+        await send({"type": "websocket.close"})
+    else:
+        await send({"type": "websocket.accept", "subprotocol": "v2"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+
 async def proxied(scope, receive, send):
     await receive()
     await send({"type": "websocket.accept", "headers": [(b"via", b"1.1 somebody")]})
@@ -91,6 +102,7 @@ HANDLERS = {
     "/redirects": redirects,
     "/missing": missing,
     "/proxied": proxied,
+    "/chosen": chosen,
 }
 
 wrapped = CloseCodeMiddleware(app)

@@ -77,6 +77,11 @@ def test_a_cookie_lets_it_in(server):
     assert "secret" not in output
 
 
+def test_subprotocols_are_offered_by_a_header(server):
+    assert "HTTP 403" in refused(server.url + "/chosen")
+    assert invoke("capacity", server.url + "/chosen", *QUICK, "--header", "Sec-WebSocket-Protocol: v1, v2")[0]
+
+
 def test_a_message_that_is_not_answered_is_told(server, monkeypatch):
     monkeypatch.setattr(measure, "PATIENCE", 0.2)
     assert "does not answer a message within 0 s" in refused(server.url + "/mute", "--message", "hello")
@@ -90,6 +95,11 @@ def test_a_private_authority_is_named_by_its_file(secure, authority):
     url = secure.url.replace("ws://", "wss://")
     assert "--ca FILE" in refused(url)
     assert "CLOSECODES_MAX_SESSIONS=1" in invoke("capacity", url, *QUICK, "--ca", authority / "ca.pem")[0]
+
+
+def test_a_certificate_of_another_host_is_told(secure, authority):
+    said = refused(secure.url.replace("ws://127.0.0.1", "wss://localhost"), "--ca", authority / "ca.pem")
+    assert said.startswith("the certificate is not that of localhost, or not valid: ")
 
 
 def test_tls_and_none_that_are_mixed_up_are_told(server, secure):
