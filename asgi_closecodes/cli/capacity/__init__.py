@@ -71,11 +71,13 @@ def capacity(
     server = None if pid is None else _server(pid)
     tls = (ca or ssl.create_default_context()) if url.secure else None
     plan = Plan(p99, every, hold, most)
-    with status() as tell:
-        search = Search(Target(url, headers, message), tls, plan, server, tell)
-        ended = _run(search)
-    if ended is UNUSABLE:
-        raise click.exceptions.Exit(UNUSABLE)
+    try:
+        with status() as tell:
+            search = Search(Target(url, headers, message), tls, plan, server, tell)
+            ended = _run(search)
+    except Unusable as error:
+        complain(str(error))
+        raise click.exceptions.Exit(UNUSABLE) from None
     found = report(search.result, plan, knows_process=server is not None)
     raise click.exceptions.Exit(ended or (FOUND if found else NOTHING_FOUND))
 
@@ -99,9 +101,6 @@ def _run(search: Search) -> int:
         asyncio.run(search.run())
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Unusable as error:
-        complain(str(error))
-        return UNUSABLE
     return FOUND
 
 
