@@ -23,7 +23,6 @@ from picows import WSListener, WSMsgType, ws_connect
 from tests.support.servers import serve
 
 P99 = 0.25
-HOLD = 5
 MESSAGE = '{"type":"message","body":"a line of chat, of usual length"}'
 OFFER = [("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")]
 
@@ -57,7 +56,7 @@ class Client(WSListener):
             await asyncio.sleep(max(due - time.perf_counter(), 0))
 
 
-async def look(url, count, every, process):
+async def look(url, count, every, hold, process):
     """Return the p99, the memory a session, and the handshakes a second."""
     latencies, payload = [], packed()
     base = process.memory_info().rss
@@ -76,11 +75,11 @@ async def look(url, count, every, process):
     await asyncio.sleep(every + 1)
     for _ in range(2):  # once more, as the command does: something else may have been busy
         latencies.clear()
-        await asyncio.sleep(HOLD)
+        await asyncio.sleep(hold)
         now = time.perf_counter()
         waits = [now - client.asked for client in clients if client.asked is not None]
         latencies += [wait for wait in waits if wait > P99]
-        p99 = sorted(latencies)[int(len(latencies) * 0.99)] if latencies else HOLD
+        p99 = sorted(latencies)[int(len(latencies) * 0.99)] if latencies else hold
         if p99 <= P99:
             break
     memory = (process.memory_info().rss - base) / count
@@ -89,32 +88,32 @@ async def look(url, count, every, process):
     return p99, memory, rate
 
 
-def looked(app, count, every):
+def looked(app, count, every, hold):
     with tempfile.TemporaryDirectory() as folder, serve("uvicorn-sansio", app, Path(folder)) as server:
         process = psutil.Process(server.process.pid)
-        p99, memory, rate = uvloop.run(look(server.url, count, every, process))
+        p99, memory, rate = uvloop.run(look(server.url, count, every, hold, process))
     print(f"  by hand {count:6}: p99 {p99 * 1000:7.1f} ms, {memory / 1024:6.1f} KiB each, {rate:5.0f} handshakes/s")
     return p99, memory, rate
 
 
-def sweep(app, every):
+def sweep(app, every, hold):
     """Return the most sessions that were held, with the memory and the handshakes of that."""
     low, count = (0, 0, 0), 10
     while True:
-        p99, *rest = looked(app, count, every)
+        p99, *rest = looked(app, count, every, hold)
         if p99 > P99:
             break
         low, count = (count, *rest), count * 2
     for part in range(1, 12):
         tried = int(count / 2 + count / 2 * part / 12)
-        p99, *rest = looked(app, tried, every)
+        p99, *rest = looked(app, tried, every, hold)
         if p99 > P99:
             break
         low = (tried, *rest)
     return low
 
 
-def command(app, every):
+def command(app, every, hold):
     with tempfile.TemporaryDirectory() as folder, serve("uvicorn-sansio", app, Path(folder)) as server:
         words = [
             "capacity",
@@ -124,7 +123,9 @@ def command(app, every):
             "--pid",
             server.process.pid,
             "--every",
-            f"{every * 1000:g}ms",
+            f"{every:g}s",
+            "--hold",
+            f"{hold:g}s",
         ]
         code = "from asgi_closecodes.cli import main; main()"
         done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
@@ -138,13 +139,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("app", nargs="*", default=["echo", "work", "heavy"])
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two messages of a session")
+    parser.add_argument("--hold", type=float, default=5.0, help="seconds for which each number is looked at")
     options = parser.parse_args()
     is_near = True
     for name in options.app:
         print(name)
         app = f"tests.live.capacity.apps:{name}"
-        found, by_hand = command(app, options.every), sweep(app, options.every)
-        for what, one, other in zip(("sessions", "bytes each", "handshakes/s"), found, by_hand, strict=True):
+        found, by_hand = command(app, options.every, options.hold), sweep(app, options.every, options.hold)
+        for what, one, other in zip(
+            ("sessions", "bytes each", "handshakes/s (by hand nobody talks)"), found, by_hand, strict=True
+        ):
             print(f"  {what}: {one:.0f}, by hand {other:.0f}, ratio {one / max(other, 1):.2f}")
         is_near &= abs(found[0] / max(by_hand[0], 1) - 1) <= 0.25
     return 0 if is_near else 1
