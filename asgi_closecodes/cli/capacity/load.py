@@ -17,10 +17,17 @@ from .connection import Connection, NoWebSocket, Refusal, Target
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a handshake may take."""
 
+OPENING, SLOWEST = 20.0, 50
+"""Seconds that it may take to open the sessions of a step, and sessions a second that it may take longer for."""
+
 _TICK = 0.005
 """Seconds between two looks at whose turn it is."""
 
 _CONNECT_ERRORS = (OSError, ssl.SSLError, TimeoutError, NoWebSocket)
+
+
+class SlowOpening(TimeoutError):  # noqa: N818 - what the server is
+    """A server that has enough to do with the sessions it has answers each handshake late, and yet in time."""
 
 
 @dataclass(slots=True)
@@ -87,10 +94,14 @@ class Load:
     async def open(self, count: int) -> None:
         """Open ``count`` sessions more, or as many as come in before the first refusal or error."""
         wanted = iter(range(count))
+        end = time.perf_counter() + OPENING + count / SLOWEST
 
         async def open_some() -> None:
             for _ in wanted:
                 if self.error is not None or self.refusal is not None:
+                    return
+                if time.perf_counter() > end:
+                    self.error = SlowOpening()
                     return
                 try:
                     await self.connect()

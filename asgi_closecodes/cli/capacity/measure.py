@@ -12,7 +12,7 @@ from enum import Enum
 import psutil
 
 from .connection import Connection, NoWebSocket, Refusal, Target
-from .load import HANDSHAKE_TIMEOUT, Held, Load, addresses, is_lack_of_files, is_lack_of_ports, percentile
+from .load import HANDSHAKE_TIMEOUT, Held, Load, SlowOpening, addresses, is_lack_of_files, is_lack_of_ports, percentile
 from .options import duration
 from .process import Server
 
@@ -225,7 +225,7 @@ class Search:
             load.close(before - target)
         else:
             await load.open(target - before)
-            while isinstance(load.error, TimeoutError) and load.at_once > _FEW_AT_ONCE:
+            while type(load.error) is TimeoutError and load.at_once > _FEW_AT_ONCE:
                 load.error, load.at_once = None, load.at_once // 5  # it was more than the server answers in that time
                 await load.open(target - len(load.sessions))
         took = time.perf_counter() - start
@@ -281,6 +281,8 @@ class Search:
             return "the server is gone"
         if self._server is not None and (files := self._server.lacks_files()):
             return f"the server may open no more than {files} files (ulimit -n)"
+        if isinstance(error, SlowOpening):
+            return "sessions were opened too slowly"
         if isinstance(error, TimeoutError):
             return f"a handshake took longer than {HANDSHAKE_TIMEOUT:.0f} s"
         return f"a handshake failed: {type(error).__name__}"

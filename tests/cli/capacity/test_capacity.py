@@ -14,7 +14,7 @@ import pytest
 
 from asgi_closecodes import Settings
 from asgi_closecodes.cli.capacity.connection import Refusal, Target
-from asgi_closecodes.cli.capacity.load import Held
+from asgi_closecodes.cli.capacity.load import Held, SlowOpening
 from asgi_closecodes.cli.capacity.measure import End, Plan, Search
 from asgi_closecodes.cli.capacity.options import duration, url
 from tests.cli.command import invoke, run, start
@@ -236,6 +236,7 @@ def test_one_bad_look_is_looked_at_again():
         (Refusal(1011, reason="internal error; ref=ABC"), End.SERVER),
         (ConnectionResetError(), End.SERVER),
         (TimeoutError(), End.SERVER),
+        (SlowOpening(), End.SERVER),
     ],
 )
 def test_a_problem_ends_the_search_by_its_kind(problem, end):
