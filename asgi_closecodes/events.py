@@ -27,6 +27,7 @@ __all__ = [
     "DrainStarted",
     "DrainWindowTooLong",
     "Event",
+    "FewFiles",
     "GateFailed",
     "GateRecovered",
     "GateSaturated",
@@ -396,6 +397,21 @@ class SettingIgnored(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FewFiles(Event):
+    """The process may open fewer files than ``max_sessions`` and what it has open need."""
+
+    event_name: ClassVar = "closecodes.config.few_files"
+
+    max_sessions: int
+    open: int
+    """Files that were open at the start."""
+    limit: int
+    """Files that may be open at one time."""
+    needed: int
+    """What the limit should be at least."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogsSuppressed(Event):
     """Log records of one event were suppressed."""
 
@@ -555,7 +571,12 @@ class Snapshot(TypedDict):
     """Refused sessions whose connection the server still holds."""
     stalled: int
     """Open sessions in one ``send`` for over 5 s; 0 without ``send_timeout``."""
+    waiting: int
+    """Refused sessions that were told when to come back, and whose turn has not come."""
     draining: bool
+    headroom: float | None
+    """What is left of the gate that is nearest to its limit, as a share of it: 0 for a limit of 0. None where no gate
+    has a usage and a limit. Shadows and limits of one client are left out."""
     loop_lag: float | None
     """Delay of the event loop in seconds; a stall counts half after 15 s. None if not measured."""
     gates: list[GateState]

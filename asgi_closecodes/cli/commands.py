@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "capacity": "measure how many sessions a running server holds",
     "cluster": "show the state of cluster limits",
     "logs": "find errors, closes and records in log files",
 }

@@ -7,20 +7,30 @@ import datetime as dt
 import io
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from asgi_closecodes.logs.formatters import console_line, painted
+from asgi_closecodes.logs.formatters import painted
 from asgi_closecodes.logs.redaction import one_line
 
-from .logs.record import COLOUR, Record
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+"""An ANSI escape sequence that sets a colour."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*%@"
@@ -88,13 +98,6 @@ def table(*columns: str, rows: Iterable[Sequence[str]]) -> Table:
 def printable(text: str) -> str:
     """Return ``text`` without its colours, and with other control characters escaped."""
     return one_line(COLOUR.sub("", text))
-
-
-def record_line(record: Record) -> str:
-    """Return a log record as one readable line."""
-    level = (record.level or ("error" if record.is_error else "")).upper()
-    keys = {key: record.text(key) for key in ("closecodes.session.id", "client.address") if record.text(key)}
-    return console_line(at(record.time, precise=True), level, record.message, keys, colours=has_colours())
 
 
 def styled(style: str, text: str) -> str:
@@ -181,3 +184,15 @@ def progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextlib.contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """Show on stderr, if that is a terminal, what is being done."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda _: None
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("")
+        yield lambda what: shown.update(task, description=one_line(what))

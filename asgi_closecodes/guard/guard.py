@@ -30,8 +30,10 @@ from .counters import Tally
 from .dispatch import Dispatcher, checked_observers, weak
 from .draining import Draining
 from .gates import state_of, stop_all
+from .headroom import headroom
 from .loops import EventLoops
 from .memory import round_shedders
+from .open_files import tell_few_files
 from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shedding import Shedding
@@ -198,7 +200,9 @@ class Guard:
             "leaving": leaving,
             "leaving_refused": self.departures.refused,
             "stalled": self._timeouts.stalled(),
+            "waiting": self._queue.waiting(),
             "draining": self._draining.is_on,
+            "headroom": headroom(self._shown_gates),
             "loop_lag": self._lag.value(),
             "gates": [state_of(gate) for gate in self._shown_gates],
             **self._tally.counts(),
@@ -272,6 +276,7 @@ class Guard:
             if not self._loops.lifespans:
                 unused.used(self)
                 unused.tell()
+                tell_few_files(self)
         if self.settings.drain_on_sigterm and not self._loops.lifespans and not self._has_warned:
             self._has_warned = True
             sigterm.arm(self)
@@ -340,6 +345,7 @@ class Guard:
         is_first = self._loops.begin_lifespan(loop)
         unused.tell()
         self._logs.log_limits()
+        tell_few_files(self)
         self._ticker.start_if_needed()
         try:
             with sigterm.drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():

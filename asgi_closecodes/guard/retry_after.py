@@ -21,7 +21,9 @@ class RetryQueue:
     :param uniform: random numbers between two bounds.
     """
 
-    __slots__ = ("_clock", "_freed", "_freed_at", "_slot", "_uniform", "admits_per_second", "cap")
+    __slots__ = (
+        "_clock", "_freed", "_freed_at", "_places", "_slot", "_start", "_uniform", "admits_per_second", "cap",
+    )  # fmt: skip
 
     SLOWEST = 1.0
     """Sessions a second that are expected to end when fewer do: clients back off by themselves beyond it."""
@@ -39,7 +41,9 @@ class RetryQueue:
         self.admits_per_second = math.inf
         self._clock = clock
         self._uniform = uniform
-        self._slot = 0.0
+        self._slot = self._start = 0.0
+        self._places = 0.0
+        """Those between the two."""
         self._freed = 0.0
         self._freed_at = clock()
 
@@ -59,5 +63,18 @@ class RetryQueue:
             slot = max(self._slot, now + 1) + 1 / rate
             if slot > now + self.cap:  # no place: it would be held for somebody who comes back long before it
                 return self._uniform(self.cap / 2, self.cap)
+            self._places = self._not_due(now) + 1
+            self._start = max(self._start, now) if slot - 1 / rate > now + 1 else now + 1
             self._slot = slot
             return (slot - now) * self._uniform(0.9, 1.1)
+
+    def waiting(self) -> int:
+        """Return how many places were taken whose turn has not come."""
+        with COUNTING:
+            return math.ceil(self._not_due(self._clock()) - 1e-9)
+
+    def _not_due(self, now: float) -> float:
+        """Return how many of the places are later than ``now``, taken as evenly spread."""
+        if now >= self._slot:
+            return 0.0
+        return self._places * min((self._slot - now) / (self._slot - self._start), 1.0)

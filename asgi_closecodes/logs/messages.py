@@ -503,6 +503,20 @@ def _limits_changed(event: events.LimitsChanged, _redactor: Redactor) -> Message
     )
 
 
+@_record(events.FewFiles, _CONFIG, logging.WARNING, keys=("closecodes.files.open", "closecodes.files.limit"))
+def _few_files(event: events.FewFiles, _redactor: Redactor) -> Message:
+    return Message(
+        "max_sessions=%d does not fit the %d files that this process may open, of which %d are open already; "
+        "let it open %d (ulimit -n, LimitNOFILE= of systemd), or lower max_sessions",
+        (event.max_sessions, event.limit, event.open, event.needed),
+        {
+            "closecodes.limit.max_sessions": event.max_sessions,
+            "closecodes.files.open": event.open,
+            "closecodes.files.limit": event.limit,
+        },
+    )
+
+
 @_record(events.SettingIgnored, _CONFIG, logging.WARNING, keys=("closecodes.config.name",))
 def _setting_ignored(event: events.SettingIgnored, _redactor: Redactor) -> Message:
     name = one_line(event.name)

@@ -54,8 +54,8 @@ class Metric:
     known: tuple[Labels, ...] = ()
     """Label values that exist from the start, at 0."""
     buckets: tuple[float, ...] = ()
-    summed: bool = False
-    """Whether the gauges of several processes are added; else the largest is exported."""
+    of_several: Literal["sum", "max", "min"] = "max"
+    """How the gauges of several processes are combined."""
 
 
 SESSIONS_ACTIVE = Metric(
@@ -64,7 +64,7 @@ SESSIONS_ACTIVE = Metric(
     "Admitted sessions that are not over; route `_UNKNOWN` until the handler accepts.",
     ("route",),
     ((UNKNOWN,),),
-    summed=True,
+    of_several="sum",
 )
 SESSIONS_LEAVING = Metric(
     "gauge",
@@ -72,7 +72,7 @@ SESSIONS_LEAVING = Metric(
     "Sessions that are ending or have ended, and still count.",
     (),
     ((),),
-    summed=True,
+    of_several="sum",
 )
 REFUSALS_LEAVING = Metric(
     "gauge",
@@ -80,7 +80,7 @@ REFUSALS_LEAVING = Metric(
     "Refused sessions whose connection the server still holds.",
     (),
     ((),),
-    summed=True,
+    of_several="sum",
 )
 SESSIONS_ABANDONED = Metric(
     "counter",
@@ -165,14 +165,33 @@ SESSIONS_STALLED = Metric(
     "Open sessions in one send for over 5 s; 0 without `send_timeout`.",
     (),
     ((),),
-    summed=True,
+    of_several="sum",
+)
+SESSIONS_WANTED = Metric(
+    "gauge",
+    "closecodes_wanted_sessions",
+    "Open sessions, and refused ones that were told when to come back and whose turn has not come.",
+    (),
+    ((),),
+    of_several="sum",
+)
+HEADROOM = Metric(
+    "gauge",
+    "closecodes_headroom",
+    "What is left of the gate that is nearest to its limit, as a share of it; 1 where none has a limit. "
+    "Shadows and limits of one client are left out.",
+    of_several="min",
 )
 CLUSTER_LIMIT = Metric("gauge", "closecodes_cluster_limit", "Limit of all processes together.", ("name",))
 CLUSTER_USED = Metric(
-    "gauge", "closecodes_cluster_used", "Sessions that count in a cluster limit.", ("name",), summed=True
+    "gauge", "closecodes_cluster_used", "Sessions that count in a cluster limit.", ("name",), of_several="sum"
 )
 CLUSTER_QUOTA = Metric(
-    "gauge", "closecodes_cluster_quota", "Sessions that may be open without asking the store.", ("name",), summed=True
+    "gauge",
+    "closecodes_cluster_quota",
+    "Sessions that may be open without asking the store.",
+    ("name",),
+    of_several="sum",
 )
 CLUSTER_LEASE_AGE = Metric(
     "gauge", "closecodes_cluster_lease_age_seconds", "Seconds since the lease was granted.", ("name",)
@@ -349,6 +368,9 @@ class MetricsObserver(abc.ABC):
         yield REFUSALS_LEAVING, (), sum(snapshot["leaving_refused"] for snapshot in snapshots)
         yield DRAINING, (), float(any(snapshot["draining"] for snapshot in snapshots))
         yield SESSIONS_STALLED, (), float(sum(snapshot["stalled"] for snapshot in snapshots))
+        yield SESSIONS_WANTED, (), float(sum(snapshot["open"] + snapshot["waiting"] for snapshot in snapshots))
+        rooms = (snapshot["headroom"] for snapshot in snapshots)
+        yield HEADROOM, (), min((room for room in rooms if room is not None), default=1.0)
         now = time.monotonic()
         for name, cluster in [*self._clusters.items()]:
             yield CLUSTER_LIMIT, (name,), cluster.synced.limit

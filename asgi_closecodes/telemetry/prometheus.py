@@ -54,6 +54,7 @@ class PrometheusObserver(MetricsObserver):
         for metric in METRICS:
             for labels in metric.known:
                 self._child(metric, labels)
+        self.sample()  # none shows 0 where that says something else
 
     def _child(self, metric: Metric, labels: Labels) -> Any:
         # Cached: family.labels() costs three times as much as counting.
@@ -87,6 +88,9 @@ class PrometheusObserver(MetricsObserver):
         return ()
 
 
+_MODES: dict[str, Literal["livesum", "livemax", "livemin"]] = {"sum": "livesum", "max": "livemax", "min": "livemin"}
+
+
 def _family(metric: Metric) -> Counter | Gauge | Histogram:
     match metric.kind:
         case "counter":
@@ -95,7 +99,7 @@ def _family(metric: Metric) -> Counter | Gauge | Histogram:
             return Histogram(metric.name, metric.description, metric.labels, registry=None, buckets=metric.buckets)
         case _:
             # Over several processes: add sessions, take the worst gate, lag and drain.
-            mode: Literal["livesum", "livemax"] = "livesum" if metric.summed else "livemax"
+            mode = _MODES[metric.of_several]
             return Gauge(metric.name, metric.description, metric.labels, registry=None, multiprocess_mode=mode)
 
 

@@ -245,7 +245,9 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
             "leaving": 0,
             "leaving_refused": 0,
             "stalled": 0,
+            "waiting": guard._queue.waiting(),
             "draining": False,
+            "headroom": (3 - sessions) / 3,
             "loop_lag": guard._lag.value(),
             "gates": [
                 {

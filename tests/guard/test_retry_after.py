@@ -131,3 +131,48 @@ def test_a_hint_is_positive_and_at_most_a_tenth_above_the_cap(cap, steps, seed):
                 queue.freed()
             else:
                 assert 0 < queue.hint() <= 1.1 * cap
+
+
+def test_places_wait_until_their_turn(queue, clock):
+    for _ in range(10):
+        queue.hint()  # one a second, the first in two seconds
+    waiting = []
+    for _ in range(13):
+        waiting.append(queue.waiting())
+        clock.now += 1
+    assert waiting == [10, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
+
+
+def test_places_that_come_later_wait_behind_the_others(queue, clock):
+    for _ in range(10):
+        queue.hint()
+    clock.now += 5
+    for _ in range(3):
+        queue.hint()
+    assert queue.waiting() == 6 + 3
+    clock.now += 60
+    assert queue.waiting() == 0
+    queue.hint()
+    assert queue.waiting() == 1
+
+
+def test_who_is_sent_away_without_a_place_does_not_wait(queue):
+    for _ in range(500):
+        queue.hint()
+    assert queue.waiting() == 59
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.sampled_from(["hint", "end"])), max_size=200))
+def test_as_many_wait_as_have_places_and_no_more(steps):
+    clock = Clock()
+    queue = RetryQueue(60.0, clock=clock, uniform=middle)
+    turns = []
+    for pause, what in steps:
+        clock.now += pause
+        if what == "end":
+            queue.freed()
+        elif queue._slot != (queue.hint(), queue._slot)[1]:
+            turns.append(queue._slot)
+        assert 0 <= queue.waiting() <= len(turns)
+        if turns and clock.now > turns[-1]:
+            assert queue.waiting() == 0

@@ -45,6 +45,7 @@ EVENTS = [
     events.SessionClosed(FACTS, CLOSE, "handler"),
     events.RouteNotFound(FACTS),
     events.LimitsChanged({"max_sessions": 5}),
+    events.FewFiles(1000, 20, 1024, 1084),
     events.UnknownSetting("CLOSECODES_X", None),
     events.SettingIgnored("CLOSECODES_X", "it is given in code too"),
     events.LogsSuppressed("closecodes.session.refused", 5),

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, events
 from asgi_closecodes.bounds import OTHER
 from asgi_closecodes.gates import MaxSessionsPerKey, Pressure
+from asgi_closecodes.gates.base import as_gate
 from asgi_closecodes.logs import messages
 from asgi_closecodes.telemetry.metrics import CODES, METRICS, UNKNOWN
 from asgi_closecodes.telemetry.opentelemetry import OpenTelemetryObserver
@@ -495,3 +496,80 @@ def test_without_the_extra_the_import_says_what_to_install(module, needs, comman
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ImportError: ")
     assert command in done.stderr.splitlines()[-1]
+
+
+# For autoscaling
+
+
+class Full:
+    """A gate of one's own, that shows what it is told to."""
+
+    def __init__(self, usage, limit, **rest):
+        self.usage, self.limit, self.cause = usage, limit, "mine"
+        vars(self).update(rest)
+
+    def admit(self, session):
+        raise NotImplementedError
+
+
+class Broken(Full):
+    def __init__(self):
+        pass
+
+    @property
+    def usage(self):
+        raise ValueError
+
+    limit = cause = usage
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("gate", "settings", "room"),
+    [
+        (None, {}, 1.0),
+        (None, {"max_sessions": 8}, 0.75),
+        (None, {"max_sessions": 2}, 0.0),
+        (None, {"max_sessions": 8, "max_sessions_per_client": 2}, 0.75),
+        (None, {"max_sessions": 8, "handshakes_per_second": 100}, 0.75),
+        (None, {"max_sessions": 2, "shadow": "max_sessions"}, 1.0),
+        (Full(1, 10), {"max_sessions": 8}, 0.75),
+        (Full(9, 10), {"max_sessions": 8}, pytest.approx(0.1)),
+        (Full(15, 10), {}, -0.5),
+        (Full(0, 0), {"max_sessions": 8}, 0.0),
+        (Full(None, 10), {"max_sessions": 8}, 0.75),
+        (Full(9, None), {"max_sessions": 8}, 0.75),
+        (Full(float("nan"), 10), {"max_sessions": 8}, 0.75),
+        (Full("many", 10), {"max_sessions": 8}, 0.75),
+        (Full(10, 10, is_overload=False), {"max_sessions": 8}, 0.75),
+        (Broken(), {"max_sessions": 8}, 0.75),
+    ],
+)
+async def test_headroom_is_the_least_that_is_left(numbers, gate, settings, room):
+    guard = Guard(Settings(**settings), observers=[numbers.observer])
+    async with Stay(guard) as stay:
+        await stay.come(2)
+        if gate is not None:
+            guard._shown_gates += (as_gate(gate, "gate"),)
+        assert numbers("headroom") == room
+
+
+@pytest.mark.anyio
+async def test_a_limit_of_nobody_leaves_no_room(numbers):
+    Guard(Settings(max_sessions=8), observers=[numbers.observer])
+    guard = Guard(Settings(max_sessions=0), observers=[numbers.observer])
+    assert numbers("headroom") == 0.0
+    guard.update(max_sessions=5)
+    assert numbers("headroom") == 1.0
+
+
+@pytest.mark.anyio
+async def test_wanted_are_the_open_and_those_told_to_come(numbers):
+    guard = Guard(Settings(max_sessions=2), observers=[numbers.observer])
+    assert numbers("wanted_sessions") == 0
+    async with Stay(guard) as stay:
+        await stay.come(5)
+        await until(lambda: numbers("wanted_sessions") == 2 + 3)
+        guard._queue._clock = lambda: float("inf")
+        assert numbers("wanted_sessions") == 2
+    assert numbers("wanted_sessions") == 0

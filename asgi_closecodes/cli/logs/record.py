@@ -15,8 +15,10 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from asgi_closecodes.cli.output import COLOUR, at, has_colours
 from asgi_closecodes.error_identity import is_library
 from asgi_closecodes.events import SessionFailed
+from asgi_closecodes.logs.formatters import console_line
 from asgi_closecodes.logs.messages import LINES, SUMMARIES, SUPPRESSED
 
 _OBJECT = re.compile(r'\{\s*"')
@@ -24,8 +26,6 @@ _MAX_STARTS = 5
 """Positions tried as the start of the object: prefixes may contain braces."""
 _MAX_LEVELS = 8
 """Levels of nested objects that are flattened."""
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
-"""ANSI escape sequence for a colour."""
 _MAX_COMMAS = 100_000
 """Commas outside of strings in a parsed line: each may cost 200 bytes of memory."""
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+(?:"|$)', re.DOTALL)
@@ -356,3 +356,10 @@ def _trace_of(parts: list[Any]) -> str:
         lines.append(f"{error.get('exc_type')}: {error.get('exc_value')}")
         blocks.append("\n".join(lines))
     return "\n\nwhich came out of:\n\n".join(reversed(blocks))
+
+
+def record_line(record: Record) -> str:
+    """Return a record of a log as one line for people."""
+    level = (record.level or ("error" if record.is_error else "")).upper()
+    keys = {key: record.text(key) for key in ("closecodes.session.id", "client.address") if record.text(key)}
+    return console_line(at(record.time, precise=True), level, record.message, keys, colours=has_colours())

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import click
 
-from asgi_closecodes.cli.output import at, has_colours, plural, printable, record_line, styled, write
+from asgi_closecodes.cli.output import at, has_colours, plural, printable, styled, write
 from asgi_closecodes.error_identity import as_error_id, time_of
 from asgi_closecodes.logs.formatters import trace_lines
 
@@ -20,7 +20,7 @@ from .aggregate import error_text
 from .follow import MAX_KEPT_BYTES
 from .reader import Log
 from .reading import file_arguments, finish, open_log, reading
-from .record import Record, cut, dumps
+from .record import Record, cut, dumps, record_line
 
 _CORRELATION_KEYS = (("closecodes.session.id",), ("trace_id", "otelTraceID", "trace.id"), ("correlation_id",))
 """Keys shared by the records of a session, with their alternative names."""

@@ -12,13 +12,13 @@ from operator import itemgetter
 
 import click
 
-from asgi_closecodes.cli.output import has_colours, printable, record_line, styled, write, write_errors
+from asgi_closecodes.cli.output import has_colours, printable, styled, write, write_errors
 from asgi_closecodes.logs.formatters import trace_lines
 
 from .follow import MAX_KEPT_BYTES, Followed, Recent
 from .reader import Log, UnreadableError
 from .reading import file_arguments, finish, open_log
-from .record import Record, compact, dumps
+from .record import Record, compact, dumps, record_line
 
 _POLL_INTERVAL_S = 0.1
 """Time between two reads of followed files."""

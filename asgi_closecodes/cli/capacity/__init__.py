@@ -1,0 +1,112 @@
+"""``asgi-closecodes capacity``: how many sessions a running server holds, and what to set for that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+
+import click
+
+from asgi_closecodes.cli.commands import FOUND, INTERRUPTED, NOTHING_FOUND, UNUSABLE
+from asgi_closecodes.cli.output import status, write_errors
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
+try:
+    import psutil
+    from websockets.uri import WebSocketURI
+
+    from .connection import Target
+    from .measure import Plan, Search, Unusable
+    from .options import authorities, duration_between, header, url
+    from .process import Server
+    from .report import report
+except ModuleNotFoundError as error:
+    if error.name not in {"psutil", "websockets"}:
+        raise
+    raise click.UsageError(f"{error.name} is missing; pip install 'asgi-closecodes[cli]'") from None
+
+
+@click.command(epilog="Exit status: 0 there is something to set, 1 there is not, 2 it cannot be measured, 130 Ctrl-C.")
+@click.argument("url", type=url)
+@click.option("--message", metavar="TEXT", help="What each session says; the next message is its answer. Else pings.")
+@click.option(
+    "--every", type=duration_between(0.01, 3600), default="1s", show_default=True, help="How often each says it."
+)
+@click.option(
+    "--p99", type=duration_between(0.001, 60), default="250ms", show_default=True, help="How late answers may be."
+)
+@click.option(
+    "--hold", type=duration_between(0.1, 3600), default="5s", show_default=True, help="How long a step is looked at."
+)
+@click.option("--most", type=click.IntRange(min=1), metavar="COUNT", help="Sessions at most.")
+@click.option("--header", "headers", type=header, multiple=True, metavar="'NAME: VALUE'", help="As 'Cookie: a=b'.")
+@click.option("--pid", type=click.IntRange(min=1), help="The server's process, to see its memory; here, and yours.")
+@click.option("--ca", type=authorities, metavar="FILE", help="Certificates to trust, in PEM, for wss://.")
+def capacity(
+    url: WebSocketURI,
+    *,
+    message: str | None,
+    every: float,
+    p99: float,
+    hold: float,
+    most: int | None,
+    headers: tuple[tuple[str, str], ...],
+    pid: int | None,
+    ca: ssl.SSLContext | None,
+) -> None:
+    """Measure how many sessions a running server holds, and print what to set.
+
+    It opens sessions in steps, with compression as browsers have it, until answers come late or sessions are refused.
+    That is a load which nobody else should have to bear: use a server that is there for it, without limits.
+    Pings measure the server alone. With --message the handler works too; give it what it answers to each session.
+    Ctrl-C prints what is known by then.
+    """
+    if ca is not None and not url.secure:
+        raise click.UsageError("--ca is for wss://; leave it away, or use that")
+    server = None if pid is None else _server(pid)
+    tls = (ca or ssl.create_default_context()) if url.secure else None
+    plan = Plan(p99, every, hold, most)
+    try:
+        with status() as tell:
+            search = Search(Target(url, headers, message), tls, plan, server, tell)
+            ended = _run(search)
+    except Unusable as error:
+        write_errors(str(error))
+        raise click.exceptions.Exit(UNUSABLE) from None
+    found = report(search.result, plan, knows_process=server is not None)
+    raise click.exceptions.Exit(ended or (FOUND if found else NOTHING_FOUND))
+
+
+def _server(pid: int) -> Server:
+    try:
+        return Server(pid)
+    except psutil.NoSuchProcess:
+        raise click.BadParameter(
+            f"there is no process {pid} here; look for the server's", param_hint=["--pid"]
+        ) from None
+    except psutil.AccessDenied:
+        raise click.BadParameter(
+            f"process {pid} is another user's; run this as that one", param_hint=["--pid"]
+        ) from None
+
+
+def _run(search: Search) -> int:
+    _allow_many_files()
+    try:
+        asyncio.run(search.run())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return FOUND
+
+
+def _allow_many_files() -> None:
+    """Allow this process as many files as it may ask for."""
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # where "as many as it likes" is more than the system has
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,80 @@
+"""What the command prints in the end: the table, what refused, what to set, and what it could not see."""
+
+from __future__ import annotations
+
+from asgi_closecodes.cli.output import plural, printable, render, table, write
+
+from .measure import End, Plan, Result, Step, remedy_for
+from .options import duration
+
+_ROOM = 0.8
+"""Share of what was held that is to be used."""
+
+
+def report(result: Result, plan: Plan, *, knows_process: bool) -> bool:
+    """Print the result; return whether there was something to set."""
+    if result.steps:
+        rows = [_row(step) for step in result.steps]
+        render(table(">sessions", ">p99", ">memory each", ">handshakes/s", "", rows=rows))
+        write("")
+    write(*map(printable, _sentences(result, plan)))
+    lines = _settings(result, plan, knows_process=knows_process)
+    if lines:
+        write("", *lines)
+    write("", *_unseen(result, knows_process=knows_process))
+    return bool(lines)
+
+
+def _row(step: Step) -> tuple[str, ...]:
+    memory = "-" if step.memory is None else f"{step.memory / 1024:.1f} KiB"
+    handshakes = "-" if step.handshakes is None else f"{'>' if step.is_hurried else ''}{step.handshakes:.0f}"
+    return str(step.sessions), duration(step.p99), memory, handshakes, step.problem
+
+
+def _sentences(result: Result, plan: Plan) -> list[str]:
+    each = f"each saying something every {duration(plan.every)}"
+    said = [f"The server held {plural(result.held, 'session')}, {each}, with a p99 of at most {duration(plan.p99)}."]
+    if result.refusal is not None:
+        said.append(f"First refused at {result.refused_at}: {result.refusal}{remedy_for(result.refusal)}.")
+    if not result.steps:
+        return ["Nothing is known yet: it was interrupted in the first step."]
+    match result.ends_by:
+        case None:
+            said.append("It was interrupted: the server may hold more.")
+        case End.LIMIT:
+            said.append("That is a limit that is set, and not what the server can do: lift it, and measure again.")
+        case End.MOST:
+            said.append("That is --most: the server may hold more.")
+        case End.SERVER:
+            pass
+        case end:
+            said.append(f"The server may hold more, but {end.value}.")
+    return said
+
+
+def _settings(result: Result, plan: Plan, *, knows_process: bool) -> list[str]:
+    if result.ends_by is End.LIMIT or not (result.held and result.workers):
+        return []
+    workers = result.workers
+    opened = [step for step in result.steps if step.handshakes is not None and not step.problem]
+    # As fast as they were answered while half of the sessions talked: with all of them there is no time for more.
+    rates = [step.handshakes for number, step in enumerate(opened) if not number or step.sessions * 2 <= result.held]
+    lines = [f"CLOSECODES_MAX_SESSIONS={max(int(_ROOM * result.held / workers), 1)}"]
+    if rates and rates[-1] is not None:
+        lines.append(f"CLOSECODES_HANDSHAKES_PER_SECOND={max(int(_ROOM * rates[-1] / workers), 1)}")
+    lines.append(f"CLOSECODES_MAX_LOOP_LAG={plan.p99:g}")
+    if knows_process:
+        lines.append("CLOSECODES_MAX_MEMORY=80%")
+    of_each = "" if workers == 1 else f", for each of {workers} processes"
+    return [f"Set, with 20 % of room{of_each}:", *lines]
+
+
+def _unseen(result: Result, *, knows_process: bool) -> list[str]:
+    said = ["Not seen: other clients of the server, and a proxy in between, whose limits would show as the server's."]
+    if result.proxy:
+        said.append(f"A proxy answered: {result.proxy}.")
+    if not knows_process:
+        said.append("Without --pid: what a session takes of the memory, and how many processes share the load.")
+    elif result.workers == 0:
+        said.append("The process of --pid did nothing meanwhile: is it the server's?")
+    return [printable(line) for line in said]

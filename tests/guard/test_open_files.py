@@ -1,0 +1,84 @@
+"""Whether ``max_sessions`` fits the files that the process may open."""
+
+import os
+import resource
+
+import pytest
+
+from asgi_closecodes import Guard, Settings
+from asgi_closecodes.events import FewFiles
+from asgi_closecodes.guard import open_files
+from tests.support.asgi import of
+from tests.support.fakes import Stay
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def allowed(monkeypatch):
+    """Sets how many files this process may open, and how many it has open."""
+
+    def allow(limit, already=20):
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, resource.RLIM_INFINITY))
+        monkeypatch.setattr(open_files, "_open_files", lambda: already)
+
+    return allow
+
+
+def guard_of(seen, **settings):
+    return Guard(Settings(**settings), observers=[seen.append])
+
+
+@pytest.mark.parametrize(
+    ("sessions", "limit", "is_told"),
+    [
+        (941, 1024, True),
+        (940, 1024, False),
+        (0, 83, True),
+        (None, 10, False),
+        (10**9, resource.RLIM_INFINITY, False),
+    ],
+)
+async def test_a_limit_that_does_not_fit_is_told(allowed, sessions, limit, is_told):
+    """``max_sessions``, what is open, and 64."""
+    allowed(limit)
+    async with guard_of(seen := [], max_sessions=sessions).lifespan():
+        assert of(FewFiles, seen) == ([FewFiles(sessions, 20, limit, sessions + 84)] if is_told else [])
+
+
+async def test_it_is_told_once_in_many_lifespans(allowed):
+    allowed(100)
+    guard = guard_of(seen := [], max_sessions=50)
+    async with guard.lifespan(), guard.lifespan(), Stay(guard) as stay:
+        await stay.come(2)
+    assert len(of(FewFiles, seen)) == 1
+
+
+async def test_where_no_lifespan_comes_the_first_session_tells(allowed):
+    allowed(100)
+    guard = guard_of(seen := [], max_sessions=50)
+    assert not of(FewFiles, seen)
+    async with Stay(guard) as stay:
+        await stay.come(2)
+        assert len(of(FewFiles, seen)) == 1
+
+
+async def test_a_platform_without_such_a_limit_says_nothing(allowed, monkeypatch):
+    allowed(100)
+    monkeypatch.setattr(open_files, "resource", None)
+    async with guard_of(seen := [], max_sessions=500).lifespan():
+        assert not of(FewFiles, seen)
+
+
+async def test_its_record_names_the_remedy(allowed, caplog):
+    allowed(1024)
+    async with guard_of([], max_sessions=1000).lifespan():
+        [record] = [one for one in caplog.records if getattr(one, "event.name", "") == FewFiles.event_name]
+    assert record.levelname == "WARNING"
+    assert "let it open 1084 (ulimit -n, LimitNOFILE= of systemd), or lower max_sessions" in record.getMessage()
+
+
+def test_open_files_are_counted_as_they_are():
+    before = open_files._open_files()
+    with open(os.devnull):
+        assert open_files._open_files() == before + 1

@@ -1,0 +1,1 @@
+"""Compares what ``asgi-closecodes capacity`` finds with a sweep by hand."""
