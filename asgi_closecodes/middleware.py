@@ -81,7 +81,7 @@ class CloseCodeMiddleware:
             return await self.app(scope, receive, send)  # one place a session, however often it comes by
         session = self.guard.session(scope, receive, send)
         try:
-            async with self.guard.gate.admit(session) as session.permits:
+            async with self.guard.admit(session) as session.permits:
                 session.prepare()
                 try:
                     await session.run(self.app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -11,13 +11,13 @@ from typing import Any, Literal, Self
 import anyio
 import anyio.lowlevel
 
-from asgi_closecodes.concurrency import EventLoop, cancelled_from_outside
+from asgi_closecodes.concurrency import COUNTING, EventLoop, cancelled_from_outside
 from asgi_closecodes.events import GateFailed
 from asgi_closecodes.exceptions import TryAgainLater, leaves, refusal_in
 from asgi_closecodes.session import Session
 
 from .base import NO_PERMIT, Gate, GateBase, as_gate, rekey
-from .shadow import Shadow
+from .shadow import Shadow, ShadowedPermit, unshadowed
 
 
 class AllOf(GateBase):
@@ -36,13 +36,30 @@ class AllOf(GateBase):
         self.gates: tuple[GateBase, ...] = tuple(one for gate in gates for one in _flat(as_gate(gate)))
         self.failure = failure
         self.entering: set[Permits] = set()
-        """The places of sessions that are passing the gates."""
+        """The permits of sessions that pass the gates, or have passed them and are not admitted yet."""
         self.is_inherited = False
         """Whether its places are a parent process's: nothing is given back here."""
 
     def admit(self, session: Session, /) -> Permits:
         """Return a context manager that holds the session's places in all gates."""
         return Permits(self, session)
+
+    def replace(self, gates: Sequence[GateBase], admitted: Iterable[Permits]) -> None:
+        """Ask ``gates`` from now on, in any event loop, also for sessions that are passing the gates.
+
+        New gates adopt the sessions: the ``admitted`` ones, and those that are passing. Permits of other gates are
+        dropped with them.
+        """
+        changes: dict[tuple[int, int], _Change] = {}
+        with COUNTING:
+            if self.gates == (gates := tuple(gates)):
+                return
+            self.gates = gates
+            following = [*admitted, *self.entering]
+            if self.entering:
+                following.sort(key=_arrived_at)  # the order in which gates would have been asked
+            for permits in following:
+                permits.follow(gates, changes)
 
 
 def _flat(gate: GateBase) -> Iterator[GateBase]:
@@ -66,14 +83,14 @@ class Permits:
 
     def __init__(self, all_of: AllOf, session: Session) -> None:
         self._all = all_of
-        self._gates = all_of.gates  # those of others may be others by the time that this one leaves
+        self._gates: tuple[GateBase, ...] | None = all_of.gates  # of this session; None when it is over
         self._session = session
-        self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # one for each gate
+        self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # one for each gate that it has passed
 
     async def __aenter__(self) -> Self:
         self._all.entering.add(self)
         try:
-            for gate in self._gates:
+            while (gate := self._next()) is not None:
                 try:
                     permit = gate.admit(self._session)
                     if permit is not NO_PERMIT:
@@ -83,14 +100,64 @@ class Permits:
                         raise
                     self._refuse_or_admit_past(gate, error)  # nobody has cancelled this: a future that it awaits was
                     permit = NO_PERMIT
-                self._entered += (permit,)  # no list: that takes more for as long as the session lasts
+                self._hold(gate, permit)
             return self
         except BaseException as error:
             if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
                 raise TryAgainLater(cause="gate") from error
             raise
-        finally:
-            self._all.entering.discard(self)
+
+    def _next(self) -> GateBase | None:
+        """Return the next gate to ask, if one is left."""
+        with COUNTING:
+            gates, count = self._gates, len(self._entered)
+        return gates[count] if gates is not None and count < len(gates) else None
+
+    def _hold(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> None:
+        """Keep ``permit``, unless its gate is not asked any more."""
+        with COUNTING:
+            gates, count = self._gates, len(self._entered)
+            if gates is not None and count < len(gates) and unshadowed(gates[count]) is unshadowed(gate):
+                # No list: that takes more for as long as the session lasts.
+                self._entered += (self._kept(gates[count], permit),)
+
+    def admitted(self) -> None:
+        """Note that :meth:`AllOf.replace` is given these permits from now on."""
+        self._all.entering.discard(self)
+
+    def follow(self, gates: tuple[GateBase, ...], changes: dict[tuple[int, int], _Change]) -> None:
+        """Hold permits of ``gates``; the caller has the lock.
+
+        :param changes: by the gates and the number of permits of a session, kept for others that hold the same.
+        """
+        if self._gates is None:
+            return
+        alike = id(self._gates), len(self._entered)
+        if (change := changes.get(alike)) is None:
+            change = changes[alike] = _Change(self._gates, len(self._entered), gates)
+        entered = self._entered
+        self._gates = change.gates
+        self._entered = tuple(
+            [self._adopted(gate) if index is None else self._kept(gate, entered[index]) for gate, index in change.held]
+        )
+
+    def _kept(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> AbstractAsyncContextManager[Any]:
+        """Return ``permit`` as ``gate`` holds it now: in the shadow or not."""
+        if isinstance(gate, Shadow):
+            return gate.shadowed(self._session, permit)
+        return permit.permit if isinstance(permit, ShadowedPermit) else permit
+
+    def _adopted(self, gate: GateBase) -> AbstractAsyncContextManager[Any]:
+        try:
+            return gate.adopt(self._session)
+        except Exception as error:  # as of a function for its key
+            self._session.report_once((id(gate), "adopt"), self._failed(gate, error, "admit", admitted=True))
+            return NO_PERMIT
+
+    @property
+    def arrived_at(self) -> float:
+        """Arrival of their session in monotonic seconds."""
+        return self._session.arrived_at
 
     @property
     def loop(self) -> EventLoop:
@@ -102,7 +169,6 @@ class Permits:
 
         A gate of the user's that awaits something is left there, as by the garbage collector.
         """
-        self._all.entering.discard(self)
         most = len(self._entered)
         leaving = self.__aexit__(None, None, None)
         with suppress(StopIteration, GeneratorExit, asyncio.CancelledError):
@@ -115,7 +181,9 @@ class Permits:
 
         :raises TryAgainLater: if one has no room for it there.
         """
-        for gate, permit in zip(self._gates, self._entered, strict=True):
+        with COUNTING:
+            held = [*zip(self._gates or (), self._entered, strict=False)]
+        for gate, permit in held:
             try:
                 rekey(permit)
             except Exception as error:
@@ -140,7 +208,10 @@ class Permits:
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         pending = error
-        entered, self._entered = () if self._all.is_inherited else self._entered, ()
+        with COUNTING:
+            self._all.entering.discard(self)
+            entered, self._entered = () if self._all.is_inherited else self._entered, ()
+            gates, self._gates = self._gates or (), None
         for permit in reversed(entered):
             if permit is NO_PERMIT:
                 continue
@@ -152,7 +223,7 @@ class Permits:
             except Exception as failure:
                 # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
                 if any(leaf is not pending for leaf in leaves(failure)):
-                    gate = next(gate for gate, its in zip(self._gates, entered, strict=False) if its is permit)
+                    gate = next(gate for gate, its in zip(gates, entered, strict=False) if its is permit)
                     self._report(gate, failure, "release", admitted=True)
                 if _is_cancelled(pending) and not cancelled_from_outside():
                     pending = None  # the cancellation of a task group or a scope of the gate's own,
@@ -169,7 +240,31 @@ class Permits:
     def _report(
         self, gate: GateBase, error: BaseException, step: Literal["admit", "release"], *, admitted: bool
     ) -> None:
-        self._session.report(GateFailed(self._session.facts(), gate.name, error, step, admitted))
+        self._session.report(self._failed(gate, error, step, admitted=admitted))
+
+    def _failed(
+        self, gate: GateBase, error: BaseException, step: Literal["admit", "release"], *, admitted: bool
+    ) -> GateFailed:
+        return GateFailed(self._session.facts(), gate.name, error, step, admitted)
+
+
+def _arrived_at(permits: Permits) -> float:
+    return permits.arrived_at
+
+
+class _Change:
+    """Gates ``after`` instead of ``before``, for a session that has passed ``count`` of these."""
+
+    __slots__ = ("before", "gates", "held")
+
+    def __init__(self, before: tuple[GateBase, ...], count: int, after: tuple[GateBase, ...]) -> None:
+        self.before = before  # kept alive: changes are found by its id
+        passed = {unshadowed(gate): index for index, gate in enumerate(before[:count])}
+        left = {*map(unshadowed, before[count:])}
+        self.held = [(gate, passed.get(unshadowed(gate))) for gate in after if unshadowed(gate) not in left]
+        """The gates that hold something of the session, and which of its permits that was; None is a new gate."""
+        to_ask = [gate for gate in after if unshadowed(gate) in left]
+        self.gates = (*(gate for gate, _ in self.held), *to_ask) if to_ask else after
 
 
 def _is_cancelled(error: BaseException | None) -> bool:

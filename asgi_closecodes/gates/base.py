@@ -134,6 +134,10 @@ class GateBase(abc.ABC):
         """Return the same for :class:`Shadow`: it may refuse, and has no other session leave."""
         return self.admit(session)
 
+    def adopt(self, _session: Session, /) -> AbstractAsyncContextManager[Any]:
+        """Return the permit of a session that was open before this gate was asked: it is counted, never refused."""
+        return NO_PERMIT
+
     def sample(self) -> None:
         """Look at the world."""
 
@@ -166,7 +170,7 @@ class GateBase(abc.ABC):
 
 
 _TICKED = ("sample", "excess", "to_shed", "expired")
-_ABILITIES = (*_TICKED, "attach", "start", "stop")
+_ABILITIES = (*_TICKED, "adopt", "attach", "start", "stop")
 
 
 class _BareGate(GateBase):
@@ -243,8 +247,8 @@ def as_gate(gate: Gate, what: str = "a gate") -> GateBase:
     return gate
 
 
-def name_gates(gates: Iterable[GateBase]) -> None:
-    """Have each gate have a name of its own.
+def name_gates(gates: Iterable[GateBase], reserved: Container[str] = ()) -> None:
+    """Have each gate have a name of its own, and none of those that are ``reserved``.
 
     :raises ValueError: if two have been given the same one.
     """
@@ -252,7 +256,7 @@ def name_gates(gates: Iterable[GateBase]) -> None:
     taken: set[str] = set()
     for gate in gates:
         if gate.is_named:
-            if gate.name in taken:
+            if gate.name in taken or gate.name in reserved:
                 raise ValueError(
                     f"two gates are named {gate.name}: logs, metrics and alerts could not tell them apart; "
                     "give one of them another name, as name='rooms'"

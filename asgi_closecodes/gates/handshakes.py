@@ -69,6 +69,15 @@ class HandshakesInProgress(Limited):
         """Return a context manager that holds one of the places until the handshake is answered."""
         return Permit(self, session)
 
+    def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Count a handshake that is in progress already, from its arrival."""
+        self._started[session] = session.arrived_at
+        session.on_handshake_answered(self.release)
+        if session.is_answered:  # asked last: this may be another thread than the session's
+            self.release(session)
+            return NO_PERMIT
+        return Permit(self, session)
+
     def acquire(self, session: Session) -> None:
         """Count one handshake more, or refuse it."""
         with COUNTING:

@@ -21,30 +21,30 @@ from .sessions import Limited
 class _KeyedPermit:
     """The same in a gate that counts by key."""
 
-    __slots__ = ("_gate", "_key", "_session")
+    __slots__ = ("_gate", "_session", "key")
 
     def __init__(self, gate: MaxSessionsPerKey, session: Session) -> None:
         self._gate = gate
-        self._key = gate.key(session)  # kept: the session may have another one by the time it leaves
+        self.key = gate.key(session)  # kept: the session may have another one by the time it leaves
         self._session = session
 
     async def __aenter__(self) -> None:
-        self._gate.acquire(self._key, self._session)
+        self._gate.acquire(self.key, self._session)
 
     def _acquire(self, key: Hashable) -> None:
         self._gate.acquire(key, self._session)
 
     def rekey(self) -> None:
         """Move to the key that the session has now, or refuse it and stay."""
-        if (key := self._gate.key(self._session)) != self._key:
+        if (key := self._gate.key(self._session)) != self.key:
             self._acquire(key)
-            self._gate.release(self._key, self._session)
-            self._key = key
+            self._gate.release(self.key, self._session)
+            self.key = key
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.release(self._key, self._session)
+        self._gate.release(self.key, self._session)
 
 
 class _ShadowPermit(_KeyedPermit):
@@ -53,7 +53,7 @@ class _ShadowPermit(_KeyedPermit):
     __slots__ = ()
 
     async def __aenter__(self) -> None:
-        self._acquire(self._key)
+        self._acquire(self.key)
 
     def _acquire(self, key: Hashable) -> None:
         self._gate.acquire_or_refuse(key, self._session)
@@ -198,6 +198,12 @@ class MaxSessionsPerKey(Limited):
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return the same, for which no other session leaves."""
         return _ShadowPermit(self, session)
+
+    def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Count a session that is open already."""
+        permit = _KeyedPermit(self, session)
+        self._hold(permit.key, session)
+        return permit
 
     @property
     def usage(self) -> int:

@@ -104,7 +104,7 @@ class MaxSessions(Limited):
     _own_name = "max_sessions"
     cause = "full"
     usage: int
-    """Open sessions. They are counted without a limit too: one that is set later finds them."""
+    """Open sessions, without a limit too: one that is set later finds them."""
 
     def __init__(
         self, limit: int | None, reserve: Mapping[int, float] | None = None, *, name: str | None = None
@@ -120,6 +120,11 @@ class MaxSessions(Limited):
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the places."""
         return Permit(self, session) if self.reserve else self._permit  # where all places are alike
+
+    def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Count a session that is open already."""
+        self.usage += 1
+        return self.admit(session)
 
     def acquire(self, session: Session | None) -> None:
         """Count one session more, or refuse it."""

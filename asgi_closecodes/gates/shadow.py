@@ -72,7 +72,15 @@ class Shadow(GateBase):
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds the gate's permit, if there is one."""
-        return _ShadowedPermit(self.gate, session)
+        return ShadowedPermit(self.gate, session)
+
+    def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Have the gate count a session that is open already."""
+        return ShadowedPermit(self.gate, session, self.gate.adopt(session))
+
+    def shadowed(self, session: Session, permit: AbstractAsyncContextManager[Any]) -> AbstractAsyncContextManager[None]:
+        """Return ``permit``, which the gate may have given itself, as one of the shadow."""
+        return permit if isinstance(permit, ShadowedPermit) else ShadowedPermit(self.gate, session, permit)
 
     def sample(self) -> None:
         """Let the gate take its samples."""
@@ -95,26 +103,32 @@ class Shadow(GateBase):
         await self.gate.stop()
 
 
-class _ShadowedPermit:
+def unshadowed(gate: GateBase) -> GateBase:
+    """Return the gate that counts: of a shadow, the one that it asks."""
+    return gate.gate if isinstance(gate, Shadow) else gate
+
+
+class ShadowedPermit:
     """A permit of ``gate``, or none without a refusal."""
 
-    __slots__ = ("_gate", "_permit", "_session")
+    __slots__ = ("_gate", "_session", "permit")
 
-    def __init__(self, gate: GateBase, session: Session) -> None:
+    def __init__(self, gate: GateBase, session: Session, permit: AbstractAsyncContextManager[Any] = NO_PERMIT) -> None:
         self._gate = gate
         self._session = session
-        self._permit: AbstractAsyncContextManager[Any] = NO_PERMIT
+        self.permit = permit
+        """What the gate has given."""
 
     async def __aenter__(self) -> None:
         with self._refusing_nobody():
             permit = self._gate.admit_in_shadow(self._session)
             await permit.__aenter__()
-            self._permit = permit
+            self.permit = permit
 
     def rekey(self) -> None:
         """Have the gate count the session under its new key, if it counts it."""
         with self._refusing_nobody():
-            rekey(self._permit)
+            rekey(self.permit)
 
     @contextmanager
     def _refusing_nobody(self) -> Generator[None]:
@@ -146,4 +160,4 @@ class _ShadowedPermit:
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return await self._permit.__aexit__(cls, error, trace)
+        return await self.permit.__aexit__(cls, error, trace)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection
-from contextlib import AbstractAsyncContextManager
 
 import anyio
 import anyio.lowlevel
@@ -14,8 +13,6 @@ from asgi_closecodes import events
 from asgi_closecodes.bounds import is_between
 from asgi_closecodes.concurrency import Claim
 from asgi_closecodes.exceptions import ServiceRestart
-from asgi_closecodes.gates import GateBase
-from asgi_closecodes.gates.base import NO_PERMIT
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 from asgi_closecodes.token_bucket import TokenBucket
@@ -24,9 +21,12 @@ from .shedding import ENDS_A_TURN
 from .ticker import TICK
 from .victims import Victims
 
+NAME = "draining"
+"""Stands for a gate where refusals during a drain are reported."""
 
-class Draining(GateBase):
-    """The first gate: refuses everybody while it drains.
+
+class Draining:
+    """The drain of one guard, and whether it is on.
 
     :param sessions: the admitted ones that are not over.
     :param staying: returns those of them that are not about to end.
@@ -34,9 +34,6 @@ class Draining(GateBase):
     :param report: gets events.
     :param clock: monotonic seconds.
     """
-
-    cause = "drain"
-    is_overload = False
 
     def __init__(
         self,
@@ -47,7 +44,6 @@ class Draining(GateBase):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__("draining")
         self.is_on = False
         self._sessions = sessions
         self._staying = staying
@@ -56,11 +52,15 @@ class Draining(GateBase):
         self._clock = clock
         self._claim = Claim()
 
-    def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Let the session pass, or refuse it with 1012."""
+    def check(self) -> None:
+        """Refuse a session with 1012 while the drain is on.
+
+        :raises TryAgainLater: then.
+        """
         if self.is_on:
-            raise _service_restart()
-        return NO_PERMIT
+            refusal = _service_restart()
+            refusal.gate = NAME
+            raise refusal
 
     async def drain(self, window: float) -> None:
         """Refuse new sessions, and close the open ones evenly over ``window``; see :meth:`Guard.drain`.

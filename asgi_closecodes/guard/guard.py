@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -16,7 +16,9 @@ from asgi_closecodes import concurrency, events
 from asgi_closecodes.concurrency import COUNTING, running_loop
 from asgi_closecodes.exceptions import ExceptionMapping, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, GateBase, LoopLag, Shadow
+from asgi_closecodes.gates.all_of import Permits
 from asgi_closecodes.gates.base import as_gate, name_gates
+from asgi_closecodes.gates.shadow import unshadowed
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session, session_of
@@ -24,7 +26,7 @@ from asgi_closecodes.settings import Settings, checked_change, reject_misplaced_
 from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import TokenBucket
 
-from . import sigterm, unused
+from . import draining, sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
 from .counters import Tally
 from .dispatch import Dispatcher, checked_observers, weak
@@ -99,6 +101,7 @@ class Guard:
         self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
         self.gate = AllOf()
         self._gates: dict[str, GateBase] = {}
+        self._working_gates: tuple[GateBase, ...] = ()
         self._queue = RetryQueue()
         self._refusals = TokenBucket(0, 0)
         self._timeouts = SessionTimeouts(self.sessions)
@@ -136,11 +139,8 @@ class Guard:
         )
         gates = gates_of(settings, self._gates)
         asked = {name: Shadow(gate) if name in settings.shadow else gate for name, gate in gates.items()}
-        limiting = [gate for name, gate in asked.items() if getattr(settings, name) is not None]
-        name_gates([self._draining, *limiting, *self._own_gates])
         working = (*asked.values(), *self._own_gates)
-        # Asked at the end too: a drain may begin while a session waits in a slow gate.
-        all_gates = AllOf(self._draining, *working, self._draining).gates
+        name_gates(working, reserved={draining.NAME})
         shedders = round_shedders(working, self._shedding.round_shedders, self.sessions, self.report)
         for gate in working:
             gate.attach(self.report)
@@ -155,9 +155,11 @@ class Guard:
         self.rules = rules
         self._timeouts.follow(settings)
         self._gates = gates
-        self.gate.gates = all_gates
+        dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
-        self._shown_gates: tuple[GateBase, ...] = (*limiting, *self._own_gates)
+        held = (session.permits for session in [*self.sessions])
+        self.gate.replace(working, [permits for permits in held if permits is not None])
+        self._stop_soon(dropped)
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.max_retry_after
         rate = settings.handshakes_per_second
@@ -202,9 +204,9 @@ class Guard:
             "stalled": self._timeouts.stalled(),
             "waiting": self._queue.waiting(),
             "draining": self._draining.is_on,
-            "headroom": headroom(self._shown_gates),
+            "headroom": headroom(self._working_gates),
             "loop_lag": self._lag.value(),
-            "gates": [state_of(gate) for gate in self._shown_gates],
+            "gates": [state_of(gate) for gate in self._working_gates],
             **self._tally.counts(),
         }
 
@@ -267,9 +269,27 @@ class Guard:
         """Whether ``scope`` belongs to a session of this guard that has begun."""
         return session_of(scope) in self.sessions
 
+    def admit(self, session: Session) -> Permits:
+        """Return a context manager that asks the gates, and holds their permits.
+
+        :raises TryAgainLater: while it drains.
+        """
+        self._draining.check()
+        return self.gate.admit(session)
+
+    def check_draining(self) -> None:
+        """Refuse a session that has passed the gates while a drain began.
+
+        :raises TryAgainLater: then.
+        """
+        self._draining.check()
+
     def on_admitted(self, session: Session) -> None:
         """Take note of an admitted session."""
-        self.sessions[session] = None
+        with COUNTING:  # a change of the gates in another thread finds the session once
+            self.sessions[session] = None
+            if (permits := session.permits) is not None:
+                permits.admitted()
         self._timeouts.add(session)
         if not self._has_begun:
             self._has_begun = True
@@ -355,6 +375,15 @@ class Guard:
                 self._logs.flush_summaries(now=True)
                 await stop_all(self._working_gates, self._dispatcher)
 
+    def _stop_soon(self, gates: Collection[GateBase]) -> None:
+        """Stop gates that are asked no more, in an event loop where they may have work."""
+        if not gates:
+            return
+        if running_loop() is None:
+            self._loops.call_elsewhere(self.spawn, stop_all, gates, self._dispatcher)
+        else:
+            self.spawn(stop_all, gates, self._dispatcher)
+
     def may_be_unused(self) -> None:
         """Say so, once, if no middleware has this guard."""
         if unused.used(self):
@@ -362,7 +391,7 @@ class Guard:
 
     def is_unused(self) -> None:
         """Say, once, that no middleware has this guard, if it is to limit somebody."""
-        if self._shown_gates and unused.used(self):
+        if self._working_gates and unused.used(self):
             self._is_unused()
 
     def _is_unused(self) -> None:

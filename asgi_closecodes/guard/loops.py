@@ -46,11 +46,11 @@ class EventLoops:
             self.lifespans.remove(loop)
             return not self.lifespans
 
-    def call_elsewhere(self, call: Callable[[], object]) -> None:
+    def call_elsewhere(self, call: Callable[..., object], *arguments: object) -> None:
         """Have ``call`` called in one that runs in another thread, if there is any."""
         for loop in self.known.copy():
             other = EventLoop(loop)
-            if not other.is_here and other.is_alive and other.call_soon(call):
+            if not other.is_here and other.is_alive and other.call_soon(call, *arguments):
                 return
 
     def forget(self) -> None:

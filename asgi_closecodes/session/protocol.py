@@ -122,6 +122,10 @@ class HandlerProtocol(Channel):
         """Hand ``event`` to every observer of the guard."""
         self._guard.report(event)
 
+    def report_once(self, key: Hashable, event: events.Event) -> None:
+        """Hand the first of all events of one ``key`` to every observer of the guard."""
+        self._guard.report_once(key, event)
+
     @property
     def loop(self) -> EventLoop:
         """The event loop that it runs in."""

@@ -105,9 +105,13 @@ class Session(ClosingProtocol):
 
         :raises TryAgainLater: if it was to end before it began.
         """
-        if self._error is not None:
+        try:
+            self._guard.check_draining()
+            if self._error is not None:
+                raise self._error
+        except Exception:
             self.permits = None
-            raise self._error
+            raise
         # Copied, never changed in place: the server's dict may serve other middleware.
         extensions = {**(self.server_scope.get("extensions") or {}), "closecodes": self}
         self.scope = {**self.server_scope, "extensions": extensions}
@@ -196,6 +200,11 @@ class Session(ClosingProtocol):
             self._guard.spawn(self.end, refusal)
         else:
             self.loop.call_soon(self._guard.spawn, self.end, refusal)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the handshake is."""
+        return self.phase not in UNANSWERED
 
     def on_handshake_answered(self, call: Callable[[Session], None]) -> None:
         """Have ``call`` called once the handshake is answered, by whatever."""

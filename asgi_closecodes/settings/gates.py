@@ -32,6 +32,11 @@ def _set_limit(gate: Limited, limit: int | None) -> None:
         gate.limit = limit
 
 
+def _counting(limit: int | None, existing: GateBase | None, make: Callable[[int], GateBase]) -> GateBase | None:
+    """Return the gate of a limit that is set."""
+    return None if limit is None else existing or make(limit)
+
+
 def _pressure(gate: Pressure | None, existing: GateBase | None) -> Pressure | None:
     """Return ``existing`` if it equals ``gate``, else ``gate`` with its state."""
     if gate is not None and isinstance(existing, Pressure):
@@ -64,8 +69,8 @@ def _half_of_headroom(share: float) -> float | None:
     return (share + 1) / 2 if share < 1 else None
 
 
-def _per_client(_settings: Settings, existing: GateBase | None) -> GateBase:
-    return existing or MaxSessionsPerKey(None)
+def _per_client(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    return _counting(settings.max_sessions_per_client, existing, MaxSessionsPerKey)
 
 
 def _change_per_client(gate: MaxSessionsPerKey, settings: Settings) -> None:
@@ -73,8 +78,8 @@ def _change_per_client(gate: MaxSessionsPerKey, settings: Settings) -> None:
     _set_limit(gate, settings.max_sessions_per_client)
 
 
-def _handshakes(_settings: Settings, existing: GateBase | None) -> GateBase:
-    return existing or HandshakesInProgress(None)
+def _handshakes(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    return _counting(settings.max_handshakes_in_progress, existing, HandshakesInProgress)
 
 
 def _change_handshakes(gate: HandshakesInProgress, settings: Settings) -> None:
@@ -82,8 +87,8 @@ def _change_handshakes(gate: HandshakesInProgress, settings: Settings) -> None:
     _set_limit(gate, settings.max_handshakes_in_progress)
 
 
-def _sessions(_settings: Settings, existing: GateBase | None) -> GateBase:
-    return existing or MaxSessions(None)
+def _sessions(settings: Settings, existing: GateBase | None) -> GateBase | None:
+    return _counting(settings.max_sessions, existing, MaxSessions)
 
 
 def _change_sessions(gate: MaxSessions, settings: Settings) -> None:
@@ -101,10 +106,10 @@ def _change_rate(gate: HandshakeRate, settings: Settings) -> None:
 
 
 def _cluster_per_client(settings: Settings, existing: GateBase | None) -> GateBase | None:
-    url = settings.redis_url
-    if url is None:
+    limit, url = settings.cluster_max_sessions_per_client, settings.redis_url
+    if limit is None or url is None:
         return None
-    return existing or ClusterSessionsPerKey(None, url.get_secret_value(), name=settings.cluster_name)
+    return existing or ClusterSessionsPerKey(limit, url.get_secret_value(), name=settings.cluster_name)
 
 
 def _change_cluster_per_client(gate: ClusterSessionsPerKey, settings: Settings) -> None:
@@ -114,10 +119,10 @@ def _change_cluster_per_client(gate: ClusterSessionsPerKey, settings: Settings) 
 
 
 def _cluster(settings: Settings, existing: GateBase | None) -> GateBase | None:
-    url = settings.redis_url
-    if url is None:
+    limit, url = settings.cluster_max_sessions, settings.redis_url
+    if limit is None or url is None:
         return None
-    return existing or ClusterSessions(None, url.get_secret_value(), settings.cluster_name)
+    return existing or ClusterSessions(limit, url.get_secret_value(), settings.cluster_name)
 
 
 def _change_cluster(gate: ClusterSessions, settings: Settings) -> None:

@@ -146,7 +146,6 @@ def test_gates_of_settings_are_named_as_their_settings():
     }
     guard = Guard(Settings(redis_url=REDIS, cluster_name="rooms", **limits))
     assert names(guard) == [*limits]
-    assert guard.gate.gates[0].name == guard.gate.gates[-1].name == "draining"
 
 
 def test_default_names_are_made_unique():
@@ -231,7 +230,7 @@ def test_a_gate_whose_admit_is_no_method_is_refused():
 def test_gate_base_is_used_as_it_is():
     gate = HTTPRooms2D()
     assert as_gate(gate) is gate
-    assert Guard(gate=gate).gate.gates[-2] is gate
+    assert Guard(gate=gate).gate.gates == (gate,)
 
 
 @pytest.mark.anyio

@@ -153,7 +153,7 @@ class Bench:
         dispatcher = Dispatcher({}, [self.seen.append])
         victims = Victims("oldest", print, Activity().last_message_at)
         self.shedding = Shedding(sessions, self.leaving, self.leaving.add, victims, dispatcher, clock=self.clock)
-        self.shedding.follow(Settings(**{"shed": "oldest", **settings}), gates, {})
+        self.shedding.follow(Settings(**{"shed_order": "oldest", **settings}), gates, {})
 
     def shed(self):
         self.clock.now += 1.0
@@ -187,7 +187,7 @@ def test_shedding_keeps_its_pace_and_names_the_gate():
 def test_shedding_never_ends_only_the_expired():
     sessions = aged(50, 40, 30)
     gate = Wants("gate", 3, to_shed=sessions[:1], expired=sessions[1:2])
-    bench = Bench(sessions, gate, shed="never")
+    bench = Bench(sessions, gate, shed_order="never")
     bench.shedding.end_expired()
     assert bench.shed() == {sessions[1]: "gate"}
 

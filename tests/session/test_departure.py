@@ -154,7 +154,7 @@ async def test_session_that_stays_held_is_abandoned_once(caplog):
     assert event.after >= 0.05
     assert seen.index(event) < seen.index(*of(SessionClosed, seen))
     assert counts(guard) == (0, 0, 0)
-    assert guard.gate.gates[-2].usage == 0
+    assert guard.gate.gates[-1].usage == 0
     assert "closecodes.session.abandoned" in {record.__dict__["event.name"] for record in caplog.records}
 
 

@@ -275,7 +275,7 @@ def test_a_drain_on_sigterm_may_be_set_before_the_start():
 
 def test_gates_are_asked_in_the_order_of_limits():
     guard = Guard(Settings(**GIVEN))
-    assert [gate.name for gate in guard.gate.gates[1:-1]] == [*LIMITS]
+    assert [gate.name for gate in guard.gate.gates] == [*LIMITS]
     assert [*guard.settings.limits()][: len(LIMITS)] == [*LIMITS]
     with pytest.raises(SettingsError, match=f"use {', '.join(LIMITS)}, or all"):
         Settings(shadow="max_session")

@@ -107,6 +107,14 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._in_shadow = True
         return _Permit(self, self.digest(session), session)
 
+    def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Count a session that is open already: here at once, in the cluster with the next sync."""
+        permit = _Permit(self, digest := self.digest(session), session)
+        self._hold(digest, session)
+        if digest is not None:
+            self._counts.mark_changed(digest)
+        return permit
+
     def digest(self, session: Session) -> str | None:
         """Return what stands for the key of ``session`` in the store."""
         return _digest(self.key(session))

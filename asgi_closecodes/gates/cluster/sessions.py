@@ -74,6 +74,11 @@ class ClusterSessions(ClusterGate):
         """Return a context manager that holds one of the places."""
         return self._permit
 
+    def adopt(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
+        """Count a session that is open already: here at once, in the cluster with the next sync."""
+        self._lease.used += 1
+        return self._permit
+
     async def wait_for_place(self) -> None:
         """Count one session more as soon as a sync brings a place, or refuse it."""
         lease = self._lease

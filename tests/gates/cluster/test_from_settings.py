@@ -33,12 +33,7 @@ def test_the_cluster_is_asked_last():
         cluster_fallback="closed",
     )
     names = [gate.name for gate in Guard(settings).gate.gates]
-    assert names[-4:] == [
-        "handshakes_per_second",
-        "cluster_max_sessions_per_client",
-        "cluster_max_sessions",
-        "draining",
-    ]
+    assert names == ["handshakes_per_second", "cluster_max_sessions_per_client", "cluster_max_sessions"]
     per_client, sessions = cluster_gates(Guard(settings))
     assert (sessions.limit, sessions.ttl, sessions.fallback) == (100, 10, "closed")
     assert (per_client.limit, per_client.ttl, per_client.fallback) == (5, 10, "closed")
@@ -53,20 +48,22 @@ def test_a_limit_without_a_place_to_meet_is_refused(name):
 
 def test_a_limit_may_change_while_it_runs_and_the_place_to_meet_may_not():
     guard = Guard(Settings(redis_url="redis://localhost", cluster_max_sessions=100))
-    [_, gate] = cluster_gates(guard)
+    [gate] = cluster_gates(guard)
     guard.update(
         cluster_max_sessions=50, cluster_fallback="open", cluster_lease_duration=5, when_client_full="replace_oldest"
     )
-    assert cluster_gates(guard)[0].when_full == "replace_oldest"
-    assert cluster_gates(guard)[1] is gate
+    guard.update(cluster_max_sessions_per_client=3)
+    per_client, sessions = cluster_gates(guard)
+    assert per_client.when_full == "replace_oldest"
+    assert sessions is gate
     assert (gate.limit, gate.fallback, gate.ttl) == (50, "open", 5)
     guard.update(cluster_max_sessions=None)
-    assert gate.limit is None
+    assert gate not in guard.gate.gates
     with pytest.raises(SettingsError, match="cannot be changed while the application runs"):
         guard.update(redis_url="redis://elsewhere")
     with pytest.raises(SettingsError, match="cluster_name cannot be changed"):
         guard.update(cluster_name="other", cluster_max_sessions=7)
-    assert gate.limit is None
+    assert cluster_gates(guard) == [per_client]
 
 
 def test_the_password_is_told_nowhere(caplog):
@@ -82,8 +79,8 @@ def test_the_password_is_told_nowhere(caplog):
 
 def test_in_the_shadow_it_only_looks():
     guard = Guard(Settings(redis_url="redis://localhost", cluster_max_sessions=5, shadow="cluster_max_sessions"))
-    assert isinstance(guard.gate.gates[-2], Shadow)
-    assert isinstance(guard.gate.gates[-2].gate, ClusterSessions)
+    assert isinstance(guard.gate.gates[-1], Shadow)
+    assert isinstance(guard.gate.gates[-1].gate, ClusterSessions)
 
 
 class Lifespan:

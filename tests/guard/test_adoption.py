@@ -1,0 +1,246 @@
+"""A limit that is set while sessions are open counts them at once, and one that is unset keeps none of them."""
+
+import threading
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes.events import GateFailed
+from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey
+from asgi_closecodes.gates.base import as_gate
+from tests.support.asgi import Peer, of
+
+HOSTS = ("192.0.2.1", "192.0.2.2")
+NAMES = ("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress")
+
+
+async def settle():
+    for _ in range(30):
+        await anyio.lowlevel.checkpoint()
+
+
+class Door:
+    """A slow gate of the user's: each session waits until it is opened for it."""
+
+    def __init__(self):
+        self.waiting = {}
+
+    @asynccontextmanager
+    async def admit(self, session):
+        opened = self.waiting[session] = anyio.Event()
+        try:
+            await opened.wait()
+        finally:
+            del self.waiting[session]
+        yield
+
+
+class Visit:
+    """A session that waits at the door, then in its handshake, then open, as it is told."""
+
+    def __init__(self, guard, host):
+        self.guard = guard
+        self.host = host
+        self.state = "waits"
+        self.session = None
+        self.answer, self.end = anyio.Event(), anyio.Event()
+
+    async def handler(self, scope, receive, send):
+        self.session = scope["extensions"]["closecodes"]
+        await receive()
+        await self.answer.wait()
+        await send({"type": "websocket.accept"})
+        await self.end.wait()
+
+    async def run(self):
+        self.scope = anyio.CancelScope()
+        with self.scope:
+            await Peer("x", client=(self.host, 1)).visit(CloseCodeMiddleware(self.handler, self.guard))
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("come"), st.integers(0, 1)),
+        st.tuples(st.just("come"), st.integers(0, 1)),
+        st.tuples(st.sampled_from(["go on", "go on", "end", "cancel"]), st.integers(0, 9)),
+        st.tuples(st.sampled_from(NAMES), st.sampled_from([None, None, 50, 60])),
+        st.tuples(st.just("shadow"), st.sampled_from(["", "all"])),
+    ),
+    max_size=25,
+)
+
+
+def expected(visits):
+    """Return what each limit counts: those that wait have passed the gates of the settings."""
+    return {
+        "max_sessions": len(visits),
+        "max_sessions_per_client": max((sum(one.host == host for one in visits) for host in HOSTS), default=0),
+        "max_handshakes_in_progress": sum(one.state != "open" for one in visits),
+    }
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@given(steps=steps)
+@settings(max_examples=60, deadline=None)
+def test_limits_set_and_unset_count_exactly_at_each_step(backend, steps):
+    async def main():
+        door = Door()
+        guard = Guard(Settings(handshake_timeout=3600), gate=door)
+        visits, waiting = [], {}
+        async with anyio.create_task_group() as tasks:
+            for step, argument in steps:
+                if step == "come":
+                    visit = Visit(guard, HOSTS[argument])
+                    before = set(door.waiting)
+                    tasks.start_soon(visit.run)
+                    await settle()
+                    [session] = set(door.waiting) - before
+                    waiting[visit] = session
+                    visits.append(visit)
+                elif step in {*NAMES, "shadow"}:
+                    guard.update(**{step: argument})
+                elif visits:
+                    visit = visits[argument % len(visits)]
+                    if step == "go on" and visit.state == "waits":
+                        door.waiting[waiting[visit]].set()
+                        visit.state = "answers"
+                    elif step == "go on":
+                        visit.answer.set()
+                        visit.state = "open"
+                    else:
+                        visits.remove(visit)
+                        if step == "cancel" or visit.state == "waits":
+                            visit.scope.cancel()
+                        else:
+                            visit.answer.set()
+                            visit.end.set()
+                    await settle()
+                counts = {gate["name"]: gate["usage"] for gate in guard.snapshot()["gates"]}
+                del counts["door"]
+                assert counts == {name: count for name, count in expected(visits).items() if name in counts}
+                assert set(counts) == {name for name in NAMES if getattr(guard.settings, name) is not None}
+            tasks.cancel_scope.cancel()
+        assert not any(gate["usage"] for gate in guard.snapshot()["gates"])
+        assert not guard.gate.entering
+
+    anyio.run(main, backend=backend)
+
+
+@asynccontextmanager
+async def staying(guard, *hosts):
+    """Hold an open session of each host; yields what ends them."""
+    visits = [Visit(guard, host) for host in hosts]
+    async with anyio.create_task_group() as tasks:
+        for visit in visits:
+            visit.answer.set()
+            tasks.start_soon(visit.run)
+        await settle()
+        yield visits
+        for visit in visits:
+            visit.end.set()
+
+
+@pytest.mark.anyio
+async def test_limit_set_later_refuses_from_the_first_session_on():
+    guard = Guard()
+    async with staying(guard, *HOSTS):
+        guard.update(max_sessions=2)
+        peer = Peer("x")
+        await peer.visit(CloseCodeMiddleware(Visit(guard, "").handler, guard))
+        assert peer.closed[0] == 1013
+    assert guard.snapshot()["gates"][0]["usage"] == 0
+
+
+@pytest.mark.anyio
+async def test_limit_unset_and_set_again_is_not_released_twice():
+    """What the first gate held is dropped with it, whatever becomes of its sessions."""
+    guard = Guard(Settings(max_sessions=9))
+    [first] = guard.gate.gates
+    async with staying(guard, *HOSTS):
+        guard.update(max_sessions=None)
+        assert guard.gate.gates == ()
+        async with staying(guard, "192.0.2.9"):
+            guard.update(max_sessions=9)
+            [second] = guard.gate.gates
+            assert (first is second, second.usage) == (False, 3)
+        assert second.usage == 2
+    assert second.usage == 0
+
+
+@pytest.mark.anyio
+async def test_limit_set_in_a_thread_counts_before_update_returns():
+    guard = Guard()
+    counts = []
+
+    def change():
+        guard.update(max_sessions=9, max_sessions_per_client=9)
+        counts.append({gate["name"]: gate["usage"] for gate in guard.snapshot()["gates"]})
+
+    async with staying(guard, "192.0.2.1", "192.0.2.1", "192.0.2.2"):
+        thread = threading.Thread(target=change)
+        thread.start()
+        thread.join()
+    assert counts == [{"max_sessions": 3, "max_sessions_per_client": 2}]
+
+
+@pytest.mark.anyio
+async def test_shadow_keeps_what_is_held():
+    guard = Guard(Settings(max_sessions=9, max_sessions_per_client=9))
+    async with staying(guard, "192.0.2.1", "192.0.2.1"):
+        for shadow in ("all", "max_sessions", "", "all"):
+            guard.update(shadow=shadow)
+            assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [2, 2]
+    assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0, 0]
+
+
+class Unreadable(MaxSessionsPerKey):
+    """A gate whose key cannot be told."""
+
+    def __init__(self):
+        super().__init__(1, key=lambda session: 1 / 0)
+
+
+@pytest.mark.anyio
+async def test_key_that_raises_holds_nothing_and_is_told_once():
+    seen = []
+    guard = Guard(observers=[seen.append])
+    gate = as_gate(Unreadable())
+    async with staying(guard, *HOSTS):
+        guard.gate.replace((gate,), [session.permits for session in guard.sessions])
+        assert gate.usage == 0
+    [told] = of(GateFailed, seen)
+    assert (told.gate, type(told.exception)) == (gate.name, ZeroDivisionError)
+
+
+@pytest.mark.anyio
+async def test_gate_of_none_of_the_sessions_is_left_alone():
+    """Those that a gate has refused, or that are over, are adopted by nobody."""
+    guard = Guard(Settings(max_sessions=0))
+    async with staying(guard, *HOSTS):
+        guard.update(max_sessions_per_client=5)
+        assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0, 0]
+
+
+@pytest.mark.anyio
+async def test_all_of_replace_asks_for_what_a_passing_session_has_not_passed():
+    first, second, third = MaxSessions(5), Door(), MaxSessions(5)
+    every = AllOf(first, second, third)
+    slow = every.gates[1]
+    guard = Guard(gate=every)
+    async with anyio.create_task_group() as tasks:
+        visit = Visit(guard, "192.0.2.1")
+        tasks.start_soon(visit.run)
+        await settle()
+        fourth = MaxSessions(5)
+        guard.gate.replace((fourth, slow, third), [])
+        assert (fourth.usage, third.usage) == (1, 0)
+        next(iter(second.waiting.values())).set()
+        await settle()
+        assert (first.usage, third.usage, fourth.usage) == (1, 1, 1)
+        visit.answer.set()
+        visit.end.set()
+    assert (third.usage, fourth.usage) == (0, 0)
