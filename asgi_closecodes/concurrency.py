@@ -25,7 +25,7 @@ for all, so that a fork finds it free.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=COUNTING.acquire, after_in_parent=COUNTING.release, after_in_child=COUNTING.release)
 
-_LOST_AFTER = 0.5
+_LOST_AFTER_S = 0.5
 """Seconds between two looks at whether an event loop that is waited for still runs."""
 
 _Returned = TypeVar("_Returned")
@@ -128,7 +128,7 @@ class EventLoop:
 
         if self.call_soon(spawn, run):
             while not done.is_set() and self.is_alive:
-                with anyio.move_on_after(_LOST_AFTER):
+                with anyio.move_on_after(_LOST_AFTER_S):
                     await done.wait()
         if raised:
             raise raised[0]
@@ -244,25 +244,25 @@ def cancelled_from_outside() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-class Patience(Protocol):
+class Deadline(Protocol):
     """Decision whether there is more time."""
 
     @property
-    def ask_at(self) -> float:
+    def check_at(self) -> float:
         """Monotonic seconds when :meth:`is_over` is worth asking again."""
 
     def is_over(self, now: float) -> bool:
         """Whether there is none."""
 
 
-def move_on_after(seconds: float, patience: Patience | None = None) -> anyio.CancelScope | Timeout:
+def move_on_after(seconds: float, deadline: Deadline | None = None) -> anyio.CancelScope | Timeout:
     """Return a context manager that cancels what is done in it after so many seconds, and goes on behind it.
 
     ``cancelled_caught`` says whether it has.
 
-    :param patience: decides instead on asyncio.
+    :param deadline: decides instead on asyncio.
     """
-    return Timeout(seconds, patience=patience) if on_asyncio() else anyio.move_on_after(seconds)
+    return Timeout(seconds, deadline=deadline) if on_asyncio() else anyio.move_on_after(seconds)
 
 
 class Timeout:
@@ -273,17 +273,17 @@ class Timeout:
     :param seconds: after which it cancels.
     :param task: by default the current one, from now on.
     :param cancelling: how often another one was cancelled before it began with what is to end in time.
-    :param patience: decides instead of ``seconds``.
+    :param deadline: decides instead of ``seconds``.
     """
 
-    __slots__ = ("_cancelling", "_has_expired", "_patience", "_task", "_timer", "cancelled_caught")
+    __slots__ = ("_cancelling", "_deadline", "_has_expired", "_task", "_timer", "cancelled_caught")
 
     def __init__(
         self,
         seconds: float,
         task: asyncio.Task[object] | None = None,
         cancelling: int = 0,
-        patience: Patience | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         if task is None:
             task = asyncio.current_task()
@@ -292,16 +292,16 @@ class Timeout:
         self._task: asyncio.Task[object] | None = task
         self._cancelling = cancelling
         self._has_expired = False
-        self._patience = patience
-        if patience is not None:
-            seconds = patience.ask_at - time.monotonic()
+        self._deadline = deadline
+        if deadline is not None:
+            seconds = deadline.check_at - time.monotonic()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
         self.cancelled_caught = False
 
     def _expire(self) -> None:
         assert self._task is not None
-        if self._patience is not None and not self._patience.is_over(now := time.monotonic()):
-            self._timer = asyncio.get_running_loop().call_later(max(self._patience.ask_at - now, 0.0), self._expire)
+        if self._deadline is not None and not self._deadline.is_over(now := time.monotonic()):
+            self._timer = asyncio.get_running_loop().call_later(max(self._deadline.check_at - now, 0.0), self._expire)
             return
         self._has_expired = True
         self._task.cancel()

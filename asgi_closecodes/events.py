@@ -408,7 +408,7 @@ class FewFiles(Event):
     limit: int
     """Files that may be open at one time."""
     needed: int
-    """What the limit should be at least."""
+    """Lowest limit that suffices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,7 +575,7 @@ class Snapshot(TypedDict):
     """Refused sessions that were told when to come back, and whose turn has not come."""
     draining: bool
     headroom: float | None
-    """What is left of the gate that is nearest to its limit, as a share of it: 0 for a limit of 0. None where no gate
+    """Rest of the gate that is nearest to its limit, as a share of that: 0 for a limit of 0. None where no gate
     has a usage and a limit. Shadows and limits of one client are left out."""
     loop_lag: float | None
     """Delay of the event loop in seconds; a stall counts half after 15 s. None if not measured."""

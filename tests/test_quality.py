@@ -29,11 +29,7 @@ def test_imports_point_down():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-READ = (
-    *("logs", "cli", "telemetry", "status", "settings"),
-    *("addresses.py", "bounds.py", "codes.py", "error_identity.py", "events.py", "exceptions.py", "naming.py"),
-    *("__init__.py", "../demo_app"),
-)
+READ = ("", "../demo_app")
 """Parts of the package whose prose was read by the rules; add yours."""
 
 

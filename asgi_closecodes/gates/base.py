@@ -305,7 +305,7 @@ class _NoPermit(AbstractAsyncContextManager[None]):
 
 
 NO_PERMIT = _NoPermit()
-"""What a gate gives that counts nothing: there is nothing to release."""
+"""Permit of a gate that counts nothing: there is nothing to release."""
 
 
 def rekey(permit: AbstractAsyncContextManager[Any]) -> None:

@@ -18,16 +18,16 @@ from .base import NO_PERMIT, GateBase, token
 from .rounds import Rounds
 from .sensors import ForgettingSensor, Memory, ReportingSensor, Sensor
 
-SHORTEST = 5.0
+MIN_REFUSING_S = 5.0
 """Seconds that refusing lasts at least."""
 
-PATIENCE = 30.0
+ESCAPE_AFTER_S = 30.0
 """Seconds without growth after which sessions are let in again, however high the value is."""
 
-FULL = 1.25
+FULL_REFUSAL_FACTOR = 1.25
 """At this multiple of ``refuse_above`` all sessions are refused, below it a share."""
 
-LEAST = 0.1
+MIN_REFUSAL_SHARE = 0.1
 """That share at ``refuse_above`` itself."""
 
 
@@ -162,9 +162,9 @@ class Pressure(GateBase):
             return True
         if value > self._highest:
             self._highest, self._grown_at, self._let_in = value, now, 0
-        if (stuck := now - self._grown_at) >= PATIENCE:
+        if (stuck := now - self._grown_at) >= ESCAPE_AFTER_S:
             # One in the first second, two in the next, four: 2 ** n - 1 after n of them.
-            if self._let_in < 2 ** min(1 + int(stuck - PATIENCE), 30) - 1:
+            if self._let_in < 2 ** min(1 + int(stuck - ESCAPE_AFTER_S), 30) - 1:
                 self._let_in += 1
                 return False
             return True
@@ -176,8 +176,9 @@ class Pressure(GateBase):
         return True
 
     def _share(self, value: float) -> float:
-        above = (min(value, FULL * self.refuse_above) - self.refuse_above) / ((FULL - 1) * self.refuse_above)
-        return min(LEAST + (1 - LEAST) * above, 1.0)
+        full = FULL_REFUSAL_FACTOR * self.refuse_above
+        above = (min(value, full) - self.refuse_above) / (full - self.refuse_above)
+        return min(MIN_REFUSAL_SHARE + (1 - MIN_REFUSAL_SHARE) * above, 1.0)
 
     def _is_refusing(self, value: float, now: float) -> bool:
         since = self._refusing_since
@@ -185,7 +186,7 @@ class Pressure(GateBase):
             self._refusing_since = self._grown_at = now
             self._highest, self._let_in = value, 0
             self._debt = 1.0  # the first one is refused
-        elif since is not None and value < self.resume_below and now - since >= SHORTEST:
+        elif since is not None and value < self.resume_below and now - since >= MIN_REFUSING_S:
             self._refusing_since = None
         return self._refusing_since is not None
 

@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable
 
-SHARE = 0.05
+ROUND_SHARE = 0.05
 """Share of the open sessions that a round sheds at most, but at least one session."""
 
 SETTLE_S = 2.0
 """Seconds between the return of the memory and the next look: longer than a sensor's value may be old."""
 
-LEAST_RETURN = 0.25
+MIN_RETURN_SHARE = 0.25
 """Share of what its sessions held that a round has to bring back."""
 
 MAX_POOR_ROUNDS = 2
@@ -134,7 +134,7 @@ class Rounds:
         elif open_sessions:
             self.phase = Phase.SHEDDING
             self._usage_at_start, self._open_at_start = usage, open_sessions
-            self._quota, self._shed = max(int(open_sessions * SHARE), 1), 0
+            self._quota, self._shed = max(int(open_sessions * ROUND_SHARE), 1), 0
 
     def _is_poor(self, usage: float, shed_above: float | None, open_sessions: int) -> bool:
         returned = self._usage_at_start - usage
@@ -144,7 +144,7 @@ class Rounds:
         if self.baseline is not None:
             held = max(self._usage_at_start - self.baseline, 0.0) * self._shed / self._open_at_start
             worth = returned / held if held else math.inf
-            if worth < LEAST_RETURN:
+            if worth < MIN_RETURN_SHARE:
                 return True
         if shed_above is None or usage < shed_above:
             return False

@@ -1,4 +1,4 @@
-"""What the process feels: how late its event loop is, how full its memory is, how busy its cores are.
+"""Sensors of the process: delay of its event loop, use of its memory, load of its cores.
 
 A sensor is sampled by the background ticker and asked at every admission. What cannot be read is unknown,
 which is None and refuses nobody; it says so once.
@@ -52,7 +52,7 @@ class ForgettingSensor(Sensor, Protocol):
 
 
 class LoopLag:
-    """How many seconds late the event loop is.
+    """Delay of the event loop in seconds.
 
     The ticker wakes every ``interval`` seconds, or later. Between its visits the time since the last one counts:
     the first handshake after a stall finds it, whether the ticker was faster or not.
@@ -149,7 +149,7 @@ class _Slow(abc.ABC):
 
 
 class Memory(_Slow):
-    """How much of the memory that this process may use is in use, as a share.
+    """Used share of the memory that this process may use.
 
     The tightest limit of its cgroup and of all that it is in (version 2: ``memory.max`` and ``memory.high``; version 1:
     ``memory.limit_in_bytes``), without the page cache that the kernel takes back by itself. Without a
@@ -209,7 +209,7 @@ class Memory(_Slow):
 
 
 class Cpu(_Slow):
-    """How much this process lacks processor time, as a share of 1.
+    """Share of time in which this process lacks a core.
 
     The share of scheduling periods in which its cgroup was throttled; without a quota, the share of time in which
     somebody had to wait for a core (pressure stall information, over 10 s); without that, the processor time that

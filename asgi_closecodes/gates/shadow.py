@@ -117,7 +117,7 @@ class ShadowedPermit:
         self._gate = gate
         self._session = session
         self.permit = permit
-        """What the gate has given."""
+        """Permit of the gate."""
 
     async def __aenter__(self) -> None:
         with self._refusing_nobody():

@@ -26,7 +26,7 @@ class Counts(TypedDict):
     error_groups: list[dict[str, Any]]
 
 
-class Tally:
+class Counters:
     """Counts for :meth:`Guard.snapshot`."""
 
     COUNTED = (events.SessionRefused, events.SessionShed, events.SessionFailed)

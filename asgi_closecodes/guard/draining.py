@@ -17,9 +17,9 @@ from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 from asgi_closecodes.token_bucket import TokenBucket
 
+from .shed_order import ShedOrder
 from .shedding import ENDS_A_TURN
-from .ticker import TICK
-from .victims import Victims
+from .ticker import TICK_S
 
 NAME = "draining"
 """Stands for a gate where refusals during a drain are reported."""
@@ -30,7 +30,7 @@ class Draining:
 
     :param sessions: the admitted ones that are not over.
     :param staying: returns those of them that are not about to end.
-    :param victims: chooses who goes first.
+    :param shed_order: chooses who goes first.
     :param report: gets events.
     :param clock: monotonic seconds.
     """
@@ -39,7 +39,7 @@ class Draining:
         self,
         sessions: Collection[Session],
         staying: Callable[[], list[Session]],
-        victims: Victims,
+        shed_order: ShedOrder,
         report: events.Observer,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -47,7 +47,7 @@ class Draining:
         self.is_on = False
         self._sessions = sessions
         self._staying = staying
-        self._victims = victims
+        self._shed_order = shed_order
         self._report = report
         self._clock = clock
         self._claim = Claim()
@@ -70,7 +70,7 @@ class Draining:
         if not is_between(window, 0):
             raise ValueError(f"window={shown(window)}: use a number of seconds, 0 or more")
         while (holder := self._claim.take()) is None:  # noqa: ASYNC110 - an event would have to survive its event loop
-            await anyio.sleep(TICK)
+            await anyio.sleep(TICK_S)
         try:
             if not self.is_on or self._staying():
                 self.is_on = True
@@ -88,13 +88,13 @@ class Draining:
         async with anyio.create_task_group() as tasks:
             while self.is_on and (untold := [session for session in self._staying() if session not in told]):
                 if self._clock() - start < window:
-                    untold = await self._victims.choose(untold, pace.take_all())
+                    untold = await self._shed_order.choose(untold, pace.take_all())
                 told.update(untold)
                 for number, session in enumerate(untold, 1):
                     tasks.start_soon(session.end, _service_restart())
                     if number % ENDS_A_TURN == 0:
                         await anyio.lowlevel.checkpoint()
-                await anyio.sleep(TICK)
+                await anyio.sleep(TICK_S)
         self._report(events.DrainFinished(len(told), self._clock() - start))
 
     def forget(self) -> None:

@@ -15,7 +15,7 @@ from asgi_closecodes.gates import GateBase, Shadow
 
 from .dispatch import Dispatcher
 
-STOP_TIMEOUT = 10.0
+STOP_TIMEOUT_S = 10.0
 """Seconds that a gate may take to stop: a server's shutdown waits for it, uvicorn's without an end."""
 
 
@@ -23,7 +23,7 @@ async def stop_all(gates: Iterable[GateBase], dispatcher: Dispatcher) -> None:
     """Stop ``gates``, whatever one of them does."""
     for gate in gates:
         try:
-            with anyio.fail_after(STOP_TIMEOUT):
+            with anyio.fail_after(STOP_TIMEOUT_S):
                 await gate.stop()
         except (Exception, asyncio.CancelledError) as error:  # this too: of a task that it has cancelled itself
             if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():

@@ -28,7 +28,7 @@ from asgi_closecodes.token_bucket import TokenBucket
 
 from . import draining, sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
-from .counters import Tally
+from .counters import Counters
 from .dispatch import Dispatcher, checked_observers, weak
 from .draining import Draining
 from .gates import state_of, stop_all
@@ -38,14 +38,14 @@ from .memory import round_shedders
 from .open_files import tell_few_files
 from .retry_after import RetryQueue
 from .saturation import Saturation
+from .shed_order import ShedOrder
 from .shedding import Shedding
 from .ticker import Job, Ticker
 from .timeouts import SessionTimeouts
-from .victims import Victims
 
 
 class Guard:
-    """What the middleware asks and tells; share one to inspect and to change it while it runs.
+    """State of one process that the middleware asks and reports to; share one to inspect and to change it at run time.
 
     :param settings: by default read from the environment.
     :param gate: asked after the gates that the settings describe.
@@ -86,13 +86,13 @@ class Guard:
         """The admitted sessions that are not over, in the order of their arrival."""
         self._leaving: set[Session] = set()
         self.departures = Departures()
-        self._tally = Tally()
+        self._counters = Counters()
         self._saturation = Saturation(self.report)
         # Weak, since what is left to be said at the exit of the process should not keep the guard.
         self._logs = LogObserver(report=weak(self.report))
         weakref.finalize(self, self._logs.flush_summaries, now=True)
         own: dict[events.Observer, Iterable[type]] = {
-            self._tally: Tally.COUNTED,
+            self._counters: Counters.COUNTED,
             self._logs: LogObserver.WRITTEN,
             self._saturation: (events.SessionRefused,),
             self._keep_watch: (events.LogsSuppressed, events.GateSaturated),
@@ -107,9 +107,9 @@ class Guard:
         self._timeouts = SessionTimeouts(self.sessions)
         self._activity = Activity()
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
-        victims = Victims("newest", order_failed, self._activity.last_message_at)
-        self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, victims, self._dispatcher)
-        self._draining = Draining(self.sessions, self._staying, victims, self.report)
+        shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
+        self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
+        self._draining = Draining(self.sessions, self._staying, shed_order, self.report)
         self._loops = EventLoops()
         self._ticker = Ticker(self._jobs(), self._loops, is_used=self._is_used, failed=self._job_failed)
         self._has_begun = self._has_warned = False
@@ -207,7 +207,7 @@ class Guard:
             "headroom": headroom(self._working_gates),
             "loop_lag": self._lag.value(),
             "gates": [state_of(gate) for gate in self._working_gates],
-            **self._tally.counts(),
+            **self._counters.counts(),
         }
 
     async def drain(self, window: float | None = None) -> None:
@@ -316,7 +316,7 @@ class Guard:
             del self.sessions[session]
             self._leaving.discard(session)
         self._queue.freed()
-        self._tally.closed(session.closed_with)
+        self._counters.closed(session.closed_with)
         return True
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
@@ -442,7 +442,7 @@ class Guard:
         self.departures = Departures()
         self._has_warned = False
         for part in (
-            self._loops, self._ticker, self._draining, self._tally, self._saturation, self._logs, self._timeouts
+            self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts
         ):  # fmt: skip
             part.forget()
         self._pause_sensors()

@@ -1,4 +1,4 @@
-"""How much room there is: what autoscaling goes by."""
+"""Headroom of a process, for autoscaling."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from asgi_closecodes import events
 from asgi_closecodes.bounds import FirstOnes
 from asgi_closecodes.concurrency import COUNTING
 
-RECOVERED_AFTER = 10.0
+RECOVERED_AFTER_S = 10.0
 """Seconds without a refusal after which a gate is no longer saturated."""
 
 
@@ -53,7 +53,7 @@ class Saturation:
         """Report the gates that have recovered."""
         now = time.monotonic()
         with COUNTING:
-            recovered = {key: spell for key, spell in self._spells.items() if now - spell.last >= RECOVERED_AFTER}
+            recovered = {key: spell for key, spell in self._spells.items() if now - spell.last >= RECOVERED_AFTER_S}
             for key in recovered:
                 del self._spells[key]
         for key, spell in recovered.items():

@@ -16,7 +16,7 @@ from asgi_closecodes.token_bucket import TokenBucket
 from .dispatch import Dispatcher
 from .gates import refusal_of
 from .memory import RoundShedder
-from .victims import Victims
+from .shed_order import ShedOrder
 
 ENDS_A_TURN = 25
 """Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
@@ -30,7 +30,7 @@ class Shedding:
     :param sessions: the admitted ones that are not over.
     :param leaving: those of them that are about to end.
     :param on_closing: told at once of each that is to end: in another event loop it takes a while until that shows.
-    :param victims: chooses who goes.
+    :param shed_order: chooses who goes.
     :param dispatcher: told of gates that fail.
     :param clock: monotonic seconds.
     """
@@ -40,7 +40,7 @@ class Shedding:
         sessions: Collection[Session],
         leaving: Collection[Session],
         on_closing: Callable[[Session], object],
-        victims: Victims,
+        shed_order: ShedOrder,
         dispatcher: Dispatcher,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -48,7 +48,7 @@ class Shedding:
         self._sessions = sessions
         self._leaving = leaving
         self._on_closing = on_closing
-        self._victims = victims
+        self._shed_order = shed_order
         self._dispatcher = dispatcher
         self._pace = TokenBucket(0, 0, is_full=False, clock=clock)
         self._settings = Settings.model_construct()
@@ -63,7 +63,7 @@ class Shedding:
         self._gates = gates
         self.round_shedders = round_shedders
         if settings.shed_order != "never":
-            self._victims.order = settings.shed_order
+            self._shed_order.order = settings.shed_order
 
     def is_watched(self) -> bool:
         """Whether a gate may want sessions to leave, or to be sampled."""
@@ -123,7 +123,7 @@ class Shedding:
     async def _end(self, to_shed: list[tuple[Session, GateBase]], count: int, fullest: GateBase | None) -> None:
         ending = to_shed
         if fullest is not None:
-            chosen = await self._victims.choose(self._sessions, count)
+            chosen = await self._shed_order.choose(self._sessions, count)
             if (shedder := self.round_shedders.get(fullest)) is not None:
                 shedder.record_shed(chosen)
             ending = [*to_shed, *((session, fullest) for session in chosen)]

@@ -17,13 +17,13 @@ from asgi_closecodes.bounds import finite
 from asgi_closecodes.concurrency import EventLoop, on_asyncio
 from asgi_closecodes.settings import Settings
 
-SAME_SIGNAL = 2.0
+SAME_SIGNAL_S = 2.0
 """Seconds in which another SIGTERM is the same one: systemd signals every process of a unit, and then uvicorn's parent
 its workers once more; gunicorn signals a worker that it replaces every second until that is gone."""
 
 
 class Drainable(Protocol):
-    """What is drained."""
+    """Guard that can be drained."""
 
     settings: Settings
 
@@ -112,7 +112,7 @@ class SigtermHandler:
             self.before(number, frame)
         elif last is None:
             self.loop.call_soon(concurrency.spawn, self._drain_and_stop)
-        elif now - last >= SAME_SIGNAL:
+        elif now - last >= SAME_SIGNAL_S:
             self.before(number, frame)
 
     def add(self, guard: Drainable) -> None:

@@ -14,10 +14,10 @@ from asgi_closecodes.concurrency import Claim, EventLoop, cancelled_from_outside
 
 from .loops import EventLoops
 
-TICK = 0.1
+TICK_S = 0.1
 """Seconds between two ticks."""
 
-LINGER = 15.0
+LINGER_S = 15.0
 """Seconds that the ticks go on after the last session, where no lifespan says whether there will be more."""
 
 
@@ -105,10 +105,10 @@ class Ticker:
             while self._claim.is_held_by(holder) and self._is_any_needed(self._needy):
                 if self._is_used():
                     used_at = self._clock()
-                elif self._clock() - used_at > LINGER:
+                elif self._clock() - used_at > LINGER_S:
                     break
                 self.tick()
-                await self._sleep(TICK)
+                await self._sleep(TICK_S)
         finally:
             if self._claim.release(holder):  # else another one has taken over
                 for job in self._jobs:

@@ -1,4 +1,4 @@
-"""What the handler talks through: a ``receive`` and a ``send`` that run once a message, and can be cut off."""
+"""Channel of the handler: a ``receive`` and a ``send`` that run once a message, and can be interrupted."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Interruption:
     :param messages: a disconnect, and what has to come before it.
     """
 
-    __slots__ = ("_messages", "_parked", "is_told")
+    __slots__ = ("_messages", "_parked", "is_delivered")
 
     def __init__(self, *messages: Message) -> None:
         self._messages = [*messages]
         self._parked: set[asyncio.Future[None]] = set()
-        self.is_told = False
+        self.is_delivered = False
         """Whether a ``receive()`` has returned the disconnect."""
 
     def take(self) -> Message:
         """Return the next message; the disconnect is the last one, which receives that wait get each."""
         if len(self._messages) > 1:
             return self._messages.pop(0)
-        self.is_told = True
+        self.is_delivered = True
         return self._messages[0]
 
     async def wait(self) -> NoReturn:
@@ -177,7 +177,7 @@ class Channel(abc.ABC):
         return self._noted(message)
 
     async def _receive_interrupted(self, interruption: Interruption) -> Message:
-        return await interruption.wait() if interruption.is_told else interruption.take()
+        return await interruption.wait() if interruption.is_delivered else interruption.take()
 
     def _noted(self, message: Message) -> Message:
         if message["type"] == "websocket.receive":

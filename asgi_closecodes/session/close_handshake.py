@@ -53,7 +53,7 @@ class ClosingProtocol(HandlerProtocol):
             return False
         failure: Exception | None = None
         connection = self.connection if timeout >= protocol.CLOSE_TIMEOUT_S else None
-        with move_on_after(timeout, None if connection is None else self._patience(connection)) as limit:
+        with move_on_after(timeout, None if connection is None else self._abort_deadline(connection)) as limit:
             try:
                 await self._send_close_once(plan, private_use=private_use)
             except OSError:
@@ -159,7 +159,7 @@ class ClosingProtocol(HandlerProtocol):
         with anyio.CancelScope(shield=True):
             sent = await self._send_close(plan, timeout=CANCELLED_CLOSE_TIMEOUT_S)
         if (connection := self._held_connection()) is not None:
-            connection.abort_later(self._patience(connection), is_closed_here=self.phase is Phase.CLOSED)
+            connection.abort_later(self._abort_deadline(connection), is_closed_here=self.phase is Phase.CLOSED)
         return sent
 
     async def _depart(self, began_at: float, *, refused: bool = False) -> None:
@@ -174,7 +174,7 @@ class ClosingProtocol(HandlerProtocol):
             began_at = self._ending.began_at
         departure = Departure(
             time.monotonic(),
-            self._patience(connection, began_at),
+            self._abort_deadline(connection, began_at),
             lambda: began_at + self._guard.rules.abandon_after,
             is_refused=refused,
         )

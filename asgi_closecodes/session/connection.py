@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from .channel import Channel
-from .patience import AbortTimer, Patience
+from .progress_deadline import AbortTimer, ProgressDeadline
 
 _MAX_HOPS = 6
 """Objects between a server's ``send`` and its transport; hypercorn has three."""
@@ -89,16 +89,16 @@ class Connection:
         except (Exception, asyncio.CancelledError):
             return
 
-    def abort_later(self, patience: Patience, *, is_closed_here: bool) -> AbortTimer | None:
+    def abort_later(self, deadline: ProgressDeadline, *, is_closed_here: bool) -> AbortTimer | None:
         """Abort it if it is still held then, where nobody waits for that."""
         try:
-            return AbortTimer(self, patience, is_closed_here=is_closed_here)
+            return AbortTimer(self, deadline, is_closed_here=is_closed_here)
         except RuntimeError:  # trio, or the coroutine is thrown away
             return None
 
-    def cancel(self, patience: Patience, *, is_closed_here: bool) -> None:
+    def cancel(self, deadline: ProgressDeadline, *, is_closed_here: bool) -> None:
         """Do what is to be done when the wait for it is cancelled: have it aborted in time."""
-        self.abort_later(patience, is_closed_here=is_closed_here)
+        self.abort_later(deadline, is_closed_here=is_closed_here)
 
 
 class StreamConnection(Connection):
@@ -109,7 +109,7 @@ class StreamConnection(Connection):
     def _is_held(self, _is_closed_here: bool, /) -> bool:
         return bool(self._transport.get_write_buffer_size() > 0)
 
-    def cancel(self, patience: Patience, *, is_closed_here: bool) -> None:  # noqa: ARG002 - at once
+    def cancel(self, deadline: ProgressDeadline, *, is_closed_here: bool) -> None:  # noqa: ARG002 - at once
         """Abort it: hypercorn's stop waits for what is not written, unless that is cancelled instead of this."""
         self.abort()
 

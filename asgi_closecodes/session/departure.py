@@ -18,7 +18,7 @@ import anyio.lowlevel
 from asgi_closecodes.concurrency import COUNTING, EventLoop, running_loop
 
 from .connection import Connection
-from .patience import Patience
+from .progress_deadline import ProgressDeadline
 
 _FIRST_DELAY_S = 0.001
 _LONGEST_DELAY_S = 0.1
@@ -41,27 +41,27 @@ class Departure:
     """Decides how long a connection that is held counts, and when it is aborted. It does nothing itself.
 
     :param now: when the wait for it begins.
-    :param patience: after which it is aborted.
+    :param deadline: after which it is aborted.
     :param abandon_at: tells when it counts no more, which may change meanwhile.
     :param is_refused: whether it was never admitted.
     """
 
-    __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "is_refused", "patience")
+    __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "deadline", "is_refused")
 
     def __init__(
-        self, now: float, patience: Patience, abandon_at: Callable[[], float], *, is_refused: bool = False
+        self, now: float, deadline: ProgressDeadline, abandon_at: Callable[[], float], *, is_refused: bool = False
     ) -> None:
         self._began_at = now
         self._abandon_at = abandon_at
         self._has_aborted = False
         self.is_refused = is_refused
-        self.patience = patience
+        self.deadline = deadline
 
     def step(self, now: float, *, is_held: bool) -> Step:
         """Return what is to be done now."""
         if not is_held:
             return Step.GONE
-        if not self._has_aborted and self.patience.is_over(now):
+        if not self._has_aborted and self.deadline.is_over(now):
             self._has_aborted = True
             return Step.ABORT
         return Step.ABANDON if now >= self._abandon_at() else Step.WAIT
@@ -73,7 +73,7 @@ class Departure:
         """
         due = self._abandon_at()
         if not self._has_aborted:
-            due = min(due, self.patience.ask_at)
+            due = min(due, self.deadline.check_at)
         longest = _LONGEST_DELAY_OF_REFUSED_S if self.is_refused else _LONGEST_DELAY_S
         longest = max(longest, waiting / _MOST_LOOKS_PER_SECOND)
         share = 1.0 if self.is_refused else 0.25
@@ -120,7 +120,7 @@ class Departures:
                         return True
                     case Step.ABANDON:
                         if departure.is_to_be_aborted:
-                            connection.abort_later(departure.patience, is_closed_here=is_closed_here)
+                            connection.abort_later(departure.deadline, is_closed_here=is_closed_here)
                         return False
                     case Step.ABORT:
                         connection.abort()
@@ -130,7 +130,7 @@ class Departures:
         except GeneratorExit:  # the coroutine is thrown away: its event loop is gone, or this is a child process
             raise
         except BaseException:
-            connection.cancel(departure.patience, is_closed_here=is_closed_here)
+            connection.cancel(departure.deadline, is_closed_here=is_closed_here)
             raise
         finally:
             with COUNTING:

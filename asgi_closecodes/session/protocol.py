@@ -23,7 +23,7 @@ from . import closing
 from .channel import Channel
 from .closing import ClosePlan
 from .connection import Connection, connection_of
-from .patience import Patience
+from .progress_deadline import ProgressDeadline
 from .scope import can_deny, client_of, never_tells_codes, route_of
 from .state import OVER, TRANSITIONS, UNANSWERED, Phase
 
@@ -90,7 +90,7 @@ class HandlerProtocol(Channel):
         self.closed_with: Close | None = None
         """The close that ended the session, as far as it is known."""
         self.permits: Permits | None = None
-        """What it holds of the gates, from when they have admitted it until it is over."""
+        """Permits of the gates, from the admission until the session is over."""
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.phase.name}>"
@@ -196,7 +196,7 @@ class HandlerProtocol(Channel):
     def _on_control_message(self, message: Message) -> None:
         """Take note of a message to the handler that is not data."""
         if message["type"] == "websocket.disconnect" and self._interruption is not None:
-            self._interruption.is_told = True
+            self._interruption.is_delivered = True
         if message["type"] == "websocket.connect" and self.phase is Phase.ARRIVED:
             self._move(Phase.CONNECTING)
         elif message["type"] == "websocket.disconnect" and self.phase not in OVER:
@@ -229,7 +229,7 @@ class HandlerProtocol(Channel):
             await self.server_send(message)  # ASGI leaves it to the server whether this raises
         elif phase is Phase.CLOSED and kind in _TERMINAL_MESSAGES:
             await anyio.lowlevel.checkpoint()
-            return  # servers differ in whether a second goodbye raises; it harms nobody
+            return  # servers differ in whether a second one raises; it harms nobody
         elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not can_deny(self.scope)):
             await self._close_instead_of_denial(message)
         elif kind == "websocket.close" and phase is Phase.OPEN:
@@ -339,21 +339,21 @@ class HandlerProtocol(Channel):
         self._closed_by = "handler"
         timer = None
         if (connection := self.connection) is not None:
-            timer = connection.abort_later(self._patience(connection), is_closed_here=True)
+            timer = connection.abort_later(self._abort_deadline(connection), is_closed_here=True)
         try:
             await self._send_close_message(message, private_use=True)
         finally:
             if timer is not None:
                 timer.cancel()
 
-    def _patience(self, connection: Connection, began_at: float | None = None) -> Patience:
+    def _abort_deadline(self, connection: Connection, began_at: float | None = None) -> ProgressDeadline:
         """Return how long the connection is kept from when this side began to close.
 
         Only what a handler has ended by itself lasts longer for a peer that reads: a drain is waited for.
         """
         began_at = time.monotonic() if began_at is None else began_at
         until = began_at + self._guard.rules.abandon_after if self._ending is None else began_at
-        return Patience(connection, CLOSE_TIMEOUT_S, until, began_at)
+        return ProgressDeadline(connection, CLOSE_TIMEOUT_S, until, began_at)
 
     def _plan_for(self, wish: CloseWith) -> ClosePlan:
         """Return what ``wish`` means."""

@@ -69,7 +69,7 @@ class Session(ClosingProtocol):
 
     @property
     def key(self) -> Hashable:
-        """Whose it is, such as a user's id; None until it is set.
+        """Owner of the session, such as a user's id; None until it is set.
 
         It is for gates as ``MaxSessionsPerKey(5, key=lambda session: session.key)``. A gate sets it for those after
         it, or the handler when it knows: best before it accepts. Setting it there has the gates count the session
@@ -150,7 +150,7 @@ class Session(ClosingProtocol):
             raise
         except BaseException:
             if is_over and (connection := self._held_connection()) is not None:
-                connection.cancel(self._patience(connection), is_closed_here=self.phase is Phase.CLOSED)
+                connection.cancel(self._abort_deadline(connection), is_closed_here=self.phase is Phase.CLOSED)
             raise
         if is_over or is_settled:
             await self._depart(began_at)

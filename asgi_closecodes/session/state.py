@@ -40,7 +40,7 @@ TRANSITIONS: dict[Phase, dict[str, Phase]] = {
     Phase.DENYING: {"websocket.http.response.body": Phase.DENYING},
     Phase.CLOSED: {},
 }
-"""What the handler may send in each phase, and where it leads (ASGI specification, WebSocket).
+"""Messages that the handler may send in each phase, and the next phase (ASGI specification, WebSocket).
 
 After :attr:`Phase.DISCONNECTED` the server decides: ASGI lets ``send`` raise an OSError or do nothing.
 """

@@ -113,7 +113,7 @@ def _cluster_per_client(settings: Settings, existing: GateBase | None) -> GateBa
 
 
 def _change_cluster_per_client(gate: ClusterSessionsPerKey, settings: Settings) -> None:
-    gate.ttl, gate.fallback = settings.cluster_lease_duration, settings.cluster_fallback
+    gate.lease_duration, gate.fallback = settings.cluster_lease_duration, settings.cluster_fallback
     gate.when_full = settings.when_client_full
     _set_limit(gate, settings.cluster_max_sessions_per_client)
 
@@ -126,7 +126,7 @@ def _cluster(settings: Settings, existing: GateBase | None) -> GateBase | None:
 
 
 def _change_cluster(gate: ClusterSessions, settings: Settings) -> None:
-    gate.ttl, gate.fallback = settings.cluster_lease_duration, settings.cluster_fallback
+    gate.lease_duration, gate.fallback = settings.cluster_lease_duration, settings.cluster_fallback
     _set_limit(gate, settings.cluster_max_sessions)
 
 

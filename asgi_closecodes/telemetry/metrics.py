@@ -55,7 +55,7 @@ class Metric:
     """Label values that exist from the start, at 0."""
     buckets: tuple[float, ...] = ()
     of_several: Literal["sum", "max", "min"] = "max"
-    """How the gauges of several processes are combined."""
+    """Combination of the gauges of several processes."""
 
 
 SESSIONS_ACTIVE = Metric(

@@ -78,18 +78,18 @@ def local(run):
 def leased(run):
     with _redis() as server, asyncio.Runner() as runner:
         from asgi_closecodes.gates import ClusterSessions
-        from asgi_closecodes.gates.cluster.base import MIN_TTL_S
+        from asgi_closecodes.gates.cluster.base import MIN_LEASE_DURATION_S
 
         count = run.size(10_000, 500)
-        gate = ClusterSessions(ROOM, server.url, ttl=MIN_TTL_S)
+        gate = ClusterSessions(ROOM, server.url, lease_duration=MIN_LEASE_DURATION_S)
 
         async def admit():
             # The lease is not renewed while others are measured, and not while sessions are admitted here.
-            while gate.lease.time_left < MIN_TTL_S / 2 or not gate.lease.quota:
+            while gate.lease.time_left < MIN_LEASE_DURATION_S / 2 or not gate.lease.quota:
                 await asyncio.sleep(0.01)
             before = _calls(server)
             took = await _admit(AllOf(gate), count)
-            await asyncio.sleep(MIN_TTL_S / 2)  # it syncs at least once, to keep its lease
+            await asyncio.sleep(MIN_LEASE_DURATION_S / 2)  # it syncs at least once, to keep its lease
             return {US: took, COMMANDS: (_calls(server) - before) / count}
 
         async def start():

@@ -23,7 +23,7 @@ class Model:
     def sync(self, request, wall):
         r = request
         if self.beat is None:
-            self.beat, self.doubt = wall, wall + 0.4 * r.ttl
+            self.beat, self.doubt = wall, wall + 0.4 * r.lease_duration
         limit = r.limit if self.limit is None else self.limit
         record = self.records.get(r.worker)
         grant, was_used, last_seq, since, anchor, _ = record or (0, 0, 0, 0, 0, 0)
@@ -40,27 +40,27 @@ class Model:
             )
         now = max(wall - self.skew, self.beat)
         if last_seq == r.acked and 0 < since <= now:
-            if now - since > r.elapsed + r.ttl / 50:
+            if now - since > r.elapsed + r.lease_duration / 50:
                 now = max(since + r.elapsed, self.beat)
-            if now - self.beat >= 0.6 * r.ttl:
-                self.doubt = now + 0.4 * r.ttl
+            if now - self.beat >= 0.6 * r.lease_duration:
+                self.doubt = now + 0.4 * r.lease_duration
                 if self.learn > self.beat:
-                    self.learn = now + r.ttl
+                    self.learn = now + r.lease_duration
             self.beat = now
         else:
             anchor = now
-            if now - self.beat >= 0.6 * r.ttl:
-                self.doubt = min(now, self.beat + r.ttl) + 0.4 * r.ttl
-        likely = min(now, self.beat + r.ttl)
+            if now - self.beat >= 0.6 * r.lease_duration:
+                self.doubt = min(now, self.beat + r.lease_duration) + 0.4 * r.lease_duration
+        likely = min(now, self.beat + r.lease_duration)
         is_forgotten = r.acked > last_seq and (r.leased or record is not None)
         is_unknown = record is None and (r.used > 0 or r.acked > 0)
         if is_forgotten or (self.beat < self.doubt and is_unknown):
-            self.learn = likely + r.ttl
+            self.learn = likely + r.lease_duration
         if self.beat >= self.doubt:
-            self._reap(r.worker, anchor, r.ttl)
+            self._reap(r.worker, anchor, r.lease_duration)
         if self.limit is None or r.limit <= limit or r.worker == self.limit_by or self.beat >= self.limit_until:
             limit, self.limit_by = r.limit, r.worker
-            self.limit_until = self.beat if r.leave else likely + r.ttl
+            self.limit_until = self.beat if r.leave else likely + r.lease_duration
         self.limit = limit
         workers = len(self.records) + (record is None)
         keep = r.used if r.leave else max(r.have, r.used)
@@ -76,12 +76,12 @@ class Model:
             workers -= 1
             self.records.pop(r.worker, None)
         else:
-            self.records[r.worker] = (new, r.used, r.seq, now, anchor, now + r.ttl)
-            heapq.heappush(self._expiries, (now + r.ttl, r.worker))
+            self.records[r.worker] = (new, r.used, r.seq, now, anchor, now + r.lease_duration)
+            heapq.heappush(self._expiries, (now + r.lease_duration, r.worker))
         self.skew = wall - now
         return Reply(r.seq, new, advice, self.alloc, self.used, workers, limit, int(max(self.learn - self.beat, 0)))
 
-    def _reap(self, worker, anchor, ttl):
+    def _reap(self, worker, anchor, lease_duration):
         looked_at = []
         while self._expiries and self._expiries[0][0] <= self.beat and len(looked_at) < 128:
             expiry, other = heapq.heappop(self._expiries)
@@ -91,7 +91,7 @@ class Model:
             looked_at.append((expiry, other))
         for expiry, other in looked_at:
             grant, used, _, since, _, _ = self.records[other]
-            if other != worker and (anchor <= since or self.beat - anchor >= ttl):
+            if other != worker and (anchor <= since or self.beat - anchor >= lease_duration):
                 self.alloc -= grant
                 self.used -= used
                 del self.records[other]

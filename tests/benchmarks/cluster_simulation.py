@@ -2,11 +2,11 @@
 
 Each worker has the lease of the library, the store is the model of ``sync.lua`` (``cluster_model``, which a test holds
 to the script). Load comes and goes as on a day; all workers are restarted one after another; a third of them dies at
-once, and their clients come to the others; the store is away, for less and for longer than the ttl. It prints, and
+once, and their clients come to the others; the store is away, for less and for longer than the lease_duration. It prints, and
 plots, how full the cluster is at saturation, who was refused although there was room, and by how much the limit was
 passed.
 
-What can be had is the limit, less what dead workers hold until their ttl has passed. A refusal is false where more than
+What can be had is the limit, less what dead workers hold until their lease_duration has passed. A refusal is false where more than
 2 % of that was free. Those by the fallback, where a worker's lease had ended as the store was away, are told apart.
 """
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from asgi_closecodes.gates.rounds import SETTLE_S, Phase, Rounds
 from tests.support.fakes import Clock
 
-TICK = 0.1
+TICK_S = 0.1
 BASE = 0.3
 
 
@@ -36,7 +36,7 @@ class FakeProcess:
         return self.resident + self.leaked
 
     def tick(self, pace=5):
-        self.clock.now += TICK
+        self.clock.now += TICK_S
         gone = [at for at in self.leaving if at <= self.clock.now]
         self.leaving = [at for at in self.leaving if at > self.clock.now]
         self.freed += len(gone) * self.each * self.returns
@@ -65,7 +65,7 @@ class FakeProcess:
             self.rounds.record_shed(now)
 
     def run(self, seconds=300, pace=5):
-        for _ in range(int(seconds / TICK)):
+        for _ in range(int(seconds / TICK_S)):
             self.tick(pace)
         return self
 
@@ -158,7 +158,7 @@ def test_rounds_wait_for_the_return_and_let_it_settle():
     start = process.clock.now
     while process.phases[-1] is Phase.SETTLING:
         process.tick()
-    assert process.clock.now - start >= SETTLE_S - TICK / 2
+    assert process.clock.now - start >= SETTLE_S - TICK_S / 2
 
 
 def test_rounds_end_early_where_usage_falls_by_itself():

@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import Close, CloseCode, Guard, events
 from asgi_closecodes.bounds import MAX_LABELS, OTHER
-from asgi_closecodes.guard.counters import Tally
+from asgi_closecodes.guard.counters import Counters
 from asgi_closecodes.logs import LogObserver
 from tests.support.every_event import FACTS
 
@@ -36,7 +36,7 @@ def test_causes_from_outside_are_bounded_and_add_up(make, table):
 def test_close_codes_of_clients_are_bounded_and_add_up():
     guard = Guard()
     for number in range(1000):
-        guard._tally.closed(Close(3000 + number))
+        guard._counters.closed(Close(3000 + number))
     counts = guard.snapshot()["closes"]
     registered = [code for code in CloseCode if 3000 <= code < 4000]
     assert len(counts) == MAX_LABELS + len(registered) + 1
@@ -45,7 +45,7 @@ def test_close_codes_of_clients_are_bounded_and_add_up():
 
 def test_registered_close_codes_keep_their_row():
     """A client sends whatever it likes, so that it could fill the table."""
-    tally = Tally()
+    tally = Counters()
     codes = [*range(3000, 5000), 10**5000, -1, 70_000, True, "1000", None, 1000, 1006, 1013, 1013]
     for code in codes:
         tally.closed(Close(code))

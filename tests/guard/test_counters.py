@@ -8,7 +8,7 @@ import pytest
 from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, Shadow
 from asgi_closecodes.guard import counters, saturation
-from asgi_closecodes.guard.counters import Tally
+from asgi_closecodes.guard.counters import Counters
 from asgi_closecodes.guard.saturation import Saturation
 from tests.support.asgi import Handler, Peer, of
 from tests.support.every_event import FACTS
@@ -76,7 +76,7 @@ def failed(fingerprint, ref):
 
 
 def test_a_snapshot_groups_errors_by_bug_the_latest_first(clock):
-    counts = Tally()
+    counts = Counters()
     for number, fingerprint in enumerate("abca"):
         clock.now += 1
         counts(failed(fingerprint, f"ref{number}"))
@@ -96,7 +96,7 @@ def test_a_snapshot_groups_errors_by_bug_the_latest_first(clock):
 
 
 def test_it_remembers_the_latest_bugs_only():
-    counts = Tally()
+    counts = Counters()
     for number in range(1000):
         counts(failed(str(number), "ref"))
     assert counts.errors == 1000
@@ -106,7 +106,7 @@ def test_it_remembers_the_latest_bugs_only():
 @pytest.mark.anyio
 @pytest.mark.parametrize("gate", [MaxSessions(0), MaxSessionsPerKey(0), Shadow(MaxSessions(0))])
 async def test_a_recovery_is_noticed_without_a_lifespan_and_without_sessions(gate, monkeypatch, caplog):
-    monkeypatch.setattr(saturation, "RECOVERED_AFTER", 0.2)
+    monkeypatch.setattr(saturation, "RECOVERED_AFTER_S", 0.2)
     caplog.set_level(logging.INFO, "asgi_closecodes")
     seen = []
     guard = Guard(Settings(), gate=gate, observers=[seen.append])

@@ -6,7 +6,7 @@ import pytest
 from asgi_closecodes.events import DrainFinished, DrainStarted
 from asgi_closecodes.exceptions import ServiceRestart
 from asgi_closecodes.guard.draining import Draining
-from asgi_closecodes.guard.victims import Victims
+from asgi_closecodes.guard.shed_order import ShedOrder
 from tests.support.fakes import Clock, Visitor, until
 
 pytestmark = pytest.mark.anyio
@@ -19,9 +19,9 @@ class Leaver(Visitor):
 
 
 def draining(sessions, seen, clock):
-    victims = Victims("oldest", print, print, clock)
+    shed_order = ShedOrder("oldest", print, print, clock)
     return Draining(
-        sessions, lambda: [one for one in sessions if not one.is_leaving], victims, seen.append, clock=clock
+        sessions, lambda: [one for one in sessions if not one.is_leaving], shed_order, seen.append, clock=clock
     )
 
 
@@ -38,7 +38,7 @@ async def test_drain_closes_as_many_as_time_has_passed():
         for count in (1, 2, 3):
             clock.now += 1.0
             await until(lambda count=count: sum(one.is_leaving for one in sessions) == count)
-        assert [one.is_leaving for one in sessions] == [True] * 3 + [False] * 7, "in the order of the victims"
+        assert [one.is_leaving for one in sessions] == [True] * 3 + [False] * 7, "in the order of the shed_order"
         clock.now += 7.0
     assert {type(refusal) for one in sessions for refusal in one.ended} == {ServiceRestart}
     assert seen == [DrainStarted(10, 10.0), DrainFinished(10, 10.0)]

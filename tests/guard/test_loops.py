@@ -27,8 +27,8 @@ from asgi_closecodes.gates import HandshakesInProgress, MaxSessions, MaxSessions
 from asgi_closecodes.guard import guard as module
 from asgi_closecodes.guard.activity import Activity
 from asgi_closecodes.guard.retry_after import RetryQueue
+from asgi_closecodes.guard.shed_order import ShedOrder
 from asgi_closecodes.guard.sigterm import drain_at_sigterm
-from asgi_closecodes.guard.victims import Victims
 from asgi_closecodes.token_bucket import TokenBucket
 from tests.support.asgi import Handler, Peer, of
 from tests.support.every_event import FACTS
@@ -333,7 +333,7 @@ def test_sessions_loop_closed_release_slow_gates():
 def test_shedding_loop_closed_in_it_sheds_in_the_next(monkeypatch):
     """As the pass over all sessions was going on."""
     guard = Guard(Settings(max_sessions=10, shed_rate=1000))
-    choose, begun = Victims.choose, []
+    choose, begun = ShedOrder.choose, []
 
     async def choose_unless_first(self, *arguments):
         if not begun:
@@ -341,7 +341,7 @@ def test_shedding_loop_closed_in_it_sheds_in_the_next(monkeypatch):
             await anyio.sleep_forever()
         return await choose(self, *arguments)
 
-    monkeypatch.setattr(Victims, "choose", choose_unless_first)
+    monkeypatch.setattr(ShedOrder, "choose", choose_unless_first)
 
     async def first():
         await (await Stay(guard).__aenter__()).come(3)
@@ -506,7 +506,7 @@ def test_fork_while_others_count_finds_the_lock_free():
             thread.start()
         try:
             for _ in range(20):
-                in_a_child(lambda: in_threads(guard.snapshot, guard._tally.groups))
+                in_a_child(lambda: in_threads(guard.snapshot, guard._counters.groups))
         finally:
             is_over.set()
             for thread in threads:
@@ -879,9 +879,9 @@ def test_counters_in_threads_count_exactly():
 
     def count():
         for number in range(2000):
-            guard._tally(events.SessionShed(FACTS, Close(1011), f"c{number % 5}", 1.0))
-            guard._tally(failed(number))
-            guard._tally.closed(Close(1011))
+            guard._counters(events.SessionShed(FACTS, Close(1011), f"c{number % 5}", 1.0))
+            guard._counters(failed(number))
+            guard._counters.closed(Close(1011))
 
     with switching_often():
         in_threads(*[count] * 3)

@@ -238,7 +238,7 @@ def test_a_watcher_does_not_keep_the_guard():
 
 @pytest.mark.anyio
 async def test_a_watcher_is_sampled_and_sees_a_stall(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER", 0.2)
+    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER_S", 0.2)
     watcher = Watcher()
     guard = Guard(Settings(), observers=[watcher])
     async with Stay(guard) as stay:

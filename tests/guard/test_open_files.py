@@ -30,7 +30,7 @@ def guard_of(seen, **settings):
 
 
 @pytest.mark.parametrize(
-    ("sessions", "limit", "is_told"),
+    ("sessions", "limit", "is_delivered"),
     [
         (941, 1024, True),
         (940, 1024, False),
@@ -39,11 +39,11 @@ def guard_of(seen, **settings):
         (10**9, resource.RLIM_INFINITY, False),
     ],
 )
-async def test_a_limit_that_does_not_fit_is_told(allowed, sessions, limit, is_told):
+async def test_a_limit_that_does_not_fit_is_told(allowed, sessions, limit, is_delivered):
     """``max_sessions``, what is open, and 64."""
     allowed(limit)
     async with guard_of(seen := [], max_sessions=sessions).lifespan():
-        assert of(FewFiles, seen) == ([FewFiles(sessions, 20, limit, sessions + 84)] if is_told else [])
+        assert of(FewFiles, seen) == ([FewFiles(sessions, 20, limit, sessions + 84)] if is_delivered else [])
 
 
 async def test_it_is_told_once_in_many_lifespans(allowed):

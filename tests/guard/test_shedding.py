@@ -10,16 +10,16 @@ from asgi_closecodes import Settings
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.guard.activity import Activity
 from asgi_closecodes.guard.dispatch import Dispatcher
+from asgi_closecodes.guard.shed_order import ShedOrder
 from asgi_closecodes.guard.shedding import Shedding
-from asgi_closecodes.guard.victims import Victims
 from tests.support.fakes import Clock, Visitor
 
-# Victims
+# ShedOrder
 
 
 def choose(sessions, count, order="newest", failures=None):
-    victims = Victims(order, (failures if failures is not None else []).append, Activity().last_message_at)
-    return anyio.run(victims.choose, sessions, count)
+    shed_order = ShedOrder(order, (failures if failures is not None else []).append, Activity().last_message_at)
+    return anyio.run(shed_order.choose, sessions, count)
 
 
 def aged(*ages, **rest):
@@ -79,7 +79,7 @@ def test_the_idle_go_first():
         clock.now += 0.01
         sessions[2].message_count += 1
         await activity.look(sessions)
-        return await Victims("idle", print, activity.last_message_at).choose(sessions, 3)
+        return await ShedOrder("idle", print, activity.last_message_at).choose(sessions, 3)
 
     assert anyio.run(main) == sessions
 
@@ -113,7 +113,7 @@ def test_choosing_among_100_000_lets_other_tasks_run():
             tasks.start_soon(watch)
             await anyio.sleep(0)
             start = time.perf_counter()
-            chosen = await Victims("newest", print, Activity().last_message_at).choose(sessions, 5)
+            chosen = await ShedOrder("newest", print, Activity().last_message_at).choose(sessions, 5)
             took = time.perf_counter() - start
             tasks.cancel_scope.cancel()
         assert len(chosen) == 5
@@ -151,8 +151,8 @@ class Bench:
         self.sessions, self.seen, self.clock = sessions, [], Clock(time.monotonic())
         self.leaving = set()
         dispatcher = Dispatcher({}, [self.seen.append])
-        victims = Victims("oldest", print, Activity().last_message_at)
-        self.shedding = Shedding(sessions, self.leaving, self.leaving.add, victims, dispatcher, clock=self.clock)
+        shed_order = ShedOrder("oldest", print, Activity().last_message_at)
+        self.shedding = Shedding(sessions, self.leaving, self.leaving.add, shed_order, dispatcher, clock=self.clock)
         self.shedding.follow(Settings(**{"shed_order": "oldest", **settings}), gates, {})
 
     def shed(self):

@@ -10,7 +10,7 @@ from asgi_closecodes import Guard, Settings
 from asgi_closecodes.concurrency import EventLoop
 from asgi_closecodes.events import DrainWindowTooLong
 from asgi_closecodes.guard import sigterm
-from asgi_closecodes.guard.sigterm import SAME_SIGNAL, SigtermHandler, arm
+from asgi_closecodes.guard.sigterm import SAME_SIGNAL_S, SigtermHandler, arm
 from tests.support.asgi import of
 from tests.support.fakes import until
 
@@ -38,8 +38,8 @@ class Server:
 @pytest.mark.parametrize(
     ("signalled_at", "stops"),
     [
-        ([0, SAME_SIGNAL * 0.9], 0),
-        ([0, SAME_SIGNAL], 1),
+        ([0, SAME_SIGNAL_S * 0.9], 0),
+        ([0, SAME_SIGNAL_S], 1),
         ([0, 1, 2, 3, 4, 5], 0),  # gunicorn's, of a worker that it replaces
         ([0, 1, 2, 5], 1),
     ],

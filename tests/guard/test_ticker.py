@@ -21,8 +21,8 @@ from asgi_closecodes.events import (
 )
 from asgi_closecodes.gates import AllOf, MaxSessions, Pressure
 from asgi_closecodes.guard.loops import EventLoops
-from asgi_closecodes.guard.ticker import LINGER, TICK, Job, Ticker
-from asgi_closecodes.guard.victims import Victims
+from asgi_closecodes.guard.shed_order import ShedOrder
+from asgi_closecodes.guard.ticker import LINGER_S, TICK_S, Job, Ticker
 from asgi_closecodes.naming import shown
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import Clock, Dial, Stay, until
@@ -163,7 +163,7 @@ async def test_nothing_runs_in_the_background_where_nothing_has_to():
 
 @pytest.mark.anyio
 async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER", 0.3)
+    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER_S", 0.3)
     dial = Dial()
     guard = Guard(Settings(max_loop_lag=1), gate=Pressure(dial, 0.8, 0.6))
     async with Stay(guard) as stay:
@@ -178,7 +178,7 @@ async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeyp
 
 @pytest.mark.anyio
 async def test_a_lifespan_starts_and_stops_it(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER", 0.3)
+    monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER_S", 0.3)
     guard = Guard(Settings(max_loop_lag=1))
     is_up, stop = anyio.Event(), anyio.Event()
 
@@ -232,7 +232,7 @@ def test_a_gate_that_awaits_the_task_that_it_cancels_keeps_no_other_from_stoppin
 @pytest.mark.anyio
 async def test_a_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
     """uvicorn waits for the end of the shutdown, however long it takes."""
-    monkeypatch.setattr("asgi_closecodes.guard.gates.STOP_TIMEOUT", 0.01)
+    monkeypatch.setattr("asgi_closecodes.guard.gates.STOP_TIMEOUT_S", 0.01)
     seen, sent, stopped = [], [], []
 
     class Stuck(MaxSessions):
@@ -520,7 +520,7 @@ class Bench:
         self.clock.now += seconds
         await anyio.lowlevel.checkpoint()
 
-    def tick(self, seconds=TICK):
+    def tick(self, seconds=TICK_S):
         self.ticker.tick()
         self.clock.now += seconds
 
@@ -663,11 +663,11 @@ async def test_ticker_unused_stops_after_a_while():
     start = bench.clock.now
     bench.ticker.start_if_needed()
     await until(lambda: not bench.ticker.is_running)
-    assert LINGER < bench.clock.now - start < LINGER + 3 * TICK
+    assert LINGER_S < bench.clock.now - start < LINGER_S + 3 * TICK_S
     assert work.finished == 1
     bench.is_used = True
     bench.ticker.start_if_needed()
-    await until(lambda: bench.clock.now - start > 3 * LINGER)
+    await until(lambda: bench.clock.now - start > 3 * LINGER_S)
     assert bench.ticker.is_running
     work.is_needed = False
     await until(lambda: not bench.ticker.is_running)
@@ -748,12 +748,12 @@ async def test_guard_long_shedding_looks_at_activity_meanwhile(monkeypatch):
     guard = Guard(Settings(max_sessions=10, shed_order="idle", shed_rate=1000))
     is_shedding, may_end = anyio.Event(), anyio.Event()
 
-    async def choose(_victims, _sessions, _count):
+    async def choose(_shed_order, _sessions, _count):
         is_shedding.set()
         await may_end.wait()
         return []
 
-    monkeypatch.setattr(Victims, "choose", choose)
+    monkeypatch.setattr(ShedOrder, "choose", choose)
     async with Stay(guard) as stay:
         await stay.come(3)
         guard.update(max_sessions=1)

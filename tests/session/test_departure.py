@@ -19,7 +19,7 @@ from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.session import protocol
 from asgi_closecodes.session.connection import Connection, StreamConnection, connection_of
 from asgi_closecodes.session.departure import Departure, Step
-from asgi_closecodes.session.patience import Patience
+from asgi_closecodes.session.progress_deadline import ProgressDeadline
 from tests.support.asgi import Peer, of
 from tests.support.fakes import until
 
@@ -538,8 +538,8 @@ seconds = st.floats(0, 100)
 def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon_after, waited, waiting, is_refused):
     """It aborts once, at its time and not before it, and it is over when it is abandoned at the latest."""
     now = closed_at + waited
-    patience = Patience(Connection(None), abort_after, closed_at + abandon_after, closed_at)
-    one = Departure(now, patience, lambda: closed_at + abandon_after, is_refused=is_refused)
+    deadline = ProgressDeadline(Connection(None), abort_after, closed_at + abandon_after, closed_at)
+    one = Departure(now, deadline, lambda: closed_at + abandon_after, is_refused=is_refused)
     aborted_at = None
     for _ in range(10_000):
         step = one.step(now, is_held=True)

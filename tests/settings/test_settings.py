@@ -238,7 +238,7 @@ def state(guard):
         guard._queue.cap,
         guard._queue.admits_per_second,
         guard._refusals.per_second,
-        guard._draining._victims.order,
+        guard._draining._shed_order.order,
     )
     return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
 

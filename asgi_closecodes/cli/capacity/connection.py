@@ -30,7 +30,7 @@ _SWITCHING = b"HTTP/1.1 101"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """How the server ended a session, or did not let it begin."""
+    """End of a session by the server, or its refusal to begin one."""
 
     code: int | None = None
     """The close code; 1006 for a connection that was lost."""
@@ -38,11 +38,11 @@ class Refusal:
     """The status of an HTTP response instead of a session."""
     reason: str = ""
     location: str = ""
-    """Where a redirect goes."""
+    """Target of a redirect."""
 
     @property
     def cause(self) -> str | None:
-        """What this library says to that."""
+        """This library's explanation of it."""
         found = _CAUSE.findall(self.reason)
         return found[-1] if found else None
 
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
         self.asked_at: float | None = None
         """When it was asked what it has not answered yet."""
         self.frame = b""
-        """What it sends."""
+        """Message that it sends."""
         self.refusal: Refusal | None = None
         self.response: Response | None = None
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()

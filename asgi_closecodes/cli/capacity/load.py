@@ -14,7 +14,7 @@ from typing import Any
 
 from .connection import Connection, NoWebSocket, Refusal, Target
 
-HANDSHAKE_TIMEOUT = 10.0
+HANDSHAKE_TIMEOUT_S = 10.0
 """Seconds that a handshake may take."""
 
 OPENING, SLOWEST = 20.0, 50
@@ -32,7 +32,7 @@ class SlowOpening(TimeoutError):  # noqa: N818 - what the server is
 
 @dataclass(slots=True)
 class Held:
-    """What was seen while sessions were open and spoke."""
+    """Measurements while sessions were open and sent messages."""
 
     latencies: list[float] = field(default_factory=list)
     """Seconds from a message to its answer."""
@@ -75,7 +75,7 @@ class Load:
         loop = asyncio.get_running_loop()
         server_hostname = self._target.url.host if self._tls else None
         connection = Connection(self._target, self._answered, self._ended)
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             try:
                 await loop.create_connection(
                     lambda: connection, *self._address[:2], ssl=self._tls, server_hostname=server_hostname
@@ -161,11 +161,11 @@ class Load:
             self._latencies.append(time.perf_counter() - connection.asked_at)
             connection.asked_at = None
 
-    async def settle(self, patience: float, most: float) -> None:
-        """Wait for a turn of all, and at most ``most`` seconds until nobody has waited for longer than ``patience``."""
+    async def settle(self, wait: float, most: float) -> None:
+        """Wait for a turn of all, and at most ``most`` seconds until nobody has waited for longer than ``wait``."""
         await asyncio.sleep(self._every)
         end = time.perf_counter() + most
-        while self._waits(time.perf_counter() - patience) and time.perf_counter() < end:  # noqa: ASYNC110 - time passes
+        while self._waits(time.perf_counter() - wait) and time.perf_counter() < end:  # noqa: ASYNC110 - time passes
             await asyncio.sleep(0.05)
 
     def _waits(self, since: float) -> bool:

@@ -12,17 +12,26 @@ from enum import Enum
 import psutil
 
 from .connection import Connection, NoWebSocket, Refusal, Target
-from .load import HANDSHAKE_TIMEOUT, Held, Load, SlowOpening, addresses, is_lack_of_files, is_lack_of_ports, percentile
+from .load import (
+    HANDSHAKE_TIMEOUT_S,
+    Held,
+    Load,
+    SlowOpening,
+    addresses,
+    is_lack_of_files,
+    is_lack_of_ports,
+    percentile,
+)
 from .options import duration
 from .process import Server
 
-FIRST = 10
+FIRST_STEP_SESSIONS = 10
 """Sessions of the first step."""
 
-NEAR = 0.06
+PRECISION = 0.06
 """Share of the sessions that the search may leave open."""
 
-PATIENCE = 10.0
+ANSWER_TIMEOUT_S = 10.0
 """Seconds that the first answer may take, and a server to recover from a step that was too much."""
 
 _AT_ONCE = 0.5
@@ -59,7 +68,7 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is looked for, and how."""
+    """Goal of the search, and its pace."""
 
     p99: float
     """Seconds that an answer may take."""
@@ -89,7 +98,7 @@ class Step:
 
 @dataclass(slots=True)
 class Result:
-    """What is known; it may be asked at any time."""
+    """Result so far; it may be read at any time."""
 
     steps: list[Step] = field(default_factory=list)
     held: int = 0
@@ -172,7 +181,7 @@ class Search:
             case ssl.SSLError() | ConnectionError() if url.secure:
                 return "the server speaks no TLS there; use ws:// instead of wss://, or its port for TLS"
             case TimeoutError():
-                return f"the server did not answer the handshake within {HANDSHAKE_TIMEOUT:.0f} s; is it a WebSocket?"
+                return f"the server did not answer the handshake within {HANDSHAKE_TIMEOUT_S:.0f} s; is it a WebSocket?"
             case NoWebSocket() | ConnectionError():
                 return f"there is no WebSocket: {error}; look at the port, and at ws:// or wss://"
             case OSError():
@@ -185,11 +194,11 @@ class Search:
         await _until(lambda: connection.refusal is not None, _AT_ONCE)
         if connection.refusal is None:
             connection.ask(time.perf_counter())
-            await _until(lambda: connection.asked_at is None or connection.refusal is not None, PATIENCE)
+            await _until(lambda: connection.asked_at is None or connection.refusal is not None, ANSWER_TIMEOUT_S)
             if connection.refusal is None and connection.asked_at is not None:
                 what = "ping" if self._target.message is None else "message"
                 remedy = "" if self._target.message is None else "; use another --message, or none, which sends pings"
-                raise Unusable(f"the server does not answer a {what} within {PATIENCE:.0f} s{remedy}")
+                raise Unusable(f"the server does not answer a {what} within {ANSWER_TIMEOUT_S:.0f} s{remedy}")
             await _until(lambda: connection.refusal is not None, 0.1)  # a close behind the answer
         if connection.refusal is not None:
             raise Unusable(_explained(connection.refusal))
@@ -198,7 +207,7 @@ class Search:
 
     async def _search(self) -> None:
         result, most = self.result, self._plan.most
-        low, high, target = 0, None, min(FIRST, most or FIRST)
+        low, high, target = 0, None, min(FIRST_STEP_SESSIONS, most or FIRST_STEP_SESSIONS)
         while True:
             step = await self._step(target, grows=high is None)
             result.steps.append(step)
@@ -211,7 +220,7 @@ class Search:
             if high is None and target == most:
                 result.ends_by = End.MOST
                 return
-            if high is not None and high - low <= max(1, low * NEAR):
+            if high is not None and high - low <= max(1, low * PRECISION):
                 result.ends_by = End.SERVER
                 return
             target = (low + high) // 2 if high is not None else min(target * 2, most or target * 2)
@@ -247,7 +256,7 @@ class Search:
         )
 
     async def _look(self) -> Held:
-        await self._load.settle(self._plan.p99, PATIENCE)
+        await self._load.settle(self._plan.p99, ANSWER_TIMEOUT_S)
         return await self._load.hold(max(self._plan.hold, self._plan.every), self._plan.p99)
 
     def _problem(self, held: Held) -> str:
@@ -284,7 +293,7 @@ class Search:
         if isinstance(error, SlowOpening):
             return "sessions were opened too slowly"
         if isinstance(error, TimeoutError):
-            return f"a handshake took longer than {HANDSHAKE_TIMEOUT:.0f} s"
+            return f"a handshake took longer than {HANDSHAKE_TIMEOUT_S:.0f} s"
         return f"a handshake failed: {type(error).__name__}"
 
 

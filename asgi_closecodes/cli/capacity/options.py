@@ -1,4 +1,4 @@
-"""What may be said on the command line, read strictly: an error names the thing, the kind of value and the remedy."""
+"""Options of the command line, read strictly: an error names the thing, the kind of value and the remedy."""
 
 from __future__ import annotations
 

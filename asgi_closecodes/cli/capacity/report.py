@@ -1,4 +1,4 @@
-"""What the command prints in the end: the table, what refused, what to set, and what it could not see."""
+"""Report of the command: the table, the refusals, the settings, and the limits of the measurement."""
 
 from __future__ import annotations
 

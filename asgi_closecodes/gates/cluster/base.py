@@ -1,4 +1,4 @@
-"""What the gates over a cluster have in common: work of the process beside its sessions, and two parameters."""
+"""Common part of the gates over a cluster: work of the process beside its sessions, and two parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asgi_closecodes.naming import shown
 from .lease import Fallback, Terms
 from .task import ProcessTask
 
-MIN_TTL_S = 2.0
+MIN_LEASE_DURATION_S = 2.0
 """Seconds: a lease has to outlast a refresh, one that fails after a second, and another one."""
 
 
@@ -22,7 +22,13 @@ class ClusterGate(Limited):
     """A gate whose processes meet in a store: a task of each talks to it."""
 
     def __init__(
-        self, cluster_name: str, task: ProcessTask, terms: Terms, ttl: float, fallback: Fallback, **parameters: Any
+        self,
+        cluster_name: str,
+        task: ProcessTask,
+        terms: Terms,
+        lease_duration: float,
+        fallback: Fallback,
+        **parameters: Any,
     ) -> None:
         """Build the gate.
 
@@ -34,7 +40,7 @@ class ClusterGate(Limited):
         self._report: events.Observer = _nobody
         self._is_stopped = False
         super().__init__(**parameters)
-        self.ttl = ttl
+        self.lease_duration = lease_duration
         self.fallback = fallback
 
     def _default_name(self) -> str:
@@ -47,21 +53,22 @@ class ClusterGate(Limited):
             self._task.stop_soon()
 
     @property
-    def ttl(self) -> float:
+    def lease_duration(self) -> float:
         """Seconds after which what a process held that has died is free, and for which one may go on by itself."""
-        return self._terms.ttl
+        return self._terms.lease_duration
 
-    @ttl.setter
-    def ttl(self, ttl: float) -> None:
-        if not is_between(ttl, MIN_TTL_S, 3600):
+    @lease_duration.setter
+    def lease_duration(self, lease_duration: float) -> None:
+        if not is_between(lease_duration, MIN_LEASE_DURATION_S, 3600):
             raise ValueError(
-                f"ttl={shown(ttl)}: use {MIN_TTL_S:g} to 3600 seconds; a shorter lease would end between two syncs"
+                f"lease_duration={shown(lease_duration)}: use {MIN_LEASE_DURATION_S:g} to 3600 seconds; "
+                "a shorter lease would end between two syncs"
             )
-        self._terms.ttl = ttl
+        self._terms.lease_duration = lease_duration
 
     @property
     def fallback(self) -> Fallback:
-        """What admits while Redis is away: ``share``, ``open`` or ``closed``."""
+        """Rule of admission while Redis is unreachable: ``share``, ``open`` or ``closed``."""
         return self._terms.fallback
 
     @fallback.setter

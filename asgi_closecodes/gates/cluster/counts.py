@@ -105,7 +105,7 @@ class Counts(Generic[PendingT]):
 
     def _reset(self) -> None:
         self.worker = worker_id()
-        """What the store knows this worker by."""
+        """Name of this worker in the store."""
         self._seq = 0
         self._full_sync_at = -math.inf
         self._changed: set[str] = set()  # keys of which the store does not know the number
@@ -150,14 +150,14 @@ class Counts(Generic[PendingT]):
         """Whether there is nothing to report or to ask for."""
         return not (self._waiting or self._changed or self._acknowledged or self._is_notified)
 
-    def wait(self, ttl: float, *, is_reachable: bool) -> float:
+    def wait(self, lease_duration: float, *, is_reachable: bool) -> float:
         """Return the seconds until the next sync is due."""
         if is_reachable and not self.is_settled:
             return 0.0
-        interval = ttl / 3 if is_reachable else RETRY_INTERVAL_S
+        interval = lease_duration / 3 if is_reachable else RETRY_INTERVAL_S
         return max(self._synced_at + interval - self._clock(), 0.0)
 
-    def ask(self, *, ttl: float, limit: int | None, replaces: bool) -> Sync[PendingT]:
+    def ask(self, *, lease_duration: float, limit: int | None, replaces: bool) -> Sync[PendingT]:
         """Return the next sync; :meth:`answer` or :meth:`abandon` ends it."""
         self._synced_at = self._clock()
         if self._synced_at - self._full_sync_at > FULL_SYNC_INTERVAL_S or replaces != self._last_replaces:
@@ -175,7 +175,7 @@ class Counts(Generic[PendingT]):
         request = CountRequest(
             worker=self.worker,
             seq=self._seq,
-            ttl=ttl,
+            lease_duration=lease_duration,
             limit=-1 if limit is None else limit,
             counts=[self._count_of(digest, len(pending[digest]), replaces=replaces) for digest in digests],
             replaces=replaces,
@@ -243,6 +243,6 @@ class Counts(Generic[PendingT]):
 
         Without any time left it is dead at once.
         """
-        request = CountRequest(self.worker, self._seq + 1, ttl=0, limit=-1)
+        request = CountRequest(self.worker, self._seq + 1, lease_duration=0, limit=-1)
         self._reset()
         return request

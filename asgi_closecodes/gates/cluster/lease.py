@@ -1,4 +1,4 @@
-"""What one worker may admit by itself: a state machine over its syncs, without any I/O.
+"""The permits that one worker may give by itself: a state machine over its syncs, without any I/O.
 
 A worker holds a *quota*: the sessions that it may have open without asking anybody, for as long as its *lease*
 lasts. A sync tells the cluster what it holds, and is answered with the next quota and a new lease (``sync.lua``).
@@ -18,7 +18,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 Fallback: TypeAlias = Literal["share", "open", "closed"]
-"""What admits where the lease has ended because the store is away, see :class:`ClusterSessions`."""
+"""Rule of admission after the lease has ended because the store is unreachable, see :class:`ClusterSessions`."""
 
 # It goes on while the machine sleeps, as the clock of the store does.
 _CLOCK: Callable[[], float] = (
@@ -32,10 +32,10 @@ FIRST_SYNC_TIMEOUT_S = 3.0
 """Seconds that it may take where there is no connection yet: TLS, a password and Sentinels are many round trips."""
 
 LEASE_SHARE = 0.95
-"""Share of the ttl that a lease lasts, from before it was asked for: the store waits for all of it."""
+"""Share of its duration that a lease lasts, from before it was asked for: the store waits for all of it."""
 
 MAX_REFRESH_SHARE = 0.4
-"""Share of the ttl within which every worker syncs, give or take; the script knows it too."""
+"""Share of the duration of a lease within which every worker syncs, give or take; the script knows it too."""
 
 RETRY_INTERVAL_S = 1.0
 """Seconds between two syncs while the store is away."""
@@ -44,7 +44,7 @@ UNREACHABLE_FOR_S = 5.0
 """Seconds for which a failed sync says that the store is away."""
 
 FALLBACK_SHARE = 0.8
-"""What all workers together may use, while the store is away, of the places that nobody had before."""
+"""Share of the free permits that all workers together may use while the store is unreachable."""
 
 MAX_HEADROOM = 64
 """Places that a worker asks for in advance, at most."""
@@ -52,7 +52,7 @@ MAX_HEADROOM = 64
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a worker tells the cluster; see the arguments of ``sync.lua``. Durations are in milliseconds."""
+    """Report of a worker to the cluster; see the arguments of ``sync.lua``. Durations are in milliseconds."""
 
     worker: str
     seq: int
@@ -64,7 +64,7 @@ class Request:
     need: int
     headroom: int
     limit: int
-    ttl: int
+    lease_duration: int
     leave: int
 
     def arguments(self) -> tuple[str | int, ...]:
@@ -74,15 +74,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the cluster answers."""
+    """Answer of the cluster."""
 
     seq: int
     grant: int
-    """What is recorded for this worker."""
+    """Sessions that are recorded for this worker."""
     quota: int
-    """What it may use."""
+    """Sessions that it may have."""
     alloc: int
-    """What is recorded for all workers."""
+    """Sessions that are recorded for all workers."""
     used: int
     """Open sessions of all workers, as each said last."""
     workers: int
@@ -98,15 +98,15 @@ def worker_id() -> str:
 
 
 class Terms:
-    """What a process may do without the store, and for how long.
+    """Rules for a process without the store, and their duration.
 
-    :param ttl: seconds.
+    :param lease_duration: seconds.
     """
 
-    __slots__ = ("fallback", "ttl")
+    __slots__ = ("fallback", "lease_duration")
 
-    def __init__(self, ttl: float = 30.0, fallback: Fallback = "share") -> None:
-        self.ttl = ttl
+    def __init__(self, lease_duration: float = 30.0, fallback: Fallback = "share") -> None:
+        self.lease_duration = lease_duration
         self.fallback: Fallback = fallback
 
 
@@ -114,7 +114,7 @@ class Lease(Terms):
     """The quota of one worker, and when to ask for the next.
 
     :param limit: sessions of the whole cluster.
-    :param ttl: seconds.
+    :param lease_duration: seconds.
     :param clock: monotonic seconds.
     :param jitter: a random number between two bounds.
     """
@@ -154,13 +154,13 @@ class Lease(Terms):
     def __init__(
         self,
         limit: int,
-        ttl: float = 30.0,
+        lease_duration: float = 30.0,
         fallback: Fallback = "share",
         *,
         clock: Callable[[], float] = _CLOCK,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        super().__init__(ttl, fallback)
+        super().__init__(lease_duration, fallback)
         self._clock = clock
         self._jitter = jitter
         self.used = 0
@@ -283,7 +283,7 @@ class Lease(Terms):
         """Places to have in advance: as many as two refreshes need, and at least a 16th of an equal part, up to 8."""
         workers, limit = (1, 0) if self.reply is None else (self.reply.workers, self.reply.limit)
         least = min(max(limit // (16 * max(workers, 1)), 1), 8)
-        return min(max(math.ceil(2 * self._rate * self.ttl / 3), least), MAX_HEADROOM)
+        return min(max(math.ceil(2 * self._rate * self.lease_duration / 3), least), MAX_HEADROOM)
 
     @property
     def pace(self) -> float:
@@ -314,7 +314,7 @@ class Lease(Terms):
         self._measure(now)
         is_connected = self.reply is not None and self._failing_since == math.inf
         self.timeout = SYNC_TIMEOUT_S if is_connected else FIRST_SYNC_TIMEOUT_S
-        self._lasts = self.ttl * LEASE_SHARE
+        self._lasts = self.lease_duration * LEASE_SHARE
         if not is_valid:
             self.quota = self.used  # others may have the rest by now
         elif leave:
@@ -324,7 +324,7 @@ class Lease(Terms):
         self.seq += 1
         self._is_pending = True
         self._sent_at = now
-        self._next = now + self.ttl * self._jitter(0.27, MAX_REFRESH_SHARE)
+        self._next = now + self.lease_duration * self._jitter(0.27, MAX_REFRESH_SHARE)
         return Request(
             worker=self.worker,
             seq=self.seq,
@@ -336,14 +336,14 @@ class Lease(Terms):
             need=self.waiting + min(self._shortfall, MAX_HEADROOM),
             headroom=self.headroom,
             limit=self.limit,
-            ttl=int(self.ttl * 1000),
+            lease_duration=int(self.lease_duration * 1000),
             leave=int(leave),
         )
 
     def _measure(self, now: float) -> None:
         since = now - self._sent_at
         if 0 < since < math.inf:
-            self._rate += (self._admitted / since - self._rate) * (1 - math.exp(-3 * since / self.ttl))
+            self._rate += (self._admitted / since - self._rate) * (1 - math.exp(-3 * since / self.lease_duration))
         self._admitted = 0
 
     def answer(self, reply: Reply) -> None:
@@ -375,7 +375,7 @@ class Lease(Terms):
             self._target = None
             return
         # Not anew with every sync: what the others have shed since is not known yet, and would be shed twice.
-        if self._target is None or self._acked_at - self._target_at >= MAX_REFRESH_SHARE * self.ttl:
+        if self._target is None or self._acked_at - self._target_at >= MAX_REFRESH_SHARE * self.lease_duration:
             # Rounded at random, so that all workers together come to the limit, and not each below its own part.
             self._target = self.used - int(self.used * over / reply.used + self._jitter(0, 1))
             self._target_at = self._acked_at

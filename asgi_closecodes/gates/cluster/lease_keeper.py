@@ -148,7 +148,7 @@ class LeaseKeeper:
         if reply.learning and not (before is not None and before.learning):
             self._report(events.ClusterRelearning(self._name, reply.learning / 1000))
         # Right after a change the others, and what is recorded, may still have the limit before it.
-        settled = before is None or lease.limit_age > lease.ttl
+        settled = before is None or lease.limit_age > lease.lease_duration
         if reply.limit >= lease.limit:
             self._reported_limit = None
         elif settled and reply.limit != self._reported_limit:

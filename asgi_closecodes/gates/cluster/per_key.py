@@ -50,13 +50,13 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         :func:`client_network`. Only its hash is stored.
     :param name: tells limits on the same Redis apart; the gate's own is ``cluster_sessions_per_key``, and ``.name``
         behind it where it is not ``default``.
-    :param ttl: seconds after which the sessions of a process that died count no more.
+    :param lease_duration: seconds after which the sessions of a process that died count no more.
     :param fallback: ``share`` and ``open`` mean the same here.
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the new one takes the place of the key's oldest
         in any process, which is shed there within a round trip; where Redis' message to that process is lost, within
-        ``ttl / 3``. A process that stands still cannot do it before it goes on. One newcomer brings a key that is
-        above the limit, after an outage or since it was lowered, down to it. No process holds more than twice the
-        limit, with those that were replaced and still count.
+        ``lease_duration / 3``. A process that stands still cannot do it before it goes on. One newcomer brings a key
+        that is above the limit, after an outage or since it was lowered, down to it. No process holds more than twice
+        the limit, with those that were replaced and still count.
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
     :raises TypeError: if ``key`` cannot be called.
     """
@@ -69,7 +69,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         redis_url: str | CountStore,
         key: Callable[[Session], Hashable] = client_network,
         name: str = "default",
-        ttl: float = 30.0,
+        lease_duration: float = 30.0,
         fallback: Fallback = "share",
         when_full: Literal["refuse", "replace_oldest"] = "refuse",
     ) -> None:
@@ -78,7 +78,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._health = Health(name, self._tell)
         self._subscription = ProcessTask(self._subscribe, self._subscribe_wait, _nothing, self._tell)
         task = ProcessTask(self._sync, self._wait, self._leave, self._tell, self._store.forget)
-        super().__init__(name, task, Terms(), ttl, fallback, limit=limit, key=key, when_full=when_full)
+        super().__init__(name, task, Terms(), lease_duration, fallback, limit=limit, key=key, when_full=when_full)
 
     def _forget(self) -> None:
         super()._forget()
@@ -180,12 +180,12 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     # The task that syncs with the store
 
     def _wait(self) -> float:
-        return self._counts.wait(self.ttl, is_reachable=self._health.is_good)
+        return self._counts.wait(self.lease_duration, is_reachable=self._health.is_good)
 
     async def _sync(self) -> None:
         replaces = self.when_full == "replace_oldest" and not self._in_shadow
         with COUNTING:
-            sync = self._counts.ask(ttl=self.ttl, limit=self._limit, replaces=replaces)
+            sync = self._counts.ask(lease_duration=self.lease_duration, limit=self._limit, replaces=replaces)
         try:
             is_new = self._counts.is_first or not self._health.is_good  # there may be no connection
             async with asyncio.timeout(FIRST_SYNC_TIMEOUT_S if is_new else SYNC_TIMEOUT_S):
@@ -242,7 +242,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
                 reason = self._store.describe_error(error)
                 problem = (
                     f"this process is not called when one of its sessions is replaced: {reason}. "
-                    f"Such a session may leave {self.ttl / 3:g} s late"
+                    f"Such a session may leave {self.lease_duration / 3:g} s late"
                 )
                 self._tell(events.ClusterMisconfigured(self._health.name, problem))
 

@@ -25,13 +25,13 @@ class ClusterSessions(ClusterGate):
     """At most ``limit`` open sessions in all processes that share ``redis_url`` and ``name``.
 
     Each process leases a part of the limit, and admits by itself from that. Its places come back at once when it
-    stops, and within ``ttl`` when it dies. Open sessions are never closed because Redis is away.
+    stops, and within ``lease_duration`` when it dies. Open sessions are never closed because Redis is away.
 
     :param limit: sessions of the whole cluster; None is no limit, 0 admits nobody. The lowest that a process has holds.
     :param redis_url: of a Redis (6.2 or later) or Valkey, see :class:`RedisStore`; or another :class:`LeaseStore`.
     :param name: tells limits on the same Redis apart; the gate's own is ``cluster_sessions``, and ``.name`` behind it
         where it is not ``default``.
-    :param ttl: seconds that a lease lasts.
+    :param lease_duration: seconds that a lease lasts.
     :param fallback: what admits when a lease has ended and Redis is away. ``share``: each process, up to what it had
         and an equal part of 80 % of what was free; ``open``: everybody; ``closed``: nobody.
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
@@ -45,7 +45,7 @@ class ClusterSessions(ClusterGate):
         limit: int | None,
         redis_url: str | LeaseStore,
         name: str = "default",
-        ttl: float = 30.0,
+        lease_duration: float = 30.0,
         fallback: Fallback = "share",
     ) -> None:
         store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
@@ -53,7 +53,7 @@ class ClusterSessions(ClusterGate):
         self._keeper = LeaseKeeper(self._lease, store, name, self._tell)
         self._permit = _Permit(self)
         self._waiting: dict[object, EventLoop] = {}
-        super().__init__(name, self._keeper.task, self._lease, ttl, fallback, limit=limit)
+        super().__init__(name, self._keeper.task, self._lease, lease_duration, fallback, limit=limit)
 
     def _follow_limit(self) -> None:
         super()._follow_limit()

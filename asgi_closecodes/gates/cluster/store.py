@@ -1,4 +1,4 @@
-"""What a cluster gate wants of the place where its processes meet: interfaces, and what they say there."""
+"""Interfaces of the store in which the processes of a cluster gate meet, and their messages."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class LeaseStore(Store, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeyCount:
-    """What a worker says of one key."""
+    """Report of a worker on one key."""
 
     digest: str
-    """What stands for the key."""
+    """Digest of the key."""
     open: int
     """Its sessions in this worker."""
     more: int
@@ -53,11 +53,11 @@ class KeyCount:
 
 @dataclass(frozen=True, slots=True)
 class CountRequest:
-    """What a worker says: a state, never a change of one."""
+    """Report of a worker: a state, never a change of one."""
 
     worker: str
     seq: int
-    ttl: float
+    lease_duration: float
     """Seconds after which it is dead, if it says nothing more."""
     limit: int
     """Sessions of one key; -1 is no limit."""
@@ -69,7 +69,13 @@ class CountRequest:
 
     def arguments(self) -> Sequence[str | int]:
         """Return the arguments of the script."""
-        arguments: list[str | int] = [self.worker, self.seq, int(self.ttl * 1000), self.limit, int(self.replaces)]
+        arguments: list[str | int] = [
+            self.worker,
+            self.seq,
+            int(self.lease_duration * 1000),
+            self.limit,
+            int(self.replaces),
+        ]
         arguments += [len(self.acknowledged), *self.acknowledged]
         for count in self.counts:
             arguments += [count.open, count.more, ",".join(map(str, count.numbers))]
@@ -78,7 +84,7 @@ class CountRequest:
 
 @dataclass(frozen=True, slots=True)
 class CountReply:
-    """What the store answers."""
+    """Answer of the store."""
 
     known: bool
     """Whether it knew this worker."""
@@ -116,7 +122,7 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a store knows of one cluster limit."""
+    """State of one cluster limit in a store."""
 
     limit: int
     alloc: int

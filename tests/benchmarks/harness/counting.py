@@ -67,11 +67,11 @@ def main() -> None:
     time.monotonic = itertools.repeat(1000.0).__next__
     import uvloop  # noqa: F401 - once for all children
 
-    from asgi_closecodes.guard import guard
+    from asgi_closecodes.guard import ticker
 
     from .sessions import serve
 
-    guard.TICK = 1e6
+    ticker.TICK_S = 1e6
 
     for line in sys.stdin:
         count, name = line.rstrip("\n").split(" ", 1)

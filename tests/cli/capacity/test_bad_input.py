@@ -47,7 +47,7 @@ def test_what_is_no_websocket_is_told(says, answer, said):
 
 
 def test_a_server_that_answers_nothing_is_told(says, monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.cli.capacity.load.HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr("asgi_closecodes.cli.capacity.load.HANDSHAKE_TIMEOUT_S", 0.2)
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -83,7 +83,7 @@ def test_subprotocols_are_offered_by_a_header(server):
 
 
 def test_a_message_that_is_not_answered_is_told(server, monkeypatch):
-    monkeypatch.setattr(measure, "PATIENCE", 0.2)
+    monkeypatch.setattr(measure, "ANSWER_TIMEOUT_S", 0.2)
     assert "does not answer a message within 0 s" in refused(server.url + "/mute", "--message", "hello")
     assert invoke("capacity", server.url + "/mute", *QUICK)[0], "pings it answers"
 

@@ -20,8 +20,8 @@ class Processes:
         self.told = []
         self.places = []
 
-    def add(self, limit, url, ttl=TTL, **options):
-        gate = ClusterSessions(limit, url, ttl=ttl, **options)
+    def add(self, limit, url, lease_duration=TTL, **options):
+        gate = ClusterSessions(limit, url, lease_duration=lease_duration, **options)
         gate.attach(self.told.append)
         self.gates.append(gate)
         return gate

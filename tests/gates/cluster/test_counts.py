@@ -61,7 +61,7 @@ class Worker:
         return CountReply(bool(known), [name.decode() for name in replaced], [*zip(pairs[::2], pairs[1::2])])
 
     def ask(self, limit, *, replaces=False):
-        return self.counts.ask(ttl=TTL, limit=limit, replaces=replaces)
+        return self.counts.ask(lease_duration=TTL, limit=limit, replaces=replaces)
 
     def answer(self, sync, reply):
         decisions = self.counts.answer(sync, reply)
@@ -181,7 +181,7 @@ def test_counts_that_leave_are_another_worker_and_say_all(worker, client):
     worker.sync(1)
     before = worker.counts.worker
     request = worker.counts.leave()
-    assert (request.worker, request.ttl) == (before, 0)
+    assert (request.worker, request.lease_duration) == (before, 0)
     worker.deliver(request)
     assert worker.counts.worker != before
     assert [one.digest for one in worker.ask(1).request.counts] == ["ann"]

@@ -7,7 +7,7 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.gates import ClusterSessions, ClusterSessionsPerKey, Shadow
-from asgi_closecodes.guard.ticker import TICK
+from asgi_closecodes.guard.ticker import TICK_S
 from tests.support.asgi import Handler, Peer
 from tests.support.redis import running
 
@@ -35,8 +35,8 @@ def test_the_cluster_is_asked_last():
     names = [gate.name for gate in Guard(settings).gate.gates]
     assert names == ["handshakes_per_second", "cluster_max_sessions_per_client", "cluster_max_sessions"]
     per_client, sessions = cluster_gates(Guard(settings))
-    assert (sessions.limit, sessions.ttl, sessions.fallback) == (100, 10, "closed")
-    assert (per_client.limit, per_client.ttl, per_client.fallback) == (5, 10, "closed")
+    assert (sessions.limit, sessions.lease_duration, sessions.fallback) == (100, 10, "closed")
+    assert (per_client.limit, per_client.lease_duration, per_client.fallback) == (5, 10, "closed")
     assert per_client.when_full == "replace_oldest"
 
 
@@ -56,7 +56,7 @@ def test_a_limit_may_change_while_it_runs_and_the_place_to_meet_may_not():
     per_client, sessions = cluster_gates(guard)
     assert per_client.when_full == "replace_oldest"
     assert sessions is gate
-    assert (gate.limit, gate.fallback, gate.ttl) == (50, "open", 5)
+    assert (gate.limit, gate.fallback, gate.lease_duration) == (50, "open", 5)
     guard.update(cluster_max_sessions=None)
     assert gate not in guard.gate.gates
     with pytest.raises(SettingsError, match="cannot be changed while the application runs"):
@@ -142,7 +142,7 @@ async def test_who_has_left_does_not_come_back_while_the_ticker_goes_on(server):
             with anyio.fail_after(10):
                 while len(server.command("KEYS", "*")) < 5:
                     await anyio.sleep(0.01)
-        await anyio.sleep(3 * TICK)
+        await anyio.sleep(3 * TICK_S)
         assert guard._ticker.is_running
         assert server.command("KEYS", "*") == [b"closecodes:{default}:meta"]
 

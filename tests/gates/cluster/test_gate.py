@@ -39,7 +39,7 @@ async def test_one_limit_holds_over_all(processes, server):
 
 
 async def test_nobody_waits_for_the_server_with_a_lease_and_quota(processes, server):
-    gate = processes.add(1000, server.url, ttl=30)
+    gate = processes.add(1000, server.url, lease_duration=30)
     assert await processes.come(1) == 1
     await processes.until(lambda: gate.lease.quota > gate.lease.used)
     server.pause()
@@ -60,7 +60,7 @@ async def test_a_place_is_free_for_others_when_its_session_ends(processes, serve
 
 
 async def test_who_stops_gives_the_places_back_at_once(processes, server):
-    first, second = processes.add(10, server.url, ttl=600), processes.add(10, server.url, ttl=600)
+    first, second = processes.add(10, server.url, lease_duration=600), processes.add(10, server.url, lease_duration=600)
     await processes.fill(10, first)
     await processes.end(first, 10)
     await first.stop()
@@ -211,7 +211,7 @@ async def test_a_network_that_loses_or_delays(processes, server, loss):
         proxy.drop_requests = loss in {"requests", "all"}
         proxy.drop_replies = loss in {"replies", "all"}
         start = time.monotonic()
-        while time.monotonic() - start < TTL * 0.9:  # a partition that is shorter than the ttl
+        while time.monotonic() - start < TTL * 0.9:  # a partition that is shorter than the lease_duration
             processes.look()
             await processes.come(2, other)
             if behind.lease.time_left:
@@ -420,7 +420,7 @@ async def test_a_longer_ttl_does_not_stretch_the_lease_that_was_asked_for(proces
     gate = processes.add(20, server.url)
     await processes.fill(1)
     gate.lease.ask()
-    gate.ttl = 3600
+    gate.lease_duration = 3600
     gate.lease.answer(dataclasses.replace(gate.lease.reply, seq=gate.lease.seq))
     assert gate.lease.time_left <= TTL
 
@@ -534,7 +534,15 @@ def test_an_url_that_cannot_be_used_is_refused_without_its_password(url, problem
 
 @pytest.mark.parametrize(
     "options",
-    [{"limit": -1}, {"ttl": 1}, {"ttl": True}, {"ttl": 1e9}, {"fallback": "half"}, {"name": "{x}"}, {"name": ""}],
+    [
+        {"limit": -1},
+        {"lease_duration": 1},
+        {"lease_duration": True},
+        {"lease_duration": 1e9},
+        {"fallback": "half"},
+        {"name": "{x}"},
+        {"name": ""},
+    ],
 )
 def test_what_cannot_be_used_is_refused(options):
     with pytest.raises(ValueError, match="use "):

@@ -15,8 +15,8 @@ from tests.support.asgi import of
 from tests.support.fakes import Visitor, until
 
 KINDS = {
-    "sessions": lambda limit, url: ClusterSessions(limit, url, ttl=2),
-    "per key": lambda limit, url: ClusterSessionsPerKey(limit, url, key=lambda session: "ann", ttl=2),
+    "sessions": lambda limit, url: ClusterSessions(limit, url, lease_duration=2),
+    "per key": lambda limit, url: ClusterSessionsPerKey(limit, url, key=lambda session: "ann", lease_duration=2),
 }
 
 

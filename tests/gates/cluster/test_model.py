@@ -52,7 +52,7 @@ def test_both_answer_the_same(server, steps):
                 need=need,
                 headroom=headroom,
                 limit=limit,
-                ttl=30_000,
+                lease_duration=30_000,
                 leave=int(leaves == 0),
             )
             cluster.now = now / 1000

@@ -29,7 +29,7 @@ class Processes:
         self.told = []
 
     def add(self, limit=3, **options):
-        options = {"key": lambda session: session.scope["client"], "ttl": 2, **options}
+        options = {"key": lambda session: session.scope["client"], "lease_duration": 2, **options}
         gate = ClusterSessionsPerKey(limit, options.pop("redis_url", self.url), **options)
         gate.attach(self.told.append)
         self.gates.append(gate)
@@ -204,7 +204,7 @@ async def test_a_limit_that_is_set_later_finds_what_is_open(processes):
 
 
 @pytest.mark.parametrize(
-    "options", [{"limit": -1}, {"ttl": 0}, {"fallback": "x"}, {"name": "a b"}, {"redis_url": "x://"}]
+    "options", [{"limit": -1}, {"lease_duration": 0}, {"fallback": "x"}, {"name": "a b"}, {"redis_url": "x://"}]
 )
 def test_what_cannot_be_used_is_refused(options):
     with pytest.raises(ValueError, match="use |begins"):

@@ -177,12 +177,12 @@ async def replaced(socket):
 
 
 @contextlib.asynccontextmanager
-async def logins(server, tmp_path, ttl):
+async def logins(server, tmp_path, lease_duration):
     environment = {
         "CLOSECODES_REDIS_URL": server.url,
         "CLOSECODES_CLUSTER_MAX_SESSIONS_PER_CLIENT": "2",
         "CLOSECODES_WHEN_CLIENT_FULL": "replace_oldest",
-        "CLOSECODES_CLUSTER_LEASE_DURATION": str(ttl),
+        "CLOSECODES_CLUSTER_LEASE_DURATION": str(lease_duration),
     }
     with serve("uvicorn-sansio", "tests.gates.cluster.app:app", tmp_path, "--workers", "2", env=environment) as running:
         async with asyncio.timeout(30):
@@ -200,7 +200,7 @@ async def logins(server, tmp_path, ttl):
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_third_login_closes_the_first_at_whichever_worker(server, tmp_path):
-    async with logins(server, tmp_path, 600) as user:  # nothing but a message tells of it with this ttl
+    async with logins(server, tmp_path, 600) as user:  # nothing but a message tells of it with this lease_duration
         one, other = user.workers
         for number, worker in enumerate([one, other, other, other, one, one, one, other, one]):
             await user.come(worker)
@@ -211,9 +211,9 @@ async def test_a_third_login_closes_the_first_at_whichever_worker(server, tmp_pa
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("ttl", [3, 600])
-async def test_a_worker_that_was_stopped_sheds_when_it_goes_on(server, tmp_path, ttl):
-    async with logins(server, tmp_path, ttl) as user:
+@pytest.mark.parametrize("lease_duration", [3, 600])
+async def test_a_worker_that_was_stopped_sheds_when_it_goes_on(server, tmp_path, lease_duration):
+    async with logins(server, tmp_path, lease_duration) as user:
         stopped, other = user.workers
         oldest = await user.come(stopped)
         await user.come(other)
@@ -221,12 +221,12 @@ async def test_a_worker_that_was_stopped_sheds_when_it_goes_on(server, tmp_path,
         try:
             await user.come()
             await user.come()
-            await asyncio.sleep(0 if ttl > 100 else ttl * 1.5)
+            await asyncio.sleep(0 if lease_duration > 100 else lease_duration * 1.5)
             await user.until_open(0, 2, 3)  # the first one's peer has not heard of it yet
         finally:
             os.kill(stopped, signal.SIGCONT)
-        if ttl < 100:  # it counted no more: the next who comes is one too many, as after an outage
-            await asyncio.sleep(ttl)
+        if lease_duration < 100:  # it counted no more: the next who comes is one too many, as after an outage
+            await asyncio.sleep(lease_duration)
             await user.come()
         assert await replaced(oldest)
         await user.until_open(len(user.sockets) - 2, len(user.sockets) - 1)

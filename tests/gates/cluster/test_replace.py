@@ -66,7 +66,7 @@ class Processes:
         self.places = {}
 
     def add(self, url, limit=2, **options):
-        options = {"ttl": TTL, "when_full": "replace_oldest", **options}
+        options = {"lease_duration": TTL, "when_full": "replace_oldest", **options}
         gate = ClusterSessionsPerKey(limit, url, **options)
         gate.attach(self.told.append)
         self.gates.append(gate)
@@ -140,11 +140,11 @@ def counted(server, name="ann"):
 
 
 async def test_the_oldest_is_replaced_wherever_it_is(processes, each_server):
-    gates = [processes.add(each_server.url, 3, ttl=600) for _ in range(3)]
+    gates = [processes.add(each_server.url, 3, lease_duration=600) for _ in range(3)]
     first, second, third = await processes.fill(*gates)
     bob = await processes.enter(gates[0], "bob")
     await processes.until_subscribed(each_server)
-    # In another process, in another one, and in its own. With this ttl nothing but a message brings it.
+    # In another process, in another one, and in its own. With this lease_duration nothing but a message brings it.
     for oldest in ([first], [first, second], [first, second, third]):
         await processes.enter(gates[2])
         assert counted(each_server) == 3
@@ -204,7 +204,7 @@ async def test_who_does_not_hear_leaves_with_the_next_count(processes, server, l
         if loss == "no permission":
             server.command("ACL", "SETUSER", "mute", "on", "nopass", "~*", "+@all", "resetchannels")
             url = url.replace("//", "//mute:any@")
-        holder, newcomer = processes.add(Lossy(url), 1), processes.add(server.url, 1, ttl=600)
+        holder, newcomer = processes.add(Lossy(url), 1), processes.add(server.url, 1, lease_duration=600)
         old = await processes.enter(holder)
         if loss == "no permission":
             await processes.until(lambda: processes.of(events.ClusterMisconfigured))
@@ -228,7 +228,10 @@ async def test_who_did_not_hear_is_called_again(processes, loss, monkeypatch):
     monkeypatch.setattr(redis_client, "PING_AFTER_S", 0.2)
     with running() as server:
         async with Proxy(server.socket) as proxy:
-            holder, newcomer = processes.add(proxy.url, 1, ttl=600), processes.add(server.url, 1, ttl=600)
+            holder, newcomer = (
+                processes.add(proxy.url, 1, lease_duration=600),
+                processes.add(server.url, 1, lease_duration=600),
+            )
             await processes.until_subscribed(server)
             if loss == "killed":
                 server.command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -365,7 +368,7 @@ async def test_without_the_server_each_process_replaces_its_own(processes):
 
 async def test_a_process_that_stood_still_sheds_when_it_goes_on(processes, server):
     async with Proxy(server.socket) as proxy:
-        still, other = processes.add(proxy.url, ttl=30), processes.add(server.url, ttl=30)
+        still, other = processes.add(proxy.url, lease_duration=30), processes.add(server.url, lease_duration=30)
         first, second = await processes.fill(still, still)
         await processes.until_subscribed(server)
         proxy.delay = 0.3  # what it is told comes late, as to one that is stopped
@@ -440,7 +443,7 @@ async def test_a_limit_that_is_taken_away_ends_it(processes, server):
 
 
 async def test_a_forked_child_is_another_worker(processes, server):
-    gate = processes.add(server.url, 1, ttl=600)
+    gate = processes.add(server.url, 1, lease_duration=600)
     old = await processes.enter(gate)
     await processes.until_subscribed(server)
     ours = gate._counts.worker
@@ -453,14 +456,14 @@ async def test_a_forked_child_is_another_worker(processes, server):
     assert os.read(readable, 100) == b"True 0 None"
     os.close(readable)
     os.close(writable)
-    await processes.enter(processes.add(server.url, 1, ttl=600))
+    await processes.enter(processes.add(server.url, 1, lease_duration=600))
     await processes.until_replaced(old)  # it is still called
 
 
 async def test_by_sentinels(processes, binary, tmp_path):
     with running(binary, port=free_port()) as primary, sentinels(binary, tmp_path, primary.port, count=1) as [port]:
         url = f"redis+sentinel://127.0.0.1:{port}/mymaster/1"
-        one, other = processes.add(url, 1, ttl=600), processes.add(url, 1, ttl=600)
+        one, other = processes.add(url, 1, lease_duration=600), processes.add(url, 1, lease_duration=600)
         await processes.until_known(primary, db=1)
         await processes.until_subscribed(primary)
         old = await processes.enter(one)
@@ -472,7 +475,7 @@ async def test_on_a_cluster_one_of_the_nodes_that_are_named_passes_it_on(process
     with nodes(binary) as (owner, [other, third]):
         away = free_port()
         url = f"redis+cluster://127.0.0.1:{away},127.0.0.1:{other.port},127.0.0.1:{third.port}"
-        gates = [processes.add(url, 1, ttl=600) for _ in range(3)]
+        gates = [processes.add(url, 1, lease_duration=600) for _ in range(3)]
         await processes.until_known(owner)
 
         def channels():
@@ -514,7 +517,10 @@ async def test_a_session_counts_under_the_key_that_its_handler_sets(server, when
 
 
 async def test_a_new_key_replaces_the_oldest_session_of_that_key_elsewhere(server):
-    gates = [ClusterSessionsPerKey(1, server.url, key=of_key, when_full="replace_oldest", ttl=600) for _ in range(2)]
+    gates = [
+        ClusterSessionsPerKey(1, server.url, key=of_key, when_full="replace_oldest", lease_duration=600)
+        for _ in range(2)
+    ]
     async with guarded(gates[0]) as first, guarded(gates[1]) as second:
         await first.come(1, path="/alice")
         await until(lambda: counted(server, "alice") == 1 and len(server.command("PUBSUB", "CHANNELS")) == 1)
@@ -642,7 +648,7 @@ def test_all_processes_together_do_what_one_does(server, limit, steps):
                 one.release("ann", replaced)
 
         for _ in range(3):
-            processes.add(server.url, limit, ttl=600)
+            processes.add(server.url, limit, lease_duration=600)
         try:
             await processes.fill(*(processes.gates if limit else ()))
             for visitor in processes.visitors:
@@ -679,7 +685,7 @@ def test_whatever_is_lost_no_place_is_and_nobody_is_shed_twice(server, limit, st
         server.command("FLUSHALL")
         processes = Processes()
         for _ in range(3):
-            processes.add(Lossy(server.url), limit, ttl=2)
+            processes.add(Lossy(server.url), limit, lease_duration=2)
         faults_left = [*faults]
         try:
             for step, number, count in steps:

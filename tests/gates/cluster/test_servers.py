@@ -87,7 +87,7 @@ async def test_what_it_lets_a_user_do_whose_sessions_are_replaced_is_enough(proc
     with running(binary) as server:
         url = user_with(server, f"{ACL} {ACL_TO_REPLACE}")
         gates = [
-            ClusterSessionsPerKey(1, url, key=lambda session: "ann", when_full="replace_oldest", ttl=600)
+            ClusterSessionsPerKey(1, url, key=lambda session: "ann", when_full="replace_oldest", lease_duration=600)
             for _ in range(2)
         ]
         for gate in gates:

@@ -49,7 +49,7 @@ def running_with_tls(ours, name="redis-server", host="localhost", clients="no", 
         yield server
 
 
-async def is_told(processes, url):
+async def is_delivered(processes, url):
     """The problem that keeps a process from its lease."""
     processes.add(10, url)
     await processes.until(lambda: processes.of(events.ClusterUnreachable))
@@ -78,7 +78,7 @@ async def test_with_the_right_authority_it_works(processes, ours, name):
 async def test_a_stranger_s_certificate_is_told_and_the_fallback_admits(processes, ours, strangers):
     with running_with_tls(ours) as server:
         url = f"rediss://:s3cret@localhost:{server.tls_port}?ssl_ca_certs={strangers.certificate}"
-        problem = await is_told(processes, url)
+        problem = await is_delivered(processes, url)
         assert "its certificate is not accepted (self" in problem  # -signed certificate in certificate chain
         await processes.until(lambda: processes.of(events.ClusterFallback))
         assert await processes.come(20) == 8
@@ -90,19 +90,19 @@ async def test_a_stranger_s_certificate_is_told_and_the_fallback_admits(processe
 async def test_a_certificate_for_another_host_is_told(processes, ours):
     with running_with_tls(ours, host="redis.example") as server:
         url = f"rediss://localhost:{server.tls_port}?ssl_ca_certs={ours.certificate}"
-        assert "Hostname mismatch" in await is_told(processes, url)
+        assert "Hostname mismatch" in await is_delivered(processes, url)
         gate = processes.add(10, f"{url}&ssl_check_hostname=false")
         await processes.fill(5, gate)
 
 
 async def test_without_an_authority_none_is_trusted(processes, ours):
     with running_with_tls(ours) as server:
-        assert "ssl_ca_certs" in await is_told(processes, f"rediss://localhost:{server.tls_port}")
+        assert "ssl_ca_certs" in await is_delivered(processes, f"rediss://localhost:{server.tls_port}")
 
 
 async def test_plain_text_to_a_port_that_wants_tls_is_told(processes, ours):
     with running_with_tls(ours) as server:
-        assert "it may want TLS" in await is_told(processes, f"redis://:s3cret@localhost:{server.tls_port}")
+        assert "it may want TLS" in await is_delivered(processes, f"redis://:s3cret@localhost:{server.tls_port}")
         await processes.until(lambda: processes.of(events.ClusterFallback))
         assert await processes.come(20) == 8
 
@@ -110,7 +110,7 @@ async def test_plain_text_to_a_port_that_wants_tls_is_told(processes, ours):
 async def test_tls_to_a_port_that_wants_plain_text_is_told(processes, ours):
     with running(port=free_port()) as server:
         url = f"rediss://localhost:{server.port}?ssl_ca_certs={ours.certificate}"
-        assert await is_told(processes, url) == "it does not answer in time"
+        assert await is_delivered(processes, url) == "it does not answer in time"
 
 
 async def test_a_server_that_goes_away_is_not_said_to_want_tls(processes):
@@ -127,7 +127,7 @@ async def test_a_server_may_want_certificates_of_its_clients(processes, ours, st
     with running_with_tls(ours, name, clients="yes", requirepass="right") as server:
         address = f"localhost:{server.tls_port}?ssl_ca_certs={ours.certificate}"
         certificate, key = ours.files_for("a-client")
-        problem = await is_told(processes, f"rediss://:right@{address}")
+        problem = await is_delivered(processes, f"rediss://:right@{address}")
         assert "certificate" in problem  # of the alert, or what is told when the server has hung up before it was read
         gate = processes.add(10, f"rediss://:right@{address}&ssl_certfile={certificate}&ssl_keyfile={key}")
         await processes.fill(10, gate)
@@ -137,17 +137,17 @@ async def test_a_client_s_certificate_of_a_stranger_or_without_its_key_is_told(p
     with running_with_tls(ours, clients="yes") as server:
         address = f"rediss://localhost:{server.tls_port}?ssl_ca_certs={ours.certificate}"
         certificate, key = strangers.files_for("a-client")
-        assert "certfile" in await is_told(processes, f"{address}&ssl_certfile={certificate}&ssl_keyfile={key}")
+        assert "certfile" in await is_delivered(processes, f"{address}&ssl_certfile={certificate}&ssl_keyfile={key}")
         processes.told.clear()
         _, other = ours.files_for("a-client")
-        problem = await is_told(processes, f"{address}&ssl_certfile={certificate}&ssl_keyfile={other}")
+        problem = await is_delivered(processes, f"{address}&ssl_certfile={certificate}&ssl_keyfile={other}")
         assert "key values mismatch" in problem
 
 
 async def test_tls_and_a_wrong_password(processes, ours):
     with running_with_tls(ours, requirepass="right") as server:
         url = f"rediss://:s3cret@localhost:{server.tls_port}?ssl_ca_certs={ours.certificate}"
-        assert "does not accept the user or the password" in await is_told(processes, url)
+        assert "does not accept the user or the password" in await is_delivered(processes, url)
 
 
 def test_a_file_that_cannot_be_read_is_refused_at_the_start(ours):

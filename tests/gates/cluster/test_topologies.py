@@ -121,7 +121,7 @@ async def test_a_slot_that_moves_while_a_cluster_is_full(processes, binary):
         # One of the nodes that are named may be away.
         url = f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{third.port}"
         for _ in range(3):
-            processes.add(30, url, ttl=10, fallback="closed")
+            processes.add(30, url, lease_duration=10, fallback="closed")
         await processes.fill(30)
         processes.told.clear()
 

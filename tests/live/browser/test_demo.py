@@ -63,7 +63,7 @@ class Visitor:
         said = f"{sessions} sessions open" + ("" if limit is None else f", the limit is {limit}")
         expect(self.page.get_by_role("img", name=re.compile(f"^{said}"))).to_be_visible()
 
-    def is_told(self, text):
+    def is_delivered(self, text):
         expect(self.page.get_by_role("status")).to_have_text(re.compile(text))
 
     def count(self, code):
@@ -92,7 +92,7 @@ def test_without_clients_it_tells_what_to_try(visitor):
     expect(visitor.page.get_by_text("No clients yet. In one minute:")).to_be_visible()
     visitor.sees(0, 20)
     visitor.open(1)
-    visitor.is_told("^1 of 1 came in")
+    visitor.is_delivered("^1 of 1 came in")
     expect(visitor.page.get_by_text("No clients yet")).to_be_hidden()
     visitor.click("Close all")
     visitor.sees(0, 20)
@@ -105,7 +105,7 @@ def test_more_sessions_than_it_takes_are_told_when_to_come_back_and_do(new_page,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
     ):
         visitor.open(100)
-        visitor.is_told(r"^20 of 100 came in. 80 got 1013. Each was told when to come back, and will.")
+        visitor.is_delivered(r"^20 of 100 came in. 80 got 1013. Each was told when to come back, and will.")
         visitor.sees(20, 20)
         expect(visitor.tiles("open")).to_have_count(20)
         expect(visitor.of(".tile").filter(has_text=re.compile(HINT + "full"))).to_have_count(80)
@@ -129,12 +129,12 @@ def test_more_sessions_than_it_takes_are_told_when_to_come_back_and_do(new_page,
 
 def test_a_crash_has_a_ref_that_opens_the_stack_trace(visitor, demo):
     visitor.open(1)
-    visitor.is_told("came in")
+    visitor.is_delivered("came in")
     visitor.click("Crash one")
     tile = visitor.of(".tile")
     expect(tile).to_have_text(re.compile(r"1011\s*internal error; ref=[0-9A-Z]{12}"))
     ref = tile.locator(".ref").inner_text()
-    visitor.is_told(f"said 0, the handler divided by it, and the client got 1011 with ref={ref}")
+    visitor.is_delivered(f"said 0, the handler divided by it, and the client got 1011 with ref={ref}")
     expect(visitor.of("[data-count='1011']")).to_have_text("1")
 
     story = ("ZeroDivisionError: float division by zero", "in crash_on_message", "1 / float(number)", f"ref={ref}")
@@ -168,7 +168,7 @@ def test_a_refusal_shows_with_and_without_a_subprotocol(new_page, tmp_path, offe
     with running_demo(tmp_path, CLOSECODES_MAX_SESSIONS="0") as demo, Visitor(new_page(viewport=WIDE), demo) as visitor:
         visitor.page.get_by_label("offer a subprotocol").set_checked(offers)
         visitor.open(1)
-        visitor.is_told("^0 of 1 came in. 1 got 1013")
+        visitor.is_delivered("^0 of 1 came in. 1 got 1013")
         expect(visitor.of(".tile")).to_have_text(re.compile(HINT + "full"))
 
 
@@ -180,25 +180,25 @@ def test_a_lower_limit_sheds_and_a_higher_one_lets_in(new_page, tmp_path):
         visitor.open(10)
         visitor.sees(10, 20)
         visitor.click("Lower the limit")
-        visitor.is_told("^The limit is 10.")
+        visitor.is_delivered("^The limit is 10.")
         visitor.click("Lower the limit")
-        visitor.is_told("^The limit is 0. 10 too many leave with 1013")
+        visitor.is_delivered("^The limit is 0. 10 too many leave with 1013")
         visitor.sees(0, 0)
         expect(visitor.of(".tile").filter(has_text=re.compile(HINT + "full"))).to_have_count(10)
         expect(visitor.of("#log").get_by_text("shed a session of /crash-on-message").first).to_be_visible()
         expect(visitor.page.get_by_role("button", name="Lower the limit")).to_be_disabled()
         visitor.click("Raise the limit")
-        visitor.is_told("^The limit is 10. Those who wait come in")
+        visitor.is_delivered("^The limit is 10. Those who wait come in")
         visitor.sees(10, 10)
         expect(visitor.tiles("open")).to_have_count(10)
 
 
 def test_a_stall_turns_newcomers_away(visitor):
     visitor.open(1)
-    visitor.is_told("came in")
+    visitor.is_delivered("came in")
     visitor.click("Stall 1 s")
     expect(visitor.page.get_by_role("progressbar")).to_be_visible()
-    visitor.is_told(r"^Everybody waited. [1-5] of 5 newcomers got 1013 with cause=lag")
+    visitor.is_delivered(r"^Everybody waited. [1-5] of 5 newcomers got 1013 with cause=lag")
     expect(visitor.of(".tile").filter(has_text=re.compile(HINT + "lag")).first).to_be_visible()
     expect(visitor.of("#plot .stall").first).to_be_attached()
 
@@ -208,10 +208,10 @@ def test_a_drain_tells_everybody_and_a_fresh_start_has_them_back(new_page, tmp_p
         visitor.open(10)
         visitor.sees(10, 20)
         visitor.click("Drain")
-        visitor.is_told("^10 sessions leave with 1012, one after another")
+        visitor.is_delivered("^10 sessions leave with 1012, one after another")
         expect(visitor.page.get_by_role("progressbar")).to_be_visible()
         expect(visitor.page.get_by_role("button", name="Drain")).to_be_disabled()
-        visitor.is_told("^Drained: all were told 1012")
+        visitor.is_delivered("^Drained: all were told 1012")
         told = re.compile(r"1012\s*service restart; retry_after=1\.0; cause=drain")
         expect(visitor.of(".tile").filter(has_text=told)).to_have_count(10)
         assert visitor.count(1012) >= 10
@@ -228,13 +228,13 @@ def test_without_the_middleware_the_same_clicks_say_nothing(visitor):
     visitor.open(10)
     visitor.sees(30, None)
     visitor.click("Crash one")
-    visitor.is_told("^The same bug: client 1 got 1006 and no reason")
+    visitor.is_delivered("^The same bug: client 1 got 1006 and no reason")
     expect(visitor.of(".tile").first).to_have_text(re.compile(r"1006\s*no reason"))
     expect(visitor.of("[data-count='1006']")).to_have_text("1")
     visitor.of("#log").get_by_role("button", name="stack trace").click()
     visitor.reads_the_record("ZeroDivisionError", "nothing that a client could name")
     visitor.click("Lower the limit")
-    visitor.is_told("nobody asks for it")
+    visitor.is_delivered("nobody asks for it")
     visitor.sees(30, None)
     expect(visitor.tiles("open")).to_have_count(30)  # Chromium complains of handshakes that are called off
     visitor.switch("With the middleware")
@@ -252,7 +252,7 @@ def test_all_other_ways_to_end(visitor):
         ("Close with 1006", "got 1011 and “a reason of more than 123 bytes"),
     ):
         visitor.click(name)
-        visitor.is_told(re.escape(told))
+        visitor.is_delivered(re.escape(told))
     expect(visitor.tiles("closed", "gave up")).to_have_count(1)
     expect(visitor.page.get_by_text("Other codes: 1000 × 1, 4003 × 1")).to_be_visible()
 
@@ -263,11 +263,11 @@ def test_a_server_that_is_gone_is_missed_and_found_again(new_page, tmp_path):
     with running_demo(tmp_path, port=port) as demo:
         visitor = Visitor(page, demo)
         visitor.open(1)
-        visitor.is_told("came in")
-    visitor.is_told("^The server does not answer")
+        visitor.is_delivered("came in")
+    visitor.is_delivered("^The server does not answer")
     expect(visitor.tiles("waiting")).to_have_count(1)
     with running_demo(tmp_path, port=port):
-        visitor.is_told("^The server is back")
+        visitor.is_delivered("^The server is back")
         expect(visitor.tiles("open")).to_have_count(1)
         visitor.sees(1, 20)
         page.close()
@@ -277,7 +277,7 @@ def test_the_keyboard_is_enough(visitor):
     page = visitor.page
     page.get_by_role("button", name="Open 1 session", exact=True).focus()
     page.keyboard.press("Enter")
-    visitor.is_told("came in")
+    visitor.is_delivered("came in")
     page.get_by_role("button", name="Crash one").focus()
     page.keyboard.press("Space")
     ref = visitor.of("#news .ref")
@@ -289,7 +289,7 @@ def test_the_keyboard_is_enough(visitor):
     expect(visitor.tiles("open")).to_have_count(1)
     page.get_by_role("radio", name="With the middleware").focus()
     page.keyboard.press("ArrowRight")
-    visitor.is_told("without the middleware")
+    visitor.is_delivered("without the middleware")
 
 
 def test_the_colours_follow_the_system_until_they_are_chosen(demo, new_page):
@@ -324,9 +324,9 @@ def test_it_fits_and_is_kept_in_pictures(demo, new_page, scheme, viewport):
 
     fits("empty")
     visitor.open(100)
-    visitor.is_told("80 got 1013")
+    visitor.is_delivered("80 got 1013")
     visitor.click("Crash one")
-    visitor.is_told("got 1011")
+    visitor.is_delivered("got 1011")
     fits("full")
     visitor.of("#news .ref").click()
     expect(page.get_by_role("dialog")).to_be_visible()

@@ -14,7 +14,7 @@ import pytest
 import websockets
 import websockets.exceptions
 
-from asgi_closecodes.guard.sigterm import SAME_SIGNAL
+from asgi_closecodes.guard.sigterm import SAME_SIGNAL_S
 from tests.support.peers import Raw, connect, eventually
 from tests.support.servers import serve
 
@@ -103,7 +103,7 @@ def test_a_unit_whose_every_process_is_signalled_drains(workers, tmp_path, holdi
         assert sum(record["closecodes.drain.sessions"] for record in drained) == 20
 
 
-@pytest.mark.parametrize(("number", "later"), [(signal.SIGTERM, SAME_SIGNAL), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(("number", "later"), [(signal.SIGTERM, SAME_SIGNAL_S), (signal.SIGINT, 0)])
 def test_a_second_signal_stops_at_once(tmp_path, number, later):
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "60"}
     with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:

@@ -94,8 +94,8 @@ class RedisStore:
         policy = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else ""
         if isinstance(policy, str) and policy.startswith("allkeys") and memory.get("maxmemory", 0):
             return (
-                f"this Redis may evict the leases (maxmemory-policy {policy}): nobody gets more for a ttl then; "
-                "use noeviction or a volatile policy"
+                f"this Redis may evict the leases (maxmemory-policy {policy}): "
+                "nobody gets more as long as a lease lasts then; use noeviction or a volatile policy"
             )
         return None
 

@@ -48,14 +48,14 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do
   redis.call('HDEL', SAID, dead)
 end
 
-local is_heard, is_replaced, replaced = {}, {}, {}
-for index = 7, 6 + heard do is_heard[ARGV[index]] = true end
+local is_acked, is_replaced, replaced = {}, {}, {}
+for index = 7, 6 + heard do is_acked[ARGV[index]] = true end
 local function tell(name)
   is_replaced[name] = true
   replaced[#replaced + 1] = name
 end
 for _, name in ipairs(said) do
-  if not is_heard[name] then tell(name) end
+  if not is_acked[name] then tell(name) end
 end
 
 local function record(key, whose, count, numbers)

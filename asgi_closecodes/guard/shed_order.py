@@ -1,4 +1,4 @@
-"""Who leaves first."""
+"""Order in which sessions are shed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import anyio.lowlevel
 from asgi_closecodes.session import Session
 
 Order: TypeAlias = Literal["newest", "oldest", "idle"] | Callable[[Session], Any]
-"""Who goes first: by age, the one without a message for longest, or those with the smallest key."""
+"""Order of shedding: by age, by time since the last message, or by a sort key."""
 
-SETTLED = 10.0
+SETTLED_AFTER_S = 10.0
 """Seconds after which a session may be shed like any other: younger ones go last."""
 
 _CHUNK = 500
 """Sessions that are looked at in one turn of the event loop."""
 
 
-class Victims:
+class ShedOrder:
     """Chooses sessions in ``order``.
 
     :param order_failed: called with what a custom order raises; the newest go first then.
@@ -70,7 +70,7 @@ class Victims:
         else:
             by = order
         return lambda session: (
-            session.shed_exempt or now - session.arrived_at < SETTLED,
+            session.shed_exempt or now - session.arrived_at < SETTLED_AFTER_S,
             -session.priority,
             by(session),
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 
-class Patience:
+class ProgressDeadline:
     """Decides when a connection is to be dropped after its close.
 
     :param seconds: after which it is, if its peer has read nothing in the second half of them.
@@ -32,13 +32,13 @@ class Patience:
         self._unsent = 0
 
     @property
-    def ask_at(self) -> float:
+    def check_at(self) -> float:
         """Monotonic seconds when :meth:`is_over` is worth asking again."""
         return self._due if self._has_begun else self._due - self._seconds / 2
 
     def is_over(self, now: float) -> bool:
         """Whether the connection is to be dropped now."""
-        if not self._has_begun and now >= self.ask_at:
+        if not self._has_begun and now >= self.check_at:
             self._has_begun = True
             if self._measure() and self._until > self._due:
                 self._due = max(self._due, now + self._seconds / 2)  # its close may have waited for all of the time
@@ -55,26 +55,26 @@ class Patience:
 
 
 class AbortTimer:
-    """Aborts a connection of asyncio's when its ``patience`` is over, unless it is gone by then.
+    """Aborts a connection of asyncio's when its ``deadline`` is over, unless it is gone by then.
 
     :raises RuntimeError: if no event loop of asyncio runs.
     """
 
-    __slots__ = ("_connection", "_is_closed_here", "_patience", "_timer")
+    __slots__ = ("_connection", "_deadline", "_is_closed_here", "_timer")
 
-    def __init__(self, connection: Connection, patience: Patience, *, is_closed_here: bool) -> None:
+    def __init__(self, connection: Connection, deadline: ProgressDeadline, *, is_closed_here: bool) -> None:
         self._connection = connection
-        self._patience = patience
+        self._deadline = deadline
         self._is_closed_here = is_closed_here
         self._arm(asyncio.get_running_loop())
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(max(self._patience.ask_at - time.monotonic(), 0.0), self._look, loop)
+        self._timer = loop.call_later(max(self._deadline.check_at - time.monotonic(), 0.0), self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._connection.is_held(is_closed_here=self._is_closed_here):
             return
-        if self._patience.is_over(time.monotonic()):
+        if self._deadline.is_over(time.monotonic()):
             self._connection.abort()
         else:
             self._arm(loop)
