@@ -42,7 +42,7 @@ class Refusal:
 
     @property
     def cause(self) -> str | None:
-        """This library's explanation of it."""
+        """Cause that this library gives in the reason."""
         found = _CAUSE.findall(self.reason)
         return found[-1] if found else None
 
