@@ -54,7 +54,14 @@ def _failure():
     async def send(message):
         pass
 
-    scope = {"type": "websocket", "path": "/rooms/7", "headers": [], "query_string": b"", "client": ("::1", 5000)}
+    scope = {
+        "type": "websocket",
+        "asgi": {},
+        "path": "/rooms/7",
+        "headers": [],
+        "query_string": b"",
+        "client": ("::1", 5000),
+    }
     logger = logging.getLogger("asgi_closecodes.error")
     with _heard_only_by(logger, Catch()):
         asyncio.run(CloseCodeMiddleware(app, guard)(scope, receive, send))

@@ -1,9 +1,11 @@
 """The installed command as a process."""
 
 import contextlib
+import functools
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,19 @@ COMMAND = str(Path(sys.executable).with_name("asgi-closecodes"))
 ENVIRONMENT = {**os.environ, "TZ": "UTC", "PYTHONUTF8": "1"}
 
 
+class Process(subprocess.Popen):
+    """A process that does not outlive its block."""
+
+    def __exit__(self, *error):
+        self.kill()
+        super().__exit__(*error)
+
+
 def start(*arguments, **options):
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([COMMAND, *map(str, arguments)], **{**pipes, "env": ENVIRONMENT, **options})
+    """Run the command; it can be interrupted, which a shell in the background has its children ignore."""
+    given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT}
+    given["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return Process([COMMAND, *map(str, arguments)], **{**given, **options})
 
 
 def run(*arguments, text="", status=0, **options):

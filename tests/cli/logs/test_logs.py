@@ -1,7 +1,6 @@
 """``asgi-closecodes logs`` as people use it, on the logs that they have."""
 
 import contextlib
-import functools
 import gzip
 import io
 import json
@@ -301,8 +300,6 @@ def test_the_last_lines_of_several_files_are_merged_by_time(tmp_path, log):
 @contextlib.contextmanager
 def following(*arguments, **options):
     """A ``tail -f`` that has begun; yields what reads its next line."""
-    # A shell in the background has its children ignore the interrupt.
-    options["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with start("logs", "tail", "-f", *arguments, **options) as process:
         watchdog = threading.Timer(60, process.kill)
         watchdog.start()
