@@ -68,7 +68,7 @@ async def test_nobody_is_shed_where_that_is_not_wanted():
 @pytest.mark.anyio
 async def test_pressure_sheds_at_the_set_pace_until_it_falls():
     dial = Dial(0.1)
-    guard = Guard(Settings(shed_rate=30), gate=Pressure(dial, 0.8, 0.6, 0.9))
+    guard = Guard(Settings(shed_rate=2), gate=Pressure(dial, 0.8, 0.6, 0.9))  # slow: a late tick makes up for a second
     async with Stay(guard) as stay:
         await stay.come(20)
         dial.shown = 0.95
