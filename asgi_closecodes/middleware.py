@@ -51,7 +51,7 @@ class CloseCodeMiddleware:
     :param guard: one to share with the application; without it the other arguments build one.
     :param settings: see :class:`Settings`; by default read from the environment.
     :param gate: see :class:`Guard`, as for the rest.
-    :raises TypeError: if ``guard`` is none, or comes together with what belongs to it.
+    :raises TypeError: if ``guard`` is not a Guard, or comes together with what belongs to it.
     :raises SettingsError: if the settings cannot be used.
     """
 
@@ -123,8 +123,8 @@ def _guard_of(guard: Guard | None, observers: Iterable[Observer], **parts: Any) 
         return Guard(observers=observers, **parts)
     if not isinstance(guard, Guard):
         if isinstance(guard, type):
-            raise TypeError(f"guard={shown(guard)} is a class; give a guard, as guard=Guard(...)")
-        raise TypeError(f"guard={shown(guard)} is no Guard; settings go into settings=, a gate into gate=")
+            raise TypeError(f"guard must be a Guard, not {shown(guard)}; give one, as guard=Guard(...)")
+        raise TypeError(f"guard must be a Guard, not {shown(guard)}; settings go into settings=, a gate into gate=")
     if observers != () or any(part is not None for part in parts.values()):
         raise TypeError(
             "CloseCodeMiddleware takes guard= or what a guard is made of, not both: "

@@ -128,7 +128,7 @@ def checked_observers(observers: Iterable[events.Observer]) -> list[events.Obser
         observers = [*observers]
     except TypeError:
         raise TypeError(
-            f"observers={shown(observers)} is no list; give one of functions, as observers=[print]"
+            f"observers must be a list of functions, not {shown(observers)}; use observers=[print]"
         ) from None
     for observer in observers:
         if isinstance(observer, type):

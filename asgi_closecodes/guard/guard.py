@@ -70,7 +70,7 @@ class Guard:
         subprotocol: Callable[[Sequence[str]], str | None] | None = None,
     ) -> None:
         if not isinstance(settings, Settings | None):
-            raise TypeError(f"settings={shown(settings)} are no Settings; use Settings(max_sessions=...)")
+            raise TypeError(f"settings must be Settings, not {shown(settings)}; use Settings(max_sessions=...)")
         self._own_gates = () if gate is None else AllOf(as_gate(gate, "gate")).gates
         self._own_gate_name = None if gate is None else type(gate).__name__
         if not (subprotocol is None or callable(subprotocol)):

@@ -647,10 +647,10 @@ def test_a_guard_does_not_come_together_with_its_parts(part):
 
 
 def test_settings_are_no_guard_and_a_dict_is_no_settings():
-    with pytest.raises(TypeError, match=r"is no Guard; settings go into settings="):
+    with pytest.raises(TypeError, match=r"guard must be a Guard, not .*; settings go into settings="):
         CloseCodeMiddleware(Handler(), Settings(max_sessions=5))
     for build in (Guard, lambda settings: CloseCodeMiddleware(Handler(), settings=settings)):
-        with pytest.raises(TypeError, match=r"are no Settings; use Settings\("):
+        with pytest.raises(TypeError, match=r"settings must be Settings, not .*; use Settings\("):
             build({"max_sessions": 5})
 
 

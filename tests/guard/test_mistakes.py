@@ -47,11 +47,14 @@ def no_other_guards(monkeypatch):
     [
         ({"gate": MaxSessions}, r"gate: MaxSessions is a class; give a gate of it, as MaxSessions\(\.\.\.\)"),
         ({"gate": [MaxSessions(1)]}, r"gate: list has no method admit\(session\); AllOf\(\.\.\.\) makes one"),
-        ({"observers": print}, r"observers=print is no list; .* as observers=\[print\]"),
-        ({"observers": PrometheusObserver}, "observers=<class .*PrometheusObserver'> is no list"),
+        ({"observers": print}, r"observers must be a list of functions, not print; use observers=\[print\]"),
+        ({"observers": PrometheusObserver}, "observers must be a list of functions, not <class .*PrometheusObserver'>"),
         ({"observers": [PrometheusObserver]}, r"PrometheusObserver'> is a class; .* as PrometheusObserver\(\)"),
-        ({"settings": Settings}, r"settings=<class '.*Settings'>.*use Settings\(max_sessions"),
-        ({"settings": {"redis_url": SECRET}}, r"settings=<dict object>.*use Settings\(max_sessions"),
+        ({"settings": Settings}, r"settings must be Settings, not <class '.*Settings'>.*use Settings\(max_sessions"),
+        (
+            {"settings": {"redis_url": SECRET}},
+            r"settings must be Settings, not <dict object>.*use Settings\(max_sessions",
+        ),
         ({"max_sessions": 5}, r"takes no max_sessions: settings go into settings=Settings\(max_sessions=5\)"),
         (
             {"max_sessions": 5, "shed_order": "never"},
@@ -92,10 +95,13 @@ async def user_of(session):
         (lambda: Shadow(MaxSessions), "MaxSessions is a class"),
         (lambda: AllOf([MaxSessions(1)]), "list has no method admit"),
         (lambda: Pressure(LoopLag, 1, 0.5), r"LoopLag; give a sensor, as LoopLag\(\)"),
-        (lambda: CloseCodeMiddleware(Handler(), Guard), r"guard=<class '.*Guard'> is a class; .* as guard=Guard\("),
+        (
+            lambda: CloseCodeMiddleware(Handler(), Guard),
+            r"guard must be a Guard, not <class '.*Guard'>; .* as guard=Guard\(",
+        ),
         (
             lambda: CloseCodeMiddleware(Handler(), MaxSessions(1)),
-            "MaxSessions object> is no Guard; .* a gate into gate=",
+            "guard must be a Guard, not .*MaxSessions object>; .* a gate into gate=",
         ),
         (lambda: CloseCodeMiddleware(Handler(), Settings()), "settings go into settings="),
         (lambda: CloseCodeMiddleware(Handler(), gaurd=Guard()), r"did you mean guard\?"),
