@@ -153,7 +153,7 @@ class GateBase(abc.ABC):
         return ()
 
     def expired(self) -> Iterable[Session]:
-        """Return sessions that have to leave now, whatever the setting ``shed`` says."""
+        """Return sessions that have to leave now, whatever the setting ``shed_order`` says."""
         return ()
 
     def attach(self, report: Observer) -> None:

@@ -170,7 +170,7 @@ class Guard:
     def update(self, **changes: Any) -> None:
         """Change settings while running: ``guard.update(max_sessions=500)``. All changes are made, or none.
 
-        Sessions above a lowered limit are shed, see the setting ``shed``.
+        Sessions above a lowered limit are shed, see the setting ``shed_order``.
 
         :raises SettingsError: if the settings cannot be used, or not be changed while the application runs.
         :raises ValueError: if a gate of one's own has been given the name of a limit that is set.

@@ -84,7 +84,7 @@ class Shedding:
             self._dispatcher.ask(gate, gate.pause, bool, default=False)
 
     def end_expired(self) -> None:
-        """End sessions that have to leave now, whatever the setting ``shed`` says."""
+        """End sessions that have to leave now, whatever the setting ``shed_order`` says."""
         for gate in self._gates:
             for session in self._dispatcher.ask(gate, gate.expired, _listed, default=_NOBODY):
                 self._end_soon(session, gate)
