@@ -691,7 +691,7 @@ def test_update_concurrent_loses_none():
             assert [guard._gates[name].limit for name in names] == [number] * 3
 
 
-STEPS = ["gates_of", "set_limits", "Rules", "logs", "AllOf", "name_gates"]
+STEPS = ["gates_of", "set_limits", "Rules", "logs", "name_gates"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -700,7 +700,7 @@ def test_update_step_fails_changes_nothing(monkeypatch, step, fails):
     """All or none, whatever raises."""
     guard = Guard(Settings(max_sessions=5, max_sessions_per_client=2, log_burst=7, shadow="max_sessions"))
     rules, gates = guard.rules, guard._gates
-    where, name = (guard._logs, "follow") if step == "logs" else (module, step)
+    where, name = (guard._logs, "configure") if step == "logs" else (module, step)
     works = getattr(where, name)
     calls = []
 
