@@ -16,7 +16,7 @@ from asgi_closecodes.events import GateFailed
 from asgi_closecodes.exceptions import TryAgainLater, leaves, refusal_in
 from asgi_closecodes.session import Session
 
-from .base import NO_PERMIT, Gate, GateBase, as_gate, rekey
+from .base import NO_PERMIT, Gate, GateBase, PlainPermit, as_gate, rekey
 from .shadow import Shadow, ShadowedPermit, unshadowed
 
 
@@ -83,43 +83,47 @@ class Permits:
 
     def __init__(self, all_of: AllOf, session: Session) -> None:
         self._all = all_of
-        self._gates: tuple[GateBase, ...] | None = all_of.gates  # of this session; None when it is over
+        self._gates: tuple[GateBase, ...] | None = ()  # of this session; None when it is over
         self._session = session
         self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # one for each gate that it has passed
 
     async def __aenter__(self) -> Self:
-        self._all.entering.add(self)
+        with COUNTING:  # a change of the gates in another thread finds it from now on
+            self._all.entering.add(self)
+            self._gates = gates = self._all.gates
+        gate = gates[0] if gates else None
         try:
-            while (gate := self._next()) is not None:
+            while gate is not None:
                 try:
                     permit = gate.admit(self._session)
-                    if permit is not NO_PERMIT:
+                    if isinstance(permit, PlainPermit):
+                        permit.acquire()
+                    else:
                         await permit.__aenter__()
                 except (Exception, asyncio.CancelledError) as error:
                     if not issubclass(type(error), Exception) and cancelled_from_outside():
                         raise
                     self._refuse_or_admit_past(gate, error)  # nobody has cancelled this: a future that it awaits was
                     permit = NO_PERMIT
-                self._hold(gate, permit)
+                gate = self._hold(gate, permit)
             return self
         except BaseException as error:
             if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
                 raise TryAgainLater(cause="gate") from error
             raise
 
-    def _next(self) -> GateBase | None:
-        """Return the next gate to ask, if one is left."""
+    def _hold(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> GateBase | None:
+        """Keep ``permit``, unless its gate is not asked any more; return the next one to ask, if one is left."""
         with COUNTING:
-            gates, count = self._gates, len(self._entered)
-        return gates[count] if gates is not None and count < len(gates) else None
-
-    def _hold(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> None:
-        """Keep ``permit``, unless its gate is not asked any more."""
-        with COUNTING:
-            gates, count = self._gates, len(self._entered)
-            if gates is not None and count < len(gates) and unshadowed(gates[count]) is unshadowed(gate):
-                # No list: that takes more for as long as the session lasts.
-                self._entered += (self._kept(gates[count], permit),)
+            gates, count = self._gates or (), len(self._entered)
+            if count == len(gates):
+                return None
+            if (asked := gates[count]) is not gate:
+                if unshadowed(asked) is not unshadowed(gate):
+                    return asked
+                permit = self._kept(asked, permit)
+            self._entered += (permit,)  # no list: that takes more for as long as the session lasts
+            return gates[count + 1] if count + 1 < len(gates) else None
 
     def admitted(self) -> None:
         """Note that :meth:`AllOf.replace` is given these permits from now on."""
@@ -213,9 +217,10 @@ class Permits:
             entered, self._entered = () if self._all.is_inherited else self._entered, ()
             gates, self._gates = self._gates or (), None
         for permit in reversed(entered):
-            if permit is NO_PERMIT:
-                continue
             try:
+                if isinstance(permit, PlainPermit):
+                    permit.release()
+                    continue
                 swallows = await permit.__aexit__(None if pending is None else type(pending), pending, trace)
                 # A gate may end its session by a scope of its own. An error is not its to settle: daphne closes for it.
                 if swallows and not issubclass(type(pending), Exception):

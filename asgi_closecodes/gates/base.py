@@ -295,16 +295,28 @@ def _checked_name(name: str) -> str:
     return name
 
 
-class _NoPermit(AbstractAsyncContextManager[None]):
-    """The permit of a gate that holds nothing."""
+class PlainPermit:
+    """A permit that is taken and given back without an await; :class:`AllOf` makes no coroutines for it."""
 
     __slots__ = ()
 
+    def acquire(self) -> None:
+        """Take it.
+
+        :raises TryAgainLater: to refuse the session.
+        """
+
+    def release(self) -> None:
+        """Give it back."""
+
+    async def __aenter__(self) -> None:
+        self.acquire()
+
     async def __aexit__(self, *_error: object) -> None:
-        pass
+        self.release()
 
 
-NO_PERMIT = _NoPermit()
+NO_PERMIT = PlainPermit()
 """Permit of a gate that counts nothing: there is nothing to release."""
 
 

@@ -6,7 +6,6 @@ import inspect
 import ipaddress
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import Literal
 
 from asgi_closecodes.addresses import canonical_address
@@ -15,11 +14,12 @@ from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
+from .base import PlainPermit
 from .sessions import Limited
 
 
-class _KeyedPermit:
-    """The same in a gate that counts by key."""
+class _KeyedPermit(PlainPermit):
+    """One session's place in a gate that counts by key."""
 
     __slots__ = ("_gate", "_session", "key")
 
@@ -28,8 +28,9 @@ class _KeyedPermit:
         self.key = gate.key(session)  # kept: the session may have another one by the time it leaves
         self._session = session
 
-    async def __aenter__(self) -> None:
-        self._gate.acquire(self.key, self._session)
+    def acquire(self) -> None:
+        """Count the session."""
+        self._acquire(self.key)
 
     def _acquire(self, key: Hashable) -> None:
         self._gate.acquire(key, self._session)
@@ -41,9 +42,8 @@ class _KeyedPermit:
             self._gate.release(self.key, self._session)
             self.key = key
 
-    async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def release(self) -> None:
+        """Count it no more."""
         self._gate.release(self.key, self._session)
 
 
@@ -51,9 +51,6 @@ class _ShadowPermit(_KeyedPermit):
     """The same, for which no other session leaves."""
 
     __slots__ = ()
-
-    async def __aenter__(self) -> None:
-        self._acquire(self.key)
 
     def _acquire(self, key: Hashable) -> None:
         self._gate.acquire_or_refuse(key, self._session)

@@ -6,7 +6,6 @@ import os
 import weakref
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import Any, Protocol
 
 from asgi_closecodes.bounds import MAX_NUMBER, is_between
@@ -15,7 +14,7 @@ from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
-from .base import GateBase
+from .base import GateBase, PlainPermit
 
 
 class _Counter(Protocol):
@@ -23,7 +22,7 @@ class _Counter(Protocol):
     def release(self, session: Any, /) -> None: ...
 
 
-class Permit:
+class Permit(PlainPermit):
     """One session's place, or any's where they are alike: checked and taken without an await in between."""
 
     __slots__ = ("_gate", "_session")
@@ -32,12 +31,12 @@ class Permit:
         self._gate = gate
         self._session = session
 
-    async def __aenter__(self) -> None:
+    def acquire(self) -> None:
+        """Count the session."""
         self._gate.acquire(self._session)
 
-    async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def release(self) -> None:
+        """Count it no more."""
         self._gate.release(self._session)
 
 

@@ -51,9 +51,13 @@ class Counters:
         """Count a session that is over; None is an HTTP response, or a code that nobody knows."""
         if close is not None:
             with COUNTING:
-                code = close.code
-                is_known = is_between(code, 0, 65535) and self._codes(str(int(code))) != OTHER
-                self.closes[int(code) if is_known else OTHER] += 1
+                self.closes[self._label_of(close.code)] += 1
+
+    def _label_of(self, code: int) -> int | str:
+        if type(code) is int and code in self.closes:
+            return code
+        is_known = is_between(code, 0, 65535) and self._codes(str(int(code))) != OTHER
+        return int(code) if is_known else OTHER
 
     def __call__(self, event: events.Event) -> None:
         """Count ``event``."""

@@ -21,7 +21,8 @@ from asgi_closecodes.gates.base import as_gate, name_gates
 from asgi_closecodes.gates.shadow import unshadowed
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
-from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session, session_of
+from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session
+from asgi_closecodes.session.protocol import session_in
 from asgi_closecodes.settings import Settings, checked_change, reject_misplaced_settings, unknown_settings
 from asgi_closecodes.settings.gates import gates_of, set_limits
 from asgi_closecodes.token_bucket import TokenBucket
@@ -110,6 +111,8 @@ class Guard:
         shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
         self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
         self._draining = Draining(self.sessions, self._staying, shed_order, self.report)
+        self.check_draining = self._draining.check
+        """Asked once more when a session has passed the gates: a drain may have begun meanwhile."""
         self._loops = EventLoops()
         self._ticker = Ticker(self._jobs(), self._loops, is_used=self._is_used, failed=self._job_failed)
         self._has_begun = self._has_warned = False
@@ -154,6 +157,13 @@ class Guard:
         self.settings = settings
         self.rules = rules
         self._timeouts.follow(settings)
+        # Else only events need the ticker, and say so themselves. A gate of the user's may change its mind.
+        self._may_need_ticks = (
+            bool(self._own_gates)
+            or self._timeouts.is_needed
+            or self._dispatcher.is_watched()
+            or any(gate.is_watched for gate in gates.values())
+        )
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -241,19 +251,19 @@ class Guard:
     def session(self, scope: Scope, receive: Receive, send: Send) -> Session:
         """Return a session for one WebSocket scope."""
         loop = running_loop()
-        if loop not in self._loops.known or self._ticker.is_lost:
+        if loop not in self._loops.known or (self._may_need_ticks and not self._ticker.is_running):
             self._arrive(loop)
         kind = Session if self.rules.send_timeout is None else SendRememberingSession
         return kind(self, scope, receive, send)
 
     def _arrive(self, loop: Any) -> None:
-        """Take note of another event loop, which may come in place of one that is gone."""
+        """Take note of an event loop, which may come in place of one that is gone, and have the ticker run."""
         self._drop_lost()
         if loop is not None:
             self._loops.add(loop)
         if self._ticker.is_lost:
             self._pause_sensors()
-            self._ticker.start_if_needed()
+        self._ticker.start_if_needed()
 
     def _drop_lost(self) -> None:
         """End the sessions of event loops that were closed under them, and give back what they hold."""
@@ -267,22 +277,15 @@ class Guard:
 
     def serves(self, scope: Scope) -> bool:
         """Whether ``scope`` belongs to a session of this guard that has begun."""
-        return session_of(scope) in self.sessions
+        return session_in(scope) in self.sessions
 
     def admit(self, session: Session) -> Permits:
         """Return a context manager that asks the gates, and holds their permits.
 
         :raises TryAgainLater: while it drains.
         """
-        self._draining.check()
-        return self.gate.admit(session)
-
-    def check_draining(self) -> None:
-        """Refuse a session that has passed the gates while a drain began.
-
-        :raises TryAgainLater: then.
-        """
-        self._draining.check()
+        self.check_draining()
+        return Permits(self.gate, session)
 
     def on_admitted(self, session: Session) -> None:
         """Take note of an admitted session."""
@@ -300,7 +303,6 @@ class Guard:
         if self.settings.drain_on_sigterm and not self._loops.lifespans and not self._has_warned:
             self._has_warned = True
             sigterm.arm(self)
-        self._ticker.start_if_needed()
 
     def on_closing(self, session: Session) -> None:
         """Take note that an admitted session has ended, or is about to, while its handler still runs."""
@@ -315,8 +317,8 @@ class Guard:
                 return False
             del self.sessions[session]
             self._leaving.discard(session)
-        self._queue.freed()
-        self._counters.closed(session.closed_with)
+            self._queue.freed()
+            self._counters.closed(session.closed_with)
         return True
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
@@ -361,12 +363,11 @@ class Guard:
         for gate in self._working_gates:
             gate.start()
         loop = running_loop()
-        self._arrive(loop)
         is_first = self._loops.begin_lifespan(loop)
+        self._arrive(loop)
         unused.tell()
         self._logs.log_limits()
         tell_few_files(self)
-        self._ticker.start_if_needed()
         try:
             with sigterm.drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
                 yield
@@ -419,7 +420,7 @@ class Guard:
         )
 
     def _is_used(self) -> bool:
-        return bool(self._loops.lifespans or self.sessions)
+        return bool(self._loops.lifespans or self.sessions or self.gate.entering)
 
     def _job_failed(self, name: str, error: BaseException) -> None:
         self.report_once(("job", name), events.BackgroundFailed(name, error))

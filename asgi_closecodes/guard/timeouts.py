@@ -110,6 +110,8 @@ class SessionTimeouts:
         self._clock = clock
         self._idle = self._send = self._grace = math.inf
         self._cancels = False
+        self.is_needed = False
+        """Whether a limit is set."""
         self._period = _MAX_PERIOD_S
         self._ring: deque[_Watched] = deque()
         self._stalls: set[_Watched] = set()
@@ -118,17 +120,13 @@ class SessionTimeouts:
         self._looked_at = clock()
         self._passed = 0.0  # seconds, by this object's own clock
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether a limit is set."""
-        return self._cancels or not self._idle == self._send == math.inf
-
     def follow(self, limits: Limits) -> None:
         """Look for what is beyond ``limits``, in the sessions that are open too."""
         before = self._send, self._cancels, self.is_needed
         self._idle = math.inf if limits.idle_timeout is None else limits.idle_timeout
         self._send = math.inf if limits.send_timeout is None else limits.send_timeout
         self._cancels, self._grace = limits.cancel_after_disconnect, limits.shed_grace
+        self.is_needed = self._cancels or not self._idle == self._send == math.inf
         shortest = min(self._idle, self._send, self._grace if self._cancels else math.inf, STALLED_AFTER_S * 4)
         self._period = min(max(shortest * _MIN_PERIOD_S / 10, _MIN_PERIOD_S), _MAX_PERIOD_S)
         if (self._send, self._cancels) != before[:2]:

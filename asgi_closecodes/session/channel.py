@@ -53,7 +53,7 @@ class Interruption:
             future.cancel()
 
 
-class Channel(abc.ABC):
+class Channel:
     """One handler's ``receive`` and ``send``, and what is known of them.
 
     :param receive: the server's.
@@ -85,10 +85,6 @@ class Channel(abc.ABC):
         """Messages with data that the handler received."""
         self.sent = 0
         """Messages with data that the handler sent."""
-
-    def receive_and_send(self) -> tuple[Receive, Send]:
-        """Return the ``receive`` and the ``send``; the channel does not keep them, which would be a cycle."""
-        return self._receive_on_asyncio if on_asyncio() else self._receive_on_trio, self._send_on
 
     @abc.abstractmethod
     def _on_control_message(self, message: Message) -> None:

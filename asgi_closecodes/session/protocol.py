@@ -59,6 +59,7 @@ class HandlerProtocol(Channel):
         "_guard",
         "_held",
         "_id",
+        "_is_followed",
         "_key",
         "_loop",
         "_outcome",
@@ -80,6 +81,7 @@ class HandlerProtocol(Channel):
         self._ending: Ending | None = None  # where somebody else than the handler ends the session
         self._outcome: events.Outcome = "not_accepted"
         self._closed_by: Literal["client", "handler", "middleware"] = "middleware"
+        self._is_followed = False  # whether somebody wants to know how it goes, from when it was admitted
         self._id = ""  # until somebody asks: most sessions are never told of
         self.server_scope = scope
         """The server's."""
@@ -274,7 +276,7 @@ class HandlerProtocol(Channel):
             return  # a task of the handler's that outlived the session
         if self._outcome == "not_accepted":
             self._outcome = "completed"
-        if self._guard.is_followed:
+        if self._is_followed:
             self.report(events.SessionOpened(self.facts()))
 
     async def _close_instead_of_denial(self, message: Message) -> None:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close, CloseCode
-from asgi_closecodes.concurrency import Timeout, on_asyncio, running_loop
+from asgi_closecodes.concurrency import Timeout, running_loop
 from asgi_closecodes.error_identity import chain_of, fingerprint, new_error_id
 from asgi_closecodes.exceptions import (
     CloseWith,
@@ -119,19 +119,20 @@ class Session(ClosingProtocol):
     def run(self, app: ASGIApp) -> Awaitable[None]:
         """Return what is to be awaited: ``app``, which can be cancelled from elsewhere from now on."""
         self._guard.on_admitted(self)
-        if self._guard.is_followed:
+        self._is_followed = self._guard.is_followed
+        if self._is_followed:
             self.report(events.SessionAdmitted(self.facts()))
-        if not on_asyncio():
+        if not isinstance(self._loop, asyncio.AbstractEventLoop):
             return self._run_in_scope(app)
         # Neither a coroutine nor a scope around it: they take 0.4 KiB for as long as the session lasts.
         self._handler = task = asyncio.current_task()
         assert task is not None
         self._cancelling = task.cancelling()
-        return app(self.scope, *self.receive_and_send())
+        return app(self.scope, self._receive_on_asyncio, self._send_on)  # not kept, which would be a cycle
 
     async def _run_in_scope(self, app: ASGIApp) -> None:
         with anyio.CancelScope() as self._handler:
-            await app(self.scope, *self.receive_and_send())
+            await app(self.scope, self._receive_on_trio, self._send_on)
 
     async def close_after_handler(self, error: BaseException | None = None) -> bool:
         """Close after the handler has ended; return whether nobody else has to know its ``error``."""
@@ -144,7 +145,7 @@ class Session(ClosingProtocol):
         try:
             if error is not None:
                 is_settled = await self._ended_by(error)
-            else:
+            elif self.phase not in OVER or self._ending is not None:
                 await self._send_close(COMPLETED)
         except GeneratorExit:
             raise
@@ -152,9 +153,9 @@ class Session(ClosingProtocol):
             if is_over and (connection := self._held_connection()) is not None:
                 connection.cancel(self._abort_deadline(connection), is_closed_here=self.phase is Phase.CLOSED)
             raise
-        if is_over or is_settled:
+        if (is_over or is_settled) and self._held_connection() is not None:
             await self._depart(began_at)
-        if is_over and self._reraises and self._outcome == "failed" and self._error is not None:
+        if is_over and self._outcome == "failed" and self._error is not None and self._reraises:
             raise self._error
         return is_settled
 
@@ -162,7 +163,7 @@ class Session(ClosingProtocol):
         """Give notice that it has ended."""
         if not self._guard.on_closed(self):
             return  # its event loop was closed under it, or it is a parent process's
-        if self._guard.is_followed:
+        if self._is_followed:
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._closed_by, self._outcome))
         # No cycles are left: the session is gone with its last reference, not with the next collection.
         self.scope = self.server_scope

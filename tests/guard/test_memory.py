@@ -156,6 +156,7 @@ class Somebody:
     """As much of a session as an update needs."""
 
     loop = types.SimpleNamespace(call_soon=lambda _call: True)
+    permits = None
 
 
 def baseline_of(guard):

@@ -7,6 +7,7 @@ import anyio.lowlevel
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes.concurrency import on_asyncio
 from asgi_closecodes.session.channel import Channel, Interruption
 from tests.support.asgi import Peer
 
@@ -44,9 +45,13 @@ class Data(Channel):
         raise AssertionError(message)
 
 
+def receive_of(channel):
+    return channel._receive_on_asyncio if on_asyncio() else channel._receive_on_trio
+
+
 def channel_of(queue):
     channel = Data(queue.receive, None)
-    receive, _ = channel.receive_and_send()
+    receive = receive_of(channel)
     return channel, receive
 
 
@@ -193,7 +198,7 @@ def in_three_tasks(server_receive, act):
 
     async def main():
         channel = Data(server_receive, None)
-        receive, _ = channel.receive_and_send()
+        receive = receive_of(channel)
         tasks = [asyncio.create_task(receive()) for _ in range(3)]
         await asyncio.sleep(0)
         await act(channel, tasks)
@@ -266,7 +271,7 @@ def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancell
                 await receive()
 
         channel = Data(server_receive, None)
-        receive, _ = channel.receive_and_send()
+        receive = receive_of(channel)
         task = asyncio.create_task(listen())
         while not channel.is_received_from:
             await asyncio.sleep(0)
