@@ -287,7 +287,7 @@ class HandlerProtocol(Channel):
             await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             return
         close = self._plan_for(closing.wish_of_denial(message)).close
-        await self._send_handlers_close({"type": "websocket.close", "code": close.code, "reason": close.reason})
+        await self._send_handlers_close({"type": "websocket.close", "code": int(close.code), "reason": close.reason})
 
     def _sendable_close(self, message: Message) -> Message:
         """Return the handler's close, repaired if a server could not send it as it is."""
