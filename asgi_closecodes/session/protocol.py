@@ -23,8 +23,9 @@ from . import closing
 from .channel import Channel
 from .closing import ClosePlan
 from .connection import Connection, connection_of
+from .facts import LateFacts
 from .progress_deadline import ProgressDeadline
-from .scope import can_deny, client_of, never_tells_codes, route_of
+from .scope import can_deny, never_tells_codes
 from .state import OVER, TRANSITIONS, UNANSWERED, Phase
 
 if TYPE_CHECKING:  # the parts of a guard know sessions; that a session knows its guard is for type checkers alone
@@ -97,17 +98,8 @@ class HandlerProtocol(Channel):
 
     def facts(self) -> events.SessionFacts:
         """Return what is known of this session now, for an event."""
-        return events.SessionFacts(
-            id=self.id,
-            route=route_of(self.scope, self.server_scope),
-            path=self.scope.get("path", ""),
-            scheme=self.scope.get("scheme", "ws"),
-            client=client_of(self.scope),
-            phase=self.phase.public,
-            duration=time.monotonic() - self.arrived_at,
-            received=self.received,
-            sent=self.sent,
-        )
+        facts = LateFacts(self)
+        return facts.made() if self._guard.has_observers else facts
 
     @property
     def id(self) -> str:
