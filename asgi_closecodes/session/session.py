@@ -154,7 +154,7 @@ class Session(ClosingProtocol):
             raise
         if is_over or is_settled:
             await self._depart(began_at)
-        if is_over and self._reraises and self._outcome == "failed" and self._error is not None:
+        if self._error is not None and is_over and self._outcome == "failed" and self._reraises:
             raise self._error
         return is_settled
 
@@ -278,8 +278,7 @@ class Session(ClosingProtocol):
         mapping = without_defaults(self._guard.exceptions)  # frameworks know Starlette's own
         for one in chain_of(error):
             wish = self._deliberate_close(leaves(one), mapping)
-            plan = self._plan_if_usable(wish)
-            if wish is not None and plan is not None:
+            if wish is not None and (plan := self._plan_if_usable(wish)) is not None:
                 await self._close_deliberately(wish, plan)
                 return
 
@@ -330,19 +329,27 @@ class Session(ClosingProtocol):
         """Close the session for what its handler raised; return whether nobody else has to know."""
         if issubclass(type(error), GeneratorExit):
             return False  # the coroutine is being thrown away: nothing may be awaited any more
-        origins = [(leaf, self._origin_of(leaf)) for leaf in leaves(error)]
-        causes = [leaf for leaf, origin in origins if origin is not Origin.OWN and not self._is_told_of(leaf)]
+        origins: set[Origin] = set()
+        known: list[BaseException] = []
+        causes: list[BaseException] = []
+        for leaf in leaves(error):
+            if (origin := self._origin_of(leaf)) is Origin.OWN:
+                continue
+            origins.add(origin)
+            if origin is not Origin.UNKNOWN:
+                known.append(leaf)
+            if not self._is_told_of(leaf):
+                causes.append(leaf)
         if not issubclass(type(error), Exception) and is_cancelled(error, self._cancelling):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
             await self._close(COMPLETED)
             return not self._reraises
-        wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
+        wish = self._deliberate_close(known)
         if wish is None and self.phase in UNANSWERED and all(map(says_not_found, causes)):
             return await self._ended_by_router()
-        plan = self._plan_if_usable(wish)
-        if wish is None or plan is None:
-            return await self._ended_by_failure(error, {origin for _, origin in origins} - {Origin.OWN})
+        if wish is None or (plan := self._plan_if_usable(wish)) is None:
+            return await self._ended_by_failure(error, origins)
         await self._close_deliberately(wish, plan)
         return True
 
