@@ -11,6 +11,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -393,6 +394,7 @@ class Session(ClosingProtocol):
 
     async def _ended_by_failure(self, error: BaseException, origins: set[Origin]) -> bool:
         rules = self._guard.rules
+        reraises = self._reraises
         facts = self.facts()
         error_id = new_error_id()
         sent = departed = False
@@ -402,8 +404,8 @@ class Session(ClosingProtocol):
             if maybe_departed := origins <= {Origin.UNSURE, Origin.UNKNOWN}:
                 await anyio.lowlevel.checkpoint()
             plan = closing.of_failure(error, error_id, rules, self._handshake_mode())
-            # Shielded, or a cancellation would replace the error, where that travels on.
-            with anyio.CancelScope(shield=True):
+            # Shielded, or a cancellation would replace the error, where that travels on; and it would end fail().
+            with anyio.CancelScope(shield=True) if reraises or self._handler is not None else nullcontext():
                 sent = await self._close(plan, private_use=False)
             # A server that refuses 1011 refuses it of a session that is there, too.
             if departed := maybe_departed and not sent and (self.phase in OVER or Origin.UNSURE in origins):
@@ -420,7 +422,7 @@ class Session(ClosingProtocol):
                     of_another_session=origins <= {Origin.UNKNOWN, Origin.OTHER_SESSION},
                 )
         if self.phase in OVER:
-            return departed or not self._reraises
+            return departed or not reraises
         return False  # the server refuses 1011: daphne sends it by itself when it sees the error
 
     def _failed(
