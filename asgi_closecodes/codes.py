@@ -94,7 +94,7 @@ def fit_reason(text: object, parameters: str = "") -> str:
     """
     if (
         type(text) is str
-        and "=" not in text
+        and ("=" not in text or not parameters)
         and text.isascii()
         and parameters.isascii()
         and len(text) + len(parameters) <= MAX_REASON_BYTES
@@ -134,7 +134,8 @@ class Close:
         """
         code = int.__int__(self.code) if may_be_sent(self.code) else int(CloseCode.INTERNAL_ERROR)
         reason = fit_reason(self.reason)
-        return self if code is self.code and reason is self.reason else Close(code, reason)
+        is_same = reason is self.reason and type(self.code) in (int, CloseCode) and code == self.code
+        return self if is_same else Close(code, reason)
 
 
 def as_text(value: object) -> str:

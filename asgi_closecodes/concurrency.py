@@ -9,7 +9,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Container, Coroutine
+import types
+from collections.abc import Awaitable, Callable, Container, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -263,6 +264,34 @@ def move_on_after(seconds: float, deadline: Deadline | None = None) -> anyio.Can
     :param deadline: decides instead on asyncio.
     """
     return Timeout(seconds, deadline=deadline) if on_asyncio() else anyio.move_on_after(seconds)
+
+
+@types.coroutine
+def limited(
+    coroutine: Coroutine[Any, Any, object], limit: Callable[[], anyio.CancelScope | Timeout]
+) -> Generator[Any, Any, bool]:
+    """Await ``coroutine`` within ``limit()``, as :func:`move_on_after` returns; return whether that has cancelled it.
+
+    On asyncio the limit begins with the first wait, if there is one: most sends of servers wait for nothing, and a
+    timer takes longer than they do. On trio it is a scope, which has to be around those that the coroutine enters.
+    """
+    if not on_asyncio():
+        with limit() as around:
+            yield from coroutine
+        return around.cancelled_caught
+    try:
+        future = coroutine.send(None)
+        with limit() as timeout:
+            while True:
+                try:
+                    yield future
+                except BaseException as error:
+                    future = coroutine.throw(error)
+                else:
+                    future = coroutine.send(None)
+    except StopIteration:
+        return False
+    return timeout.cancelled_caught
 
 
 class Timeout:

@@ -42,7 +42,8 @@ _MAX_FRAMES = 50
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ID_CHARS = 12
-_SHIFTS = range(5 * (_ID_CHARS - 1), -1, -5)
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = range(5 * (_ID_CHARS - 2), -1, -10)
 _RANDOM_BITS = 18  # of 60; the other 42 hold milliseconds until the year 2109
 _REFERENCE = re.compile(r"ref=([^\s;,\"']+)", re.IGNORECASE)
 _MISREAD = str.maketrans("OIL", "011", "-")
@@ -56,14 +57,11 @@ def fingerprint(error: BaseException) -> str:
     Installed packages, the standard library and this package are left out. The result is ``unknown`` if
     the exception cannot be inspected.
     """
-    digest = hashlib.blake2b(digest_size=6)
     try:
-        for line in _fingerprint_lines(error, set()):
-            digest.update(line.encode("utf-8", "replace"))
-            digest.update(b"\n")
+        lines = "\n".join(_fingerprint_lines(error, set()))
     except Exception:  # its class may override anything
         return UNKNOWN
-    return digest.hexdigest()
+    return hashlib.blake2b(f"{lines}\n".encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
 def type_name(cls: type[BaseException]) -> str:
@@ -159,7 +157,7 @@ def new_error_id() -> str:
     else:  # same millisecond, or the clock was set back
         number = _last_number + 1
     _last_number = number
-    return "".join([_ALPHABET[number >> shift & 31] for shift in _SHIFTS])
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def as_error_id(text: str) -> str:

@@ -270,6 +270,8 @@ _members_of = vars(BaseExceptionGroup)["exceptions"].__get__
 
 def refusal_in(error: BaseException) -> TryAgainLater | None:
     """Return ``error`` if it is a refusal, or the first refusal of a group of refusals only."""
+    if type(error) is TryAgainLater:
+        return error
     parts = [*leaves(error)]
     refuses = all(issubclass(type(part), TryAgainLater) for part in parts)
     return parts[0] if refuses else None  # type: ignore[return-value]

@@ -2,12 +2,13 @@
 
 import asyncio
 import itertools
+from functools import partial
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from asgi_closecodes.concurrency import Timeout, move_on_after
+from asgi_closecodes.concurrency import Timeout, limited, move_on_after, on_asyncio
 
 
 @pytest.mark.anyio
@@ -157,3 +158,76 @@ def test_on_asyncio_it_does_what_the_one_of_asyncio_does():
         assert {outcome for outcome, _ in outcomes} == {"done", "timed out", KeyError, asyncio.CancelledError}
 
     asyncio.run(compare())
+
+
+async def waits(seconds, *, swallows=False):
+    await anyio.sleep(0)
+    with anyio.CancelScope():  # as a server's send may open before it waits
+        try:
+            await anyio.sleep(seconds)
+        except anyio.get_cancelled_exc_class():
+            if not swallows or not on_asyncio():
+                raise
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("seconds", "swallows", "is_late"), [(0, False, False), (60, False, True), (60, True, None)])
+async def test_limited_says_whether_the_time_was_up(seconds, swallows, is_late):
+    limit = partial(move_on_after, 0.01 if seconds else 60)
+    expected = not on_asyncio() if is_late is None else is_late
+    assert await limited(waits(seconds, swallows=swallows), limit) is expected
+    if on_asyncio():
+        assert asyncio.current_task().cancelling() == 0
+    await anyio.sleep(0)
+
+
+@pytest.mark.anyio
+async def test_limited_raises_what_is_raised_before_and_after_a_wait():
+    async def fails(wait):
+        if wait:
+            await anyio.sleep(0)
+        raise KeyError(wait)
+
+    for wait in (False, True):
+        with pytest.raises(KeyError, match=str(wait)):
+            await limited(fails(wait), partial(move_on_after, 60))
+
+
+@pytest.mark.anyio
+async def test_limited_lets_others_cancel():
+    with anyio.move_on_after(0.01) as scope:
+        await limited(waits(60), partial(move_on_after, 60))
+    assert scope.cancelled_caught
+
+
+def test_limited_makes_no_timer_where_nothing_is_waited_for():
+    """A timer takes longer than the send of a server that waits for nothing."""
+
+    async def send():
+        sent.append(1)
+
+    async def main():
+        assert await limited(send(), lambda: 1 / 0) is False
+
+    sent = []
+    asyncio.run(main())
+    assert sent
+
+
+def test_limited_that_is_thrown_away_closes_what_it_awaits():
+    closed = []
+
+    async def send():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            closed.append(1)
+
+    async def main():
+        waiting = limited(send(), partial(move_on_after, 60))
+        waiting.send(None)
+        waiting.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert closed

@@ -80,6 +80,8 @@ class Guard:
                 "as subprotocol=lambda offered: offered[0]"
             )
         observers = checked_observers(observers)
+        self.has_observers = bool(observers)
+        """Whether events are for more than logs and counts."""
         self.settings = Settings() if settings is None else settings
         self.exceptions = checked_mapping(exceptions)
         self.subprotocol = subprotocol
@@ -90,13 +92,13 @@ class Guard:
         self._counters = Counters()
         self._saturation = Saturation(self.report)
         # Weak, since what is left to be said at the exit of the process should not keep the guard.
-        self._logs = LogObserver(report=weak(self.report))
+        self._logs = LogObserver(report=weak(self.report) if observers else None, wake=weak(self._keep_watch))
         weakref.finalize(self, self._logs.flush_summaries, now=True)
         own: dict[events.Observer, Iterable[type]] = {
             self._counters: Counters.COUNTED,
             self._logs: LogObserver.WRITTEN,
             self._saturation: (events.SessionRefused,),
-            self._keep_watch: (events.LogsSuppressed, events.GateSaturated),
+            self._keep_watch: (events.GateSaturated,),
         }
         self._dispatcher = Dispatcher(own, observers)
         self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
@@ -425,8 +427,8 @@ class Guard:
     def _job_failed(self, name: str, error: BaseException) -> None:
         self.report_once(("job", name), events.BackgroundFailed(name, error))
 
-    def _keep_watch(self, _event: events.Event) -> None:
-        """Have the ticker look after what an event has begun."""
+    def _keep_watch(self, _event: events.Event | None = None) -> None:
+        """Have the ticker look after what has begun."""
         self._ticker.start_if_needed()
 
     def _pause_sensors(self) -> None:

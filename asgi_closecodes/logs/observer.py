@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from asgi_closecodes import events
+from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.error_identity import is_plain, traceback_of, type_name
 from asgi_closecodes.token_bucket import FixedWindow, TokenBucket, Unlimited
 
@@ -54,6 +55,7 @@ class LogObserver:
     :param burst: equal errors written at once; five times as many of all kinds together. None writes all.
     :param per_minute: equal errors written a minute after that; 60 times as many of all kinds. None writes all.
     :param report: called with an event for each suppressed record.
+    :param wake: called when there is something for :meth:`flush_summaries`, after there was nothing.
     """
 
     WRITTEN = LINES.keys()
@@ -67,8 +69,10 @@ class LogObserver:
         burst: int | None = 10,
         per_minute: float | None = 10.0,
         report: Callable[[events.Event], None] | None = None,
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
         self._report = report
+        self._wake = wake
         self._limits: object = None
         self._pending_limits: events.LimitsChanged | None = None
         _instances.add(self)
@@ -114,10 +118,13 @@ class LogObserver:
             return
         suppressed: dict[str, Any] = {}
         if line.sampler is not None:
-            count = self._samplers[line.sampler].check(
-                (line.name, line.group_by(event)), lambda: self._describe(event, line, level)
-            )
+            sampler = self._samplers[line.sampler]
+            with COUNTING:  # or another thread's flush comes in between
+                is_first = not sampler.pending
+                count = sampler.check((line.name, line.group_by(event)), lambda: self._describe(event, line, level))
             if count is None:
+                if is_first:
+                    self._wake()
                 if self._report is not None:
                     self._report(events.LogsSuppressed(line.name, 1))
                 return
@@ -139,7 +146,7 @@ class LogObserver:
     @property
     def has_pending_summaries(self) -> bool:
         """Whether :meth:`flush_summaries` has counts to write."""
-        return any(sampler.has_pending_summaries for sampler in self._samplers.values())
+        return any(sampler.pending for sampler in self._samplers.values())
 
     def flush_summaries(self, *, now: bool = False) -> None:
         """Write the counts of suppressed records.

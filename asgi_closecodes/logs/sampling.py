@@ -53,7 +53,7 @@ class LogSampler(Generic[About]):
     :param clock: monotonic seconds.
     """
 
-    __slots__ = ("_allowance", "_clock", "_flushed_at", "_kinds", "_most", "_overall", "_pending")
+    __slots__ = ("_allowance", "_clock", "_flushed_at", "_kinds", "_most", "_overall", "pending")
 
     def __init__(
         self,
@@ -66,7 +66,8 @@ class LogSampler(Generic[About]):
         self._clock = clock
         self._most = most
         self._kinds: dict[Hashable, _Kind[About]] = {}  # the last used is the last
-        self._pending: dict[Hashable, _Kind[About]] = {}
+        self.pending: dict[Hashable, _Kind[About]] = {}
+        """Kinds that have counts to write."""
         self._flushed_at = -math.inf
         self.limit(allowance, overall)
 
@@ -81,7 +82,7 @@ class LogSampler(Generic[About]):
     def forget(self) -> None:
         """Drop all kinds and counts, in a child process."""
         self._kinds.clear()
-        self._pending = {}
+        self.pending = {}
 
     def check(self, key: Key, about: Callable[[], About]) -> int | None:
         """Return how many of this kind were suppressed since the last written one, or None to suppress this one.
@@ -103,12 +104,12 @@ class LogSampler(Generic[About]):
             may = kind.allowance.take()
             may = may and (self._overall is None or self._overall.take())
             if not (may or is_first):
-                if not self._pending:
+                if not self.pending:
                     self._flushed_at = now
                 kind.suppressed += 1
-                self._pending[place] = kind
+                self.pending[place] = kind
                 return None
-            self._pending.pop(place, None)
+            self.pending.pop(place, None)
             suppressed, kind.suppressed = kind.suppressed, 0
             return suppressed
 
@@ -120,21 +121,16 @@ class LogSampler(Generic[About]):
             del self._kinds[oldest]
         return True
 
-    @property
-    def has_pending_summaries(self) -> bool:
-        """Whether there are counts to write."""
-        return bool(self._pending)
-
     def flush(self, *, now: bool = False) -> Iterator[tuple[About, bool, int]]:
         """Yield the description of each suppressed kind, whether it stands for many kinds, and its count.
 
         :param now: do not wait for ``SUMMARY_AFTER_S``.
         """
-        if not self._pending or (not now and self._clock() - self._flushed_at < SUMMARY_AFTER_S):
+        if not self.pending or (not now and self._clock() - self._flushed_at < SUMMARY_AFTER_S):
             return
         self._flushed_at = self._clock()
         with COUNTING:
-            pending, self._pending = self._pending, {}
+            pending, self.pending = self.pending, {}
             summaries = [(kind.about, kind.is_rest, kind.suppressed) for kind in pending.values()]
             for kind in pending.values():
                 kind.suppressed = 0

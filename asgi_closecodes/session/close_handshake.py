@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from asgi_closecodes import events
-from asgi_closecodes.concurrency import move_on_after
+from asgi_closecodes.concurrency import Timeout, limited, move_on_after
 from asgi_closecodes.exceptions import CloseWith, TryAgainLater
 
 from . import closing, protocol
@@ -52,20 +52,23 @@ class ClosingProtocol(HandlerProtocol):
         if self.phase in OVER:
             return False
         failure: Exception | None = None
-        connection = self.connection if timeout >= protocol.CLOSE_TIMEOUT_S else None
-        with move_on_after(timeout, None if connection is None else self._abort_deadline(connection)) as limit:
-            try:
-                await self._send_close_once(plan, private_use=private_use)
-            except OSError:
-                return False  # the peer has left
-            except Exception as error:
-                failure = error
-        if limit.cancelled_caught:
+        connection: Connection | None = None
+
+        def limit() -> anyio.CancelScope | Timeout:
+            nonlocal connection
+            connection = self.connection if timeout >= protocol.CLOSE_TIMEOUT_S else None
+            return move_on_after(timeout, None if connection is None else self._abort_deadline(connection))
+
+        try:
+            if not await limited(self._send_close_once(plan, private_use=private_use), limit):
+                return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
             self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
             if connection is not None:
                 connection.abort()
-        elif failure is None:
-            return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
+        except OSError:
+            return False  # the peer has left
+        except Exception as error:
+            failure = error
         if private_use:
             self.report(events.CloseFailed(self.facts(), plan.close, failure))
         return False
@@ -191,12 +194,12 @@ class ClosingProtocol(HandlerProtocol):
             return None
         return connection
 
-    def _plan_if_usable(self, wish: CloseWith | None) -> ClosePlan | None:
+    def _plan_if_usable(self, wish: CloseWith) -> ClosePlan | None:
         """Return what ``wish`` means; None also where that raises: a class of the user's may make anything of it."""
         try:
             if isinstance(wish, TryAgainLater):
                 _ = wish.gate, wish.usage, wish.limit  # read later, for the event
-            return None if wish is None else self._plan_for(wish)
+            return self._plan_for(wish)
         except Exception:
             return None
 

@@ -84,8 +84,9 @@ def of_wish(wish: CloseWith, rules: Rules, mode: HandshakeMode, retry_after: Cal
         asked = Close(code, wish.reason_with(hint))
     else:
         asked = Close(wish.code, wish.reason)
-    is_sendable = may_be_sent(asked.code)
-    return ClosePlan(asked.sendable(), mode, _status_of(wish), hint, None if is_sendable else asked)
+    close = asked.sendable()
+    is_sendable = close is asked or may_be_sent(asked.code)
+    return ClosePlan(close, mode, _status_of(wish), hint, None if is_sendable else asked)
 
 
 def wish_of_denial(message: Message) -> CloseWith:

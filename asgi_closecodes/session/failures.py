@@ -38,6 +38,8 @@ class Origin(enum.Enum):
     OTHER_SESSION = "the peer of another session has left"
     ELSEWHERE = "nothing"
 
+    __hash__ = object.__hash__  # an Enum's own is a function of Python's
+
 
 def origin_of(error: BaseException, session: HandlerProtocol, *, has_left: bool) -> Origin:
     """Return what ``error``, which has ended the handler of ``session``, says of sockets.

@@ -23,8 +23,9 @@ from . import closing
 from .channel import Channel
 from .closing import ClosePlan
 from .connection import Connection, connection_of
+from .facts import LateFacts
 from .progress_deadline import ProgressDeadline
-from .scope import can_deny, client_of, never_tells_codes, route_of
+from .scope import can_deny, never_tells_codes
 from .state import OVER, TRANSITIONS, UNANSWERED, Phase
 
 if TYPE_CHECKING:  # the parts of a guard know sessions; that a session knows its guard is for type checkers alone
@@ -99,17 +100,8 @@ class HandlerProtocol(Channel):
 
     def facts(self) -> events.SessionFacts:
         """Return what is known of this session now, for an event."""
-        return events.SessionFacts(
-            id=self.id,
-            route=route_of(self.scope, self.server_scope),
-            path=self.scope.get("path", ""),
-            scheme=self.scope.get("scheme", "ws"),
-            client=client_of(self.scope),
-            phase=self.phase.public,
-            duration=time.monotonic() - self.arrived_at,
-            received=self.received,
-            sent=self.sent,
-        )
+        facts = LateFacts(self)
+        return facts.made() if self._guard.has_observers else facts
 
     @property
     def id(self) -> str:
@@ -289,7 +281,7 @@ class HandlerProtocol(Channel):
             await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
             return
         close = self._plan_for(closing.wish_of_denial(message)).close
-        await self._send_handlers_close({"type": "websocket.close", "code": close.code, "reason": close.reason})
+        await self._send_handlers_close({"type": "websocket.close", "code": int(close.code), "reason": close.reason})
 
     def _sendable_close(self, message: Message) -> Message:
         """Return the handler's close, repaired if a server could not send it as it is."""

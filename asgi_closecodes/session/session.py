@@ -11,6 +11,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -155,7 +156,7 @@ class Session(ClosingProtocol):
             raise
         if (is_over or is_settled) and self._held_connection() is not None:
             await self._depart(began_at)
-        if is_over and self._outcome == "failed" and self._error is not None and self._reraises:
+        if self._error is not None and is_over and self._outcome == "failed" and self._reraises:
             raise self._error
         return is_settled
 
@@ -279,8 +280,7 @@ class Session(ClosingProtocol):
         mapping = without_defaults(self._guard.exceptions)  # frameworks know Starlette's own
         for one in chain_of(error):
             wish = self._deliberate_close(leaves(one), mapping)
-            plan = self._plan_if_usable(wish)
-            if wish is not None and plan is not None:
+            if wish is not None and (plan := self._plan_if_usable(wish)) is not None:
                 await self._close_deliberately(wish, plan)
                 return
 
@@ -331,19 +331,27 @@ class Session(ClosingProtocol):
         """Close the session for what its handler raised; return whether nobody else has to know."""
         if issubclass(type(error), GeneratorExit):
             return False  # the coroutine is being thrown away: nothing may be awaited any more
-        origins = [(leaf, self._origin_of(leaf)) for leaf in leaves(error)]
-        causes = [leaf for leaf, origin in origins if origin is not Origin.OWN and not self._is_told_of(leaf)]
+        origins: set[Origin] = set()
+        known: list[BaseException] = []
+        causes: list[BaseException] = []
+        for leaf in leaves(error):
+            if (origin := self._origin_of(leaf)) is Origin.OWN:
+                continue
+            origins.add(origin)
+            if origin is not Origin.UNKNOWN:
+                known.append(leaf)
+            if not self._is_told_of(leaf):
+                causes.append(leaf)
         if not issubclass(type(error), Exception) and is_cancelled(error, self._cancelling):
             return await self._ended_by_cancellation(error, causes)
         if not causes:
             await self._close(COMPLETED)
             return not self._reraises
-        wish = self._deliberate_close([leaf for leaf, origin in origins if origin not in (Origin.OWN, Origin.UNKNOWN)])
+        wish = self._deliberate_close(known)
         if wish is None and self.phase in UNANSWERED and all(map(says_not_found, causes)):
             return await self._ended_by_router()
-        plan = self._plan_if_usable(wish)
-        if wish is None or plan is None:
-            return await self._ended_by_failure(error, {origin for _, origin in origins} - {Origin.OWN})
+        if wish is None or (plan := self._plan_if_usable(wish)) is None:
+            return await self._ended_by_failure(error, origins)
         await self._close_deliberately(wish, plan)
         return True
 
@@ -387,6 +395,7 @@ class Session(ClosingProtocol):
 
     async def _ended_by_failure(self, error: BaseException, origins: set[Origin]) -> bool:
         rules = self._guard.rules
+        reraises = self._reraises
         facts = self.facts()
         error_id = new_error_id()
         sent = departed = False
@@ -396,8 +405,8 @@ class Session(ClosingProtocol):
             if maybe_departed := origins <= {Origin.UNSURE, Origin.UNKNOWN}:
                 await anyio.lowlevel.checkpoint()
             plan = closing.of_failure(error, error_id, rules, self._handshake_mode())
-            # Shielded, or a cancellation would replace the error, where that travels on.
-            with anyio.CancelScope(shield=True):
+            # Shielded, or a cancellation would replace the error, where that travels on; and it would end fail().
+            with anyio.CancelScope(shield=True) if reraises or self._handler is not None else nullcontext():
                 sent = await self._close(plan, private_use=False)
             # A server that refuses 1011 refuses it of a session that is there, too.
             if departed := maybe_departed and not sent and (self.phase in OVER or Origin.UNSURE in origins):
@@ -414,7 +423,7 @@ class Session(ClosingProtocol):
                     of_another_session=origins <= {Origin.UNKNOWN, Origin.OTHER_SESSION},
                 )
         if self.phase in OVER:
-            return departed or not self._reraises
+            return departed or not reraises
         return False  # the server refuses 1011: daphne sends it by itself when it sees the error
 
     def _failed(

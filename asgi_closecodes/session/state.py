@@ -17,6 +17,8 @@ class Phase(enum.Enum):
     CLOSED = "this side has closed", "closed"
     DISCONNECTED = "the peer is gone", "closed"
 
+    __hash__ = object.__hash__  # an Enum's own is a function of Python's
+
     def __init__(self, sentence: str, public: events.Phase) -> None:
         self.sentence = sentence
         self.public = public
@@ -29,7 +31,7 @@ _ANSWERS = {
     "websocket.http.response.start": Phase.DENYING,
 }
 
-UNANSWERED = (Phase.ARRIVED, Phase.CONNECTING)  # tuples: members of an Enum are hashed by a function of Python's
+UNANSWERED = (Phase.ARRIVED, Phase.CONNECTING)
 
 OVER = (Phase.CLOSED, Phase.DISCONNECTED)
 

@@ -52,12 +52,12 @@ def test_what_no_record_has_carried_is_summed_up():
     tested = limited(clock)
     for kind in "a" * 13 + "b" * 10:
         take(tested, "error", kind)
-    assert tested.has_pending_summaries
+    assert tested.pending
     clock.now += SUMMARY_AFTER_S - 1
     assert list(tested.flush()) == []
     clock.now += 1
     assert list(tested.flush()) == [(("error", "a"), False, 3)]
-    assert not tested.has_pending_summaries
+    assert not tested.pending
     assert list(tested.flush(now=True)) == []
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -100,6 +101,48 @@ async def test_refusals_are_counted_after_the_first_five_of_a_gate_and_cause(rec
     assert records[-1].getMessage() == (
         "suppressed 35 more: refused a session of /: max_sessions (full); retry after 1.9 s"
     ).replace("1.9", records[-1].getMessage().split()[-2])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("settings", "error", "written"), [({"max_sessions": 0}, None, 5), ({"log_burst": 3}, ValueError(), 3)]
+)
+async def test_what_is_only_counted_is_not_looked_at(settings, error, written, records, monkeypatch):
+    """Neither ids nor addresses nor events are made of records that nobody writes, where nobody follows."""
+    logging.getLogger("asgi_closecodes").setLevel(logging.INFO)
+    made = []
+    monkeypatch.setattr("asgi_closecodes.session.facts.client_of", made.append)
+    monkeypatch.setattr(events, "LogsSuppressed", lambda *_: 1 / 0)
+    app = CloseCodeMiddleware(Handler(error), Guard(Settings(**settings)))
+    for _ in range(20):
+        await Peer().visit(app)
+    assert len(made) == 1 + written  # the first is described for the summary too
+    assert "closecodes.callback.failed" not in {vars(record)["event.name"] for record in records}
+
+
+@pytest.mark.anyio
+async def test_facts_are_the_same_for_observers_and_for_logs(records, monkeypatch):
+    told = []
+    observed = CloseCodeMiddleware(Handler(ValueError()), Guard(observers=[told.append]))
+    counted = CloseCodeMiddleware(Handler(ValueError()), guard := Guard())
+    monkeypatch.setattr(guard, "report", told.append)
+    monkeypatch.setattr("time.monotonic", lambda: 7.0)
+    monkeypatch.setattr("os.urandom", lambda size: b"u" * size)
+    for app in (observed, counted):
+        await Peer("hello", path="/rooms/1", scheme="wss").visit(app)
+    facts, late = (event.session for event in told if isinstance(event, events.SessionFailed))
+    assert {name: getattr(late, name) for name in facts.__slots__} == asdict(facts)
+    assert repr(late).partition("(")[2] == repr(facts).partition("(")[2]
+
+
+@pytest.mark.anyio
+async def test_the_first_suppressed_record_starts_the_ticker(records):
+    guard = Guard(Settings(log_burst=1))
+    app = CloseCodeMiddleware(Handler(ValueError()), guard)
+    await Peer().visit(app)
+    assert not guard._ticker.is_running
+    await Peer().visit(app)
+    assert guard._ticker.is_running
 
 
 PROGRAM = """

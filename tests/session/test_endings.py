@@ -584,3 +584,26 @@ async def test_refusal_that_cannot_be_read_refuses(kind):
     peer = await Peer().visit(CloseCodeMiddleware(app, Guard(gate=Gate(), observers=[seen.append])))
     assert peer.closed[0] == 1013
     assert of(events.SessionRefused, seen)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stalled", ["websocket.accept", "websocket.close"])
+async def test_crash_cancelled_as_it_closes_is_told_and_recorded(stalled):
+    """Where the error does not travel on, a cancellation takes its place; the peer and the log have it all the same."""
+
+    async def app(scope, receive, send):
+        raise ValueError
+
+    async def point():
+        if peer.sent and peer.sent[-1]["type"] == stalled:
+            await anyio.sleep_forever()
+
+    told = []
+    peer = Peer(point=point)
+    guard = Guard(observers=[told.append])
+    with anyio.fail_after(5), anyio.move_on_after(0.05) as scope:
+        await peer.visit(CloseCodeMiddleware(app, guard))
+    assert scope.cancelled_caught
+    assert peer.closed[0] == 1011
+    assert len(of(events.SessionFailed, told)) == guard.snapshot()["errors"] == 1
+    assert not guard.sessions
