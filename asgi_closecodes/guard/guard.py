@@ -29,6 +29,7 @@ from asgi_closecodes.token_bucket import TokenBucket
 from . import draining, sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
 from .counters import Counters
+from .deadlines import Deadlines
 from .dispatch import Dispatcher, checked_observers, weak
 from .draining import Draining
 from .gates import state_of, stop_all
@@ -105,6 +106,7 @@ class Guard:
         self._queue = RetryQueue()
         self._refusals = TokenBucket(0, 0)
         self._timeouts = SessionTimeouts(self.sessions)
+        self.deadlines = Deadlines(self.sessions, self._wake)
         self._activity = Activity()
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
         shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
@@ -154,6 +156,7 @@ class Guard:
         self.settings = settings
         self.rules = rules
         self._timeouts.follow(settings)
+        self.deadlines.follow(settings)
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -291,6 +294,8 @@ class Guard:
             if (permits := session.permits) is not None:
                 permits.admitted()
         self._timeouts.add(session)
+        if self.deadlines.is_used:
+            self.deadlines.add(session)
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:
@@ -315,6 +320,8 @@ class Guard:
                 return False
             del self.sessions[session]
             self._leaving.discard(session)
+        if self.deadlines.is_used:
+            self.deadlines.discard(session)
         self._queue.freed()
         self._counters.closed(session.closed_with)
         return True
@@ -415,6 +422,7 @@ class Guard:
             Job("shedding", shedding.shed, shedding.is_watched),
             Job("activity", lambda: self._activity.look(self.sessions), shedding.needs_activity, LOOK_INTERVAL_S),
             Job("timeouts", self._timeouts.look, lambda: self._timeouts.is_needed),
+            Job("deadlines", self.deadlines.look, lambda: self.deadlines.is_needed),
             Job("observers", dispatcher.sample, dispatcher.is_watched, finish=dispatcher.sample),
         )
 
@@ -426,6 +434,9 @@ class Guard:
 
     def _keep_watch(self, _event: events.Event) -> None:
         """Have the ticker look after what an event has begun."""
+        self._wake()
+
+    def _wake(self) -> None:
         self._ticker.start_if_needed()
 
     def _pause_sensors(self) -> None:
@@ -442,7 +453,8 @@ class Guard:
         self.departures = Departures()
         self._has_warned = False
         for part in (
-            self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts
+            self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts,
+            self.deadlines,
         ):  # fmt: skip
             part.forget()
         self._pause_sensors()

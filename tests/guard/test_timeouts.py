@@ -37,7 +37,7 @@ class Watched:
         self.sending = None
         self.is_leaving = self.has_departed = False
         self.ended, self.cancelled, self.followed = [], 0, 0
-        self.places = object()
+        self.permits = object()
         self.connection = FakeConnection()
 
     @property
@@ -55,7 +55,7 @@ class Watched:
         self.followed += 1
 
     def over(self):
-        self.places = None
+        self.permits = None
 
 
 class Pending:
@@ -68,7 +68,13 @@ class Pending:
 
 
 def limits(**some):
-    nothing = {"idle_timeout": None, "send_timeout": None, "cancel_after_disconnect": False, "shed_grace": 10.0}
+    nothing = {
+        "idle_timeout": None,
+        "send_timeout": None,
+        "cancel_after_disconnect": False,
+        "shed_grace": 10.0,
+        "shadow": (),
+    }
     return SimpleNamespace(**{**nothing, **some})
 
 
