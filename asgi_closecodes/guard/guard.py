@@ -28,6 +28,7 @@ from asgi_closecodes.token_bucket import TokenBucket
 
 from . import draining, sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
+from .close_sessions import close_sessions
 from .counters import Counters
 from .deadlines import Deadlines
 from .dispatch import Dispatcher, checked_observers, weak
@@ -222,6 +223,20 @@ class Guard:
         :raises ValueError: if ``window`` is negative or not finite.
         """
         await self._draining.drain(self.settings.drain_window if window is None else window)
+
+    async def close_sessions(self, where: Callable[[Session], object], code: int, reason: str = "") -> int:
+        """Close the open sessions that ``where`` chooses: to sign a user out, to revoke a token.
+
+        It returns how many, when every one has been told: a peer that reads nothing takes up to 10 s. Sessions of other
+        event loops are closed in theirs. Their handlers see what they see when they are shed.
+
+        :param where: called with each session. One for which it raises stays open; the first error is logged.
+        :param code: close code, as 3000 for "authenticate again", 3003 for "forbidden".
+        :param reason: close reason, cut to 123 bytes.
+        :raises ValueError: if ``code`` must not be sent.
+        :raises TypeError: if ``where`` cannot be called.
+        """
+        return await close_sessions(self.sessions, where, code, reason, self.report)
 
     @property
     def draining(self) -> bool:
