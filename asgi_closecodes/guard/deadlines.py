@@ -127,6 +127,12 @@ class Deadlines:
         """Whether there are any to look at."""
         return self._current > 0 or not self._age == self._auth == _NEVER
 
+    @property
+    def next_at(self) -> float | None:
+        """Monotonic seconds of the next look, at the latest; None if there is nothing to look at."""
+        with COUNTING:
+            return self._heap[0][0] if self._heap else None
+
     # From sessions
 
     def add(self, session: Session) -> None:
@@ -236,8 +242,8 @@ class Deadlines:
         """Return what ends those whose time is over, None if there is nobody."""
         with COUNTING:
             self._compact_if_stale()
-            is_due = bool(self._heap) and self._heap[0][0] <= self._clock()
-        return self._end_due() if is_due else None
+        next_at = self.next_at
+        return None if next_at is None or next_at > self._clock() else self._end_due()
 
     async def _end_due(self) -> None:
         while True:

@@ -22,6 +22,7 @@ from asgi_closecodes.events import SessionRefused, SessionShed
 from asgi_closecodes.guard.deadlines import Deadlines
 from asgi_closecodes.session import Session
 from tests.support.asgi import Handler, Peer, of
+from tests.support.cohort import reconnect_peak
 from tests.support.every_event import FACTS
 from tests.support.fakes import Clock, Guest, Stay, until
 
@@ -229,25 +230,8 @@ async def test_age_is_drawn_from_half_of_it_to_all_of_it():
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_age_of_a_cohort_spreads_its_reconnects(seed):
-    """A deploy's cohort comes back at the same moment; the peak stays low in three generations."""
-    drawn = random.Random(seed)
-    deadlines = Deadlines((), lambda: None, draw=drawn.random, clock=lambda: 0.0)
-    age, count = 100.0, 10_000
-    deadlines.follow(limits(max_session_age=age))
-    arrivals, reconnects = [0.0] * count, []
-    for _ in range(3):
-        for place, arrived_at in enumerate(arrivals):
-            session = Dated(arrived_at)
-            deadlines.add(session)
-            left_at = deadlines._dated[session].next_at
-            arrivals[place] = left_at + deadlines._too_old().retry_after
-            deadlines.discard(session)
-        reconnects += arrivals
-    a_percent = [0] * 400
-    for moment in reconnects:
-        a_percent[int(moment / age * 100)] += 1
-    mean = count / (0.75 * age + 2.5) * age / 100
-    assert max(a_percent) <= 2.6 * mean
+    """A deploy's cohort comes at the same moment; three generations come back without a peak."""
+    assert reconnect_peak(random.Random(seed).random) <= 2.6
 
 
 @pytest.mark.anyio
