@@ -37,6 +37,12 @@ _LOOKS_A_TURN = 250
 _MAX_STALE = 100
 """Entries of sessions that are over which do not matter yet."""
 
+_SWEEPS_A_PUSH = 8
+"""Entries that are swept when another one is added: all are, before as many stale ones have come again."""
+
+_SWEEPS_A_TICK = 250
+"""The same, at every tick."""
+
 _NEVER = math.inf
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN_POSIX_S = (datetime.min.replace(tzinfo=UTC) - _EPOCH).total_seconds()
@@ -83,6 +89,8 @@ class _Dated:
         self.age_at = self.auth_at = self.expires_at = _NEVER
 
 
+_Entry = tuple[float, int, _Dated]
+
 _Due = tuple[Session, TryAgainLater | EndedFromOutside, str | None]
 """A session, its close, and the limit that would have closed it, if that is in the shadow."""
 
@@ -118,7 +126,8 @@ class Deadlines:
         """Begin anew, in a child process too: the sessions are the parent's."""
         # Weak, for those that set an expiry in a gate, and are refused by the next one.
         self._dated: weakref.WeakKeyDictionary[Session, _Dated] = weakref.WeakKeyDictionary()
-        self._heap: list[tuple[float, int, _Dated]] = []
+        self._heap: list[_Entry] = []
+        self._unswept: list[_Entry] = []  # a second heap: what the first one was when half of it was stale
         self._current = 0  # entries that are not stale
         self._number = 0
 
@@ -131,7 +140,7 @@ class Deadlines:
     def next_at(self) -> float | None:
         """Monotonic seconds of the next look, at the latest; None if there is nothing to look at."""
         with COUNTING:
-            return self._heap[0][0] if self._heap else None
+            return heap[0][0] if (heap := self._first_heap()) else None
 
     # From sessions
 
@@ -183,16 +192,16 @@ class Deadlines:
         :raises ValueError: if that is no moment.
         :raises TypeError: if it is of another type.
         """
-        seconds = None if moment is None else _seconds_until(moment)
+        posix = None if moment is None else _posix_seconds(moment)
         with COUNTING:
             if (dated := self._dated.get(session)) is None:
-                if seconds is None:
+                if posix is None:
                     return
                 dated = self._dated[session] = _Dated()
                 dated.session = session if session in self._sessions else None
                 self.is_used = True
-            dated.expires_on = None if seconds is None else time.time() + seconds
-            dated.expires_at = _NEVER if seconds is None else self._clock() + seconds
+            dated.expires_on = posix
+            dated.expires_at = _NEVER if posix is None else self._clock() + (posix - time.time())
             self._schedule(dated)
         self._wake()
 
@@ -219,7 +228,9 @@ class Deadlines:
                 if (age, shadow) != (before[0], before[2]):
                     self._set_age(dated, session, is_open=True)
                 self._set_auth(dated, session, is_new=before[1] == _NEVER)
-                self._schedule(dated)
+                if (entry := self._entry(dated)) is not None:
+                    self._heap.append(entry)
+            heapq.heapify(self._heap)
 
     def _set_age(self, dated: _Dated, session: Session, *, is_open: bool = False) -> None:
         if self._age == _NEVER:
@@ -241,7 +252,7 @@ class Deadlines:
     def look(self) -> Coroutine[Any, Any, None] | None:
         """Return what ends those whose time is over, None if there is nobody."""
         with COUNTING:
-            self._compact_if_stale()
+            self._sweep(_SWEEPS_A_TICK)
         next_at = self.next_at
         return None if next_at is None or next_at > self._clock() else self._end_due()
 
@@ -263,11 +274,11 @@ class Deadlines:
         due: list[_Due] = []
         with COUNTING:
             for _ in range(_LOOKS_A_TURN):
-                if not self._heap or self._heap[0][0] > now:
+                if not (heap := self._first_heap()) or heap[0][0] > now:
                     return due, False
                 if len(due) >= _ENDS_A_TURN:
                     return due, True
-                _, number, dated = heapq.heappop(self._heap)
+                _, number, dated = heapq.heappop(heap)
                 if number != dated.entry:
                     continue
                 self._drop_entry(dated)
@@ -308,32 +319,49 @@ class Deadlines:
 
     def _schedule(self, dated: _Dated) -> None:
         """Have it looked at in time."""
+        if (entry := self._entry(dated)) is not None:
+            heapq.heappush(self._heap, entry)
+            self._sweep(_SWEEPS_A_PUSH)
+
+    def _entry(self, dated: _Dated) -> _Entry | None:
+        """Return its new entry, None if it has one that comes early enough."""
         if dated.session is None or (at := dated.next_at) >= dated.entry_at:
-            return
+            return None
         self._drop_entry(dated)
         self._number += 1
         self._current += 1
         dated.entry, dated.entry_at = self._number, at
-        heapq.heappush(self._heap, (at, self._number, dated))
-        self._compact_if_stale()
+        return at, self._number, dated
 
     def _drop_entry(self, dated: _Dated) -> None:
         if dated.entry:
             dated.entry, dated.entry_at = 0, _NEVER
             self._current -= 1
 
-    def _compact_if_stale(self) -> None:
-        if len(self._heap) > 2 * self._current + _MAX_STALE:
-            self._heap = [entry for entry in self._heap if entry[1] == entry[2].entry]
-            heapq.heapify(self._heap)
+    def _first_heap(self) -> list[_Entry]:
+        """Return the heap whose first entry comes first."""
+        if self._unswept and not (self._heap and self._heap[0] < self._unswept[0]):
+            return self._unswept
+        return self._heap
+
+    def _sweep(self, count: int) -> None:
+        """Drop stale entries once there are too many, a few at a time: all at once would keep the event loop."""
+        if not self._unswept:
+            if len(self._heap) <= 2 * self._current + _MAX_STALE:
+                return
+            self._heap, self._unswept = [], self._heap
+        for _ in range(min(count, len(self._unswept))):
+            entry = self._unswept.pop()  # without its last one a heap is a heap
+            if entry[1] == entry[2].entry:
+                heapq.heappush(self._heap, entry)
 
 
 def _auth_timeout() -> TryAgainLater | EndedFromOutside:
     return TimedOut(CloseCode.UNAUTHORIZED, "authentication timeout", "auth")
 
 
-def _seconds_until(moment: object) -> float:
-    """Return the seconds from now to ``moment``.
+def _posix_seconds(moment: object) -> float:
+    """Return the POSIX seconds of ``moment``.
 
     :raises ValueError: if that is no moment.
     :raises TypeError: if it is of another type.
@@ -341,9 +369,8 @@ def _seconds_until(moment: object) -> float:
     remedy = "use an aware datetime, as datetime.now(UTC) + timedelta(hours=1), a timedelta, POSIX seconds or None"
     if isinstance(moment, bool):
         raise ValueError(f"session.expires_at must be a moment, not {moment}; {remedy}")  # noqa: TRY004 - documented
-    now = time.time()
     if isinstance(moment, timedelta):
-        posix = now + moment.total_seconds()
+        posix = time.time() + moment.total_seconds()
     elif isinstance(moment, datetime):
         if moment.utcoffset() is None:
             raise ValueError(f"session.expires_at must have a time zone, and this datetime has none; {remedy}")
@@ -357,4 +384,4 @@ def _seconds_until(moment: object) -> float:
             f"session.expires_at must be a moment before the year 10000, not {shown(moment)}; {remedy} "
             "(milliseconds are to be divided by 1000)"
         )
-    return posix - now
+    return posix

@@ -138,7 +138,8 @@ class SessionTimeouts:
         self._send = math.inf if limits.send_timeout is None else limits.send_timeout
         self._shadow = limits.shadow
         self._cancels, self._grace = limits.cancel_after_disconnect, limits.shed_grace
-        shortest = min(self._idle, self._send, self._grace if self._cancels else math.inf, STALLED_AFTER_S * 4)
+        stalled = math.inf if self._send == math.inf else STALLED_AFTER_S * 4
+        shortest = min(self._idle, self._send, self._grace if self._cancels else math.inf, stalled)
         self._period = min(max(shortest * _MIN_PERIOD_S / 10, _MIN_PERIOD_S), _MAX_PERIOD_S)
         if (self._send, self._cancels) != before[:2]:
             for session in [*self._sessions]:

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import random
 import time
 import weakref
@@ -83,6 +84,9 @@ class Looking:
         if self.sessions.pop(session, self) is None:
             self.deadlines.discard(session)
 
+    def entries(self):
+        return len(self.deadlines._heap) + len(self.deadlines._unswept)
+
     async def pass_time(self, seconds, tick=TICK_S):
         for _ in range(round(seconds / tick)):
             self.clock.now += tick
@@ -138,7 +142,7 @@ def test_each_deadline_fires_once_and_none_after_the_end(operations):
                     is_due = session in open_before and due[session] <= looking.clock.now
                     expected = before[session] + (1 if is_due else 0)
                     assert len(session.ended) == expected <= 1
-            assert len(looking.deadlines._heap) <= 2 * looking.deadlines._current + 100
+            assert looking.entries() <= 3 * looking.deadlines._current + 120
             assert looking.deadlines._current <= len(looking.sessions)
         await looking.pass_time(30)
         for session in due:
@@ -156,11 +160,32 @@ async def test_stale_entries_do_not_grow_without_bound():
     for number in range(5000):
         looking.deadlines.set_expiry(stays, timedelta(seconds=5000 - number / 2))
         looking.leave(looking.come()[0])
-    assert len(looking.deadlines._heap) <= 110
+    assert looking.entries() <= 120
     await looking.pass_time(TICK_S)
     assert looking.deadlines._current == 1
     looking.leave(stays)
     assert looking.deadlines._current == 0
+
+
+@pytest.mark.anyio
+async def test_stale_entries_are_swept_a_few_at_a_time_and_none_is_lost():
+    """While some are swept, and others not yet, each that is due still ends in time."""
+    looking = Looking()
+    sessions = looking.come(3000)
+    for number, session in enumerate(sessions):
+        looking.deadlines.set_expiry(session, timedelta(seconds=1 + number / 1000))
+    for session in sessions[::3] + sessions[1::3]:
+        looking.leave(session)
+    seen = set()
+    while looking.deadlines._current:
+        await looking.pass_time(TICK_S)
+        seen.add(len(looking.deadlines._unswept))
+        now = looking.clock.now - 1000
+        for number, session in enumerate(sessions):
+            if number % 3 == 2 and abs(now - (1 + number / 1000)) > 0.01:
+                assert len(session.ended) == (now > 1 + number / 1000)
+    assert len(seen) > 5
+    assert not any(session.ended for session in sessions[::3] + sessions[1::3])
 
 
 @pytest.mark.anyio
@@ -362,6 +387,7 @@ async def test_expiry_is_any_moment(moment):
     looking.deadlines.set_expiry(session, given)
     at = looking.deadlines.expiry_of(session)
     assert at.utcoffset() == timedelta(0)
+    assert not isinstance(given, datetime) or at == given
     assert abs((at - datetime.now(UTC)).total_seconds() - 3) < 1.5
     await looking.pass_time(1.5)
     assert not session.ended
@@ -596,6 +622,17 @@ async def test_nothing_is_kept_of_sessions_without_deadlines():
         assert not guard.deadlines.is_needed
         names = [name for kind in Session.__mro__ for name in getattr(kind, "__slots__", ())]
         assert not [name for name in names if "deadline" in name or "expir" in name]
+
+
+@pytest.mark.anyio
+async def test_forked_child_has_none_of_the_parents_deadlines():
+    guard = Guard(Settings(max_session_age=60))
+    async with Stay(guard) as stay:
+        await stay.come(2)
+        if not (child := os.fork()):
+            os._exit(len(guard.deadlines._heap) + len(guard.deadlines._dated))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(guard.deadlines._heap) == 2
 
 
 def test_deadlines_of_two_event_loops_end_in_their_own():
