@@ -188,7 +188,7 @@ class CloseRepaired(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused(Event):
-    """A gate refused a session or its new key; in mode ``shadow`` it would have."""
+    """A gate refused a session or its new key; in mode ``shadow`` it, or a time limit, would have."""
 
     event_name: ClassVar = "closecodes.session.refused"
 

@@ -24,6 +24,11 @@ _TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _NO_TOKEN = re.compile(r"[^A-Za-z0-9_.-]")
 _NUMBERS = (int, float)
 
+_STATUS_OF: Mapping[int, HTTPStatus] = {
+    CloseCode.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
+    CloseCode.TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
+}
+
 
 class CloseWith(Exception):  # noqa: N818 - it is an instruction, not an error
     """Raise this anywhere in a handler to close the session with ``code`` and ``reason``.
@@ -159,18 +164,28 @@ class ServiceRestart(TryAgainLater):
     is_overload = False  # a drain is intended
 
 
-class TimedOut(CloseWith):
-    """A session timed out: it is ended from outside of its handler, without a retry hint.
+class EndedFromOutside(CloseWith):
+    """A session is ended from outside of its handler, without a retry hint.
 
-    :param cause: token for the close reason and the log.
+    :param cause: token for the log.
     """
 
-    status = HTTPStatus.REQUEST_TIMEOUT
     is_overload = False
 
     def __init__(self, code: int, reason: str, cause: str) -> None:
-        super().__init__(code, f"{reason}; cause={cause}")
+        super().__init__(code, reason)
         self.cause = cause
+        self.status = _STATUS_OF.get(code, HTTPStatus.FORBIDDEN)
+
+
+class TimedOut(EndedFromOutside):
+    """A session has reached a deadline.
+
+    :param cause: token for the close reason, too.
+    """
+
+    def __init__(self, code: int, reason: str, cause: str) -> None:
+        super().__init__(code, f"{reason}; cause={cause}", cause)
 
 
 class SessionEnded(ConnectionError):  # noqa: N818 - names what has happened

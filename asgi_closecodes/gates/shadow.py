@@ -9,7 +9,7 @@ from typing import Any
 
 from asgi_closecodes.codes import Close
 from asgi_closecodes.events import Observer, SessionRefused
-from asgi_closecodes.exceptions import refusal_in
+from asgi_closecodes.exceptions import EndedFromOutside, TryAgainLater, refusal_in
 from asgi_closecodes.session import Session
 
 from .base import NO_PERMIT, Gate, GateBase, as_gate, rekey
@@ -108,6 +108,27 @@ def unshadowed(gate: GateBase) -> GateBase:
     return gate.gate if isinstance(gate, Shadow) else gate
 
 
+def report_in_shadow(session: Session, name: str, wish: TryAgainLater | EndedFromOutside) -> None:
+    """Report the close that ``session`` would have had.
+
+    :param name: the limit in the shadow.
+    """
+    refusal = wish if isinstance(wish, TryAgainLater) else None
+    session.report(
+        SessionRefused(
+            session=session.facts(),
+            close=Close(wish.code, wish.reason),
+            gate=name,
+            cause=wish.cause or "unknown",
+            retry_after=0.0 if refusal is None else refusal.retry_after or 0.0,
+            mode="shadow",
+            usage=None if refusal is None else refusal.usage,
+            limit=None if refusal is None else refusal.limit,
+            is_overload=wish.is_overload,
+        )
+    )
+
+
 class ShadowedPermit:
     """A permit of ``gate``, or none without a refusal."""
 
@@ -139,21 +160,8 @@ class ShadowedPermit:
                 raise
             refusal.repair()
             refusal.gate = refusal.gate or self._gate.name
-            close = Close(refusal.code, refusal.reason)
-            self._session.report_repairs(refusal, close)
-            self._session.report(
-                SessionRefused(
-                    session=self._session.facts(),
-                    close=close,
-                    gate=self._gate.name,
-                    cause=refusal.cause or "unknown",
-                    retry_after=refusal.retry_after or 0.0,
-                    mode="shadow",
-                    usage=refusal.usage,
-                    limit=refusal.limit,
-                    is_overload=refusal.is_overload,
-                )
-            )
+            self._session.report_repairs(refusal, Close(refusal.code, refusal.reason))
+            report_in_shadow(self._session, self._gate.name, refusal)
             # Their frames hold the session, and Python 3.13 keeps the circle.
             error.__traceback__ = refusal.__traceback__ = None
 

@@ -29,7 +29,9 @@ from asgi_closecodes.token_bucket import TokenBucket
 
 from . import draining, sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
+from .close_sessions import close_sessions
 from .counters import Counters
+from .deadlines import Deadlines
 from .dispatch import Dispatcher, checked_observers, weak
 from .draining import Draining
 from .gates import state_of, stop_all
@@ -108,6 +110,7 @@ class Guard:
         self._queue = RetryQueue()
         self._refusals = TokenBucket(0, 0)
         self._timeouts = SessionTimeouts(self.sessions)
+        self.deadlines = Deadlines(self.sessions, self._keep_watch)
         self._activity = Activity()
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
         shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
@@ -159,10 +162,12 @@ class Guard:
         self.settings = settings
         self.rules = rules
         self._timeouts.follow(settings)
+        self.deadlines.follow(settings)
         # Else only events need the ticker, and say so themselves. A gate of the user's may change its mind.
         self._may_need_ticks = (
             bool(self._own_gates)
             or self._timeouts.is_needed
+            or self.deadlines.is_needed
             or self._dispatcher.is_watched()
             or any(gate.is_watched for gate in gates.values())
         )
@@ -232,6 +237,20 @@ class Guard:
         """
         await self._draining.drain(self.settings.drain_window if window is None else window)
 
+    async def close_sessions(self, where: Callable[[Session], object], code: int, reason: str = "") -> int:
+        """Close the open sessions that ``where`` chooses: to sign a user out, to revoke a token.
+
+        It returns how many, when every one has been told: a peer that reads nothing takes up to 10 s. Sessions of other
+        event loops are closed in theirs. Their handlers see what they see when they are shed.
+
+        :param where: called with each session. One for which it raises stays open; the first error is logged.
+        :param code: close code, as 3000 for "authenticate again", 3003 for "forbidden".
+        :param reason: close reason, cut to 123 bytes.
+        :raises ValueError: if ``code`` must not be sent.
+        :raises TypeError: if ``where`` cannot be called.
+        """
+        return await close_sessions(self.sessions, where, code, reason, self.report)
+
     @property
     def draining(self) -> bool:
         """Whether new sessions are refused because this process is about to stop; ask it for readiness.
@@ -296,6 +315,9 @@ class Guard:
             if (permits := session.permits) is not None:
                 permits.admitted()
         self._timeouts.add(session)
+        if self.deadlines.is_used:
+            self.deadlines.add(session)
+            self._keep_watch()
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:
@@ -321,6 +343,8 @@ class Guard:
             self._leaving.discard(session)
             self._queue.freed()
             self._counters.closed(session.closed_with)
+        if self.deadlines.is_used:
+            self.deadlines.discard(session)
         return True
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
@@ -418,6 +442,7 @@ class Guard:
             Job("shedding", shedding.shed, shedding.is_watched),
             Job("activity", lambda: self._activity.look(self.sessions), shedding.needs_activity, LOOK_INTERVAL_S),
             Job("timeouts", self._timeouts.look, lambda: self._timeouts.is_needed),
+            Job("deadlines", self.deadlines.look, lambda: self.deadlines.is_needed),
             Job("observers", dispatcher.sample, dispatcher.is_watched, finish=dispatcher.sample),
         )
 
@@ -445,7 +470,8 @@ class Guard:
         self.departures = Departures()
         self._has_warned = False
         for part in (
-            self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts
+            self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts,
+            self.deadlines,
         ):  # fmt: skip
             part.forget()
         self._pause_sensors()

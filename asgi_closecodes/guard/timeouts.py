@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import CoroutineType
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import anyio.lowlevel
 from asgi_closecodes.codes import CloseCode
 from asgi_closecodes.concurrency import EventLoop, spawn
 from asgi_closecodes.exceptions import TimedOut, TryAgainLater
+from asgi_closecodes.gates.shadow import report_in_shadow
 from asgi_closecodes.session import Session, is_pending
 
 STALLED_AFTER_S = 5.0
@@ -53,6 +54,10 @@ class Limits(Protocol):
         """Seconds in one ``send``."""
 
     @property
+    def shadow(self) -> Collection[str]:
+        """Those of these that are only tried."""
+
+    @property
     def cancel_after_disconnect(self) -> bool:
         """Whether handlers are cancelled whose peer has left."""
 
@@ -74,6 +79,7 @@ class _Watched:
         "sending_since",
         "session",
         "taken_at",
+        "told",
         "unsent",
     )
 
@@ -85,6 +91,7 @@ class _Watched:
         self.sending_since = self.taken_at = self.measured_at = now
         self.unsent: int | None = None  # bytes, when they were measured
         self.departed_at: float | None = None
+        self.told: tuple[str, ...] = ()  # limits in the shadow that have reported it
         self.connection = session.connection
 
     @property
@@ -112,6 +119,7 @@ class SessionTimeouts:
         self._cancels = False
         self.is_needed = False
         """Whether a limit is set."""
+        self._shadow: Collection[str] = ()
         self._period = _MAX_PERIOD_S
         self._ring: deque[_Watched] = deque()
         self._stalls: set[_Watched] = set()
@@ -125,9 +133,11 @@ class SessionTimeouts:
         before = self._send, self._cancels, self.is_needed
         self._idle = math.inf if limits.idle_timeout is None else limits.idle_timeout
         self._send = math.inf if limits.send_timeout is None else limits.send_timeout
+        self._shadow = limits.shadow
         self._cancels, self._grace = limits.cancel_after_disconnect, limits.shed_grace
         self.is_needed = self._cancels or not self._idle == self._send == math.inf
-        shortest = min(self._idle, self._send, self._grace if self._cancels else math.inf, STALLED_AFTER_S * 4)
+        stalled = math.inf if self._send == math.inf else STALLED_AFTER_S * 4
+        shortest = min(self._idle, self._send, self._grace if self._cancels else math.inf, stalled)
         self._period = min(max(shortest * _MIN_PERIOD_S / 10, _MIN_PERIOD_S), _MAX_PERIOD_S)
         if (self._send, self._cancels) != before[:2]:
             for session in [*self._sessions]:
@@ -212,10 +222,17 @@ class SessionTimeouts:
             if cancels and (session.has_departed or (watched.is_lost and not session.is_leaving)):
                 self._look_at_departed(watched, now)
 
+    def _expire(self, watched: _Watched, limit: str, refusal: TimedOut | TryAgainLater) -> None:
+        if limit not in self._shadow:
+            self._expired[watched.session] = refusal
+        elif limit not in watched.told:
+            watched.told += (limit,)
+            report_in_shadow(watched.session, limit, refusal)
+
     def _end_idle(self, watched: _Watched) -> None:
         # A message that is on its way to a slow peer is the affair of send_timeout.
         if watched.sending is None and not watched.session.is_leaving:
-            self._expired[watched.session] = TimedOut(CloseCode.TIMEOUT, "idle timeout", "idle")
+            self._expire(watched, "idle_timeout", TimedOut(CloseCode.TIMEOUT, "idle timeout", "idle"))
 
     def _look_at_send(self, watched: _Watched, now: float) -> None:
         # What was found first counts until it has ended: a handler may send in several tasks at once.
@@ -230,7 +247,7 @@ class SessionTimeouts:
             if before is not None and watched.unsent is not None and watched.unsent < before:
                 watched.taken_at = now
         if now - watched.taken_at >= self._send and not watched.session.is_leaving:
-            self._expired[watched.session] = TryAgainLater(cause="slow", is_overload=False)
+            self._expire(watched, "send_timeout", TryAgainLater(cause="slow", is_overload=False))
 
     def _look_at_departed(self, watched: _Watched, now: float) -> None:
         if watched.departed_at is None:

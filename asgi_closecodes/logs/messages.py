@@ -329,9 +329,9 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
         **session,
     }
     if event.mode == "shadow":
-        return Message(
-            "would have refused a session of %s: %s (%s)", (_location(session), event.gate, event.cause), keys
-        )
+        what = "refused" if event.session.phase == "connecting" else "closed"
+        message = "would have %s a session of %s: %s (%s)"
+        return Message(message, (what, _location(session), event.gate, event.cause), keys)
     message = "refused a session of %s: %s (%s); retry after %.1f s"
     return Message(message, (_location(session), event.gate, event.cause, event.retry_after), keys)
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextlib import nullcontext
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -24,8 +25,8 @@ from asgi_closecodes.concurrency import Timeout, running_loop
 from asgi_closecodes.error_identity import chain_of, fingerprint, new_error_id
 from asgi_closecodes.exceptions import (
     CloseWith,
+    EndedFromOutside,
     ExceptionMapping,
-    TimedOut,
     TryAgainLater,
     deliberate_close,
     leaves,
@@ -53,7 +54,8 @@ class Session(ClosingProtocol):
     """One WebSocket connection, from the handshake to the close.
 
     The running one is ``scope["extensions"]["closecodes"]``. :meth:`shed` ends it as overloaded, :meth:`fail` as if its
-    handler had raised; ``key``, ``priority`` and ``shed_exempt`` are for gates and shedding.
+    handler had raised; ``key``, ``priority`` and ``shed_exempt`` are for gates and shedding; ``expires_at`` is when it
+    ends.
     """
 
     __slots__ = ("__weakref__", "_cancelling", "_error", "_handler", "priority", "shed_exempt")
@@ -100,6 +102,24 @@ class Session(ClosingProtocol):
             self._key = before
             self.permits.rekey()  # nothing has run meanwhile: its places are free
             raise
+        if key is None:
+            self._guard.deadlines.begin_auth(self)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """Moment after which this session is closed with 3000, ``cause=expired``; None until it is set.
+
+        Set it to an aware datetime, a timedelta from now or POSIX seconds, as a JWT's ``exp``; None clears it. From any
+        thread. A moment in the past ends the session at the next tick of the background work.
+
+        :raises ValueError: for NaN, a boolean, a datetime without a time zone, or a moment after the year 9999.
+        :raises TypeError: for anything else.
+        """
+        return self._guard.deadlines.expiry_of(self)
+
+    @expires_at.setter
+    def expires_at(self, moment: datetime | timedelta | float | None) -> None:
+        self._guard.deadlines.set_expiry(self, moment)
 
     def prepare(self) -> None:
         """Get ready for the handler, now that the session has its places.
@@ -196,7 +216,7 @@ class Session(ClosingProtocol):
         """
         return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))
 
-    def schedule_close(self, refusal: TryAgainLater | TimedOut) -> None:
+    def schedule_close(self, refusal: TryAgainLater | EndedFromOutside) -> None:
         """End this session in the background, in its own event loop, from any thread."""
         if running_loop() is self._loop:
             self._guard.spawn(self.end, refusal)
@@ -212,14 +232,15 @@ class Session(ClosingProtocol):
         """Have ``call`` called once the handshake is answered, by whatever."""
         self._answered += (call,)
 
-    async def end(self, refusal: TryAgainLater | TimedOut) -> bool:
+    async def end(self, refusal: TryAgainLater | EndedFromOutside) -> bool:
         """End this session as ``refusal`` says; see :meth:`shed`."""
         if not self.loop.is_here:  # what it waits for, and the server's send, are that event loop's
             return bool(await self.loop.run(self.end, refusal))
         if self.phase in OVER or self._ending is not None:
             return False
         if self.permits is None:  # it waits in a gate: its handler is not to start
-            assert isinstance(refusal, TryAgainLater), "time limits are those of admitted sessions"
+            if not isinstance(refusal, TryAgainLater):
+                return False  # it is over: deadlines are those of admitted sessions
             self._error = refusal
             return True
         facts = self.facts()

@@ -22,8 +22,8 @@ from asgi_closecodes.exceptions import MAX_RETRY_AFTER
 from asgi_closecodes.gates.cluster import checked_name
 from asgi_closecodes.naming import shown
 
-from .gates import LIMITS
 from .types import (
+    SHADOWED,
     ClusterLimit,
     Code,
     Count,
@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     )
     shadow: Annotated[frozenset[str], NoDecode, BeforeValidator(names), AfterValidator(limits_only)] = Field(
         default=frozenset(),
-        description="Limits that only log refusals: names, as `max_sessions,max_cpu`, or `all`.",
+        description="Limits that only log whom they would refuse or close: names, as `max_sessions,max_cpu`, or `all`.",
     )
     shed_order: Literal["never", "newest", "oldest", "idle"] | Callable[[Any], Any] = Field(
         default="newest",
@@ -155,6 +155,17 @@ class Settings(BaseSettings):
             "Seconds without a message in either direction, after which a session is closed with 3008. Precision: 1 s "
             "or a tenth of it."
         ),
+    )
+    max_session_age: TimeLimit = Field(
+        default=None,
+        description=(
+            "Seconds after which a session is closed with 1012: `cause=age`. Each has its own age, at random from half "
+            "of it to all of it, so that sessions that came together do not leave together."
+        ),
+    )
+    auth_timeout: TimeLimit = Field(
+        default=None,
+        description="Seconds that an accepted session may have no `session.key` before it is closed with 3000.",
     )
     send_timeout: TimeLimit = Field(
         default=None,
@@ -270,9 +281,7 @@ class Settings(BaseSettings):
 
     def limits(self) -> dict[str, object]:
         """Return the limits by name."""
-        return {
-            name: getattr(self, name) for name in (*LIMITS, "idle_timeout", "send_timeout", "max_refusals_per_second")
-        }
+        return {name: getattr(self, name) for name in (*SHADOWED, "max_refusals_per_second")}
 
 
 def checked_change(before: Settings, after: Settings, *, is_running: bool) -> Settings:

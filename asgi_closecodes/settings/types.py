@@ -84,6 +84,13 @@ def _readable(limit: _Memory, size: int | None) -> _Memory:
     return limit
 
 
+TIME_LIMITS = ("idle_timeout", "send_timeout", "max_session_age", "auth_timeout")
+"""Names of the settings that end open sessions when their time is over."""
+
+SHADOWED = (*LIMITS, *TIME_LIMITS)
+"""Names of the settings that can be tried in the shadow."""
+
+
 def names(value: object) -> object:
     """Parse "max_sessions,max_cpu"."""
     if none(value) is None:
@@ -91,7 +98,7 @@ def names(value: object) -> object:
     if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
         value = value.strip().lower() == "true"
     if isinstance(value, bool):
-        return frozenset(LIMITS) if value else frozenset()
+        return frozenset(SHADOWED) if value else frozenset()
     if isinstance(value, str):
         return frozenset(name.strip() for name in value.split(",") if name.strip())
     return value
@@ -99,10 +106,10 @@ def names(value: object) -> object:
 
 def limits_only(names: frozenset[str]) -> frozenset[str]:
     """Reject names that are not limits; ``all`` is every limit."""
-    if unknown := names - {*LIMITS, "all"}:
+    if unknown := names - {*SHADOWED, "all"}:
         wrong = ", ".join(sorted(shown(name).strip("'") for name in unknown))
-        raise ValueError(f"must name limits, not {wrong}; use {', '.join(LIMITS)}, or all")
-    return frozenset(LIMITS) if "all" in names else names
+        raise ValueError(f"must name limits, not {wrong}; use {', '.join(SHADOWED)}, or all")
+    return frozenset(SHADOWED) if "all" in names else names
 
 
 def redis_url_only(url: SecretStr) -> SecretStr:

@@ -117,7 +117,7 @@ ERRORS = Metric(
 REFUSALS = Metric(
     "counter",
     "closecodes_refusals_total",
-    "Sessions that a gate refused, by mode: `close`, `http`, or `shadow` if it would have.",
+    "Sessions that a gate refused, by mode: `close`, `http`, or `shadow` if it, or a time limit, would have.",
     ("gate", "cause", "mode"),
     tuple(("draining", "drain", mode) for mode in _MODES if mode != "shadow"),
 )

@@ -68,7 +68,13 @@ class Pending:
 
 
 def limits(**some):
-    nothing = {"idle_timeout": None, "send_timeout": None, "cancel_after_disconnect": False, "shed_grace": 10.0}
+    nothing = {
+        "idle_timeout": None,
+        "send_timeout": None,
+        "cancel_after_disconnect": False,
+        "shed_grace": 10.0,
+        "shadow": (),
+    }
     return SimpleNamespace(**{**nothing, **some})
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,11 @@ def test_the_keys_of_a_refusal(records):
     )
 
 
+def test_close_in_the_shadow_is_told_from_a_refusal(records):
+    LogObserver()(events.SessionRefused(replace(FACTS, phase="open"), CLOSE, "auth_timeout", "auth", 0.0, "shadow"))
+    assert records[0].getMessage() == "would have closed a session of /rooms/{id}: auth_timeout (auth)"
+
+
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
@@ -91,7 +97,8 @@ def test_the_keys_of_a_refusal(records):
     ],
 )
 def test_a_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message):
-    LogObserver()(events.SessionRefused(FACTS, CLOSE, "max_sessions", "full", 2.3, mode, 5, 5))
+    facts = replace(FACTS, phase="connecting")
+    LogObserver()(events.SessionRefused(facts, CLOSE, "max_sessions", "full", 2.3, mode, 5, 5))
     assert records[0].getMessage() == message
     assert written(records[0])["closecodes.refusal.mode"] == mode
 

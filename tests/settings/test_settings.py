@@ -14,6 +14,7 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.events import UnknownSetting
 from asgi_closecodes.naming import shown
 from asgi_closecodes.settings import LIMITS, unknown_settings
+from asgi_closecodes.settings.types import SHADOWED, TIME_LIMITS
 from tests.support.asgi import of
 
 README = Path(__file__).parents[2] / "README.md"
@@ -93,10 +94,11 @@ GOOD = {
         ("max_sessions", {"max_sessions"}),
         (" max_cpu , max_sessions,", {"max_sessions", "max_cpu"}),
         (["max_memory"], {"max_memory"}),
-        ("all", set(LIMITS)),
-        (True, set(LIMITS)),
+        ("max_session_age,auth_timeout,idle_timeout,send_timeout", set(TIME_LIMITS)),
+        ("all", set(SHADOWED)),
+        (True, set(SHADOWED)),
         ("false", set()),
-        ({"all", "max_cpu"}, set(LIMITS)),
+        ({"all", "max_cpu"}, set(SHADOWED)),
         *[(nothing, set()) for nothing in (None, "none", "", [])],
     ],
     "shed_order": [*words("never", "newest", "oldest", "idle"), (shortest, shortest)],
@@ -104,6 +106,8 @@ GOOD = {
     "shed_grace": [(0, 0.0), ("0", 0.0), *SECONDS],
     "abandon_after": SECONDS,
     "idle_timeout": [*NO_LIMIT, *SECONDS],
+    "auth_timeout": [*NO_LIMIT, *SECONDS],
+    "max_session_age": [*NO_LIMIT, *SECONDS],
     "send_timeout": [*NO_LIMIT, *SECONDS],
     "cancel_after_disconnect": SWITCH,
     "drain_window": [(0, 0.0), ("0", 0.0), *SECONDS],
@@ -138,7 +142,7 @@ NO_WORD = [None, "none", "nonsense", 1, True, [], b"close"]
 NUMERIC = [
     *("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress", "handshakes_per_second"),
     *("handshake_burst", "handshake_timeout", "max_memory", "shed_rate", "shed_grace", "abandon_after"),
-    *("drain_window", "idle_timeout", "send_timeout"),
+    *("drain_window", "idle_timeout", "send_timeout", "max_session_age", "auth_timeout"),
     *("max_refusals_per_second", "log_burst", "log_per_minute"),
 ]
 
@@ -159,6 +163,8 @@ BAD = {
     "shed_grace": [*NO_NUMBERS, *NEGATIVE, None, "none"],
     "abandon_after": [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"],
     "idle_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
+    "auth_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
+    "max_session_age": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "send_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "cancel_after_disconnect": NO_SWITCH,
     "drain_window": [*NO_NUMBERS, *NEGATIVE, None, "none"],
@@ -277,9 +283,9 @@ def test_gates_are_asked_in_the_order_of_limits():
     guard = Guard(Settings(**GIVEN))
     assert [gate.name for gate in guard.gate.gates] == [*LIMITS]
     assert [*guard.settings.limits()][: len(LIMITS)] == [*LIMITS]
-    with pytest.raises(SettingsError, match=f"use {', '.join(LIMITS)}, or all"):
+    with pytest.raises(SettingsError, match=f"use {', '.join(SHADOWED)}, or all"):
         Settings(shadow="max_session")
-    assert Settings(shadow="all").shadow == {*LIMITS}
+    assert Settings(shadow="all").shadow == {*SHADOWED}
 
 
 @pytest.mark.parametrize("name", ["max_sessions", "log_burst", "shed_rate", "max_memory"])

@@ -15,7 +15,7 @@ from .sums import headline
 _MEANINGS = {int(code): code.meaning for code in CloseCode}
 _OUTCOMES = {
     "refused": "refused",
-    "shadow": "would have been refused (shadow)",
+    "shadow": "would have been refused or closed (shadow)",
     "shed": "shed or drained",
 }
 

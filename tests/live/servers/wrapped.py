@@ -1,5 +1,7 @@
 """The same handlers behind the middleware; the first segment of the path may choose a guard of its own."""
 
+from datetime import timedelta
+
 import anyio
 import anyio.from_thread
 import anyio.to_thread
@@ -127,6 +129,11 @@ async def wrapped(scope, receive, send):
         if "shed" in request.query_params:
             for session in list(guard.sessions):
                 await session.shed("test", retry_after=2)
+        elif "expires_in" in request.query_params:
+            for session in list(guard.sessions):
+                session.expires_at = timedelta(seconds=float(request.query_params["expires_in"]))
+        elif "sign_out" in request.query_params:
+            await guard.close_sessions(lambda _session: True, int(request.query_params["sign_out"]), "signed out")
         elif "drain" in request.query_params:
             await guard.drain(float(request.query_params["drain"]))
             guard.draining = False

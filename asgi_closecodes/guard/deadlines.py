@@ -1,0 +1,387 @@
+"""Deadlines of sessions that are dates: the longest age, the time to authenticate, the expiry of credentials.
+
+All are in one heap, and a tick looks at its first entries. A session without deadlines takes nothing here. Another has
+one current entry, for the next of them. When a deadline moves away, its entry stays, and is put back when its turn
+comes. Stale entries, as of sessions that are over, go when their turn comes, or when they are the greater part.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import time
+import weakref
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import anyio.lowlevel
+
+from asgi_closecodes.codes import CloseCode
+from asgi_closecodes.concurrency import COUNTING
+from asgi_closecodes.exceptions import EndedFromOutside, ServiceRestart, TimedOut, TryAgainLater
+from asgi_closecodes.gates.shadow import report_in_shadow
+from asgi_closecodes.naming import shown
+from asgi_closecodes.session import Session
+
+MAX_AGE_HINT_S = 5.0
+"""Longest retry hint of a session that has reached its age."""
+
+_ENDS_A_TURN = 10
+"""Sessions that begin to end in one turn of the event loop."""
+
+_LOOKS_A_TURN = 250
+"""Entries that are looked at in one turn of the event loop."""
+
+_MAX_STALE = 100
+"""Entries of sessions that are over which do not matter yet."""
+
+_SWEEPS_A_PUSH = 8
+"""Entries that are swept when another one is added: all are, before as many stale ones have come again."""
+
+_SWEEPS_A_TICK = 250
+"""The same, at every tick."""
+
+_NEVER = math.inf
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MIN_POSIX_S = (datetime.min.replace(tzinfo=UTC) - _EPOCH).total_seconds()
+_MAX_POSIX_S = (datetime.max.replace(tzinfo=UTC) - _EPOCH).total_seconds() - 1
+
+
+class Limits(Protocol):
+    """The settings that are needed here."""
+
+    @property
+    def max_session_age(self) -> float | None:
+        """Seconds after which a session is closed."""
+
+    @property
+    def auth_timeout(self) -> float | None:
+        """Seconds that it may have no key."""
+
+    @property
+    def shadow(self) -> Collection[str]:
+        """Which of these settings are only tried."""
+
+
+class _Dated:
+    """Deadlines of one session, in monotonic seconds."""
+
+    __slots__ = ("age_at", "auth_at", "auth_from", "entry", "entry_at", "expires_at", "expires_on", "session", "told")
+
+    def __init__(self) -> None:
+        self.session: Session | None = None  # while it is admitted and not over
+        self.age_at = self.auth_at = self.expires_at = _NEVER
+        self.auth_from: float | None = None
+        self.expires_on: float | None = None  # POSIX seconds
+        self.entry = 0  # the number of its current one, which comes at:
+        self.entry_at = _NEVER
+        self.told: tuple[str, ...] = ()  # limits in the shadow that have reported it
+
+    @property
+    def next_at(self) -> float:
+        """The earliest of them."""
+        return min(self.age_at, self.auth_at, self.expires_at)
+
+    def clear(self) -> None:
+        """Have no deadlines any more."""
+        self.age_at = self.auth_at = self.expires_at = _NEVER
+
+
+_Entry = tuple[float, int, _Dated]
+
+_Due = tuple[Session, TryAgainLater | EndedFromOutside, str | None]
+"""A session, its close, and the limit that would have closed it, if that is in the shadow."""
+
+
+class Deadlines:
+    """The heap of one guard.
+
+    :param sessions: the admitted ones that are not over.
+    :param wake: called when a deadline was set that somebody has to look at.
+    :param clock: monotonic seconds.
+    :param draw: returns a random number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        sessions: Iterable[Session],
+        wake: Callable[[], object],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._sessions = sessions
+        self._wake = wake
+        self._clock = clock
+        self._draw = draw
+        self._age = self._auth = _NEVER
+        self._shadow: frozenset[str] = frozenset()
+        self.is_used = False
+        """Whether any deadline was ever set: without one, sessions need not come by."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, in a child process too: the sessions are the parent's."""
+        # Weak, for those that set an expiry in a gate, and are refused by the next one.
+        self._dated: weakref.WeakKeyDictionary[Session, _Dated] = weakref.WeakKeyDictionary()
+        self._heap: list[_Entry] = []
+        self._unswept: list[_Entry] = []  # a second heap: what the first one was when half of it was stale
+        self._current = 0  # entries that are not stale
+        self._number = 0
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there are any to look at."""
+        return self._current > 0 or not self._age == self._auth == _NEVER
+
+    @property
+    def next_at(self) -> float | None:
+        """Monotonic seconds of the next look, at the latest; None if there is nothing to look at."""
+        with COUNTING:
+            return heap[0][0] if (heap := self._first_heap()) else None
+
+    # From sessions
+
+    def add(self, session: Session) -> None:
+        """Take note of an admitted session, in its event loop."""
+        has_limits = not self._age == self._auth == _NEVER
+        with COUNTING:
+            if (dated := self._dated.get(session)) is None:
+                if not has_limits:
+                    return
+                dated = self._dated[session] = _Dated()
+            dated.session = session
+            self._set_age(dated, session)
+            self._schedule(dated)
+        if self._auth < _NEVER:
+            self.begin_auth(session)
+
+    def discard(self, session: Session) -> None:
+        """Forget a session that is over."""
+        with COUNTING:
+            if (dated := self._dated.pop(session, None)) is not None:
+                dated.session = None
+                self._drop_entry(dated)
+
+    def begin_auth(self, session: Session) -> None:
+        """Give ``session`` time for a key from when it is open; in its event loop."""
+        if self._auth == _NEVER:
+            return
+        if not session.is_answered:
+            session.on_handshake_answered(self.begin_auth)
+            return
+        with COUNTING:
+            dated = self._dated.get(session)
+            if dated is not None and session.key is None and not session.is_leaving:
+                dated.auth_from = self._clock()
+                dated.auth_at = dated.auth_from + self._auth
+                self._schedule(dated)
+
+    def expiry_of(self, session: Session) -> datetime | None:
+        """Return when it expires."""
+        dated = self._dated.get(session)
+        if dated is None or dated.expires_on is None:
+            return None
+        return _EPOCH + timedelta(seconds=max(dated.expires_on, _MIN_POSIX_S))
+
+    def set_expiry(self, session: Session, moment: datetime | timedelta | float | None) -> None:
+        """Have ``session`` end at ``moment``; see :attr:`Session.expires_at`.
+
+        :raises ValueError: if that is no moment.
+        :raises TypeError: if it is of another type.
+        """
+        posix = None if moment is None else _posix_seconds(moment)
+        with COUNTING:
+            if (dated := self._dated.get(session)) is None:
+                if posix is None:
+                    return
+                dated = self._dated[session] = _Dated()
+                dated.session = session if session in self._sessions else None
+                self.is_used = True
+            dated.expires_on = posix
+            dated.expires_at = _NEVER if posix is None else self._clock() + (posix - time.time())
+            self._schedule(dated)
+        self._wake()
+
+    # From the guard
+
+    def follow(self, limits: Limits) -> None:
+        """Apply ``limits``, to the sessions that are open too; from any thread."""
+        before = self._age, self._auth, self._shadow
+        age = _NEVER if limits.max_session_age is None else limits.max_session_age
+        auth = _NEVER if limits.auth_timeout is None else limits.auth_timeout
+        shadow = frozenset(limits.shadow) & {"max_session_age", "auth_timeout"}
+        if (age, auth, shadow) == before:
+            return
+        with COUNTING:
+            self._age, self._auth, self._shadow = age, auth, shadow
+            has_limits = not age == auth == _NEVER
+            self.is_used = self.is_used or has_limits
+            for session in [*self._sessions]:
+                if (dated := self._dated.get(session)) is None:
+                    if not has_limits:
+                        continue
+                    dated = self._dated[session] = _Dated()
+                    dated.session = session
+                if (age, shadow) != (before[0], before[2]):
+                    self._set_age(dated, session, is_open=True)
+                self._set_auth(dated, session, is_new=before[1] == _NEVER)
+                if (entry := self._entry(dated)) is not None:
+                    self._heap.append(entry)
+            heapq.heapify(self._heap)
+
+    def _set_age(self, dated: _Dated, session: Session, *, is_open: bool = False) -> None:
+        if self._age == _NEVER:
+            dated.age_at = _NEVER
+            return
+        now = self._clock()
+        dated.age_at = session.arrived_at + self._age * (1 + self._draw()) / 2
+        if is_open and dated.age_at <= now:  # so are many then, which are not to leave at once
+            dated.age_at = now + self._age * self._draw() / 2
+
+    def _set_auth(self, dated: _Dated, session: Session, *, is_new: bool) -> None:
+        if self._auth == _NEVER:
+            dated.auth_at, dated.auth_from = _NEVER, None
+        elif is_new:
+            session.loop.call_soon(self.begin_auth, session)
+        elif dated.auth_from is not None and session.key is None:
+            dated.auth_at = dated.auth_from + self._auth
+
+    def look(self) -> Coroutine[Any, Any, None] | None:
+        """Return what ends those whose time is over, None if there is nobody."""
+        with COUNTING:
+            self._sweep(_SWEEPS_A_TICK)
+        next_at = self.next_at
+        return None if next_at is None or next_at > self._clock() else self._end_due()
+
+    async def _end_due(self) -> None:
+        while True:
+            due, goes_on = self._take_due()
+            for session, refusal, limit in due:
+                if limit is None:
+                    session.schedule_close(refusal)
+                else:
+                    report_in_shadow(session, limit, refusal)
+            if not goes_on:
+                return
+            await anyio.lowlevel.checkpoint()
+
+    def _take_due(self) -> tuple[list[_Due], bool]:
+        """Return some of those whose time is over, and whether there may be more."""
+        now = self._clock()
+        due: list[_Due] = []
+        with COUNTING:
+            for _ in range(_LOOKS_A_TURN):
+                if not (heap := self._first_heap()) or heap[0][0] > now:
+                    return due, False
+                if len(due) >= _ENDS_A_TURN:
+                    return due, True
+                _, number, dated = heapq.heappop(heap)
+                if number != dated.entry:
+                    continue
+                self._drop_entry(dated)
+                session = dated.session
+                if session is None or session.is_leaving:
+                    continue
+                due += self._reached(dated, session, now)
+                self._schedule(dated)
+        return due, True
+
+    def _reached(self, dated: _Dated, session: Session, now: float) -> Iterable[_Due]:
+        """Yield what ends ``session`` now, at most one, and what would have."""
+        if dated.expires_at <= now:
+            dated.clear()
+            yield session, TimedOut(CloseCode.UNAUTHORIZED, "credentials expired", "expired"), None
+            return
+        reached = []
+        if dated.auth_at <= now:
+            dated.auth_at = _NEVER
+            if session.key is None:
+                reached.append(("auth_timeout", _auth_timeout()))
+        if dated.age_at <= now:
+            dated.age_at = _NEVER
+            reached.append(("max_session_age", self._too_old()))
+        for limit, refusal in reached:
+            if limit not in self._shadow:
+                dated.clear()
+                yield session, refusal, None
+                return
+            if limit not in dated.told:
+                dated.told += (limit,)
+                yield session, refusal, limit
+
+    def _too_old(self) -> TryAgainLater | EndedFromOutside:
+        return ServiceRestart("session age reached", cause="age", retry_after=MAX_AGE_HINT_S * self._draw())
+
+    # The heap
+
+    def _schedule(self, dated: _Dated) -> None:
+        """Have it looked at in time."""
+        if (entry := self._entry(dated)) is not None:
+            heapq.heappush(self._heap, entry)
+            self._sweep(_SWEEPS_A_PUSH)
+
+    def _entry(self, dated: _Dated) -> _Entry | None:
+        """Return its new entry, None if it has one that comes early enough."""
+        if dated.session is None or (at := dated.next_at) >= dated.entry_at:
+            return None
+        self._drop_entry(dated)
+        self._number += 1
+        self._current += 1
+        dated.entry, dated.entry_at = self._number, at
+        return at, self._number, dated
+
+    def _drop_entry(self, dated: _Dated) -> None:
+        if dated.entry:
+            dated.entry, dated.entry_at = 0, _NEVER
+            self._current -= 1
+
+    def _first_heap(self) -> list[_Entry]:
+        """Return the heap whose first entry comes first."""
+        if self._unswept and not (self._heap and self._heap[0] < self._unswept[0]):
+            return self._unswept
+        return self._heap
+
+    def _sweep(self, count: int) -> None:
+        """Drop stale entries once there are too many, a few at a time: all at once would keep the event loop."""
+        if not self._unswept:
+            if len(self._heap) <= 2 * self._current + _MAX_STALE:
+                return
+            self._heap, self._unswept = [], self._heap
+        for _ in range(min(count, len(self._unswept))):
+            entry = self._unswept.pop()  # without its last one a heap is a heap
+            if entry[1] == entry[2].entry:
+                heapq.heappush(self._heap, entry)
+
+
+def _auth_timeout() -> TryAgainLater | EndedFromOutside:
+    return TimedOut(CloseCode.UNAUTHORIZED, "authentication timeout", "auth")
+
+
+def _posix_seconds(moment: object) -> float:
+    """Return the POSIX seconds of ``moment``.
+
+    :raises ValueError: if that is no moment.
+    :raises TypeError: if it is of another type.
+    """
+    remedy = "use an aware datetime, as datetime.now(UTC) + timedelta(hours=1), a timedelta, POSIX seconds or None"
+    if isinstance(moment, bool):
+        raise ValueError(f"session.expires_at must be a moment, not {moment}; {remedy}")  # noqa: TRY004 - documented
+    if isinstance(moment, timedelta):
+        posix = time.time() + moment.total_seconds()
+    elif isinstance(moment, datetime):
+        if moment.utcoffset() is None:
+            raise ValueError(f"session.expires_at must have a time zone, and this datetime has none; {remedy}")
+        posix = moment.timestamp()
+    elif isinstance(moment, (int, float)):
+        posix = float(min(max(moment, -(10**300)), 10**300))
+    else:
+        raise TypeError(f"session.expires_at must be a moment, not {shown(moment)}; {remedy}")
+    if not posix <= _MAX_POSIX_S:  # nor NaN
+        raise ValueError(
+            f"session.expires_at must be a moment before the year 10000, not {shown(moment)}; {remedy} "
+            "(milliseconds are to be divided by 1000)"
+        )
+    return posix

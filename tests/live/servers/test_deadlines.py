@@ -1,0 +1,81 @@
+"""Deadlines of open sessions on live servers: each code and cause."""
+
+import contextlib
+import re
+
+import pytest
+
+from tests.support.peers import Raw, eventually, held, snapshot, tell
+from tests.support.servers import serve
+
+AGE = r"1012 session age reached; retry_after=[0-5]\.[0-9]; cause=age"
+
+ENDS = {
+    "age": ({"max_session_age": "0.5"}, 1012, AGE),
+    "auth": ({"auth_timeout": "0.3"}, 3000, "3000 authentication timeout; cause=auth"),
+    "expired": ({"expires_in": "0.3"}, 3000, "3000 credentials expired; cause=expired"),
+    "close_sessions": ({"sign_out": "3003"}, 3003, "3003 signed out"),
+}
+"""By cause: what the guard is told, the code, and what a client sees."""
+
+
+@pytest.fixture(scope="module")
+def started(setup, tmp_path_factory):
+    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path_factory.mktemp("dated")) as running:
+        yield running
+
+
+@pytest.fixture
+def dated(started):
+    yield started
+    tell(started, "shed", max_session_age="None", auth_timeout="None", shadow="none")
+    tell(started, "shed", sign_out="4000")
+    assert eventually(lambda: held(started, "shed") == 0, within=30)
+
+
+def sheds(server, cause):
+    return snapshot(server, "shed")["sheds"].get(cause, 0)
+
+
+@pytest.mark.parametrize(
+    ("handler", "mute"),
+    [("echo", False), ("echo", True), ("send-only", False)],
+    ids=["polite", "mute", "sending"],
+)
+@pytest.mark.parametrize("cause", ENDS)
+def test_session_is_closed_with_its_code_and_cause(dated, setup, cause, handler, mute):
+    """Set while it is open, or before; the handler waits for its peer, or sends to it."""
+    what, code, text = ENDS[cause]
+    if handler == "send-only" and cause in {"age", "auth"}:
+        tell(dated, "shed", **what)
+    before = sheds(dated, cause)
+    with Raw(dated, f"/shed/{handler}") as peer:
+        assert peer.answer() == 101
+        assert eventually(lambda: held(dated, "shed") == 1) or sheds(dated, cause) > before
+        tell(dated, "shed", **what)
+        seen = peer.close_frame()
+        if setup == "daphne":  # sends no reasons, and 4012 instead of 1012
+            code, text = (4012, "4012") if code == 1012 else (code, str(code))
+        assert re.fullmatch(text, str(seen))
+        if not mute:
+            with contextlib.suppress(ConnectionError):
+                peer.send(8, seen.code.to_bytes(2))
+        assert eventually(lambda: held(dated, "shed") == 0, within=30)
+    assert sheds(dated, cause) == before + 1
+    [*_, record] = dated.wait_for_records(
+        before + 1, event__name="closecodes.session.shed", closecodes__gate__cause=cause
+    )
+    assert (record["websocket.close.code"], record["level"]) == (code, "info")
+
+
+def test_deadline_in_the_shadow_ends_nobody(dated):
+    tell(dated, "shed", shadow="all")
+    tell(dated, "shed", max_session_age="0.2", auth_timeout="0.2")
+    with Raw(dated, "/shed/echo") as peer:
+        assert peer.answer() == 101
+        records = dated.wait_for_records(
+            2, event__name="closecodes.session.refused", closecodes__refusal__mode="shadow"
+        )
+        assert sorted(record["closecodes.gate.cause"] for record in records) == ["age", "auth"]
+        peer.send(1, b"x")
+        assert peer.frame() == (1, b"x")
