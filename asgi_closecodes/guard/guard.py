@@ -22,10 +22,9 @@ from asgi_closecodes.gates.shadow import unshadowed
 from asgi_closecodes.logs import LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.session import Departures, Rules, SendRememberingSession, Session
-from asgi_closecodes.session.protocol import session_in
+from asgi_closecodes.session.protocol import HandlerProtocol, session_in
 from asgi_closecodes.settings import Settings, checked_change, reject_misplaced_settings, unknown_settings
 from asgi_closecodes.settings.gates import gates_of, set_limits
-from asgi_closecodes.token_bucket import TokenBucket
 
 from . import draining, sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
@@ -39,6 +38,7 @@ from .headroom import headroom
 from .loops import EventLoops
 from .memory import round_shedders
 from .open_files import tell_few_files
+from .rejection import Mode, Rejection
 from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shed_order import ShedOrder
@@ -108,7 +108,7 @@ class Guard:
         self._gates: dict[str, GateBase] = {}
         self._working_gates: tuple[GateBase, ...] = ()
         self._queue = RetryQueue()
-        self._refusals = TokenBucket(0, 0)
+        self._rejection = Rejection(self._dispatcher.failed_once)
         self._timeouts = SessionTimeouts(self.sessions)
         self.deadlines = Deadlines(self.sessions, self._keep_watch)
         self._activity = Activity()
@@ -137,7 +137,7 @@ class Guard:
         rules = Rules(
             error_code=settings.error_code,
             try_again_code=settings.try_again_code,
-            reject_with=settings.reject_with,
+            deliver_early_closes=settings.deliver_early_closes,
             reraise=settings.reraise,
             debug=settings.debug,
             shed_grace=settings.shed_grace,
@@ -181,7 +181,7 @@ class Guard:
         self._queue.cap = settings.max_retry_after
         rate = settings.handshakes_per_second
         self._queue.admits_per_second = math.inf if rate is None else rate
-        self._refusals.per_second = self._refusals.burst = settings.max_refusals_per_second or 0
+        self._rejection.follow(settings)
         self._shedding.follow(settings, working, shedders)
 
     def update(self, **changes: Any) -> None:
@@ -361,9 +361,12 @@ class Guard:
         """Take the next place in the retry queue; return the seconds until its turn."""
         return self._queue.hint()
 
-    def may_refuse_by_close(self) -> bool:
-        """Whether one more refusal may hold a socket until its peer answers the close."""
-        return self.settings.max_refusals_per_second is None or self._refusals.take()
+    def rejection_mode(self, session: HandlerProtocol, retry_after: float | None) -> Mode:
+        """Decide how a handshake is rejected that has no answer yet.
+
+        :param retry_after: the hint of a refusal; None where it is none.
+        """
+        return self._rejection.mode(session, retry_after)
 
     @property
     def is_followed(self) -> bool:
@@ -472,6 +475,7 @@ class Guard:
         for part in (
             self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts,
             self.deadlines,
+            self._rejection,
         ):  # fmt: skip
             part.forget()
         self._pause_sensors()

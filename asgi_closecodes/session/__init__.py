@@ -2,6 +2,7 @@
 
 from .closing import Rules
 from .departure import Departures
+from .scope import can_deny, client_of, offered_subprotocols
 from .sending import SendRememberingSession, is_pending
 from .session import Session, session_of
 from .state import Phase
@@ -12,6 +13,9 @@ __all__ = [
     "Rules",
     "SendRememberingSession",
     "Session",
+    "can_deny",
+    "client_of",
     "is_pending",
+    "offered_subprotocols",
     "session_of",
 ]

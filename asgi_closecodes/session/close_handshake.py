@@ -8,6 +8,7 @@ import time
 
 import anyio
 import anyio.lowlevel
+from starlette.types import Message
 
 from asgi_closecodes import events
 from asgi_closecodes.concurrency import Timeout, limited, move_on_after
@@ -123,6 +124,16 @@ class ClosingProtocol(HandlerProtocol):
             except Exception as error:
                 self.report(events.CallbackFailed("subprotocol", error, self.facts()))
         return offered[0]
+
+    async def _accept_early_close(self, message: Message) -> None:
+        """Accept a handshake that the handler is about to close, so that a browser sees the code.
+
+        A close that says nothing stays a handshake that fails, as frameworks close what they have no route for.
+        """
+        says_nothing = closing.asked_by(message) == closing.COMPLETED.close
+        if not says_nothing and self._ending is None and self._handshake_mode() == "close":
+            accept = {"type": "websocket.accept", "subprotocol": self._echoed_subprotocol()}
+            await self._pass_on(accept, Phase.OPEN)
 
     async def refuse(self, refusal: TryAgainLater, plan: ClosePlan | None = None) -> None:
         """End this session, of which a gate did not admit the handshake or the key.

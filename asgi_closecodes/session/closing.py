@@ -14,7 +14,7 @@ from asgi_closecodes.codes import Close, CloseCode, fit_reason, may_be_sent
 from asgi_closecodes.error_identity import type_name
 from asgi_closecodes.exceptions import CloseWith, TryAgainLater, close_for_status
 
-from .scope import can_deny, is_from_browser, is_served
+from .scope import can_deny, is_served
 
 HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 """The answer to a handshake that has none yet: accept and close, an HTTP response, or ASGI's plain HTTP 403."""
@@ -26,7 +26,7 @@ class Rules:
 
     error_code: int = CloseCode.INTERNAL_ERROR
     try_again_code: int = CloseCode.TRY_AGAIN_LATER
-    reject_with: Literal["close", "http", "auto"] = "close"
+    deliver_early_closes: bool = False
     reraise: bool | Literal["auto"] = "auto"
     debug: bool = False
     shed_grace: float = 10.0
@@ -71,9 +71,12 @@ def of_missing_route(scope: Scope) -> ClosePlan:
     return ClosePlan(Close(CloseCode.POLICY_VIOLATION, "404 Not Found"), mode, HTTPStatus.NOT_FOUND)
 
 
-def of_wish(wish: CloseWith, rules: Rules, mode: HandshakeMode, retry_after: Callable[[], float]) -> ClosePlan:
+def of_wish(
+    wish: CloseWith, rules: Rules, mode: Callable[[float | None], HandshakeMode], retry_after: Callable[[], float]
+) -> ClosePlan:
     """Return how a session ends as ``wish`` says; it may raise, as a class of the user's may make anything of it.
 
+    :param mode: how a handshake is rejected, by the hint of a refusal.
     :param retry_after: the next hint for a client that is to come back, where ``wish`` has none.
     """
     hint: float | None = None
@@ -84,9 +87,9 @@ def of_wish(wish: CloseWith, rules: Rules, mode: HandshakeMode, retry_after: Cal
         asked = Close(code, wish.reason_with(hint))
     else:
         asked = Close(wish.code, wish.reason)
-    close = asked.sendable()
+    close, status = asked.sendable(), _status_of(wish)  # they may raise; what ``mode`` returns is counted
     is_sendable = close is asked or may_be_sent(asked.code)
-    return ClosePlan(close, mode, _status_of(wish), hint, None if is_sendable else asked)
+    return ClosePlan(close, mode(hint), status, hint, None if is_sendable else asked)
 
 
 def wish_of_denial(message: Message) -> CloseWith:
@@ -99,18 +102,6 @@ def asked_by(message: Message) -> Close:
     """Return the close that a handler's message asks for."""
     code, reason = message.get("code"), message.get("reason")
     return Close(CloseCode.NORMAL_CLOSURE if code is None else code, "" if reason is None else reason)
-
-
-def handshake_mode(rules: Rules, scope: Scope, may_refuse_by_close: Callable[[], bool]) -> Literal["close", "http"]:
-    """Decide how a handshake is refused that is not answered yet.
-
-    :param may_refuse_by_close: whether one more socket may be held until its peer answers the close; it counts.
-    """
-    if not can_deny(scope):
-        return "close"
-    if rules.reject_with == "http" or (rules.reject_with == "auto" and not is_from_browser(scope)):
-        return "http"
-    return "close" if may_refuse_by_close() else "http"
 
 
 def reraises(rules: Rules, scope: Scope) -> bool:

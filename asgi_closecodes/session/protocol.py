@@ -351,7 +351,7 @@ class HandlerProtocol(Channel):
 
     def _plan_for(self, wish: CloseWith) -> ClosePlan:
         """Return what ``wish`` means."""
-        plan = closing.of_wish(wish, self._guard.rules, self._handshake_mode(), self._guard.retry_after)
+        plan = closing.of_wish(wish, self._guard.rules, self._handshake_mode, self._guard.retry_after)
         if plan.asked is not None:
             self._report_repaired(plan.asked, plan.close)
         if isinstance(wish, TryAgainLater):
@@ -368,11 +368,12 @@ class HandlerProtocol(Channel):
     def _report_repaired(self, asked: Close, close: Close) -> None:
         self.report(events.CloseRepaired(self.facts(), asked.code, close))
 
-    def _handshake_mode(self) -> Literal["close", "http"]:
-        """Decide how a handshake that is not answered yet is refused."""
-        if self.phase not in UNANSWERED:
-            return "close"
-        return closing.handshake_mode(self._guard.rules, self.scope, self._guard.may_refuse_by_close)
+    def _handshake_mode(self, retry_after: float | None = None) -> Literal["close", "http"]:
+        """Decide how a handshake that is not answered yet is rejected.
+
+        :param retry_after: the hint of a refusal.
+        """
+        return self._guard.rejection_mode(self, retry_after) if self.phase in UNANSWERED else "close"
 
 
 def session_in(scope: Scope) -> HandlerProtocol | None:

@@ -28,11 +28,6 @@ def can_deny(scope: Scope) -> bool:
     return "websocket.http.response" in (scope.get("extensions") or ())
 
 
-def is_from_browser(scope: Scope) -> bool:
-    """Whether the handshake says where its page comes from, as browsers do."""
-    return any(name == b"origin" for name, _ in scope.get("headers") or ())
-
-
 def is_served(scope: Scope) -> bool:
     """Whether a server made ``scope``: ASGI has every server name its version there.
 

@@ -292,6 +292,8 @@ class Session(ClosingProtocol):
             return
         if (error := sys.exception()) is not None:
             await self._close_as_caught(error)  # what follows is its second close then, which changes nothing
+        if self._guard.rules.deliver_early_closes and self.phase in UNANSWERED:
+            await self._accept_early_close(message)
         await super()._control(message)
 
     async def _close_as_caught(self, error: BaseException) -> None:

@@ -184,11 +184,19 @@ class Settings(BaseSettings):
         default=False,
         description="Drain at the first SIGTERM, then let the server stop. uvicorn and daphne; read at the start.",
     )
-    reject_with: Literal["close", "http", "auto"] = Field(
-        default="close",
+    reject_with: Literal["auto", "close", "http"] | Callable[[Any], Any] = Field(
+        default="auto",
         description=(
-            "Rejection of a handshake: `close` accepts and closes, so that browsers see the code; `http` answers 503 "
-            "or 500; `auto` closes for browsers (an `Origin` header), else answers by HTTP."
+            "Rejection of a handshake: `close` accepts and closes, so that clients see the code; `http` answers 503, "
+            "500 or 403; `auto` closes, but uses HTTP for Engine.IO, HTTP/2 and pages that come back at once. In code "
+            "also a function of the session that returns `close` or `http`."
+        ),
+    )
+    deliver_early_closes: bool = Field(
+        default=False,
+        description=(
+            "Accept a handshake that the handler closes with a code, so that browsers see the code and not 1006. A "
+            "plain close stays HTTP 403."
         ),
     )
     max_refusals_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(

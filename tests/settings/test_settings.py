@@ -112,7 +112,8 @@ GOOD = {
     "cancel_after_disconnect": SWITCH,
     "drain_window": [(0, 0.0), ("0", 0.0), *SECONDS],
     "drain_on_sigterm": SWITCH,
-    "reject_with": words("close", "http", "auto"),
+    "reject_with": [*words("auto", "close", "http"), (shortest, shortest)],
+    "deliver_early_closes": SWITCH,
     "max_refusals_per_second": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
     "max_retry_after": FROM_ONE,
     "gate_failure": words("open", "closed"),
@@ -169,7 +170,8 @@ BAD = {
     "cancel_after_disconnect": NO_SWITCH,
     "drain_window": [*NO_NUMBERS, *NEGATIVE, None, "none"],
     "drain_on_sigterm": NO_SWITCH,
-    "reject_with": [*NO_WORD, "CLOSE", "reject"],
+    "reject_with": [*NO_WORD, "CLOSE", "reject", "shortest"],
+    "deliver_early_closes": NO_SWITCH,
     "max_refusals_per_second": [*NO_NUMBERS, *NEGATIVE],
     "redis_url": [
         *(True, 1, "localhost", "http://localhost", "redis://", "redis://host:port", "unix://"),
@@ -243,7 +245,9 @@ def state(guard):
     others = (
         guard._queue.cap,
         guard._queue.admits_per_second,
-        guard._refusals.per_second,
+        guard._rejection._reject_with,
+        guard._rejection._closes.per_second,
+        guard._rejection._graphql_closes.per_second,
         guard._draining._shed_order.order,
     )
     return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
@@ -425,7 +429,7 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch):
         ("max_cpu", "3", "less than or equal to 1", "CLOSECODES_MAX_CPU"),
         ("error_code", "1006", "use 1000-1003, 1007-1014 or 3000-4999", "CLOSECODES_ERROR_CODE"),
         ("try_again_code", "'1015'", "use 1000-1003, 1007-1014 or 3000-4999", "CLOSECODES_TRY_AGAIN_CODE"),
-        ("reject_with", "'reject'", "'close', 'http' or 'auto'"),
+        ("reject_with", "'reject'", "'auto', 'close' or 'http'"),
         ("log_path", "'everything'", "'redacted', 'raw' or 'off'"),
         ("shadow", "'max_cpu,max_lag'", "must name limits, not max_lag; use max_loop_lag, max_memory"),
         ("debug", "'maybe'", "valid boolean"),

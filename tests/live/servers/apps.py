@@ -88,6 +88,11 @@ async def close_before_accept(scope, receive, send):
 
 
 @ending(accept=False)
+async def close_4401_before_accept(scope, receive, send):
+    await close(send, 4401, "sign in")
+
+
+@ending(accept=False)
 async def deny(scope, receive, send):
     headers = [(b"retry-after", b"7")]
     await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})

@@ -227,9 +227,28 @@ def test_a_refusal_by_http_holds_no_socket(server, daphne):
                 pass
 
 
-def test_auto_tells_browsers_from_other_clients(server, daphne):
-    assert connect(server, "/auto/echo", origin="https://example.org").code == (4013 if daphne else 1013)
-    assert str(connect(server, "/auto/echo")).startswith("4013" if daphne else "HTTP 503")
+def test_page_that_hammers_gets_http(server, daphne):
+    """It is known by what it sends: another cookie is another page."""
+    seen = [str(connect(server, "/auto/echo", additional_headers={"cookie": "a=1"}))[:8] for _ in range(5)]
+    others = [connect(server, "/auto/echo", additional_headers={"cookie": f"b={number}"}) for number in range(20)]
+    if daphne:  # it cannot answer by HTTP
+        assert {one[:4] for one in seen} == {"4013"}
+    else:
+        assert [one[:4] for one in seen[:3]] == ["1013"] * 3
+        assert seen[-1] == "HTTP 503"
+    assert {one.code for one in others} == {4013 if daphne else 1013}
+
+
+def test_engine_io_gets_http(server, daphne):
+    seen = connect(server, "/auto/echo?EIO=4&transport=websocket")
+    assert str(seen)[:8] == ("4013" if daphne else "HTTP 503")
+
+
+def test_early_close_is_delivered(server, daphne):
+    seen = connect(server, "/early/close-4401-before-accept", subprotocols=["chat", "v2"])
+    assert (seen.code, seen.reason) == (4401, "" if daphne else "sign in")
+    assert seen.subprotocol == "chat"
+    assert str(connect(server, "/early-http/close-4401-before-accept")) == ("4401" if daphne else "HTTP 403")
 
 
 def test_many_refusals_fall_back_to_http(server, daphne):

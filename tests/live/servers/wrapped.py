@@ -105,17 +105,19 @@ async def raise_a_failure_in_a_framework(scope, receive, send):
 
 GUARDS = {
     "": Guard(exceptions={Mapped: Close(4002, "mapped")}),
-    "one": Guard(Settings(max_sessions=1)),
+    "one": Guard(Settings(max_sessions=1, reject_with="close")),
     "http": Guard(Settings(max_sessions=0, reject_with="http")),
     "auto": Guard(Settings(max_sessions=0, reject_with="auto")),
-    "few": Guard(Settings(max_sessions=0, max_refusals_per_second=1)),
+    "few": Guard(Settings(max_sessions=0, reject_with="close", max_refusals_per_second=1)),
+    "early": Guard(Settings(deliver_early_closes=True)),
+    "early-http": Guard(Settings(deliver_early_closes=True, reject_with="http")),
     "keyed": Guard(gate=MaxSessionsPerKey(1, key=lambda session: session.scope["query_string"])),
     "reraise": Guard(Settings(reraise=True)),
     "private": Guard(Settings(error_code=4011, try_again_code=4013)),
     "debug": Guard(Settings(debug=True)),
-    "bald": Guard(Settings(max_sessions=1)),
+    "bald": Guard(Settings(max_sessions=1, reject_with="close")),
     "shed": Guard(Settings(shed_grace=1)),
-    "offers": Guard(Settings(max_sessions=0), subprotocol=lambda offered: offered[-1]),
+    "offers": Guard(Settings(max_sessions=0, reject_with="close"), subprotocol=lambda offered: offered[-1]),
 }
 MIDDLEWARE = {name: CloseCodeMiddleware(bare, guard) for name, guard in GUARDS.items()}
 

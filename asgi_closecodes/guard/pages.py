@@ -1,0 +1,129 @@
+"""Pages that hammer: those that come back at once after each refusal, since they reset their back-off in `onopen`."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from starlette.types import Scope
+
+from asgi_closecodes.concurrency import COUNTING
+from asgi_closecodes.session import client_of
+
+MAX_EARLY = 3
+"""Refusals of a page that came before its hint, within :data:`PERIOD_S`: then it hammers."""
+
+PERIOD_S = 3.0
+"""Seconds in which those are counted, and for which a page that hammers has to stay away."""
+
+HINT_PRECISION_S = 0.1
+"""Seconds by which a client that obeys may come too early: a reason has one decimal, and timers are no better."""
+
+MAX_PAGES = 4096
+"""Pages that are remembered; those that were refused longest ago are forgotten, so that forged ones do no harm."""
+
+MAX_HINTS = 256
+"""Hints of one page that are remembered, where many browsers look like one."""
+
+_KEY = os.urandom(32)
+_NAMES = frozenset({b"cookie", b"user-agent", b"origin"})
+
+
+def page_of(scope: Scope) -> bytes:
+    """Return a keyed hash of what tells one page from another, of which nothing can be read."""
+    client = client_of(scope)
+    told = [(name, value) for name, value in scope.get("headers") or () if name in _NAMES]
+    identity = (client and client[0], scope.get("path"), scope.get("query_string"), told)
+    return hashlib.blake2b(repr(identity).encode(), digest_size=16, key=_KEY).digest()
+
+
+class Pages:
+    """Pages that were refused by close, and those of them that hammer.
+
+    A page may be many browsers that look alike, behind one address. So each hint stands for one refusal at or after
+    it, which is not counted.
+
+    :param clock: monotonic seconds.
+    """
+
+    __slots__ = ("_clock", "_hammering", "_refused")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._refused: OrderedDict[bytes, _Page] = OrderedDict()  # the latest refusal comes last
+        self._hammering: OrderedDict[bytes, float] = OrderedDict()  # when each was here, the latest comes last
+
+    def __len__(self) -> int:
+        return len(self._refused) + len(self._hammering)
+
+    def forget(self) -> None:
+        """Begin anew, in a child process."""
+        self._refused.clear()
+        self._hammering.clear()
+
+    def is_hammering(self, page: bytes) -> bool:
+        """Whether ``page`` hammers; if so, it has not been away."""
+        if not self._hammering:
+            return False
+        with COUNTING:
+            now = self._clock()
+            self._drop_away(now)
+            if page not in self._hammering:
+                return False
+            self._hammering[page] = now
+            self._hammering.move_to_end(page)
+            return True
+
+    def refused_by_close(self, page: bytes, retry_after: float) -> None:
+        """Count a refusal of ``page``, which does not hammer yet, unless it came at or after a hint.
+
+        :param retry_after: the hint that it gets now.
+        """
+        with COUNTING:
+            now = self._clock()
+            entry = self._refused.pop(page, None) or _Page()
+            if not entry.take_hint(now) and entry.count_early(now) >= MAX_EARLY:
+                self._drop_away(now)
+                self._hammering[page] = now
+                if len(self._hammering) > MAX_PAGES:
+                    self._hammering.popitem(last=False)
+                return
+            entry.add_hint(now + retry_after - HINT_PRECISION_S)
+            self._refused[page] = entry
+            if len(self._refused) > MAX_PAGES:
+                self._refused.popitem(last=False)
+
+    def _drop_away(self, now: float) -> None:
+        while self._hammering and now - next(iter(self._hammering.values())) >= PERIOD_S:
+            self._hammering.popitem(last=False)
+
+
+class _Page:
+    """One page that was refused by close: when it came too early, and when it was told to come."""
+
+    __slots__ = ("_early", "_hints")
+
+    def __init__(self) -> None:
+        self._early: tuple[float, ...] = ()
+        self._hints: list[float] = []  # a heap
+
+    def take_hint(self, now: float) -> bool:
+        """Whether somebody was told to come by ``now``; one is told no more."""
+        if self._hints and self._hints[0] <= now:
+            heapq.heappop(self._hints)
+            return True
+        return False
+
+    def count_early(self, now: float) -> int:
+        """Count a refusal that came too early; return how many did of late."""
+        self._early = (*(at for at in self._early if now - at <= PERIOD_S), now)
+        return len(self._early)
+
+    def add_hint(self, at: float) -> None:
+        """Remember that somebody is told to come at ``at``."""
+        if len(self._hints) < MAX_HINTS:
+            heapq.heappush(self._hints, at)
