@@ -40,7 +40,8 @@ from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shed_order import ShedOrder
 from .shedding import Shedding
-from .ticker import Job, Ticker
+from .stalls import CAN_LOOK, StallWatch, mark_task
+from .ticker import TICK_S, Job, Ticker
 from .timeouts import SessionTimeouts
 
 
@@ -106,6 +107,7 @@ class Guard:
         self._refusals = TokenBucket(0, 0)
         self._timeouts = SessionTimeouts(self.sessions)
         self._activity = Activity()
+        self._stalls = StallWatch(self.sessions, self.report)
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
         shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
         self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
@@ -121,6 +123,7 @@ class Guard:
         for name in self.settings.overridden():
             problem = "it is given in code too, which comes first: take one of the two away"
             self.report(events.SettingIgnored(name, problem))
+        self._tell_stalls_unseen()
         self._dispatcher.watch(weak(self.snapshot))
         unused.made(self)
 
@@ -154,6 +157,7 @@ class Guard:
         self.settings = settings
         self.rules = rules
         self._timeouts.follow(settings)
+        self._stalls.follow(settings.log_stalls)
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -190,7 +194,13 @@ class Guard:
                 raise
         changed = {name: getattr(settings, name) for name in changes}
         self.report(events.LimitsChanged(settings.limits(), changed))
+        self._tell_stalls_unseen()
         self._ticker.start_if_needed()
+
+    def _tell_stalls_unseen(self) -> None:
+        if self.settings.log_stalls is not None and not CAN_LOOK:
+            problem = "the frames of another thread cannot be read on free-threaded Python"
+            self.report_once("log_stalls", events.SettingIgnored("log_stalls", problem))
 
     def snapshot(self) -> events.Snapshot:
         """Return the state of this process, and counts since its start, as plain data; from any thread."""
@@ -291,6 +301,8 @@ class Guard:
             if (permits := session.permits) is not None:
                 permits.admitted()
         self._timeouts.add(session)
+        if self._stalls.is_on:
+            mark_task(session)
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:
@@ -399,7 +411,7 @@ class Guard:
 
     def _jobs(self) -> Iterable[Job]:
         """Return the background work, in the order in which a tick does it."""
-        logs, shedding, dispatcher = self._logs, self._shedding, self._dispatcher
+        logs, shedding, stalls, dispatcher = self._logs, self._shedding, self._stalls, self._dispatcher
         return (
             Job("lost sessions", self._drop_lost, None),
             Job(
@@ -415,6 +427,7 @@ class Guard:
             Job("shedding", shedding.shed, shedding.is_watched),
             Job("activity", lambda: self._activity.look(self.sessions), shedding.needs_activity, LOOK_INTERVAL_S),
             Job("timeouts", self._timeouts.look, lambda: self._timeouts.is_needed),
+            Job("stalls", lambda: stalls.beat(TICK_S), lambda: stalls.is_on, finish=stalls.stop),
             Job("observers", dispatcher.sample, dispatcher.is_watched, finish=dispatcher.sample),
         )
 
