@@ -100,12 +100,14 @@ class _Look(NamedTuple):
     stack: tuple[Place, ...]
     session: events.SessionFacts | None
     owner: StallWatch | None
+    stands_for: float = 1.0
+    """Seconds since the look before, or since the tick was due."""
 
 
 class _Watched:
     """One thread with an event loop."""
 
-    __slots__ = ("depth", "due", "failure", "ident", "looks", "loop", "seconds", "watches")
+    __slots__ = ("depth", "due", "failure", "ident", "looked_at", "looks", "loop", "seconds", "watches")
 
     def __init__(self, ident: int, loop: Any) -> None:
         self.ident = ident
@@ -114,7 +116,7 @@ class _Watched:
         self.seconds = 0.0
         self.depth = 0
         """Frames of the thread up to the event loop's own."""
-        self.due = time.monotonic()
+        self.due = self.looked_at = time.monotonic()
         self.looks: list[_Look] = []
         self.failure: Exception | None = None
 
@@ -122,11 +124,15 @@ class _Watched:
     def look_at(self) -> float:
         """Time of the next look."""
         done = len(self.looks)
-        return self.due + self.seconds * _LOOKS_AT[done] if done < len(_LOOKS_AT) else time.monotonic() + _MIN_PAUSE_S
+        if done == len(_LOOKS_AT):
+            return time.monotonic() + _MIN_PAUSE_S
+        planned = self.due + self.seconds * _LOOKS_AT[done]
+        # Those missed while C code held the GIL are not made up for: that would find what came behind it.
+        return planned if done == 0 else max(planned, self.looked_at + self.seconds * _LOOKS_AT[0])
 
     def look(self) -> None:
         """Look at what the thread does."""
-        due = self.due
+        due, now = self.due, time.monotonic()
         frame = sys._current_frames().get(self.ident)  # noqa: SLF001 - it is documented
         if frame is None:
             return
@@ -141,7 +147,9 @@ class _Watched:
         facts = None if session is None else session.facts()  # now: it may be over at the next tick
         owner = next((one for one in [*self.watches] if session in one.sessions), None)
         if due == self.due:  # else it runs again
-            self.looks.append(_Look(places, facts, owner))
+            stands_for = now - (self.looked_at if self.looks else due)
+            self.looked_at = now
+            self.looks.append(_Look(places, facts, owner, stands_for))
 
 
 class _Watcher:
@@ -234,7 +242,7 @@ class _Watcher:
 
 
 def _report(late: float, looks: Sequence[_Look], by: StallWatch) -> None:
-    same = _same([look for look in looks if look.stack])
+    same = _same(_weighty([look for look in looks if look.stack]))
     owner = next((look.owner for look in same if look.owner is not None), by)
     if owner.seconds is None or late < owner.seconds:
         owner = by
@@ -255,6 +263,12 @@ def _report(late: float, looks: Sequence[_Look], by: StallWatch) -> None:
             session=next((look.session for look in reversed(same) if look.session is not None), None),
         )
     )
+
+
+def _weighty(looks: Sequence[_Look]) -> Sequence[_Look]:
+    """Return the looks that stand for a good part of the time: one after seconds of C code, and what came behind it."""
+    longest = max((look.stands_for for look in looks), default=0.0)
+    return [look for look in looks if look.stands_for >= longest / 3]
 
 
 def _same(looks: Sequence[_Look]) -> Sequence[_Look]:
@@ -290,7 +304,7 @@ def _callers(frame: FrameType) -> Iterator[FrameType]:
 
 
 def _place(frame: FrameType) -> Place:
-    return Place(frame.f_code, frame.f_lasti, frame.f_lineno, str(frame.f_globals.get("__name__", "?")))
+    return Place(frame.f_code, frame.f_lineno, str(frame.f_globals.get("__name__", "?")))
 
 
 def _depth_of_loop() -> int:

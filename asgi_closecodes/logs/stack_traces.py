@@ -48,8 +48,6 @@ class Place(NamedTuple):
     """Place in the code where a thread stands."""
 
     code: CodeType
-    lasti: int
-    """Its last instruction, as ``frame.f_lasti``."""
     line: int
     module: str
 
@@ -71,16 +69,7 @@ def stack_text(stack: Sequence[Place]) -> str:
 
 
 def _summary(place: Place) -> traceback.FrameSummary:
-    positions = next(islice(place.code.co_positions(), place.lasti // 2, None), (None,) * 4)
-    return traceback.FrameSummary(
-        place.code.co_filename,
-        place.line,
-        place.code.co_name,
-        lookup_line=False,
-        end_lineno=positions[1],
-        colno=positions[2],
-        end_colno=positions[3],
-    )
+    return traceback.FrameSummary(place.code.co_filename, place.line, place.code.co_name, lookup_line=False)
 
 
 def capped(text: str, size: int = 32 * 1024) -> str:

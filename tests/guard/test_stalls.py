@@ -23,7 +23,7 @@ from starlette.routing import WebSocketRoute
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.events import LoopStalled
 from asgi_closecodes.guard import stalls
-from asgi_closecodes.guard.stalls import _common, _Look, _same
+from asgi_closecodes.guard.stalls import _common, _Look, _same, _weighty
 from asgi_closecodes.logs.stack_traces import Place
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import until
@@ -366,7 +366,7 @@ async def test_sessions_of_a_watched_guard_are_not_kept():
 
 
 def place(line=1, name="handle"):
-    return Place(_CODES[name], 0, line, "app")
+    return Place(_CODES[name], line, "app")
 
 
 def _handle():
@@ -379,6 +379,16 @@ _CODES["library"] = logging.Logger.info.__code__
 
 def look(*places):
     return _Look(tuple(place(line, name) for name, line in places), None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [([0.1, 0.1, 0.2], [0, 1, 2]), ([3.0, 0.1], [0]), ([0.1, 3.0], [1]), ([0.1], [0]), ([], [])],
+)
+def test_looks_that_stand_for_little_time_do_not_count(seconds, kept):
+    """One behind a long call of C code finds what is done with its result."""
+    given = [look(("a", 1))._replace(stands_for=one) for one in seconds]
+    assert [*_weighty(given)] == [given[number] for number in kept]
 
 
 def named(stack):
