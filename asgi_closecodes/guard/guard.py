@@ -41,7 +41,7 @@ from .saturation import Saturation
 from .shed_order import ShedOrder
 from .shedding import Shedding
 from .stalls import CAN_LOOK, StallWatch, mark_task
-from .ticker import TICK_S, Job, Ticker
+from .ticker import Job, Ticker
 from .timeouts import SessionTimeouts
 
 
@@ -107,7 +107,7 @@ class Guard:
         self._refusals = TokenBucket(0, 0)
         self._timeouts = SessionTimeouts(self.sessions)
         self._activity = Activity()
-        self._stalls = StallWatch(self.sessions, self.report)
+        self._stalls = StallWatch(self.sessions, self._is_used, self.report)
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
         shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
         self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
@@ -196,6 +196,7 @@ class Guard:
         self.report(events.LimitsChanged(settings.limits(), changed))
         self._tell_stalls_unseen()
         self._ticker.start_if_needed()
+        self._loops.call_all(self._stalls.join)
 
     def _tell_stalls_unseen(self) -> None:
         if self.settings.log_stalls is not None and not CAN_LOOK:
@@ -303,6 +304,7 @@ class Guard:
         self._timeouts.add(session)
         if self._stalls.is_on:
             mark_task(session)
+            self._stalls.join()
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:
@@ -379,11 +381,13 @@ class Guard:
         self._logs.log_limits()
         tell_few_files(self)
         self._ticker.start_if_needed()
+        self._stalls.join()
         try:
             with sigterm.drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
                 yield
         finally:
             if self._loops.end_lifespan(loop):
+                self._stalls.stop()
                 self._logs.flush_summaries(now=True)
                 await stop_all(self._working_gates, self._dispatcher)
 
@@ -411,7 +415,7 @@ class Guard:
 
     def _jobs(self) -> Iterable[Job]:
         """Return the background work, in the order in which a tick does it."""
-        logs, shedding, stalls, dispatcher = self._logs, self._shedding, self._stalls, self._dispatcher
+        logs, shedding, dispatcher = self._logs, self._shedding, self._dispatcher
         return (
             Job("lost sessions", self._drop_lost, None),
             Job(
@@ -427,7 +431,6 @@ class Guard:
             Job("shedding", shedding.shed, shedding.is_watched),
             Job("activity", lambda: self._activity.look(self.sessions), shedding.needs_activity, LOOK_INTERVAL_S),
             Job("timeouts", self._timeouts.look, lambda: self._timeouts.is_needed),
-            Job("stalls", lambda: stalls.beat(TICK_S), lambda: stalls.is_on, finish=stalls.stop),
             Job("observers", dispatcher.sample, dispatcher.is_watched, finish=dispatcher.sample),
         )
 

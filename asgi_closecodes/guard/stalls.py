@@ -1,13 +1,14 @@
-"""The code that blocks an event loop: a thread looks at the loop's thread while its ticks are late.
+"""The code that blocks an event loop: a thread looks at the loop's thread while its beat is late.
 
-The loop says when its next tick is due, and the thread sleeps until that is late. So a loop that runs costs no more
-than its ticks, and a stall is measured by the loop itself: the thread may be late as well, while C code holds the GIL
-or the machine is busy. It looks, and reports nothing; the loop does at its next tick.
+The loop says when its next beat is due, and the thread sleeps until that is late. So a stall is measured by the loop
+itself: the thread may be late as well, while C code holds the GIL or the machine is busy. It looks, and reports
+nothing; the loop does at its next beat. The beat is a timer of its own, a third of the price of the guard's ticks.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 import threading
@@ -15,25 +16,34 @@ import time
 import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from itertools import combinations
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeVar
 
+import anyio
+
 from asgi_closecodes import events
-from asgi_closecodes.concurrency import COUNTING, EventLoop, context_of_task, running_loop
+from asgi_closecodes.concurrency import COUNTING, EventLoop, context_of_task, on_asyncio, running_loop, spawn
 from asgi_closecodes.error_identity import UNKNOWN, is_library, stack_fingerprint
 from asgi_closecodes.logs.stack_traces import Place, stack_text
 from asgi_closecodes.session import Session
+
+from .ticker import LINGER_S
 
 CAN_LOOK = getattr(sys, "_is_gil_enabled", lambda: True)()
 """Whether the frames of another thread stand still while they are read: not on free-threaded Python."""
 
 _LOOKS_AT = (0.5, 1.0, 2.0)
-"""Times of the looks after the due tick, in units of ``log_stalls``."""
+"""Times of the looks after the due beat, in units of ``log_stalls``."""
 
 _WAITING = ("trio._core._io", "asyncio.windows_events")
 """Modules where an event loop waits for something to do, in a frame of its own below that which runs tasks."""
+
+_INTERVAL_S = 0.2
+"""Time between two beats. Ten a second took 0.18 % of a slow core, with the looks of the thread."""
+
+_MAX_PAUSE_S = 60.0
 
 _MIN_PAUSE_S = 0.05
 """Time between two wake-ups of the thread while a stall goes on, and all looks are done."""
@@ -59,14 +69,18 @@ class StallWatch:
     """The wish of one guard to hear of stalls.
 
     :param sessions: the guard's.
+    :param is_used: whether there are sessions or lifespans.
     :param report: takes the events, in the event loop that stalled.
     """
 
-    __slots__ = ("__weakref__", "_report", "seconds", "sessions")
+    __slots__ = ("is_used", "report", "seconds", "sessions")
 
-    def __init__(self, sessions: Container[Session], report: Callable[[events.Event], None]) -> None:
+    def __init__(
+        self, sessions: Container[Session], is_used: Callable[[], bool], report: Callable[[events.Event], None]
+    ) -> None:
         self.sessions = sessions
-        self._report = report
+        self.is_used = is_used
+        self.report = report
         self.seconds: float | None = None
 
     def follow(self, seconds: float | None) -> None:
@@ -80,18 +94,14 @@ class StallWatch:
         """Whether it watches."""
         return self.seconds is not None and CAN_LOOK
 
-    def beat(self, next_in: float) -> None:
-        """Note that this event loop runs, and that this is called again after ``next_in`` seconds."""
+    def join(self) -> None:
+        """Watch the event loop that runs here, if it is on and that is news."""
         if self.is_on:
-            _watcher.beat(self, next_in)
+            _watcher.join(self)
 
     def stop(self) -> None:
         """Watch no more."""
         _watcher.leave(self)
-
-    def report(self, event: events.LoopStalled) -> None:
-        """Hand ``event`` to the guard's observers."""
-        self._report(event)
 
 
 class _Look(NamedTuple):
@@ -101,7 +111,7 @@ class _Look(NamedTuple):
     session: events.SessionFacts | None
     owner: StallWatch | None
     stands_for: float = 1.0
-    """Seconds since the look before, or since the tick was due."""
+    """Seconds since the look before, or since the beat was due."""
 
 
 class _Watched:
@@ -112,8 +122,9 @@ class _Watched:
     def __init__(self, ident: int, loop: Any) -> None:
         self.ident = ident
         self.loop = loop
-        self.watches: dict[StallWatch, None] = {}
-        self.seconds = 0.0
+        self.watches: dict[StallWatch, float] = {}
+        """When each was last used."""
+        self.seconds = math.inf
         self.depth = 0
         """Frames of the thread up to the event loop's own."""
         self.due = self.looked_at = time.monotonic()
@@ -144,7 +155,7 @@ class _Watched:
         del frame, stack
         if places and places[0].module.startswith(_WAITING):
             places = ()
-        facts = None if session is None else session.facts()  # now: it may be over at the next tick
+        facts = None if session is None else session.facts()  # now: it may be over at the next beat
         owner = next((one for one in [*self.watches] if session in one.sessions), None)
         if due == self.due:  # else it runs again
             stands_for = now - (self.looked_at if self.looks else due)
@@ -167,27 +178,58 @@ class _Watcher:
         self._bell = threading.Lock()
         self._bell.acquire()
 
-    def beat(self, watch: StallWatch, next_in: float) -> None:
+    def join(self, watch: StallWatch) -> None:
         ident, loop = threading.get_ident(), running_loop()
+        watched = self._watched.get(ident)
+        if loop is None or (watched is not None and watched.loop is loop and watch in watched.watches):
+            return
         with COUNTING:
-            watched = self._watched.get(ident)
             if is_new := watched is None or watched.loop is not loop:
                 watched = self._watched[ident] = _Watched(ident, loop)
-            watched.watches[watch] = None
-            before = watched.seconds
-            watched.seconds = min(one.seconds for one in watched.watches if one.seconds is not None)
+            watched.watches[watch] = time.monotonic()
+        if not is_new:
+            return  # the next beat finds it
+        if on_asyncio():
+            self._beat_on_asyncio(watched)
+        else:
+            spawn(self._beat_on_trio, watched)
+
+    def _beat_on_asyncio(self, watched: _Watched) -> None:
+        if self._beat(watched, sys._getframe()):  # noqa: SLF001 - it is documented
+            watched.loop.call_later(_INTERVAL_S, self._beat_on_asyncio, watched, context=Context())
+
+    async def _beat_on_trio(self, watched: _Watched) -> None:
+        while self._beat(watched, sys._getframe()):  # noqa: ASYNC110, SLF001 - it waits for nothing
+            await anyio.sleep(_INTERVAL_S)
+
+    def _beat(self, watched: _Watched, frame: FrameType) -> bool:
+        """Report a stall that is over, and say when the next beat is due; return whether there is to be one."""
         now = time.monotonic()
-        late, looks = now - watched.due, watched.looks
-        watched.depth = _depth_of_loop()
-        watched.looks = []
-        watched.due = now + next_in
-        if watched.seconds != before:
+        late, looks, limit = now - watched.due, watched.looks, watched.seconds
+        with COUNTING:
+            for watch, used_at in [*watched.watches.items()]:
+                if watch.is_used():
+                    watched.watches[watch] = now
+                if not watch.is_on or now - used_at > LINGER_S:
+                    del watched.watches[watch]
+            # It may have been given up, as a loop that did not run for a while.
+            goes_on = bool(watched.watches) and self._watched.setdefault(watched.ident, watched) is watched
+            if not goes_on and self._watched.get(watched.ident) is watched:
+                del self._watched[watched.ident]
+            if goes_on:
+                watched.seconds = min(one.seconds for one in watched.watches if one.seconds is not None)
+                watched.depth = _depth_of_loop(frame)
+                watched.looks = []
+                watched.due = now + _INTERVAL_S
+        if watched.seconds != limit or not goes_on or self._thread is None:
             self._start_or_ring()
-        if not is_new and late >= watched.seconds:
-            _report(late, looks, watch)
-        if (failure := watched.failure) is not None:
-            watched.failure = None
-            raise failure
+        if (by := next(iter(watched.watches), None)) is not None:
+            if late >= limit:
+                _report(late, looks, by)
+            if (failure := watched.failure) is not None:
+                watched.failure = None
+                by.report(events.BackgroundFailed("look at a stall", failure))
+        return goes_on
 
     def leave(self, watch: StallWatch) -> None:
         with COUNTING:
@@ -199,7 +241,7 @@ class _Watcher:
 
     def _start_or_ring(self) -> None:
         with COUNTING:
-            if self._thread is not None:
+            if self._thread is not None or not self._watched:
                 self._ring()
                 return
             thread = threading.Thread(target=self._run, name="asgi-closecodes-stalls", daemon=True)
@@ -220,7 +262,7 @@ class _Watcher:
                     return
                 all_watched = [*self._watched.values()]
             pause = min(one.look_at for one in all_watched) - time.monotonic()
-            self._bell.acquire(timeout=max(pause, 0.001))
+            self._bell.acquire(timeout=min(max(pause, 0.001), _MAX_PAUSE_S))
             if sys.is_finalizing():
                 return
             for watched in all_watched:
@@ -307,11 +349,11 @@ def _place(frame: FrameType) -> Place:
     return Place(frame.f_code, frame.f_lineno, str(frame.f_globals.get("__name__", "?")))
 
 
-def _depth_of_loop() -> int:
-    """Return the number of frames of this thread up to the event loop, which runs the task that calls this."""
+def _depth_of_loop(frame: FrameType) -> int:
+    """Return the number of frames up to the event loop, which runs ``frame`` or the task that it is in."""
     depth = 0
-    for caller in _callers(sys._getframe()):  # noqa: SLF001 - it is documented
-        # The outermost coroutine: an eager task begins inside of another one.
+    for caller in _callers(frame):
+        # A session starts the first beat, in its own task.
         depth = 0 if caller.f_code.co_flags & inspect.CO_COROUTINE else depth + 1
     return depth
 
