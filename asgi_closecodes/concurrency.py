@@ -11,7 +11,7 @@ import threading
 import time
 import types
 from collections.abc import Awaitable, Callable, Container, Coroutine, Generator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import anyio
@@ -216,6 +216,22 @@ def spawn(function: Callable[..., Coroutine[Any, Any, object]], *arguments: obje
         import trio  # noqa: PLC0415 - only where it runs
 
         trio.lowlevel.spawn_system_task(function, *arguments)
+
+
+def context_of_task(frame: FrameType, loop: Any) -> contextvars.Context | None:
+    """Return the context of the task that an event loop runs, if it can be told from another thread.
+
+    :param frame: the event loop's own innermost frame.
+    :param loop: asyncio's, or trio's token.
+    """
+    found: object = None
+    if frame.f_code.co_name == "unrolled_run":  # trio
+        found = getattr(frame.f_locals.get("task"), "context", None)
+    elif isinstance(handle := frame.f_locals.get("self"), asyncio.Handle):
+        found = getattr(handle, "_context", None)
+    elif isinstance(loop, asyncio.AbstractEventLoop) and (task := asyncio.current_task(loop)) is not None:
+        found = getattr(task, "get_context", lambda: None)()  # from Python 3.12 on
+    return found if isinstance(found, contextvars.Context) else None
 
 
 def inside_event_loop() -> bool:

@@ -13,7 +13,7 @@ import sysconfig
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 
 _PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 _LIBRARIES = tuple(
@@ -140,6 +140,20 @@ def _functions(trace: TracebackType | None) -> Iterable[str]:
             if not is_library(code.co_filename):
                 functions[f"{frame.f_globals.get('__name__', '?')}:{code.co_qualname}"] = None
     return functions
+
+
+def stack_fingerprint(stack: Iterable[tuple[CodeType, str]]) -> str:
+    """Return 12 hexadecimal digits that identify where a thread stood, independent of line numbers.
+
+    They hash the application's functions; those of libraries where there are no others.
+
+    :param stack: code and module of each frame, outermost first.
+    """
+    functions: dict[bool, dict[str, None]] = {False: {}, True: {}}
+    for code, module in stack:
+        functions[is_library(code.co_filename)][f"{module}:{code.co_qualname}"] = None
+    lines = [*functions[False]][:_MAX_FRAMES] or [*functions[True]][:_MAX_FRAMES]
+    return hashlib.blake2b("\n".join(lines).encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -34,6 +34,7 @@ __all__ = [
     "GateState",
     "LimitsChanged",
     "LogsSuppressed",
+    "LoopStalled",
     "Observer",
     "Outcome",
     "Phase",
@@ -409,6 +410,29 @@ class FewFiles(Event):
     """Files that may be open at one time."""
     needed: int
     """Lowest limit that suffices."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStalled(Event):
+    """An event loop stood still for at least ``log_stalls``."""
+
+    event_name: ClassVar = "closecodes.loop.stalled"
+
+    duration: float
+    """Seconds that the event loop was late, by its own clock."""
+    fingerprint: str
+    """Equal for every stall in the same functions; ``unknown`` without a stack."""
+    looks: int
+    """Times that its thread was looked at and found there, at most three."""
+    stack: str = ""
+    """Frames that all looks found inside of the event loop, as ``traceback`` prints them. Empty where it ran no Python
+    code: another thread held the GIL, or the process got no CPU."""
+    file: str | None = None
+    """File of the innermost frame of the application, else of a library; and its line and function."""
+    line: int | None = None
+    function: str | None = None
+    session: SessionFacts | None = None
+    """The session whose task it was, if that is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from .events import Observer
 from .exceptions import ExceptionMapping, TryAgainLater
 from .gates import Gate
 from .guard import Guard
+from .guard.stalls import serves
 from .guard.unused import used
 from .naming import shown
 from .settings import Settings, reject_misplaced_settings
@@ -73,6 +74,7 @@ class CloseCodeMiddleware:
         self.guard = _guard_of(guard, observers, **parts)
         used(self.guard)
 
+    @serves
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection; what the application returns for other scopes than WebSocket's is handed on."""
         if scope["type"] == "lifespan":

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from asgi_closecodes.error_identity import fingerprint, is_library, type_name
+from asgi_closecodes.error_identity import fingerprint, is_library, stack_fingerprint, type_name
 
 
 def caught(code, filename="/app/shop/handlers.py", name="fails", module="shop.handlers", **names):
@@ -148,3 +148,26 @@ def test_names_of_types():
 
     assert type_name(ValueError) == "ValueError"
     assert type_name(Local) == f"{__name__}.test_names_of_types.<locals>.Local"
+
+
+# A stack
+
+
+def code_of(filename="/app/shop.py", name="f", lines_before=0):
+    scope = {}
+    exec(compile("\n" * lines_before + f"def {name}(): pass", filename, "exec"), scope)
+    return scope[name].__code__, "shop"
+
+
+LIBRARY = code_of("/app/.venv/lib/python3.12/site-packages/lib.py", "g")
+
+
+def test_stack_of_the_same_functions_has_the_same_fingerprint():
+    one = stack_fingerprint([code_of(), code_of(name="h")])
+    assert re.fullmatch("[0-9a-f]{12}", one)
+    assert one == stack_fingerprint([code_of(lines_before=9), LIBRARY, code_of(name="h"), code_of(name="h")])
+    assert one != stack_fingerprint([code_of()])
+
+
+def test_stack_of_libraries_alone_is_told_by_their_functions():
+    assert stack_fingerprint([LIBRARY]) != stack_fingerprint([LIBRARY, code_of(LIBRARY[0].co_filename, "other")])

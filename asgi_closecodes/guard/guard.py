@@ -43,6 +43,7 @@ from .retry_after import RetryQueue
 from .saturation import Saturation
 from .shed_order import ShedOrder
 from .shedding import Shedding
+from .stalls import CAN_LOOK, StallWatch, mark_task
 from .ticker import Job, Ticker
 from .timeouts import SessionTimeouts
 
@@ -112,6 +113,7 @@ class Guard:
         self._timeouts = SessionTimeouts(self.sessions)
         self.deadlines = Deadlines(self.sessions, self._keep_watch)
         self._activity = Activity()
+        self._stalls = StallWatch(self.sessions, self._is_used, self.report)
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
         shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
         self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
@@ -129,6 +131,7 @@ class Guard:
         for name in self.settings.overridden():
             problem = "it is given in code too, which comes first: take one of the two away"
             self.report(events.SettingIgnored(name, problem))
+        self._tell_stalls_unseen()
         self._dispatcher.watch(weak(self.snapshot))
         unused.made(self)
 
@@ -171,6 +174,7 @@ class Guard:
             or self._dispatcher.is_watched()
             or any(gate.is_watched for gate in gates.values())
         )
+        self._stalls.follow(settings.log_stalls)
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -207,7 +211,14 @@ class Guard:
                 raise
         changed = {name: getattr(settings, name) for name in changes}
         self.report(events.LimitsChanged(settings.limits(), changed))
+        self._tell_stalls_unseen()
         self._ticker.start_if_needed()
+        self._loops.call_all(self._stalls.join)
+
+    def _tell_stalls_unseen(self) -> None:
+        if self.settings.log_stalls is not None and not CAN_LOOK:
+            problem = "the frames of another thread cannot be read on free-threaded Python"
+            self.report_once("log_stalls", events.SettingIgnored("log_stalls", problem))
 
     def snapshot(self) -> events.Snapshot:
         """Return the state of this process, and counts since its start, as plain data; from any thread."""
@@ -318,6 +329,9 @@ class Guard:
         if self.deadlines.is_used:
             self.deadlines.add(session)
             self._keep_watch()
+        if self._stalls.is_on:
+            mark_task(session)
+            self._stalls.join()
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:
@@ -397,11 +411,13 @@ class Guard:
         unused.tell()
         self._logs.log_limits()
         tell_few_files(self)
+        self._stalls.join()
         try:
             with sigterm.drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
                 yield
         finally:
             if self._loops.end_lifespan(loop):
+                self._stalls.stop()
                 self._logs.flush_summaries(now=True)
                 await stop_all(self._working_gates, self._dispatcher)
 

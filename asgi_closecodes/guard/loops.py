@@ -53,6 +53,11 @@ class EventLoops:
             if not other.is_here and other.is_alive and other.call_soon(call, *arguments):
                 return
 
+    def call_all(self, call: Callable[..., object], *arguments: object) -> None:
+        """Have ``call`` called in each that runs."""
+        for loop in self.known.copy():
+            EventLoop(loop).call_soon(call, *arguments)
+
     def forget(self) -> None:
         """Begin anew, in a child process: they are the parent's."""
         self.known.clear()

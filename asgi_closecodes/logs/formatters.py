@@ -15,20 +15,10 @@ from typing import Any
 from asgi_closecodes.error_identity import is_library, type_name
 
 from .redaction import one_line
-from .stack_traces import Error, stack_trace
+from .stack_traces import Error, capped, stack_trace
 
 _MAX_NOTES = 16
 _MAX_NOTE_BYTES = 2 * 1024
-
-
-def _capped(text: str, size: int = 32 * 1024) -> str:
-    """Return at most ``size`` bytes of ``text``: a quarter from its start, the rest from its end."""
-    raw = text.encode("utf-8", "backslashreplace")
-    if len(raw) <= size:
-        return text
-    marker = f"\n... {len(raw) - size} bytes left out ...\n"
-    head, tail = raw[: size // 4], raw[len(marker) - size * 3 // 4 :]
-    return head.decode("utf-8", "ignore") + marker + tail.decode("utf-8", "ignore")
 
 
 def _error_of(record: logging.LogRecord) -> Error | None:
@@ -41,7 +31,7 @@ def _notes_of(error: BaseException) -> list[str]:
         notes = list(getattr(error, "__notes__", ()))
     except Exception:
         return []  # not a list, or it raises
-    return [_capped(_text_of(note), _MAX_NOTE_BYTES) for note in notes[:_MAX_NOTES]]
+    return [capped(_text_of(note), _MAX_NOTE_BYTES) for note in notes[:_MAX_NOTES]]
 
 
 def _text_of(value: object) -> str:
@@ -103,11 +93,11 @@ def _exception_fields(record: logging.LogRecord) -> dict[str, object]:
     error = _error_of(record)
     if error is None:
         text = record.exc_text  # formatted before it was queued
-        return {"exception.stacktrace": _capped(_text_of(text))} if text else {}
+        return {"exception.stacktrace": capped(_text_of(text))} if text else {}
     fields: dict[str, object] = {
         "exception.type": type_name(error[0]),
-        "exception.message": _capped(_text_of(error[1])),
-        "exception.stacktrace": _capped(stack_trace(error)),
+        "exception.message": capped(_text_of(error[1])),
+        "exception.stacktrace": capped(stack_trace(error)),
     }
     if notes := _notes_of(error[1]):
         fields["exception.notes"] = notes
@@ -140,11 +130,16 @@ class ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return ``record`` as one line, and its stack trace."""
         error = _error_of(record)
-        traces = (stack_trace(error) if error is not None else record.exc_text, record.stack_info)
+        stack = getattr(record, "code.stacktrace", None)  # of a stall
+        traces = (
+            stack_trace(error) if error is not None else record.exc_text,
+            record.stack_info,
+            stack if isinstance(stack, str) else None,
+        )
         time = dt.datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
         lines = [console_line(time, record.levelname, record.getMessage(), vars(record), colours=self._colours)]
         for trace in filter(None, traces):
-            lines += trace_lines(_capped(trace), colours=self._colours)
+            lines += trace_lines(capped(trace), colours=self._colours)
         return "\n".join(lines)
 
 

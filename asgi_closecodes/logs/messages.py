@@ -332,8 +332,9 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
         what = "refused" if event.session.phase == "connecting" else "closed"
         message = "would have %s a session of %s: %s (%s)"
         return Message(message, (what, _location(session), event.gate, event.cause), keys)
-    message = "refused a session of %s: %s (%s); retry after %.1f s"
-    return Message(message, (_location(session), event.gate, event.cause, event.retry_after), keys)
+    hint = "; log_stalls names the line that blocks" if event.cause == "lag" else ""
+    message = "refused a session of %s: %s (%s); retry after %.1f s%s"
+    return Message(message, (_location(session), event.gate, event.cause, event.retry_after, hint), keys)
 
 
 @_record(
@@ -370,6 +371,34 @@ def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Me
         (_location(session), event.after),
         {**_close_keys(event.close), **session, **_stats_keys(event.session)},
     )
+
+
+@_record(
+    events.LoopStalled,
+    SESSION,
+    logging.WARNING,
+    sampler="error",
+    group_by=lambda event: event.fingerprint,
+    keys=("closecodes.stall.duration", "closecodes.stall.fingerprint", "closecodes.stall.looks"),
+)
+def _loop_stalled(event: events.LoopStalled, redactor: Redactor) -> Message:
+    session = {} if event.session is None else redactor.keys(event.session)
+    keys = {
+        "closecodes.stall.duration": round(event.duration, 3),
+        "closecodes.stall.fingerprint": event.fingerprint,
+        "closecodes.stall.looks": event.looks,
+        "code.file.path": event.file,
+        "code.line.number": event.line,
+        "code.function.name": event.function,
+        "code.stacktrace": event.stack or None,
+        **session,
+    }
+    if event.file is None:
+        message = "the event loop stood still for %.2f s in no code of its own: a thread held the GIL, or CPU was short"
+        return Message(message, (event.duration,), keys)
+    where = f" of {_location(session)}" if session else ""
+    place = f"{one_line(event.file)}:{event.line} in {one_line(event.function or '?')}"
+    return Message("the event loop stood still for %.2f s at %s%s", (event.duration, place, where), keys)
 
 
 @_record(

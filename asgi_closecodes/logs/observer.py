@@ -29,6 +29,7 @@ _MAX_REFUSAL_KINDS = 64
 
 _SUMMARY_KEYS = (
     "closecodes.error.fingerprint",
+    "closecodes.stall.fingerprint",
     "closecodes.gate.name",
     "closecodes.gate.cause",
     "closecodes.refusal.mode",

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from types import TracebackType
-from typing import Any, TypeAlias
+from types import CodeType, TracebackType
+from typing import Any, NamedTuple, TypeAlias
 
 from asgi_closecodes.error_identity import type_name
 
@@ -24,6 +24,9 @@ MAX_CACHED_FRAMES = 1024
 
 MAX_FRAME_CHARS = 4096
 """Longer texts are not cached: generated code may have all of its data in one line."""
+
+
+_MAX_STACK_FRAMES = 200
 
 
 def stack_trace(error: Error) -> str:
@@ -39,6 +42,44 @@ def stack_trace(error: Error) -> str:
     except Exception as failure:  # attributes of the exception raise
         frames = "".join(traceback.format_tb(error[2]))
         return f"{frames}{type_name(error[0])} (its description raised {type_name(type(failure))})\n"
+
+
+class Place(NamedTuple):
+    """Place in the code where a thread stands."""
+
+    code: CodeType
+    line: int
+    module: str
+
+
+def stack_text(stack: Sequence[Place]) -> str:
+    """Return the text of a stack, as the standard library's ``traceback`` prints it, within the caps of a stack trace.
+
+    :param stack: outermost first; of a deep one the ends.
+    """
+    head, tail = stack, stack[:0]
+    if len(stack) > _MAX_STACK_FRAMES:
+        head, tail = stack[: _MAX_STACK_FRAMES // 4], stack[-_MAX_STACK_FRAMES * 3 // 4 :]
+    frames = "".join(traceback.StackSummary.from_list([*map(_summary, head)]).format())
+    if tail:
+        left_out = len(stack) - len(head) - len(tail)
+        frames += f"  ... {left_out} frames left out ...\n"
+        frames += "".join(traceback.StackSummary.from_list([*map(_summary, tail)]).format())
+    return capped(f"Stack (most recent call last):\n{frames}")
+
+
+def _summary(place: Place) -> traceback.FrameSummary:
+    return traceback.FrameSummary(place.code.co_filename, place.line, place.code.co_name, lookup_line=False)
+
+
+def capped(text: str, size: int = 32 * 1024) -> str:
+    """Return at most ``size`` bytes of ``text``: a quarter from its start, the rest from its end."""
+    raw = text.encode("utf-8", "backslashreplace")
+    if len(raw) <= size:
+        return text
+    marker = f"\n... {len(raw) - size} bytes left out ...\n"
+    head, tail = raw[: size // 4], raw[len(marker) - size * 3 // 4 :]
+    return head.decode("utf-8", "ignore") + marker + tail.decode("utf-8", "ignore")
 
 
 def _text(captured: traceback.TracebackException) -> str:

@@ -244,6 +244,13 @@ class Settings(BaseSettings):
         default=10.0,
         description="Equal errors logged a minute after that. 60 times as many of all kinds together.",
     )
+    log_stalls: Annotated[Annotated[Seconds, Field(ge=0.01, le=60)] | None, BeforeValidator(none)] = Field(
+        default=None,
+        description=(
+            "Delay of the event loop in seconds that is logged with the line that blocked it. Stalls of less than 0.2 "
+            "s more may be missed."
+        ),
+    )
 
     def __init__(self, **values: Any) -> None:
         given, problem = frozenset(values), None

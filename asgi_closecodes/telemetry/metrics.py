@@ -29,6 +29,7 @@ MAX_ROUTES = 64
 MAX_ERROR_TYPES = 32
 MAX_GATES = 32
 MAX_CAUSES = 32
+MAX_STALLS = 32
 
 Labels: TypeAlias = tuple[str, ...]
 
@@ -158,6 +159,12 @@ LOOP_LAG = Metric(
     (),
     ((),),
 )
+LOOP_STALLS = Metric(
+    "counter",
+    "closecodes_event_loop_stalls_total",
+    "Stalls of at least `log_stalls`, by the fingerprint in their log records.",
+    ("fingerprint",),
+)
 DRAINING = Metric("gauge", "closecodes_draining", "1 while draining.", (), ((),))
 SESSIONS_STALLED = Metric(
     "gauge",
@@ -232,6 +239,7 @@ class MetricsObserver(abc.ABC):
         self._error_types = FirstOnes(MAX_ERROR_TYPES)
         self._gates = FirstOnes(MAX_GATES)
         self._causes = FirstOnes(MAX_CAUSES)
+        self._stalls = FirstOnes(MAX_STALLS)
         self._route_of: dict[str, str] = {}
         """Route label of each active session, by id: the same label is decremented later."""
         self._inherited: Counter[str] = Counter()
@@ -254,7 +262,7 @@ class MetricsObserver(abc.ABC):
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
         """Record one value in a histogram."""
 
-    def __call__(self, event: events.Event) -> None:  # noqa: C901 - a case for each kind
+    def __call__(self, event: events.Event) -> None:  # noqa: C901, PLR0912 - a case for each kind
         """Update the metrics."""
         match event:
             case events.SessionAdmitted(session=session):
@@ -281,6 +289,8 @@ class MetricsObserver(abc.ABC):
             case events.CloseFailed():
                 cause = "timeout" if event.exception is None else "exception"
                 self._add(CLOSE_FAILURES, (code_label(event.close), cause))
+            case events.LoopStalled():
+                self._add(LOOP_STALLS, (self._stalls(event.fingerprint),))
             case events.LogsSuppressed():
                 self._add(LOG_SUPPRESSED, (event.event,), event.count)
             case events.LimitsChanged():

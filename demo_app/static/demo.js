@@ -181,7 +181,7 @@ byId("stall").onclick = async ({ currentTarget }) => {
   const opened = await openAll(5);
   if (!opened) return;
   const refused = opened.filter(({ codes: [code] }) => code === 1013).length;
-  if (refused) tell(`Everybody waited. ${refused} of 5 newcomers got `, 1013, " with cause=lag, as others will for five seconds. Those inside stay.");
+  if (refused) tell(`Everybody waited. ${refused} of 5 newcomers got `, 1013, " with cause=lag, as others will for five seconds. Those inside stay. The log names the line that blocked.");
   else tell("Everybody waited, the newcomers too. Nothing turned them away, so that the next stall takes longer.");
 };
 

@@ -5,6 +5,10 @@ import { byId, element, pause } from "./dom.js";
 const KEPT = 200;
 const LIBRARY = /site-packages|\/lib\/python|\/asgi_closecodes\/|<frozen/;
 
+const TRACES = ["exception.stacktrace", "code.stacktrace"];
+
+const traceOf = (record) => TRACES.map((key) => record[key]).find(Boolean) ?? "";
+
 function codeOf(record) {
   const name = record["event.name"] ?? "";
   if (name.startsWith("closecodes.drain")) return 1012;
@@ -45,9 +49,12 @@ export class Log {
       message.append(before, "ref=", this.button(ref));
     } else {
       message.append(record.message.split("\n")[0]);
-      if (record["exception.stacktrace"]) {
+      const note = record["code.stacktrace"]
+        ? "The event loop stood there; the line of yours is the last that stands out."
+        : "This record has a stack trace, and nothing that a client could name to find it.";
+      if (traceOf(record)) {
         const open = element("button", { type: "button", className: "ref" }, "stack trace");
-        open.onclick = () => this.show(record, "This record has a stack trace, and nothing that a client could name to find it.");
+        open.onclick = () => this.show(record, note);
         message.append(" ", open);
       }
     }
@@ -77,7 +84,7 @@ export class Log {
   }
 
   show(record, note = "") {
-    const trace = record["exception.stacktrace"] ?? "";
+    const trace = traceOf(record);
     const type = record["exception.type"];
     byId("record-title").textContent = type ? `${type}: ${record["exception.message"]}` : record.message;
     byId("record-note").textContent =
@@ -87,7 +94,7 @@ export class Log {
     byId("record-trace").hidden = !trace;
     byId("record-keys").replaceChildren(
       ...Object.entries(record)
-        .filter(([key]) => key !== "exception.stacktrace")
+        .filter(([key]) => !TRACES.includes(key))
         .flatMap(([key, value]) => [element("dt", {}, key), element("dd", {}, typeof value === "string" ? value : JSON.stringify(value))]),
     );
     byId("record").showModal();
@@ -101,7 +108,7 @@ function painted(trace) {
     const frame = /^\s*(?:\| )*\s*File "([^"]*)"/.exec(line);
     if (frame) own = !LIBRARY.test(frame[1]);
     const isText = !/^[\s|]/.test(line);
-    if (isText && line && !line.startsWith("Traceback")) return [element("strong", {}, line), "\n"];
+    if (isText && line && !/^(Traceback|Stack) \(/.test(line)) return [element("strong", {}, line), "\n"];
     return [own && !isText ? element("b", {}, line) : line, "\n"];
   });
 }

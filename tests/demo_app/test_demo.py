@@ -1,6 +1,7 @@
 """The demo's handlers, controls and feed, on each of its servers; tests/live/browser clicks on its page."""
 
 import contextlib
+import inspect
 import json
 import re
 import signal
@@ -10,7 +11,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 
-from demo_app import hosts
+from demo_app import controls, hosts
 from demo_app.app import PAGE
 from demo_app.handlers import ENDINGS
 from tests.support.demo import outcome, running_demo
@@ -143,6 +144,16 @@ def test_after_a_stall_newcomers_are_told_to_come_later(tmp_path):
         assert re.fullmatch(
             r"1013 try again later; retry_after=\d+\.\d; cause=lag", str(connect(demo, "/echo", patience=1))
         )
+
+
+def test_a_stall_is_in_the_log_with_the_line_that_slept(tmp_path):
+    [slept] = [line for line in inspect.getsource(controls).splitlines() if "time.sleep(STALL_S)" in line]
+    with running_demo(tmp_path) as demo, feed(demo) as told:
+        assert demo.http.post("/control/stall").status_code == 204
+        stack = ""
+        while slept.strip() not in stack:
+            records = map(json.loads, told()["lines"])
+            stack = "".join(one.get("code.stacktrace", "") for one in records)
 
 
 @pytest.mark.parametrize("action", ["limit", "stall", "drain", "resume"])

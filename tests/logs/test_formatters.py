@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter, configure_logging
+from asgi_closecodes.logs.stack_traces import Place, stack_text
 
 # What people send: line ends, terminal escapes, bidirectional controls, lone surrogates.
 nasty = st.text(st.one_of(st.sampled_from("\r\n\x1b\x00\u2028\u2029\u202e\x85\x9b\ud800\udfffa{}%"), st.characters()))
@@ -321,6 +322,22 @@ def test_frames_of_libraries_are_dimmed_and_nothing_is_coloured_unasked():
     assert "\x1b" not in ours
     assert theirs
     assert all("\x1b[2m" in line for line in theirs)
+
+
+def test_console_dims_libraries_in_the_stack_of_a_stall():
+    place = Place(json.loads.__code__, json.loads.__code__.co_firstlineno, "json")
+    here = sys._getframe()
+    stack = stack_text([place, Place(here.f_code, here.f_lineno, __name__)])
+    record = record_of(**{"code.stacktrace": stack})
+    _, title, *lines = ConsoleFormatter(colours=True).format(record).split("\n")
+    assert title.strip() == "Stack (most recent call last):"
+    assert ["\x1b[2m" in line for line in lines if "File" in line] == [True, False]
+    assert as_json(record)["code.stacktrace"] == stack
+
+
+@pytest.mark.parametrize("stack", [None, 5, ["x"]])
+def test_console_ignores_a_stack_that_is_no_text(stack):
+    assert "\n" not in ConsoleFormatter().format(record_of(**{"code.stacktrace": stack}))
 
 
 def test_local_variables_are_not_printed():

@@ -103,6 +103,35 @@ def test_a_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message)
     assert written(records[0])["closecodes.refusal.mode"] == mode
 
 
+def test_refusal_for_lag_names_the_setting_that_tells_more(records):
+    LogObserver()(events.SessionRefused(FACTS, CLOSE, "max_loop_lag", "lag", 2.3, "close", 5, 5))
+    assert records[0].getMessage().endswith("; retry after 2.3 s; log_stalls names the line that blocks")
+
+
+def test_stall_says_the_line_and_has_the_stack(records):
+    LogObserver()(events.LoopStalled(1.234, "0123456789ab", 3, "Stack", "/app/a\nb.py", 42, "join", FACTS))
+    assert records[0].getMessage() == "the event loop stood still for 1.23 s at /app/a\\nb.py:42 in join of /rooms/{id}"
+    assert (
+        written(records[0]).items()
+        >= {
+            "closecodes.stall.duration": 1.234,
+            "closecodes.stall.fingerprint": "0123456789ab",
+            "closecodes.stall.looks": 3,
+            "code.line.number": 42,
+            "code.function.name": "join",
+            "code.stacktrace": "Stack",
+            "closecodes.session.id": FACTS.id,
+            "http.route": "/rooms/{id}",
+        }.items()
+    )
+
+
+def test_stall_without_a_stack_says_why(records):
+    LogObserver()(events.LoopStalled(1.234, "unknown", 1))
+    assert "in no code of its own: a thread held the GIL, or CPU was short" in records[0].getMessage()
+    assert not {key for key in written(records[0]) if key.startswith("code.")}
+
+
 @pytest.mark.parametrize(("is_overload", "level"), [(True, "WARNING"), (False, "INFO")])
 def test_severity_is_what_the_refusal_says(records, is_overload, level):
     LogObserver()(events.SessionRefused(FACTS, CLOSE, "Mine", "busy", 1.0, "close", is_overload=is_overload))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.logs import stack_traces
-from asgi_closecodes.logs.stack_traces import stack_trace
+from asgi_closecodes.logs.stack_traces import Place, stack_text, stack_trace
 
 SOURCE = """
 def plainly(error):
@@ -305,3 +305,41 @@ def test_an_exception_that_cannot_be_described_keeps_its_frames():
     text = stack_trace(in_parts(error))
     assert f'File "{Path(__file__)}"' in text
     assert text.endswith("Hostile (its description raised RuntimeError)\n")
+
+
+# The stack of a thread
+
+
+def stack_of(depth):
+    """Return this stack with a recursion, as frames and as places."""
+    if depth:
+        return stack_of(depth - 1)
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe())]
+    frames.reverse()
+    return (
+        traceback.extract_stack(frames[-1]),
+        [Place(frame.f_code, frame.f_lineno, frame.f_globals["__name__"]) for frame in frames],
+    )
+
+
+@pytest.mark.parametrize("depth", [0, 1, 20])
+def test_stack_is_as_the_standard_library_prints_it(depth):
+    expected, places = stack_of(depth)
+    text = stack_text(places).removeprefix("Stack (most recent call last):\n")
+    assert lines_of(text) == lines_of("".join(expected.format()))
+
+
+def lines_of(text):
+    """The lines of a stack; the innermost frame has gone on meanwhile."""
+    *lines, _ = text.split("  File ")
+    return lines
+
+
+def test_deep_stack_has_its_ends():
+    _, places = stack_of(0)
+    code = [compile("x", f"/app/{number}.py", "eval") for number in range(1000)]
+    text = stack_text([*places[:1], *(Place(one, 1, "app") for one in code), *places[-1:]])
+    assert "/app/0.py" in text
+    assert "/app/999.py" in text
+    assert "... 802 frames left out ..." in text
+    assert len(text) <= 33 * 1024

@@ -125,6 +125,7 @@ GOOD = {
     "log_client": words("full", "truncated", "hashed", "off"),
     "log_burst": [*NO_LIMIT, (1, 1), ("1", 1), (7, 7), ("7", 7)],
     "log_per_minute": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
+    "log_stalls": [*NO_LIMIT, (0.01, 0.01), ("0.5", 0.5), (60, 60.0)],
 }
 
 NO_NUMBERS = [
@@ -192,6 +193,7 @@ BAD = {
     "log_client": [*NO_WORD, "redacted"],
     "log_burst": [*NO_COUNT, 0, "0"],
     "log_per_minute": [*NO_NUMBERS, *NEGATIVE],
+    "log_stalls": [*NO_NUMBERS, *NEGATIVE, 0, "0", 0.001, 61],
 }
 
 
@@ -249,6 +251,7 @@ def state(guard):
         guard._rejection._closes.per_second,
         guard._rejection._graphql_closes.per_second,
         guard._draining._shed_order.order,
+        guard._stalls.seconds,
     )
     return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
 

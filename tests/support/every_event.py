@@ -36,6 +36,7 @@ EVENTS = [
     events.GateRecovered("max_sessions", "full", 7, 3.5),
     events.SessionAbandoned(FACTS, CLOSE, 60.0),
     events.SheddingFutile("max_memory", "memory", 1.4, 1.0, 195),
+    events.LoopStalled(1.25, "0123456789ab", 3, "Stack", "/app/main.py", 42, "handle", FACTS),
     events.DrainStarted(5, 30.0),
     events.DrainFinished(5, 29.5),
     events.SigtermDrainUnavailable("reasons"),

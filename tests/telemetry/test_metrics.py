@@ -330,6 +330,13 @@ def test_causes_and_gates_of_any_number(numbers):
     generate_latest(numbers.registry).decode()
 
 
+def test_stalls_of_any_number_of_fingerprints(numbers):
+    for number in range(100):
+        numbers.observer(events.LoopStalled(1.0, f"{number:012x}", 1))
+    assert series(numbers)["closecodes_event_loop_stalls_total"] <= 33
+    assert sum(numbers.by("event_loop_stalls_total", "fingerprint").values()) == 100
+
+
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.event_name)
 def test_no_event_is_too_much(numbers, event):
     numbers.observer(event)

@@ -11,6 +11,7 @@ from asgi_closecodes.cli.output import write
 from .closes import closes
 from .errors import errors
 from .show import show
+from .stalls import stalls
 from .tail import tail
 
 LNAV_FORMAT = Path(__file__).with_name("closecodes.lnav.json")
@@ -35,5 +36,5 @@ def lnav_format() -> None:
     write(str(LNAV_FORMAT))
 
 
-for command in (show, errors, closes, tail, lnav_format):
+for command in (show, errors, stalls, closes, tail, lnav_format):
     logs.add_command(command)

@@ -210,6 +210,63 @@ def error_text(record: Record) -> str:
     return record.text("exception.message", "error.message") or record.message
 
 
+@dataclass(slots=True)
+class StallKind(Aggregate):
+    """Stalls of one fingerprint."""
+
+    fingerprint: str = ""
+    seconds: float = 0.0
+    """Duration of all written ones."""
+    longest: float = 0.0
+    routes: dict[str, int] = field(default_factory=dict)
+    """Count by route."""
+    message: str = ""
+    """Message of the last record, or of the first that a summary counts."""
+    frame: Frame | None = None
+    """Innermost frame of the application in the last of them, else of a library."""
+    session: str = ""
+
+
+class Stalls:
+    """Stalls of the event loop in a log by kind."""
+
+    NEEDLES = (b"closecodes.loop.stalled",)
+    """Every relevant line contains this."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.kinds: dict[str | None, StallKind] = {}
+
+    def add(self, record: Record) -> None:
+        """Count ``record`` if it is a stall."""
+        if (record.summary_of or record.event) != events.LoopStalled.event_name:
+            return
+        key: str | None = _short(record.text("closecodes.stall.fingerprint"))
+        if key not in self.kinds and len(self.kinds) >= MAX_KINDS:
+            key = None
+        if (kind := self.kinds.get(key)) is None:
+            kind = self.kinds[key] = StallKind(self.timeline.series(), fingerprint=key or "")
+            kind.message = "other kinds" if key is None else _short(error_text(record))
+        kind.add(record, self.timeline)
+        if record.is_summary:
+            return
+        seconds = record.stalled
+        kind.seconds += seconds
+        kind.longest = max(kind.longest, seconds)
+        if key is None:
+            return
+        kind.message, kind.frame = _short(record.message), record.stalled_at
+        kind.session = _short(record.session) or kind.session
+        route = _short(record.text("http.route", "url.path"))
+        if route and (route in kind.routes or len(kind.routes) < MAX_ROUTES):
+            kind.routes[route] = kind.routes.get(route, 0) + 1 + record.suppressed
+
+
+def most_frequent(counts: dict[str, int]) -> str:
+    """Return the key with the highest count."""
+    return max(counts, key=lambda key: counts[key])
+
+
 def _short(text: str) -> str:
     return cut(text, 200)
 

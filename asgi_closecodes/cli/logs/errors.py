@@ -8,7 +8,7 @@ import click
 
 from asgi_closecodes.cli.output import bars, between, plural, printable, styled, write, write_list
 
-from .aggregate import ErrorKind, Errors, total
+from .aggregate import ErrorKind, Errors, most_frequent, total
 from .reading import file_arguments, finish, in_period, open_log, period_options, reading, records_between
 from .record import dumps
 from .sums import headline
@@ -66,9 +66,8 @@ def _about(kind: ErrorKind, over_time: str) -> Iterator[str]:
     if kind.frame:
         yield str(kind.frame)
     if kind.routes:
-        most = max(kind.routes, key=lambda route: kind.routes[route])
         others = len(kind.routes) - 1
-        yield f"route {most}" + (f" and {plural(others, 'other')}" if others else "")
+        yield f"route {most_frequent(kind.routes)}" + (f" and {plural(others, 'other')}" if others else "")
     counted = f", {kind.suppressed} of them suppressed" if kind.suppressed else ""
     yield f"{between(kind.first, kind.last)}{counted}"
     if over_time.strip():

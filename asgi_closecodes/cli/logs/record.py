@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from asgi_closecodes.cli.output import COLOUR, at, has_colours
 from asgi_closecodes.error_identity import is_library
-from asgi_closecodes.events import SessionFailed
+from asgi_closecodes.events import LoopStalled, SessionFailed
 from asgi_closecodes.logs.formatters import console_line
 from asgi_closecodes.logs.messages import LINES, SUMMARIES, SUPPRESSED
 
@@ -39,6 +39,8 @@ _MAX_TEXT_CHARS = (32 * 1024, 4 * 1024, 200)
 _MAX_ITEMS = 200
 _LATEST_S = 1e10
 """Times after the year 2286 are invalid, and so are those before 1970."""
+_LONGEST_STALL_S = 1e9
+_MOST_LINES = 10**9
 
 _TIMES = ("timestamp", "@timestamp", "asctime", "time", "ts", "created")
 _LEVELS = ("level", "levelname", "log.level", "severity", "levelno")
@@ -210,6 +212,29 @@ class Record:
         if found is None:
             return None
         return Frame(found["file"], int(found["line"][:9]), cut(found["function"], _MAX_NAME_CHARS))
+
+    @property
+    def stack(self) -> str:
+        """Stack of a stalled event loop as Python prints it; empty for other records."""
+        stack = self.keys.get("code.stacktrace")
+        return stack if isinstance(stack, str) and self.event == LoopStalled.event_name else ""
+
+    @property
+    def stalled(self) -> float:
+        """Seconds that the event loop stood still."""
+        value = self.keys.get("closecodes.stall.duration")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < _LONGEST_STALL_S:
+            return 0.0
+        return float(value)
+
+    @property
+    def stalled_at(self) -> Frame | None:
+        """Innermost frame of the application in a stall, else of a library."""
+        if not (file := self.text("code.file.path")):
+            return None
+        line = self.keys.get("code.line.number")
+        number = line if type(line) is int and 0 <= line < _MOST_LINES else 0
+        return Frame(cut(file, _MAX_NAME_CHARS), number, cut(self.text("code.function.name"), _MAX_NAME_CHARS))
 
     def size(self) -> int:
         """Return the approximate number of characters of its texts."""

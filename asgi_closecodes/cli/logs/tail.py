@@ -144,7 +144,7 @@ class _Output:
         if isinstance(line, Record):
             start += printable(line.prefix)
             yield start + record_line(line)
-            if line.trace:
-                yield from (start + line for line in trace_lines(line.trace, colours=has_colours()))
+            if trace := line.trace or line.stack:
+                yield from (start + line for line in trace_lines(trace, colours=has_colours()))
         else:
             yield start + printable(line.decode("utf-8", "replace").rstrip("\r"))

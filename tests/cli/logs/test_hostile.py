@@ -31,6 +31,8 @@ os._exit(0)
 COMMANDS = [
     ["errors"],
     ["errors", "--json"],
+    ["stalls"],
+    ["stalls", "--json"],
     ["closes"],
     ["closes", "--json"],
     ["show", REF],

@@ -437,7 +437,11 @@ def test_a_file_that_is_one_long_line(tmp_path):
 def test_a_file_in_which_nothing_is_found(tmp_path):
     log = tmp_path / "app.log"
     log.write_text("one\ntwo\n")
-    for command, nothing in {"errors": "no errors", "closes": "no closes and no refusals"}.items():
+    for command, nothing in {
+        "errors": "no errors",
+        "stalls": "no stalls",
+        "closes": "no closes and no refusals",
+    }.items():
         output, errors = run("logs", command, log, status=1)
         assert output == ""
         assert errors.startswith(f"asgi-closecodes: {nothing} in {log} (2 lines, none of them JSON)\n")

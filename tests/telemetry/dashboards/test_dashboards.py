@@ -117,7 +117,7 @@ def test_each_alert_fires_when_it_should_and_not_just_below(tmp_path):
 
 # Here every close is taken, and not always are there enough records to suppress some.
 QUIET = {
-    *("Closes that the server did not take", "Suppressed log records"),
+    *("Closes that the server did not take", "Suppressed log records", "Stalls of the event loop"),
     *("Cluster limits", "The store of cluster limits"),  # this application has none
 }
 

@@ -1,0 +1,376 @@
+"""The code that blocks an event loop: a thread looks at the loop's thread while its beat is late.
+
+The loop says when its next beat is due, and the thread sleeps until that is late. So a stall is measured by the loop
+itself: the thread may be late as well, while C code holds the GIL or the machine is busy. It looks, and reports
+nothing; the loop does at its next beat. The beat is a timer of its own, a third of the price of the guard's ticks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
+from contextvars import Context, ContextVar
+from itertools import combinations
+from types import CodeType, FrameType
+from typing import Any, NamedTuple, TypeVar
+
+import anyio
+
+from asgi_closecodes import events
+from asgi_closecodes.concurrency import COUNTING, EventLoop, context_of_task, on_asyncio, running_loop, spawn
+from asgi_closecodes.error_identity import UNKNOWN, is_library, stack_fingerprint
+from asgi_closecodes.logs.stack_traces import Place, stack_text
+from asgi_closecodes.session import Session
+
+from .ticker import LINGER_S
+
+CAN_LOOK = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether the frames of another thread stand still while they are read: not on free-threaded Python."""
+
+_LOOKS_AT = (0.5, 1.0, 2.0)
+"""Times of the looks after the due beat, in units of ``log_stalls``."""
+
+_WAITING = ("trio._core._io", "asyncio.windows_events")
+"""Modules where an event loop waits for something to do, in a frame of its own below that which runs tasks."""
+
+_INTERVAL_S = 0.2
+"""Time between two beats. Ten a second took 0.18 % of a slow core, with the looks of the thread."""
+
+_MAX_PAUSE_S = 60.0
+
+_MIN_PAUSE_S = 0.05
+"""Time between two wake-ups of the thread while a stall goes on, and all looks are done."""
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+_serving: set[CodeType] = set()
+_session: ContextVar[weakref.ref[Session] | None] = ContextVar("asgi_closecodes_session", default=None)
+
+
+def serves(call: _Call) -> _Call:
+    """Return ``call``, whose frame has the session that it serves in its local variable ``session``."""
+    _serving.add(call.__code__)
+    return call
+
+
+def mark_task(session: Session) -> None:
+    """Have the current task, and those that it starts, tell the session that they are of."""
+    _session.set(weakref.ref(session))
+
+
+class StallWatch:
+    """The wish of one guard to hear of stalls.
+
+    :param sessions: the guard's.
+    :param is_used: whether there are sessions or lifespans.
+    :param report: takes the events, in the event loop that stalled.
+    """
+
+    __slots__ = ("is_used", "report", "seconds", "sessions")
+
+    def __init__(
+        self, sessions: Container[Session], is_used: Callable[[], bool], report: Callable[[events.Event], None]
+    ) -> None:
+        self.sessions = sessions
+        self.is_used = is_used
+        self.report = report
+        self.seconds: float | None = None
+
+    def follow(self, seconds: float | None) -> None:
+        """Hear of stalls of so many seconds from now on; None for none."""
+        self.seconds = seconds
+        if seconds is None:
+            self.stop()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it watches."""
+        return self.seconds is not None and CAN_LOOK
+
+    def join(self) -> None:
+        """Watch the event loop that runs here, if it is on and that is news."""
+        if self.is_on:
+            _watcher.join(self)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        _watcher.leave(self)
+
+
+class _Look(NamedTuple):
+    """The stack inside of the event loop, outermost frame first; empty where it ran no Python code."""
+
+    stack: tuple[Place, ...]
+    session: events.SessionFacts | None
+    owner: StallWatch | None
+    stands_for: float = 1.0
+    """Seconds since the look before, or since the beat was due."""
+
+
+class _Watched:
+    """One thread with an event loop."""
+
+    __slots__ = ("depth", "due", "failure", "ident", "looked_at", "looks", "loop", "seconds", "watches")
+
+    def __init__(self, ident: int, loop: Any) -> None:
+        self.ident = ident
+        self.loop = loop
+        self.watches: dict[StallWatch, float] = {}
+        """When each was last used."""
+        self.seconds = math.inf
+        self.depth = 0
+        """Frames of the thread up to the event loop's own."""
+        self.due = self.looked_at = time.monotonic()
+        self.looks: list[_Look] = []
+        self.failure: Exception | None = None
+
+    @property
+    def look_at(self) -> float:
+        """Time of the next look."""
+        done = len(self.looks)
+        if done == len(_LOOKS_AT):
+            return time.monotonic() + _MIN_PAUSE_S
+        planned = self.due + self.seconds * _LOOKS_AT[done]
+        # Those missed while C code held the GIL are not made up for: that would find what came behind it.
+        return planned if done == 0 else max(planned, self.looked_at + self.seconds * _LOOKS_AT[0])
+
+    def look(self) -> None:
+        """Look at what the thread does."""
+        due, now = self.due, time.monotonic()
+        frame = sys._current_frames().get(self.ident)  # noqa: SLF001 - it is documented
+        if frame is None:
+            return
+        # No frame is kept: that would keep its variables, and might have them die in this thread.
+        stack = [frame, *_callers(frame)]
+        stack.reverse()
+        session = _session_of(stack, self.depth, self.loop)
+        places = tuple(map(_place, stack[self.depth :]))
+        del frame, stack
+        if places and places[0].module.startswith(_WAITING):
+            places = ()
+        facts = None if session is None else session.facts()  # now: it may be over at the next beat
+        owner = next((one for one in [*self.watches] if session in one.sessions), None)
+        if due == self.due:  # else it runs again
+            stands_for = now - (self.looked_at if self.looks else due)
+            self.looked_at = now
+            self.looks.append(_Look(places, facts, owner, stands_for))
+
+
+class _Watcher:
+    """The thread, of which there is one in a process, and only while some event loop is watched."""
+
+    __slots__ = ("_bell", "_thread", "_watched")
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, in a child process: it has no such thread."""
+        self._watched: dict[int, _Watched] = {}
+        self._thread: threading.Thread | None = None
+        self._bell = threading.Lock()
+        self._bell.acquire()
+
+    def join(self, watch: StallWatch) -> None:
+        ident, loop = threading.get_ident(), running_loop()
+        watched = self._watched.get(ident)
+        if loop is None or (watched is not None and watched.loop is loop and watch in watched.watches):
+            return
+        with COUNTING:
+            if is_new := watched is None or watched.loop is not loop:
+                watched = self._watched[ident] = _Watched(ident, loop)
+            watched.watches[watch] = time.monotonic()
+        if not is_new:
+            return  # the next beat finds it
+        if on_asyncio():
+            self._beat_on_asyncio(watched)
+        else:
+            spawn(self._beat_on_trio, watched)
+
+    def _beat_on_asyncio(self, watched: _Watched) -> None:
+        if self._beat(watched, sys._getframe()):  # noqa: SLF001 - it is documented
+            watched.loop.call_later(_INTERVAL_S, self._beat_on_asyncio, watched, context=Context())
+
+    async def _beat_on_trio(self, watched: _Watched) -> None:
+        while self._beat(watched, sys._getframe()):  # noqa: ASYNC110, SLF001 - it waits for nothing
+            await anyio.sleep(_INTERVAL_S)
+
+    def _beat(self, watched: _Watched, frame: FrameType) -> bool:
+        """Report a stall that is over, and say when the next beat is due; return whether there is to be one."""
+        now = time.monotonic()
+        late, looks, limit = now - watched.due, watched.looks, watched.seconds
+        with COUNTING:
+            for watch, used_at in [*watched.watches.items()]:
+                if watch.is_used():
+                    watched.watches[watch] = now
+                if not watch.is_on or now - used_at > LINGER_S:
+                    del watched.watches[watch]
+            # It may have been given up, as a loop that did not run for a while.
+            goes_on = bool(watched.watches) and self._watched.setdefault(watched.ident, watched) is watched
+            if not goes_on and self._watched.get(watched.ident) is watched:
+                del self._watched[watched.ident]
+            if goes_on:
+                watched.seconds = min(one.seconds for one in watched.watches if one.seconds is not None)
+                watched.depth = _depth_of_loop(frame)
+                watched.looks = []
+                watched.due = now + _INTERVAL_S
+        if watched.seconds != limit or not goes_on or self._thread is None:
+            self._start_or_ring()
+        if (by := next(iter(watched.watches), None)) is not None:
+            if late >= limit:
+                _report(late, looks, by)
+            if (failure := watched.failure) is not None:
+                watched.failure = None
+                by.report(events.BackgroundFailed("look at a stall", failure))
+        return goes_on
+
+    def leave(self, watch: StallWatch) -> None:
+        with COUNTING:
+            for ident, watched in [*self._watched.items()]:
+                watched.watches.pop(watch, None)
+                if not watched.watches:
+                    del self._watched[ident]
+        self._ring()
+
+    def _start_or_ring(self) -> None:
+        with COUNTING:
+            if self._thread is not None or not self._watched:
+                self._ring()
+                return
+            thread = threading.Thread(target=self._run, name="asgi-closecodes-stalls", daemon=True)
+            with suppress(RuntimeError):  # the interpreter shuts down
+                thread.start()
+                self._thread = thread
+
+    def _ring(self) -> None:
+        with COUNTING:
+            if self._bell.locked():
+                self._bell.release()
+
+    def _run(self) -> None:
+        while True:
+            with COUNTING:
+                if not self._watched:
+                    self._thread = None
+                    return
+                all_watched = [*self._watched.values()]
+            pause = min(one.look_at for one in all_watched) - time.monotonic()
+            self._bell.acquire(timeout=min(max(pause, 0.001), _MAX_PAUSE_S))
+            if sys.is_finalizing():
+                return
+            for watched in all_watched:
+                if watched.look_at <= time.monotonic():
+                    self._look(watched)
+
+    def _look(self, watched: _Watched) -> None:
+        try:
+            if EventLoop(watched.loop).is_alive:
+                watched.look()
+                return
+        except Exception as error:
+            watched.failure = error
+            watched.looks.append(_Look((), None, None))
+            return
+        with COUNTING:  # it was closed, or stopped for now
+            if self._watched.get(watched.ident) is watched:
+                del self._watched[watched.ident]
+
+
+def _report(late: float, looks: Sequence[_Look], by: StallWatch) -> None:
+    same = _same(_weighty([look for look in looks if look.stack]))
+    owner = next((look.owner for look in same if look.owner is not None), by)
+    if owner.seconds is None or late < owner.seconds:
+        owner = by
+    if not same:
+        owner.report(events.LoopStalled(late, UNKNOWN, len(looks)))
+        return
+    stack = _common(same)
+    place = _innermost(stack)
+    owner.report(
+        events.LoopStalled(
+            duration=late,
+            fingerprint=stack_fingerprint((one.code, one.module) for one in stack),
+            looks=len(same),
+            stack=stack_text(stack),
+            file=place.code.co_filename,
+            line=place.line,
+            function=place.code.co_qualname,
+            session=next((look.session for look in reversed(same) if look.session is not None), None),
+        )
+    )
+
+
+def _weighty(looks: Sequence[_Look]) -> Sequence[_Look]:
+    """Return the looks that stand for a good part of the time: one after seconds of C code, and what came behind it."""
+    longest = max((look.stands_for for look in looks), default=0.0)
+    return [look for look in looks if look.stands_for >= longest / 3]
+
+
+def _same(looks: Sequence[_Look]) -> Sequence[_Look]:
+    """Return the most looks that found the same code of the application; else the last one."""
+    for count in range(len(looks), 1, -1):
+        for some in reversed([*combinations(looks, count)]):
+            if any(not is_library(place.code.co_filename) for place in _common(some)):
+                return some
+    return looks[-1:]
+
+
+def _common(looks: Sequence[_Look]) -> tuple[Place, ...]:
+    """Return the frames that all looks found, up to the first one that has gone on to another line."""
+    first, *others = (look.stack for look in looks)
+    for depth, place in enumerate(first):
+        if any(depth >= len(other) or other[depth].code is not place.code for other in others):
+            return first[:depth]
+        if any(other[depth].line != place.line for other in others):
+            return first[: depth + 1]
+    return first
+
+
+def _innermost(stack: Sequence[Place]) -> Place:
+    """Return the innermost frame of the application, else of a library."""
+    return next((place for place in reversed(stack) if not is_library(place.code.co_filename)), stack[-1])
+
+
+def _callers(frame: FrameType) -> Iterator[FrameType]:
+    caller = frame.f_back
+    while caller is not None:
+        yield caller
+        caller = caller.f_back
+
+
+def _place(frame: FrameType) -> Place:
+    return Place(frame.f_code, frame.f_lineno, str(frame.f_globals.get("__name__", "?")))
+
+
+def _depth_of_loop(frame: FrameType) -> int:
+    """Return the number of frames up to the event loop, which runs ``frame`` or the task that it is in."""
+    depth = 0
+    for caller in _callers(frame):
+        # A session starts the first beat, in its own task.
+        depth = 0 if caller.f_code.co_flags & inspect.CO_COROUTINE else depth + 1
+    return depth
+
+
+def _session_of(stack: Sequence[FrameType], depth: int, loop: Any) -> Session | None:
+    """Return the session that a thread serves: by the middleware's frame, else by the task's context."""
+    for frame in reversed(stack[depth:]):
+        if frame.f_code in _serving:
+            session = frame.f_locals.get("session")
+            return session if isinstance(session, Session) else None
+    marked = None
+    if len(stack) > depth and (context := context_of_task(stack[depth - 1], loop)) is not None:
+        marked = context.get(_session)
+    return None if marked is None else marked()
+
+
+_watcher = _Watcher()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watcher.forget)

@@ -1,0 +1,1 @@
+"""Six kinds of blockers on a live server, by hand."""
