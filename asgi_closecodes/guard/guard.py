@@ -28,6 +28,7 @@ from asgi_closecodes.token_bucket import TokenBucket
 
 from . import draining, sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
+from .busy import BusySessions
 from .counters import Counters
 from .dispatch import Dispatcher, checked_observers, weak
 from .draining import Draining
@@ -107,9 +108,10 @@ class Guard:
         self._timeouts = SessionTimeouts(self.sessions)
         self._activity = Activity()
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
-        shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
+        self.busy_sessions = BusySessions(self.sessions)
+        shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at, busy=self.busy_sessions)
         self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
-        self._draining = Draining(self.sessions, self._staying, shed_order, self.report)
+        self._draining = Draining(self.sessions, self._staying, self.busy_sessions, shed_order, self.report)
         self._loops = EventLoops()
         self._ticker = Ticker(self._jobs(), self._loops, is_used=self._is_used, failed=self._job_failed)
         self._has_begun = self._has_warned = False
@@ -203,22 +205,30 @@ class Guard:
             "leaving_refused": self.departures.refused,
             "stalled": self._timeouts.stalled(),
             "waiting": self._queue.waiting(),
+            "busy": self.busy_sessions.count(self._leaving),
             "draining": self._draining.is_on,
+            "drain": self._draining.state(open_sessions),
             "headroom": headroom(self._working_gates),
             "loop_lag": self._lag.value(),
             "gates": [state_of(gate) for gate in self._working_gates],
             **self._counters.counts(),
         }
 
-    async def drain(self, window: float | None = None) -> None:
+    async def drain(self, window: float | None = None, patience: float | None = None) -> None:
         """Refuse new sessions with 1012, and close the open ones with 1012, evenly over ``window``.
 
-        It returns when every session has been told. A second call waits for the first.
+        For ``patience`` seconds those in a block of :meth:`Session.busy` are spared; each leaves when its block has
+        ended. Then whoever is left leaves over ``window``. It returns when every session has been told. A second call
+        waits for the first.
 
         :param window: seconds, by default the setting ``drain_window``; 0 closes all at once.
-        :raises ValueError: if ``window`` is negative or not finite.
+        :param patience: seconds, by default the setting ``drain_patience``.
+        :raises ValueError: if one of them is negative or not finite.
         """
-        await self._draining.drain(self.settings.drain_window if window is None else window)
+        await self._draining.drain(
+            self.settings.drain_window if window is None else window,
+            self.settings.drain_patience if patience is None else patience,
+        )
 
     @property
     def draining(self) -> bool:
@@ -315,6 +325,7 @@ class Guard:
                 return False
             del self.sessions[session]
             self._leaving.discard(session)
+            self.busy_sessions.drop(session)
         self._queue.freed()
         self._counters.closed(session.closed_with)
         return True
@@ -442,7 +453,8 @@ class Guard:
         self.departures = Departures()
         self._has_warned = False
         for part in (
-            self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts
+            self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts,
+            self.busy_sessions,
         ):  # fmt: skip
             part.forget()
         self._pause_sensors()

@@ -11,6 +11,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -52,7 +53,8 @@ class Session(ClosingProtocol):
     """One WebSocket connection, from the handshake to the close.
 
     The running one is ``scope["extensions"]["closecodes"]``. :meth:`shed` ends it as overloaded, :meth:`fail` as if its
-    handler had raised; ``key``, ``priority`` and ``shed_exempt`` are for gates and shedding.
+    handler had raised; :meth:`busy` has a drain wait. ``key``, ``priority`` and ``shed_exempt`` are for gates and
+    shedding.
     """
 
     __slots__ = ("__weakref__", "_cancelling", "_error", "_handler", "priority", "shed_exempt")
@@ -193,6 +195,14 @@ class Session(ClosingProtocol):
             in the process's retry queue.
         """
         return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))
+
+    def busy(self) -> AbstractContextManager[None]:
+        """Return a context manager that marks a call, a generation, a transfer: ``with session.busy(): ...``.
+
+        A drain with ``patience`` waits for its end, and other sessions are shed first. Blocks may nest, and be in other
+        tasks and threads than the handler's. In a session that is over they change nothing.
+        """
+        return self._guard.busy_sessions.mark(self)
 
     def schedule_close(self, refusal: TryAgainLater | TimedOut) -> None:
         """End this session in the background, in its own event loop, from any thread."""

@@ -169,6 +169,10 @@ class Settings(BaseSettings):
     drain_window: Annotated[Seconds, Field(ge=0)] = Field(
         default=30.0, description="Seconds over which `guard.drain()` closes the open sessions."
     )
+    drain_patience: Annotated[Seconds, Field(ge=0)] = Field(
+        default=0.0,
+        description="Seconds that a drain waits for sessions in a block of `session.busy()`, before `drain_window`.",
+    )
     drain_on_sigterm: bool = Field(
         default=False,
         description="Drain at the first SIGTERM, then let the server stop. uvicorn and daphne; read at the start.",

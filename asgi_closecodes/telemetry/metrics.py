@@ -167,6 +167,9 @@ SESSIONS_STALLED = Metric(
     ((),),
     of_several="sum",
 )
+SESSIONS_BUSY = Metric(
+    "gauge", "closecodes_sessions_busy", "Open sessions in a block of `session.busy()`.", (), ((),), of_several="sum"
+)
 SESSIONS_WANTED = Metric(
     "gauge",
     "closecodes_wanted_sessions",
@@ -368,6 +371,7 @@ class MetricsObserver(abc.ABC):
         yield REFUSALS_LEAVING, (), sum(snapshot["leaving_refused"] for snapshot in snapshots)
         yield DRAINING, (), float(any(snapshot["draining"] for snapshot in snapshots))
         yield SESSIONS_STALLED, (), float(sum(snapshot["stalled"] for snapshot in snapshots))
+        yield SESSIONS_BUSY, (), float(sum(snapshot["busy"] for snapshot in snapshots))
         yield SESSIONS_WANTED, (), float(sum(snapshot["open"] + snapshot["waiting"] for snapshot in snapshots))
         rooms = (snapshot["headroom"] for snapshot in snapshots)
         yield HEADROOM, (), min((room for room in rooms if room is not None), default=1.0)

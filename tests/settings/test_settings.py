@@ -107,6 +107,7 @@ GOOD = {
     "send_timeout": [*NO_LIMIT, *SECONDS],
     "cancel_after_disconnect": SWITCH,
     "drain_window": [(0, 0.0), ("0", 0.0), *SECONDS],
+    "drain_patience": [(0, 0.0), ("0", 0.0), *SECONDS],
     "drain_on_sigterm": SWITCH,
     "reject_with": words("close", "http", "auto"),
     "max_refusals_per_second": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
@@ -138,7 +139,7 @@ NO_WORD = [None, "none", "nonsense", 1, True, [], b"close"]
 NUMERIC = [
     *("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress", "handshakes_per_second"),
     *("handshake_burst", "handshake_timeout", "max_memory", "shed_rate", "shed_grace", "abandon_after"),
-    *("drain_window", "idle_timeout", "send_timeout"),
+    *("drain_window", "drain_patience", "idle_timeout", "send_timeout"),
     *("max_refusals_per_second", "log_burst", "log_per_minute"),
 ]
 
@@ -162,6 +163,7 @@ BAD = {
     "send_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "cancel_after_disconnect": NO_SWITCH,
     "drain_window": [*NO_NUMBERS, *NEGATIVE, None, "none"],
+    "drain_patience": [*NO_NUMBERS, *NEGATIVE, None, "none"],
     "drain_on_sigterm": NO_SWITCH,
     "reject_with": [*NO_WORD, "CLOSE", "reject"],
     "max_refusals_per_second": [*NO_NUMBERS, *NEGATIVE],
@@ -218,7 +220,7 @@ GIVEN = {
     **dict.fromkeys([name for name in LIMITS if name not in {"max_loop_lag", "max_memory", "max_cpu"}], 100),
 }
 FIXED = ("redis_url", "cluster_name", "drain_on_sigterm")
-READ_WHEN_USED = ("shed_rate", "drain_window")
+READ_WHEN_USED = ("shed_rate", "drain_window", "drain_patience")
 
 
 def another_value(name, current):
