@@ -173,6 +173,21 @@ class TimedOut(CloseWith):
         self.cause = cause
 
 
+class TooManyMessages(TimedOut):
+    """A client sent more than ``messages_per_second`` for longer than ``message_patience``.
+
+    :param limit: messages a second.
+    """
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    gate = "messages"
+    """Stands for a gate in what is told of it; also its cause."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(CloseCode.POLICY_VIOLATION, "too many messages", self.gate)
+        self.limit = limit
+
+
 class SessionEnded(ConnectionError):  # noqa: N818 - names what has happened
     """A handler sent to a session that was shed, drained or replaced.
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_closecodes import concurrency, events
 from asgi_closecodes.concurrency import COUNTING, running_loop
-from asgi_closecodes.exceptions import ExceptionMapping, checked_mapping
+from asgi_closecodes.exceptions import ExceptionMapping, TooManyMessages, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, GateBase, LoopLag, Shadow
 from asgi_closecodes.gates.all_of import Permits
 from asgi_closecodes.gates.base import as_gate, name_gates
@@ -36,6 +36,7 @@ from .gates import state_of, stop_all
 from .headroom import headroom
 from .loops import EventLoops
 from .memory import round_shedders
+from .message_rates import MessageRates
 from .open_files import tell_few_files
 from .retry_after import RetryQueue
 from .saturation import Saturation
@@ -106,6 +107,7 @@ class Guard:
         self._queue = RetryQueue()
         self._refusals = TokenBucket(0, 0)
         self._timeouts = SessionTimeouts(self.sessions)
+        self._message_rates = MessageRates(self.sessions)
         self._activity = Activity()
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
         self.busy_sessions = BusySessions(self.sessions)
@@ -142,7 +144,7 @@ class Guard:
         gates = gates_of(settings, self._gates)
         asked = {name: Shadow(gate) if name in settings.shadow else gate for name, gate in gates.items()}
         working = (*asked.values(), *self._own_gates)
-        name_gates(working, reserved={draining.NAME})
+        name_gates(working, reserved={draining.NAME, TooManyMessages.gate})
         shedders = round_shedders(working, self._shedding.round_shedders, self.sessions, self.report)
         for gate in working:
             gate.attach(self.report)
@@ -156,6 +158,7 @@ class Guard:
         self.settings = settings
         self.rules = rules
         self._timeouts.follow(settings)
+        self._message_rates.follow(settings)
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -210,7 +213,7 @@ class Guard:
             "drain": self._draining.state(open_sessions),
             "headroom": headroom(self._working_gates),
             "loop_lag": self._lag.value(),
-            "gates": [state_of(gate) for gate in self._working_gates],
+            "gates": [*map(state_of, self._working_gates), *self._message_rates.state()],
             **self._counters.counts(),
         }
 
@@ -301,6 +304,7 @@ class Guard:
             if (permits := session.permits) is not None:
                 permits.admitted()
         self._timeouts.add(session)
+        self._message_rates.add(session)
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:

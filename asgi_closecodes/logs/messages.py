@@ -332,8 +332,8 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
         return Message(
             "would have refused a session of %s: %s (%s)", (_location(session), event.gate, event.cause), keys
         )
-    message = "refused a session of %s: %s (%s); retry after %.1f s"
-    return Message(message, (_location(session), event.gate, event.cause, event.retry_after), keys)
+    hint = f"; retry after {event.retry_after:.1f} s" if event.retry_after else ""
+    return Message("refused a session of %s: %s (%s)%s", (_location(session), event.gate, event.cause, hint), keys)
 
 
 @_record(

@@ -26,6 +26,7 @@ from asgi_closecodes.exceptions import (
     CloseWith,
     ExceptionMapping,
     TimedOut,
+    TooManyMessages,
     TryAgainLater,
     deliberate_close,
     leaves,
@@ -38,6 +39,7 @@ from .channel import Interruption
 from .close_handshake import ClosingProtocol, repeat_cancellation
 from .closing import COMPLETED, ClosePlan
 from .failures import Origin, is_cancelled, is_closed_by_library, origin_of
+from .message_rate import refused
 from .not_found import says_not_found
 from .protocol import Ending, session_in
 from .state import OVER, UNANSWERED, Phase
@@ -236,15 +238,18 @@ class Session(ClosingProtocol):
         try:
             await self._end(plan)
         finally:
-            self.report(
-                events.SessionShed(
-                    session=facts,
-                    close=self.closed_with,
-                    cause=refusal.cause or "unknown",
-                    retry_after=plan.retry_after,
-                    is_overload=refusal.is_overload,
+            if isinstance(refusal, TooManyMessages):
+                self.report(refused(facts, self.closed_with, refusal.limit))
+            else:
+                self.report(
+                    events.SessionShed(
+                        session=facts,
+                        close=self.closed_with,
+                        cause=refusal.cause or "unknown",
+                        retry_after=plan.retry_after,
+                        is_overload=refusal.is_overload,
+                    )
                 )
-            )
         return True
 
     async def fail(self, error: Exception) -> bool:

@@ -179,6 +179,9 @@ DESCRIBED = (
 LIMITS = tuple(described.limit for described in DESCRIBED)
 """Names of the settings that are limits of gates."""
 
+SHADOWABLE = (*LIMITS, "messages_per_second")
+"""Names of the limits that may only log."""
+
 
 def gates_of(settings: Settings, existing: Mapping[str, GateBase]) -> dict[str, GateBase]:
     """Return the gates for ``settings`` in order of admission, by the name of their limit.

@@ -162,6 +162,17 @@ class Settings(BaseSettings):
             "Seconds that one `send` may wait for a peer that does not read before the session is shed: `cause=slow`."
         ),
     )
+    messages_per_second: TimeLimit = Field(
+        default=None,
+        description="Messages a second that a handler receives; beyond it the next one is read later.",
+    )
+    message_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(none)] = Field(
+        default=None, description="Messages at once after a pause. None is one second's worth, at least 1."
+    )
+    message_patience: Positive = Field(
+        default=5.0,
+        description="Seconds of such a delay without a pause, after which the session is closed with 1008.",
+    )
     cancel_after_disconnect: bool = Field(
         default=False,
         description="Cancel a handler that still runs `shed_grace` seconds after its peer has left.",
@@ -275,7 +286,8 @@ class Settings(BaseSettings):
     def limits(self) -> dict[str, object]:
         """Return the limits by name."""
         return {
-            name: getattr(self, name) for name in (*LIMITS, "idle_timeout", "send_timeout", "max_refusals_per_second")
+            name: getattr(self, name)
+            for name in (*LIMITS, "idle_timeout", "send_timeout", "messages_per_second", "max_refusals_per_second")
         }
 
 

@@ -22,7 +22,7 @@ from asgi_closecodes.gates import Memory
 from asgi_closecodes.gates.cluster import checked_url
 from asgi_closecodes.naming import shown
 
-from .gates import LIMITS
+from .gates import SHADOWABLE
 
 
 def none(value: object) -> object:
@@ -91,7 +91,7 @@ def names(value: object) -> object:
     if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
         value = value.strip().lower() == "true"
     if isinstance(value, bool):
-        return frozenset(LIMITS) if value else frozenset()
+        return frozenset(SHADOWABLE) if value else frozenset()
     if isinstance(value, str):
         return frozenset(name.strip() for name in value.split(",") if name.strip())
     return value
@@ -99,10 +99,10 @@ def names(value: object) -> object:
 
 def limits_only(names: frozenset[str]) -> frozenset[str]:
     """Reject names that are not limits; ``all`` is every limit."""
-    if unknown := names - {*LIMITS, "all"}:
+    if unknown := names - {*SHADOWABLE, "all"}:
         wrong = ", ".join(sorted(shown(name).strip("'") for name in unknown))
-        raise ValueError(f"must name limits, not {wrong}; use {', '.join(LIMITS)}, or all")
-    return frozenset(LIMITS) if "all" in names else names
+        raise ValueError(f"must name limits, not {wrong}; use {', '.join(SHADOWABLE)}, or all")
+    return frozenset(SHADOWABLE) if "all" in names else names
 
 
 def redis_url_only(url: SecretStr) -> SecretStr:

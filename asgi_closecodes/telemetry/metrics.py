@@ -278,7 +278,7 @@ class MetricsObserver(abc.ABC):
                 if event.mode != "shadow":
                     if event.is_overload:
                         self._add(OVERLOADS, (self._gates(event.gate), self._causes(event.cause)))
-                    self._record(ADMISSION, ("refused",), session.duration)
+                    self._record_refusal(session)
             case events.SessionAbandoned():
                 self._add(SESSIONS_ABANDONED, ())
             case events.CloseFailed():
@@ -290,6 +290,10 @@ class MetricsObserver(abc.ABC):
                 self._create_refusal_counters()
             case events.ClusterSynced() | events.ClusterSyncFailed() | events.ClusterFallback():
                 self._on_cluster_event(event)
+
+    def _record_refusal(self, session: events.SessionFacts) -> None:
+        if session.phase == "connecting":  # else the gates have admitted it long before
+            self._record(ADMISSION, ("refused",), session.duration)
 
     def _on_cluster_event(
         self, event: events.ClusterSynced | events.ClusterSyncFailed | events.ClusterFallback

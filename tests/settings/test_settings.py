@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.events import UnknownSetting
 from asgi_closecodes.naming import shown
-from asgi_closecodes.settings import LIMITS, unknown_settings
+from asgi_closecodes.settings import LIMITS, SHADOWABLE, unknown_settings
 from tests.support.asgi import of
 
 README = Path(__file__).parents[2] / "README.md"
@@ -93,10 +93,10 @@ GOOD = {
         ("max_sessions", {"max_sessions"}),
         (" max_cpu , max_sessions,", {"max_sessions", "max_cpu"}),
         (["max_memory"], {"max_memory"}),
-        ("all", set(LIMITS)),
-        (True, set(LIMITS)),
+        ("all", set(SHADOWABLE)),
+        (True, set(SHADOWABLE)),
         ("false", set()),
-        ({"all", "max_cpu"}, set(LIMITS)),
+        ({"all", "max_cpu"}, set(SHADOWABLE)),
         *[(nothing, set()) for nothing in (None, "none", "", [])],
     ],
     "shed_order": [*words("never", "newest", "oldest", "idle"), (shortest, shortest)],
@@ -105,6 +105,9 @@ GOOD = {
     "abandon_after": SECONDS,
     "idle_timeout": [*NO_LIMIT, *SECONDS],
     "send_timeout": [*NO_LIMIT, *SECONDS],
+    "messages_per_second": [*NO_LIMIT, (0.5, 0.5), *SECONDS],
+    "message_burst": [*NO_LIMIT, *FROM_ONE],
+    "message_patience": SECONDS,
     "cancel_after_disconnect": SWITCH,
     "drain_window": [(0, 0.0), ("0", 0.0), *SECONDS],
     "drain_patience": [(0, 0.0), ("0", 0.0), *SECONDS],
@@ -140,6 +143,7 @@ NUMERIC = [
     *("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress", "handshakes_per_second"),
     *("handshake_burst", "handshake_timeout", "max_memory", "shed_rate", "shed_grace", "abandon_after"),
     *("drain_window", "drain_patience", "idle_timeout", "send_timeout"),
+    *("messages_per_second", "message_burst", "message_patience"),
     *("max_refusals_per_second", "log_burst", "log_per_minute"),
 ]
 
@@ -161,6 +165,9 @@ BAD = {
     "abandon_after": [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"],
     "idle_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "send_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
+    "messages_per_second": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
+    "message_burst": [*NO_NUMBERS, *NEGATIVE, 0, "0", 0.5, "0.5"],
+    "message_patience": [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"],
     "cancel_after_disconnect": NO_SWITCH,
     "drain_window": [*NO_NUMBERS, *NEGATIVE, None, "none"],
     "drain_patience": [*NO_NUMBERS, *NEGATIVE, None, "none"],
@@ -218,6 +225,7 @@ GIVEN = {
     "max_memory": 0.6,
     "max_cpu": 0.6,
     **dict.fromkeys([name for name in LIMITS if name not in {"max_loop_lag", "max_memory", "max_cpu"}], 100),
+    "messages_per_second": 100,
 }
 FIXED = ("redis_url", "cluster_name", "drain_on_sigterm")
 READ_WHEN_USED = ("shed_rate", "drain_window", "drain_patience")
@@ -241,6 +249,7 @@ def state(guard):
         guard._queue.admits_per_second,
         guard._refusals.per_second,
         guard._draining._shed_order.order,
+        guard._message_rates._rate,
     )
     return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
 
@@ -279,9 +288,9 @@ def test_gates_are_asked_in_the_order_of_limits():
     guard = Guard(Settings(**GIVEN))
     assert [gate.name for gate in guard.gate.gates] == [*LIMITS]
     assert [*guard.settings.limits()][: len(LIMITS)] == [*LIMITS]
-    with pytest.raises(SettingsError, match=f"use {', '.join(LIMITS)}, or all"):
+    with pytest.raises(SettingsError, match=f"use {', '.join(SHADOWABLE)}, or all"):
         Settings(shadow="max_session")
-    assert Settings(shadow="all").shadow == {*LIMITS}
+    assert Settings(shadow="all").shadow == {*SHADOWABLE}
 
 
 @pytest.mark.parametrize("name", ["max_sessions", "log_burst", "shed_rate", "max_memory"])
