@@ -25,6 +25,7 @@ __all__ = [
     "ClusterUnreachable",
     "DrainFinished",
     "DrainStarted",
+    "DrainState",
     "DrainWindowTooLong",
     "Event",
     "FewFiles",
@@ -331,7 +332,9 @@ class DrainStarted(Event):
 
     sessions: int
     window: float
-    """Planned duration in seconds."""
+    """Planned duration in seconds, after the patience."""
+    patience: float = 0.0
+    """Seconds in which busy sessions are spared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +367,7 @@ class DrainWindowTooLong(Event):
     window: float
     limit: float
     """Seconds from the signal to the kill."""
+    patience: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -584,6 +588,21 @@ class GateState(TypedDict):
     """Whether it only reports refusals."""
 
 
+class DrainState(TypedDict):
+    """State of a drain that is closing sessions."""
+
+    sessions: int
+    """Open sessions at its start."""
+    remaining: int
+    """Open sessions now."""
+    elapsed: float
+    """Seconds since its start."""
+    window: float
+    patience: float
+    waits_for_busy: bool
+    """Whether busy sessions are still spared."""
+
+
 class Snapshot(TypedDict):
     """The state of a guard, and its counts since the start of the process, as plain data."""
 
@@ -595,9 +614,13 @@ class Snapshot(TypedDict):
     """Refused sessions whose connection the server still holds."""
     stalled: int
     """Open sessions in one ``send`` for over 5 s; 0 without ``send_timeout``."""
+    busy: int
+    """Open sessions in a block of ``session.busy()``."""
     waiting: int
     """Refused sessions that were told when to come back, and whose turn has not come."""
     draining: bool
+    drain: DrainState | None
+    """The drain that is closing sessions; None before and after."""
     headroom: float | None
     """Rest of the gate that is nearest to its limit, as a share of that: 0 for a limit of 0. None where no gate
     has a usage and a limit. Shadows and limits of one client are left out."""

@@ -188,6 +188,21 @@ class TimedOut(EndedFromOutside):
         super().__init__(code, f"{reason}; cause={cause}", cause)
 
 
+class TooManyMessages(TimedOut):
+    """A client sent more than ``messages_per_second`` for longer than ``message_patience``.
+
+    :param limit: messages a second.
+    """
+
+    gate = "messages"
+    """Stands for a gate in what is told of it; also its cause."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(CloseCode.POLICY_VIOLATION, "too many messages", self.gate)
+        self.status = HTTPStatus.TOO_MANY_REQUESTS
+        self.limit = limit
+
+
 class SessionEnded(ConnectionError):  # noqa: N818 - names what has happened
     """A handler sent to a session that was shed, drained or replaced.
 

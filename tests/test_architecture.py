@@ -46,7 +46,7 @@ def test_public_names_are_there():
             events,
             " ".join(
                 [
-                    "Event GateState Observer Outcome Phase SessionFacts Snapshot",
+                    "DrainState Event GateState Observer Outcome Phase SessionFacts Snapshot",
                     *(kind.__name__ for kind in events.KINDS),
                 ]
             ),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 from asgi_closecodes import events
 from asgi_closecodes.bounds import is_between
@@ -25,11 +28,31 @@ NAME = "draining"
 """Stands for a gate where refusals during a drain are reported."""
 
 
+@dataclass(slots=True)
+class _Running:
+    """The drain that is closing sessions."""
+
+    sessions: int
+    started_at: float
+    window: float
+    patience: float
+    tasks: TaskGroup
+    told: set[Session] = field(default_factory=set)
+    """Sessions that were told to end: in another event loop it takes a while until that shows."""
+    checked: set[Session] = field(default_factory=set)
+    """Sessions that are about to be told, unless they are busy when their own event loop gets to it."""
+
+    def is_patient(self, now: float) -> bool:
+        """Whether busy sessions are spared still."""
+        return now - self.started_at < self.patience
+
+
 class Draining:
     """The drain of one guard, and whether it is on.
 
     :param sessions: the admitted ones that are not over.
     :param staying: returns those of them that are not about to end.
+    :param busy: sessions in the middle of something, which are spared while there is patience.
     :param shed_order: chooses who goes first.
     :param report: gets events.
     :param clock: monotonic seconds.
@@ -39,6 +62,7 @@ class Draining:
         self,
         sessions: Collection[Session],
         staying: Callable[[], list[Session]],
+        busy: Container[Session],
         shed_order: ShedOrder,
         report: events.Observer,
         *,
@@ -47,10 +71,12 @@ class Draining:
         self.is_on = False
         self._sessions = sessions
         self._staying = staying
+        self._busy = busy
         self._shed_order = shed_order
         self._report = report
         self._clock = clock
         self._claim = Claim()
+        self._running: _Running | None = None
 
     def check(self) -> None:
         """Refuse a session with 1012 while the drain is on.
@@ -62,46 +88,109 @@ class Draining:
             refusal.gate = NAME
             raise refusal
 
-    async def drain(self, window: float) -> None:
+    async def drain(self, window: float, patience: float = 0.0) -> None:
         """Refuse new sessions, and close the open ones evenly over ``window``; see :meth:`Guard.drain`.
 
-        :raises ValueError: if ``window`` is negative or not finite.
+        :raises ValueError: if ``window`` or ``patience`` is negative or not finite.
         """
-        if not is_between(window, 0):
-            raise ValueError(f"window={shown(window)}: use a number of seconds, 0 or more")
+        for name, seconds in (("window", window), ("patience", patience)):
+            if not is_between(seconds, 0):
+                raise ValueError(f"{name}={shown(seconds)}: use a number of seconds, 0 or more")
         while (holder := self._claim.take()) is None:  # noqa: ASYNC110 - an event would have to survive its event loop
             await anyio.sleep(TICK_S)
         try:
             if not self.is_on or self._staying():
                 self.is_on = True
-                await self._drain(window)
+                await self._drain(window, patience)
         finally:
             self._claim.release(holder)
 
-    async def _drain(self, window: float) -> None:
+    async def _drain(self, window: float, patience: float) -> None:
         start = self._clock()
         count = len(self._sessions)
-        told: set[Session] = set()  # in another event loop it takes a while until it shows
-        self._report(events.DrainStarted(count, window))
-        per_second = max(count / window, 1.0) if window else math.inf
-        pace = TokenBucket(per_second, per_second, is_full=False, clock=self._clock)
+        self._report(events.DrainStarted(count, window, patience))
         async with anyio.create_task_group() as tasks:
-            while self.is_on and (untold := [session for session in self._staying() if session not in told]):
-                if self._clock() - start < window:
-                    untold = await self._shed_order.choose(untold, pace.take_all())
-                told.update(untold)
-                for number, session in enumerate(untold, 1):
-                    tasks.start_soon(session.end, _service_restart())
-                    if number % ENDS_A_TURN == 0:
-                        await anyio.lowlevel.checkpoint()
-                await anyio.sleep(TICK_S)
-        self._report(events.DrainFinished(len(told), self._clock() - start))
+            self._running = running = _Running(count, start, window, patience, tasks)
+            try:
+                await self._end_idle(running)
+                await self._end_all(running)
+            finally:
+                self._running = None
+        self._report(events.DrainFinished(len(running.told), self._clock() - start))
+
+    async def _end_idle(self, running: _Running) -> None:
+        """End those that are not busy, at the drain's pace, until its patience is over or nobody is left."""
+        pace = _pace(running.sessions, running.window, self._clock)
+        pace.burst = pace.per_second * TICK_S + 1  # nobody leaves for long, and then no second has more than its share
+        while self.is_on and running.is_patient(self._clock()) and (untold := self._untold(running)):
+            idle = [one for one in untold if one not in self._busy and one not in running.checked]
+            due = pace.take_all() if running.window else len(idle)
+            chosen = await self._shed_order.choose(idle, due)
+            running.checked.update(chosen)
+            await self._start_each(running, chosen, self._end_unless_busy)
+            await anyio.sleep(TICK_S)
+
+    async def _end_all(self, running: _Running) -> None:
+        """End all that are left, evenly over the window."""
+        start, window = self._clock(), running.window
+        pace = _pace(len(self._untold(running)), window, self._clock)
+        while self.is_on and (untold := self._untold(running)):
+            if self._clock() - start < window:
+                untold = await self._shed_order.choose(untold, pace.take_all())
+            running.told.update(untold)
+            await self._start_each(running, untold, _end)
+            await anyio.sleep(TICK_S)
+
+    def _untold(self, running: _Running) -> list[Session]:
+        return [session for session in self._staying() if session not in running.told]
+
+    async def _start_each(
+        self, running: _Running, sessions: list[Session], end: Callable[[_Running, Session], Coroutine[Any, Any, None]]
+    ) -> None:
+        for number, session in enumerate(sessions, 1):
+            running.tasks.start_soon(end, running, session)
+            if number % ENDS_A_TURN == 0:
+                await anyio.lowlevel.checkpoint()
+
+    async def _end_unless_busy(self, running: _Running, session: Session) -> None:
+        """End ``session``; look once more, where no handler can begin something between the look and the end."""
+        if not session.loop.is_here:
+            await session.loop.run(self._end_unless_busy, running, session)
+            return
+        running.checked.discard(session)
+        if session not in self._busy:
+            running.told.add(session)
+            await _end(running, session)
+
+    def state(self, remaining: int) -> events.DrainState | None:
+        """Return the state of the drain that is closing sessions; from any thread."""
+        if (running := self._running) is None or not self._claim.is_taken:
+            return None
+        now = self._clock()
+        return {
+            "sessions": running.sessions,
+            "remaining": remaining,
+            "elapsed": now - running.started_at,
+            "window": running.window,
+            "patience": running.patience,
+            "waits_for_busy": running.is_patient(now),
+        }
 
     def forget(self) -> None:
         """Begin anew, in a child process: the parent drains."""
         self.is_on = False
+        self._running = None
         self._claim.forget()
+
+
+async def _end(_running: _Running, session: Session) -> None:
+    await session.end(_service_restart())
 
 
 def _service_restart() -> ServiceRestart:
     return ServiceRestart("service restart", cause="drain", retry_after=1.0)
+
+
+def _pace(sessions: int, window: float, clock: Callable[[], float]) -> TokenBucket:
+    per_second = max(sessions / window, 1.0) if window else math.inf
+    return TokenBucket(per_second, per_second, is_full=False, clock=clock)

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from asgi_closecodes import concurrency, events
 from asgi_closecodes.concurrency import COUNTING, running_loop
-from asgi_closecodes.exceptions import ExceptionMapping, checked_mapping
+from asgi_closecodes.exceptions import ExceptionMapping, TooManyMessages, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, GateBase, LoopLag, Shadow
 from asgi_closecodes.gates.all_of import Permits
 from asgi_closecodes.gates.base import as_gate, name_gates
@@ -28,6 +28,7 @@ from asgi_closecodes.settings.gates import gates_of, set_limits
 
 from . import draining, sigterm, unused
 from .activity import LOOK_INTERVAL_S, Activity
+from .busy import BusySessions
 from .close_sessions import close_sessions
 from .counters import Counters
 from .deadlines import Deadlines
@@ -37,6 +38,7 @@ from .gates import state_of, stop_all
 from .headroom import headroom
 from .loops import EventLoops
 from .memory import round_shedders
+from .message_rates import MessageRates
 from .open_files import tell_few_files
 from .rejection import Mode, Rejection
 from .retry_after import RetryQueue
@@ -112,12 +114,14 @@ class Guard:
         self._rejection = Rejection(self._dispatcher.failed_once)
         self._timeouts = SessionTimeouts(self.sessions)
         self.deadlines = Deadlines(self.sessions, self._keep_watch)
+        self._message_rates = MessageRates(self.sessions)
         self._activity = Activity()
         self._stalls = StallWatch(self.sessions, self._is_used, self.report)
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
-        shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at)
+        self.busy_sessions = BusySessions(self.sessions)
+        shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at, busy=self.busy_sessions)
         self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
-        self._draining = Draining(self.sessions, self._staying, shed_order, self.report)
+        self._draining = Draining(self.sessions, self._staying, self.busy_sessions, shed_order, self.report)
         self.check_draining = self._draining.check
         """Asked once more when a session has passed the gates: a drain may have begun meanwhile."""
         self._loops = EventLoops()
@@ -125,15 +129,18 @@ class Guard:
         self._has_begun = self._has_warned = False
         self._follow(self.settings)
         _guards.add(self)
+        self._report_settings()
+        self._tell_stalls_unseen()
+        self._dispatcher.watch(weak(self.snapshot))
+        unused.made(self)
+
+    def _report_settings(self) -> None:
         for name, nearest in unknown_settings().items():
             self.report(events.UnknownSetting(name, nearest))
         self.report(events.LimitsChanged(self.settings.limits()))
         for name in self.settings.overridden():
             problem = "it is given in code too, which comes first: take one of the two away"
             self.report(events.SettingIgnored(name, problem))
-        self._tell_stalls_unseen()
-        self._dispatcher.watch(weak(self.snapshot))
-        unused.made(self)
 
     def _follow(self, settings: Settings) -> None:
         # What may fail comes first, what others see last.
@@ -151,7 +158,7 @@ class Guard:
         gates = gates_of(settings, self._gates)
         asked = {name: Shadow(gate) if name in settings.shadow else gate for name, gate in gates.items()}
         working = (*asked.values(), *self._own_gates)
-        name_gates(working, reserved={draining.NAME})
+        name_gates(working, reserved={draining.NAME, TooManyMessages.gate})
         shedders = round_shedders(working, self._shedding.round_shedders, self.sessions, self.report)
         for gate in working:
             gate.attach(self.report)
@@ -175,6 +182,7 @@ class Guard:
             or any(gate.is_watched for gate in gates.values())
         )
         self._stalls.follow(settings.log_stalls)
+        self._message_rates.follow(settings)
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -231,22 +239,30 @@ class Guard:
             "leaving_refused": self.departures.refused,
             "stalled": self._timeouts.stalled(),
             "waiting": self._queue.waiting(),
+            "busy": self.busy_sessions.count(self._leaving),
             "draining": self._draining.is_on,
+            "drain": self._draining.state(open_sessions),
             "headroom": headroom(self._working_gates),
             "loop_lag": self._lag.value(),
-            "gates": [state_of(gate) for gate in self._working_gates],
+            "gates": [*map(state_of, self._working_gates), *self._message_rates.state()],
             **self._counters.counts(),
         }
 
-    async def drain(self, window: float | None = None) -> None:
+    async def drain(self, window: float | None = None, patience: float | None = None) -> None:
         """Refuse new sessions with 1012, and close the open ones with 1012, evenly over ``window``.
 
-        It returns when every session has been told. A second call waits for the first.
+        For ``patience`` seconds those in a block of :meth:`Session.busy` are spared; each leaves when its block has
+        ended. Then whoever is left leaves over ``window``. It returns when every session has been told. A second call
+        waits for the first.
 
         :param window: seconds, by default the setting ``drain_window``; 0 closes all at once.
-        :raises ValueError: if ``window`` is negative or not finite.
+        :param patience: seconds, by default the setting ``drain_patience``.
+        :raises ValueError: if one of them is negative or not finite.
         """
-        await self._draining.drain(self.settings.drain_window if window is None else window)
+        await self._draining.drain(
+            self.settings.drain_window if window is None else window,
+            self.settings.drain_patience if patience is None else patience,
+        )
 
     async def close_sessions(self, where: Callable[[Session], object], code: int, reason: str = "") -> int:
         """Close the open sessions that ``where`` chooses: to sign a user out, to revoke a token.
@@ -332,6 +348,7 @@ class Guard:
         if self._stalls.is_on:
             mark_task(session)
             self._stalls.join()
+        self._message_rates.add(session)
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:
@@ -355,6 +372,7 @@ class Guard:
                 return False
             del self.sessions[session]
             self._leaving.discard(session)
+            self.busy_sessions.drop(session)
             self._queue.freed()
             self._counters.closed(session.closed_with)
         if self.deadlines.is_used:
@@ -492,6 +510,7 @@ class Guard:
             self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts,
             self.deadlines,
             self._rejection,
+            self.busy_sessions,
         ):  # fmt: skip
             part.forget()
         self._pause_sensors()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from typing import Any, Literal, TypeAlias
 
 import anyio.lowlevel
@@ -27,9 +27,10 @@ class ShedOrder:
     :param order_failed: called with what a custom order raises; the newest go first then.
     :param last_message_at: what the order ``idle`` goes by.
     :param clock: monotonic seconds.
+    :param busy: sessions in the middle of something, which go after equals that are not.
     """
 
-    __slots__ = ("_clock", "_last_message_at", "_order_failed", "order")
+    __slots__ = ("_busy", "_clock", "_last_message_at", "_order_failed", "order")
 
     def __init__(
         self,
@@ -37,17 +38,19 @@ class ShedOrder:
         order_failed: Callable[[Exception], object],
         last_message_at: Callable[[Session], float],
         clock: Callable[[], float] = time.monotonic,
+        busy: Container[Session] = (),
     ) -> None:
         self.order: Order = order
         self._order_failed = order_failed
         self._last_message_at = last_message_at
+        self._busy = busy
         self._clock = clock
 
     async def choose(self, sessions: Collection[Session], count: int) -> list[Session]:
         """Return the ``count`` sessions to go first, of those that are not leaving yet.
 
-        The order is: important ones last, those that are exempt or younger than 10 s after all others, and
-        among equals ``order``. It takes a pass over the sessions, in which other tasks run.
+        The order is: those that are exempt or younger than 10 s after all others, then busy ones last, then important
+        ones last, and among equals ``order``. It takes a pass over the sessions, in which other tasks run.
         """
         if count <= 0:
             return []
@@ -59,7 +62,7 @@ class ShedOrder:
             return await _first(candidates, count, self._key("newest"))
 
     def _key(self, order: Order) -> Callable[[Session], Any]:
-        now = self._clock()
+        now, busy = self._clock(), self._busy
         by: Callable[[Session], Any]
         if order == "newest":
             by = _youth
@@ -71,6 +74,7 @@ class ShedOrder:
             by = order
         return lambda session: (
             session.shed_exempt or now - session.arrived_at < SETTLED_AFTER_S,
+            session in busy,
             -session.priority,
             by(session),
         )

@@ -65,9 +65,10 @@ def arm(guard: Drainable) -> SigtermHandler | None:
         handler = SigtermHandler(before, loop)
         signal.signal(signal.SIGTERM, handler)
     handler.add(guard)
-    window, limit = guard.settings.drain_window, _graceful_timeout(handler.before)
-    if limit is not None and window >= limit:
-        guard.report(events.DrainWindowTooLong(window, limit))
+    window, patience = guard.settings.drain_window, guard.settings.drain_patience
+    limit = _graceful_timeout(handler.before)
+    if limit is not None and window + patience >= limit:
+        guard.report(events.DrainWindowTooLong(window, limit, patience))
     return handler
 
 

@@ -333,8 +333,10 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
         message = "would have %s a session of %s: %s (%s)"
         return Message(message, (what, _location(session), event.gate, event.cause), keys)
     hint = "; log_stalls names the line that blocks" if event.cause == "lag" else ""
-    message = "refused a session of %s: %s (%s); retry after %.1f s%s"
-    return Message(message, (_location(session), event.gate, event.cause, event.retry_after, hint), keys)
+    retry = f"; retry after {event.retry_after:.1f} s" if event.retry_after else ""
+    return Message(
+        "refused a session of %s: %s (%s)%s", (_location(session), event.gate, event.cause, retry + hint), keys
+    )
 
 
 @_record(
@@ -485,12 +487,22 @@ def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
     return Message("closed %s by the %s; close code %s", (_location(session), event.closed_by, code), keys)
 
 
-@_record(events.DrainStarted, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.window"))
+@_record(
+    events.DrainStarted,
+    _GATE,
+    logging.INFO,
+    keys=("closecodes.drain.sessions", "closecodes.drain.window", "closecodes.drain.patience"),
+)
 def _drain_started(event: events.DrainStarted, _redactor: Redactor) -> Message:
+    patience = f", after up to {event.patience:.1f} s for busy ones" if event.patience else ""
     return Message(
-        "draining %d sessions over %.1f s; new ones are refused with 1012",
-        (event.sessions, event.window),
-        {"closecodes.drain.sessions": event.sessions, "closecodes.drain.window": event.window},
+        "draining %d sessions over %.1f s%s; new ones are refused with 1012",
+        (event.sessions, event.window, patience),
+        {
+            "closecodes.drain.sessions": event.sessions,
+            "closecodes.drain.window": event.window,
+            "closecodes.drain.patience": event.patience,
+        },
     )
 
 
@@ -515,9 +527,14 @@ def _sigterm_drain_unavailable(event: events.SigtermDrainUnavailable, _redactor:
 @_record(events.DrainWindowTooLong, _CONFIG, logging.WARNING)
 def _drain_window_too_long(event: events.DrainWindowTooLong, _redactor: Redactor) -> Message:
     return Message(
-        "drain_window=%g is too long: gunicorn kills its workers %g s after SIGTERM; "
-        "set drain_window lower, or --graceful-timeout higher",
-        (event.window, event.limit),
+        "drain_window=%g%s is too long: gunicorn kills its workers %g s after SIGTERM; "
+        "set %s lower, or --graceful-timeout higher",
+        (
+            event.window,
+            f" with drain_patience={event.patience:g}" if event.patience else "",
+            event.limit,
+            "them" if event.patience else "drain_window",
+        ),
         {},
     )
 

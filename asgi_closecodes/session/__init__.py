@@ -2,6 +2,7 @@
 
 from .closing import Rules
 from .departure import Departures
+from .message_rate import MessageRate, limit_messages
 from .scope import can_deny, client_of, offered_subprotocols
 from .sending import SendRememberingSession, is_pending
 from .session import Session, session_of
@@ -9,6 +10,7 @@ from .state import Phase
 
 __all__ = [
     "Departures",
+    "MessageRate",
     "Phase",
     "Rules",
     "SendRememberingSession",
@@ -16,6 +18,7 @@ __all__ = [
     "can_deny",
     "client_of",
     "is_pending",
+    "limit_messages",
     "offered_subprotocols",
     "session_of",
 ]

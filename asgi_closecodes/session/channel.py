@@ -108,6 +108,11 @@ class Channel:
         """Whether the handler waits for the server's ``receive`` now."""
         return self._waiting is not None or bool(self._others)
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the session was ended from outside."""
+        return self._interruption is not None
+
     # No coroutine function: it returns the server's own coroutine. That is one less a message, and an
     # error of the server has the server's frame in its traceback.
     def _send_on(self, message: Message) -> Awaitable[None]:

@@ -11,7 +11,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from asgi_closecodes.exceptions import (
     CloseWith,
     EndedFromOutside,
     ExceptionMapping,
+    TooManyMessages,
     TryAgainLater,
     deliberate_close,
     leaves,
@@ -39,6 +40,7 @@ from .channel import Interruption
 from .close_handshake import ClosingProtocol, repeat_cancellation
 from .closing import COMPLETED, ClosePlan
 from .failures import Origin, is_cancelled, is_closed_by_library, origin_of
+from .message_rate import refused
 from .not_found import says_not_found
 from .protocol import Ending, session_in
 from .state import OVER, UNANSWERED, Phase
@@ -54,8 +56,8 @@ class Session(ClosingProtocol):
     """One WebSocket connection, from the handshake to the close.
 
     The running one is ``scope["extensions"]["closecodes"]``. :meth:`shed` ends it as overloaded, :meth:`fail` as if its
-    handler had raised; ``key``, ``priority`` and ``shed_exempt`` are for gates and shedding; ``expires_at`` is when it
-    ends.
+    handler had raised; :meth:`busy` has a drain wait. ``key``, ``priority`` and ``shed_exempt`` are for gates and
+    shedding; ``expires_at`` is when it ends.
     """
 
     __slots__ = ("__weakref__", "_cancelling", "_error", "_handler", "priority", "shed_exempt")
@@ -216,6 +218,14 @@ class Session(ClosingProtocol):
         """
         return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))
 
+    def busy(self) -> AbstractContextManager[None]:
+        """Return a context manager that marks a call, a generation, a transfer: ``with session.busy(): ...``.
+
+        A drain with ``patience`` waits for its end, and other sessions are shed first. Blocks may nest, and be in other
+        tasks and threads than the handler's. In a session that is over they change nothing.
+        """
+        return self._guard.busy_sessions.mark(self)
+
     def schedule_close(self, refusal: TryAgainLater | EndedFromOutside) -> None:
         """End this session in the background, in its own event loop, from any thread."""
         if running_loop() is self._loop:
@@ -249,15 +259,18 @@ class Session(ClosingProtocol):
         try:
             await self._end(plan)
         finally:
-            self.report(
-                events.SessionShed(
-                    session=facts,
-                    close=self.closed_with,
-                    cause=refusal.cause or "unknown",
-                    retry_after=plan.retry_after,
-                    is_overload=refusal.is_overload,
+            if isinstance(refusal, TooManyMessages):
+                self.report(refused(facts, self.closed_with, refusal.limit))
+            else:
+                self.report(
+                    events.SessionShed(
+                        session=facts,
+                        close=self.closed_with,
+                        cause=refusal.cause or "unknown",
+                        retry_after=plan.retry_after,
+                        is_overload=refusal.is_overload,
+                    )
                 )
-            )
         return True
 
     async def fail(self, error: Exception) -> bool:

@@ -173,12 +173,27 @@ class Settings(BaseSettings):
             "Seconds that one `send` may wait for a peer that does not read before the session is shed: `cause=slow`."
         ),
     )
+    messages_per_second: TimeLimit = Field(
+        default=None,
+        description="Messages a second that a handler receives; beyond it the next one is read later.",
+    )
+    message_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(none)] = Field(
+        default=None, description="Messages at once after a pause. None is one second's worth, at least 1."
+    )
+    message_patience: Positive = Field(
+        default=5.0,
+        description="Seconds of such a delay without a pause, after which the session is closed with 1008.",
+    )
     cancel_after_disconnect: bool = Field(
         default=False,
         description="Cancel a handler that still runs `shed_grace` seconds after its peer has left.",
     )
     drain_window: Annotated[Seconds, Field(ge=0)] = Field(
         default=30.0, description="Seconds over which `guard.drain()` closes the open sessions."
+    )
+    drain_patience: Annotated[Seconds, Field(ge=0)] = Field(
+        default=0.0,
+        description="Seconds that a drain waits for sessions in a block of `session.busy()`, before `drain_window`.",
     )
     drain_on_sigterm: bool = Field(
         default=False,

@@ -87,7 +87,7 @@ def _readable(limit: _Memory, size: int | None) -> _Memory:
 TIME_LIMITS = ("idle_timeout", "send_timeout", "max_session_age", "auth_timeout")
 """Names of the settings that end open sessions when their time is over."""
 
-SHADOWED = (*LIMITS, *TIME_LIMITS)
+SHADOWED = (*LIMITS, *TIME_LIMITS, "messages_per_second")
 """Names of the settings that can be tried in the shadow."""
 
 

@@ -53,8 +53,8 @@ class StatusApp:
     """ASGI application to mount: ``app.mount("/status", StatusApp(guard, authorize=is_operator))``.
 
     ``GET /`` returns :meth:`Guard.snapshot` as JSON, with the ``limits`` and the ``pid`` of the process.
-    ``GET /view`` is a page that plots it. ``POST /drain`` drains, then returns the snapshot; ``?window=`` is in
-    seconds. Gates are not asked: a full process answers too.
+    ``GET /view`` is a page that plots it. ``POST /drain`` drains, then returns the snapshot; ``?window=`` and
+    ``?patience=`` are in seconds. Gates are not asked: a full process answers too.
 
     Unauthorised requests get the same 403 for every path. So does a drain from another site's page.
 
@@ -143,18 +143,16 @@ class StatusApp:
     async def _drain(self, request: Request) -> Response:
         if _is_cross_site(request.headers):
             return _forbidden()
-        given = request.query_params.get("window", str(self._guard.settings.drain_window))
-        try:
-            window = float(given)
-        except ValueError:
-            window = math.nan
-        if not is_between(window, 0):
-            return PlainTextResponse(f"window must be a number of seconds, 0 or more, not {shown(given)}", 400)
+        seconds: dict[str, float | None] = {}
+        for name in ("window", "patience"):
+            seconds[name] = value = _seconds(given := request.query_params.get(name))
+            if value is not None and not is_between(value, 0):
+                return PlainTextResponse(f"{name} must be a number of seconds, 0 or more, not {shown(given)}", 400)
         done = anyio.Event()
 
         async def drain() -> None:
             try:
-                await self._guard.drain(window)
+                await self._guard.drain(**seconds)
             finally:
                 done.set()
 
@@ -171,6 +169,13 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
         return Response(content, media_type=media_type)
 
     return answer
+
+
+def _seconds(given: str | None) -> float | None:
+    try:
+        return None if given is None else float(given)
+    except ValueError:
+        return math.nan
 
 
 def _forbidden() -> Response:

@@ -174,6 +174,9 @@ SESSIONS_STALLED = Metric(
     ((),),
     of_several="sum",
 )
+SESSIONS_BUSY = Metric(
+    "gauge", "closecodes_sessions_busy", "Open sessions in a block of `session.busy()`.", (), ((),), of_several="sum"
+)
 SESSIONS_WANTED = Metric(
     "gauge",
     "closecodes_wanted_sessions",
@@ -283,7 +286,7 @@ class MetricsObserver(abc.ABC):
                 if event.mode != "shadow":
                     if event.is_overload:
                         self._add(OVERLOADS, (self._gates(event.gate), self._causes(event.cause)))
-                    self._record(ADMISSION, ("refused",), session.duration)
+                    self._record_refusal(session)
             case events.SessionAbandoned():
                 self._add(SESSIONS_ABANDONED, ())
             case events.CloseFailed():
@@ -297,6 +300,10 @@ class MetricsObserver(abc.ABC):
                 self._create_refusal_counters()
             case events.ClusterSynced() | events.ClusterSyncFailed() | events.ClusterFallback():
                 self._on_cluster_event(event)
+
+    def _record_refusal(self, session: events.SessionFacts) -> None:
+        if session.phase == "connecting":  # else the gates have admitted it long before
+            self._record(ADMISSION, ("refused",), session.duration)
 
     def _on_cluster_event(
         self, event: events.ClusterSynced | events.ClusterSyncFailed | events.ClusterFallback
@@ -378,6 +385,7 @@ class MetricsObserver(abc.ABC):
         yield REFUSALS_LEAVING, (), sum(snapshot["leaving_refused"] for snapshot in snapshots)
         yield DRAINING, (), float(any(snapshot["draining"] for snapshot in snapshots))
         yield SESSIONS_STALLED, (), float(sum(snapshot["stalled"] for snapshot in snapshots))
+        yield SESSIONS_BUSY, (), float(sum(snapshot["busy"] for snapshot in snapshots))
         yield SESSIONS_WANTED, (), float(sum(snapshot["open"] + snapshot["waiting"] for snapshot in snapshots))
         rooms = (snapshot["headroom"] for snapshot in snapshots)
         yield HEADROOM, (), min((room for room in rooms if room is not None), default=1.0)

@@ -22,6 +22,7 @@ BENCHMARK = Benchmark(
             for peer in (RECEIVE, COUNTED, "ExceptionMiddleware", "sentry-sdk", "OpenTelemetry")
         ),
         Comparison(NS, "with send_timeout", "middleware", by="difference", most=20),
+        Comparison(NS, "with messages_per_second", "middleware", by="difference", most=150),
         Comparison("blocks left", "middleware", "bare", by="difference", most=10),
     ],
     pairs=41,
@@ -98,6 +99,13 @@ def _(app):
 @measuring
 def _(app):
     return CloseCodeMiddleware(app, Guard(Settings(max_sessions=100, send_timeout=60)))
+
+
+@BENCHMARK.subject("with messages_per_second")
+@measuring
+def _(app):
+    settings = Settings(max_sessions=100, messages_per_second=1e9)  # a handler alone in the process has no pause
+    return CloseCodeMiddleware(app, Guard(settings))
 
 
 @BENCHMARK.subject(RECEIVE)

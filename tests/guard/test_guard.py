@@ -245,8 +245,10 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
             "leaving": 0,
             "leaving_refused": 0,
             "stalled": 0,
+            "busy": 0,
             "waiting": guard._queue.waiting(),
             "draining": False,
+            "drain": None,
             "headroom": (3 - sessions) / 3,
             "loop_lag": guard._lag.value(),
             "gates": [

@@ -109,8 +109,12 @@ GOOD = {
     "auth_timeout": [*NO_LIMIT, *SECONDS],
     "max_session_age": [*NO_LIMIT, *SECONDS],
     "send_timeout": [*NO_LIMIT, *SECONDS],
+    "messages_per_second": [*NO_LIMIT, (0.5, 0.5), *SECONDS],
+    "message_burst": [*NO_LIMIT, *FROM_ONE],
+    "message_patience": SECONDS,
     "cancel_after_disconnect": SWITCH,
     "drain_window": [(0, 0.0), ("0", 0.0), *SECONDS],
+    "drain_patience": [(0, 0.0), ("0", 0.0), *SECONDS],
     "drain_on_sigterm": SWITCH,
     "reject_with": [*words("auto", "close", "http"), (shortest, shortest)],
     "deliver_early_closes": SWITCH,
@@ -144,7 +148,8 @@ NO_WORD = [None, "none", "nonsense", 1, True, [], b"close"]
 NUMERIC = [
     *("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress", "handshakes_per_second"),
     *("handshake_burst", "handshake_timeout", "max_memory", "shed_rate", "shed_grace", "abandon_after"),
-    *("drain_window", "idle_timeout", "send_timeout", "max_session_age", "auth_timeout"),
+    *("drain_window", "drain_patience", "idle_timeout", "send_timeout", "max_session_age", "auth_timeout"),
+    *("messages_per_second", "message_burst", "message_patience"),
     *("max_refusals_per_second", "log_burst", "log_per_minute"),
 ]
 
@@ -168,8 +173,12 @@ BAD = {
     "auth_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "max_session_age": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
     "send_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
+    "messages_per_second": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
+    "message_burst": [*NO_NUMBERS, *NEGATIVE, 0, "0", 0.5, "0.5"],
+    "message_patience": [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"],
     "cancel_after_disconnect": NO_SWITCH,
     "drain_window": [*NO_NUMBERS, *NEGATIVE, None, "none"],
+    "drain_patience": [*NO_NUMBERS, *NEGATIVE, None, "none"],
     "drain_on_sigterm": NO_SWITCH,
     "reject_with": [*NO_WORD, "CLOSE", "reject", "shortest"],
     "deliver_early_closes": NO_SWITCH,
@@ -226,9 +235,10 @@ GIVEN = {
     "max_memory": 0.6,
     "max_cpu": 0.6,
     **dict.fromkeys([name for name in LIMITS if name not in {"max_loop_lag", "max_memory", "max_cpu"}], 100),
+    "messages_per_second": 100,
 }
 FIXED = ("redis_url", "cluster_name", "drain_on_sigterm")
-READ_WHEN_USED = ("shed_rate", "drain_window")
+READ_WHEN_USED = ("shed_rate", "drain_window", "drain_patience")
 
 
 def another_value(name, current):
@@ -252,6 +262,7 @@ def state(guard):
         guard._rejection._graphql_closes.per_second,
         guard._draining._shed_order.order,
         guard._stalls.seconds,
+        guard._message_rates._rate,
     )
     return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
 

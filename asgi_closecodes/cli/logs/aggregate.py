@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from asgi_closecodes import events
 from asgi_closecodes.cli.output import iso
+from asgi_closecodes.exceptions import TooManyMessages
 
 from .record import Frame, Record, cut
 
@@ -316,10 +317,13 @@ class Closes:
                 self._add_close_unless_complete(record, process)
                 self._add_refusal(record, "", "shed")
             case events.SessionRefused.event_name:
+                gate = record.text("closecodes.gate.name")
                 is_shadow = record.text("closecodes.refusal.mode") == "shadow"
-                if not is_shadow:
+                if gate == TooManyMessages.gate and not is_shadow:
+                    self._add_close_unless_complete(record, process)  # it was admitted long before
+                elif not is_shadow:
                     self._add_close(record)
-                self._add_refusal(record, record.text("closecodes.gate.name"), "shadow" if is_shadow else "refused")
+                self._add_refusal(record, gate, "shadow" if is_shadow else "refused")
             case events.CloseFailed.event_name:
                 code = _code_of(record)
                 self.unsent[code] = self.unsent.get(code, 0) + (not record.is_summary) + record.suppressed

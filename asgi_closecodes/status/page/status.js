@@ -73,7 +73,7 @@ function plot(now) {
 
 function show(snapshot) {
   const now = Date.now();
-  const { open, draining, leaving, leaving_refused: refused, stalled, limits, pid } = snapshot;
+  const { open, draining, leaving, leaving_refused: refused, stalled, busy, drain, limits, pid } = snapshot;
   const sessions = open + leaving;
   const limit = limits.max_sessions;
   if (pid !== process) history.length = 0;
@@ -82,8 +82,9 @@ function show(snapshot) {
   at("sessions").textContent = sessions;
   at("limit").textContent = limit === null ? "no limit" : `of ${limit}`;
   plot(now);
-  const state = draining ? (sessions ? `draining: ${sessions} to go` : "drained") : "serving";
-  const more = { leaving, refused, stalled };
+  const waits = drain?.waits_for_busy ? ", busy ones may finish" : "";
+  const state = draining ? (sessions ? `draining: ${sessions} to go${waits}` : "drained") : "serving";
+  const more = { leaving, refused, stalled, busy };
   const others = Object.keys(more).filter((name) => more[name]).map((name) => `, ${more[name]} ${name}`).join("");
   say(`Process ${pid}: ${state}${others}`, draining);
   at("drain").hidden = false;

@@ -263,6 +263,26 @@ def test_closes_are_counted_by_code_and_refusals_by_cause(log):
     assert {refusal["outcome"]: refusal["count"] for refusal in found["refusals"]} == {"refused": 5, "shadow": 5}
 
 
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_closes_counts_too_many_messages_once(log, is_complete):
+    """Such a session was admitted: where all are logged, it has a record of its end too."""
+    session = {"closecodes.session.id": "186655f0351b", "process.pid": 7}
+    ended = {**session, "event.name": "closecodes.session.closed", "websocket.close.code": 1008}
+    refused = {
+        **session,
+        "event.name": "closecodes.session.refused",
+        "closecodes.gate.name": "messages",
+        "closecodes.gate.cause": "messages",
+        "closecodes.refusal.mode": "close",
+        "websocket.close.code": 1008,
+    }
+    opened = {**session, "event.name": "closecodes.session.opened"}
+    log.write_text(lines_of(*(record("19:04:00", **one) for one in [opened, refused, ended][not is_complete :])))
+    found = run_json("logs", "closes", log)
+    assert [(close["code"], close["count"]) for close in found["closes"]] == [(1008, 1)]
+    assert [(one["cause"], one["gate"], one["count"]) for one in found["refusals"]] == [("messages", "messages", 1)]
+
+
 @pytest.mark.parametrize("code", [CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN, CloseCode.TIMEOUT])
 def test_closes_with_iana_code_prints_its_meaning(log, code):
     append(

@@ -1,0 +1,58 @@
+"""Sessions in the middle of something that should not be cut: a call, a generation, a transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from asgi_closecodes.concurrency import COUNTING
+from asgi_closecodes.session import Session
+
+
+class BusySessions:
+    """Counts the open blocks of each session that has one; others cost nothing.
+
+    :param sessions: the admitted ones that are not over.
+    """
+
+    __slots__ = ("_blocks", "_sessions")
+
+    def __init__(self, sessions: Collection[Session]) -> None:
+        self._sessions = sessions
+        self._blocks: dict[Session, int] = {}
+
+    def __contains__(self, session: object) -> bool:
+        return session in self._blocks
+
+    @contextmanager
+    def mark(self, session: Session) -> Iterator[None]:
+        """Have ``session`` count as busy in the block; from any task and thread. Nothing, where it is over."""
+        with COUNTING:
+            is_counted = session in self._sessions
+            if is_counted:
+                self._blocks[session] = self._blocks.get(session, 0) + 1
+        try:
+            yield
+        finally:
+            if is_counted:
+                self._unmark(session)
+
+    def _unmark(self, session: Session) -> None:
+        with COUNTING:
+            if (blocks := self._blocks.get(session, 0)) > 1:
+                self._blocks[session] = blocks - 1
+            else:
+                self._blocks.pop(session, None)
+
+    def drop(self, session: Session) -> None:
+        """Forget a session that is over: a task of its handler's may outlive it in a block."""
+        self._blocks.pop(session, None)
+
+    def count(self, leaving: Collection[Session]) -> int:
+        """Return how many are busy and not ``leaving``."""
+        with COUNTING:
+            return sum(session not in leaving for session in self._blocks)
+
+    def forget(self) -> None:
+        """Begin anew in a child process: the sessions are the parent's."""
+        self._blocks.clear()

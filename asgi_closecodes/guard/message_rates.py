@@ -1,0 +1,50 @@
+"""The limit of messages in all sessions of a guard."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from asgi_closecodes.events import GateState
+from asgi_closecodes.exceptions import TooManyMessages
+from asgi_closecodes.session import MessageRate, Session, limit_messages
+from asgi_closecodes.settings import Settings
+
+
+class MessageRates:
+    """Has the handlers of all sessions receive at the rate that the settings say.
+
+    :param sessions: the admitted ones that are not over.
+    """
+
+    __slots__ = ("_rate", "_sessions")
+
+    def __init__(self, sessions: Collection[Session]) -> None:
+        self._sessions = sessions
+        self._rate: MessageRate | None = None
+
+    def follow(self, settings: Settings) -> None:
+        """Limit as ``settings`` say from now on, in the sessions that are open too."""
+        before, self._rate = self._rate, _rate_of(settings)
+        if self._rate != before:
+            for session in [*self._sessions]:
+                limit_messages(session, self._rate)
+
+    def add(self, session: Session) -> None:
+        """Limit ``session`` too, where there is a limit."""
+        if self._rate is not None:
+            limit_messages(session, self._rate)
+
+    def state(self) -> list[GateState]:
+        """Return the limit as the state of a gate, for a snapshot; none where there is no limit."""
+        if (rate := self._rate) is None:
+            return []
+        name = TooManyMessages.gate
+        return [{"name": name, "cause": name, "usage": None, "limit": rate.per_second, "shadow": rate.is_shadow}]
+
+
+def _rate_of(settings: Settings) -> MessageRate | None:
+    per_second, burst = settings.messages_per_second, settings.message_burst
+    if per_second is None:
+        return None
+    burst = max(per_second, 1.0) if burst is None else burst
+    return MessageRate(per_second, burst, settings.message_patience, "messages_per_second" in settings.shadow)

@@ -1,0 +1,235 @@
+"""The rate of messages that a handler receives: beyond it the server is asked for the next one later.
+
+So TCP pushes back, and a cancelled ``receive()`` loses nothing. The limiter stands in for the server's ``receive``; a
+session without a limit has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import anyio
+from starlette.types import Message, Receive
+
+from asgi_closecodes.bounds import MAX_NUMBER
+from asgi_closecodes.codes import Close
+from asgi_closecodes.concurrency import on_asyncio
+from asgi_closecodes.events import SessionFacts, SessionRefused
+from asgi_closecodes.exceptions import TooManyMessages
+
+if TYPE_CHECKING:
+    from .session import Session
+
+LOOK_INTERVAL_S = 0.25
+"""Seconds between two looks at whether a delayed session is over, of which no server tells that is not asked."""
+
+_PAUSE_S = 0.1
+"""Seconds that messages have to be late, all of a spell together, for their peer to have paused."""
+
+_PROMPT_S = 0.001
+"""Seconds that a message takes that was there already, at most, if the event loop is not busy."""
+
+
+class MessageRate(NamedTuple):
+    """A limit of messages: GCRA, the leaky bucket as a meter."""
+
+    per_second: float
+    burst: float
+    """Messages that may come together after a pause."""
+    patience: float
+    """Seconds that a session may be delayed without a pause."""
+    is_shadow: bool = False
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two messages."""
+        return min(1 / self.per_second, MAX_NUMBER)
+
+    @property
+    def tolerance(self) -> float:
+        """Seconds that a message may come before its time."""
+        return (self.burst - 1) * self.interval
+
+
+def limit_messages(session: Session, rate: MessageRate | None) -> None:
+    """Have the handler of ``session`` receive no faster than ``rate``, from now on; from any thread."""
+    receive = session.server_receive
+    limited = getattr(receive, "__self__", None)
+    if isinstance(limited, _Metered):
+        receive = limited.server_receive
+    if rate is not None:
+        kind = ShadowedReceive if rate.is_shadow else LimitedReceive
+        receive = kind(session, receive, rate).receive
+    session.server_receive = receive
+
+
+def refused(
+    facts: SessionFacts, close: Close | None, limit: float, mode: Literal["close", "shadow"] = "close"
+) -> SessionRefused:
+    """Return the event of a session that has sent too many messages."""
+    return SessionRefused(
+        session=facts,
+        close=close,
+        gate=TooManyMessages.gate,
+        cause=TooManyMessages.gate,
+        retry_after=0.0,
+        mode=mode,
+        limit=limit,
+        is_overload=False,
+    )
+
+
+class _Metered:
+    """A server's ``receive`` whose messages are counted.
+
+    :param session: held weakly: it holds this.
+    :param clock: monotonic seconds.
+    """
+
+    __slots__ = ("_clock", "_due_at", "_interval", "_rate", "_session", "_since", "_tolerance", "server_receive")
+
+    def __init__(
+        self,
+        session: Session,
+        server_receive: Receive,
+        rate: MessageRate,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = weakref.ref(session)
+        self.server_receive = server_receive
+        self._rate = rate
+        self._interval, self._tolerance = rate.interval, rate.tolerance
+        self._clock = clock
+        self._due_at = -math.inf  # when the next message conforms
+        self._since: float | None = None  # when messages began to be too many
+
+
+class LimitedReceive(_Metered):
+    """A server's ``receive`` that is called when the next message is due."""
+
+    __slots__ = ("_delayed_at", "_is_closing", "_late", "_ready_at", "_received_at")
+
+    def __init__(
+        self,
+        session: Session,
+        server_receive: Receive,
+        rate: MessageRate,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(session, server_receive, rate, clock)
+        self._received_at = -math.inf
+        self._delayed_at: float | None = None  # when the next message began to be delayed,
+        self._ready_at = math.inf  # and when the server was asked for it then
+        self._late = 0.0  # seconds that the messages of this spell have let the server wait
+        self._is_closing = False
+
+    async def receive(self) -> Message:
+        """Receive the next message, not before it is due."""
+        if self._due_at > self._received_at:  # else it is due, whatever the time is by now
+            await self._wait()
+        receive = self.server_receive
+        message = await receive()
+        if message["type"] == "websocket.receive":
+            clock = self._clock
+            now = clock()
+            if self._since is not None or self._delayed_at is not None:
+                self._note(now)
+            due_at, earliest = self._due_at, now - self._tolerance
+            self._due_at = (due_at if due_at > earliest else earliest) + self._interval  # noqa: FURB136 - max() is slow
+            self._received_at = now
+        return message
+
+    async def _wait(self) -> None:
+        """Wait until a message is due; close where that has gone on for too long."""
+        now = self._clock()
+        if now < self._due_at and self._delayed_at is None:
+            self._delayed_at, self._ready_at = now, math.inf
+        while now < self._due_at or self._is_closing:
+            if (session := self._limited_session()) is None:
+                break
+            if self._close_at <= now and not self._is_closing:
+                self._is_closing = True
+                session.schedule_close(TooManyMessages(self._rate.per_second))
+            session = None  # held by this coroutine it would outlive its handler
+            wake_at = now + LOOK_INTERVAL_S if self._is_closing else min(self._due_at, self._close_at)
+            await anyio.sleep(min(wake_at - now, LOOK_INTERVAL_S))
+            now = self._clock()
+        self._check_interrupted()
+        self._ready_at = min(self._ready_at, now)
+
+    @property
+    def _close_at(self) -> float:
+        return math.inf if self._since is None else self._since + self._rate.patience
+
+    def _limited_session(self) -> Session | None:
+        """Return the session; None where it is over, or limited by another rate by now."""
+        session = self._session()
+        if session is None or session.is_leaving or getattr(session.server_receive, "__self__", None) is not self:
+            return None
+        connection = session.connection
+        return None if connection is not None and connection.is_lost else session
+
+    def _check_interrupted(self) -> None:
+        """Give the server no call where the session was ended in the very turn in which the delay was over.
+
+        :raises CancelledError: then, as the interruption would have: the session's own ``receive`` expects it.
+        """
+        session = self._session()
+        if session is not None and session.is_interrupted and on_asyncio():
+            raise asyncio.CancelledError
+
+    def _note(self, now: float) -> None:
+        """Take note whether the message that has come now was waiting to be received."""
+        if self._delayed_at is None:
+            late = now - self._due_at
+            late = late if late > _PAUSE_S else 0.0  # the handler's own time, or an event loop that was busy
+        else:
+            late = max(now - self._ready_at - _PROMPT_S, 0.0)
+        self._late += late
+        if self._late > _PAUSE_S:
+            self._since, self._late = None, 0.0
+        elif self._since is None:
+            self._since = self._delayed_at
+        self._delayed_at = None
+
+
+class ShadowedReceive(_Metered):
+    """A server's ``receive``, and one report of a session that the limit would have closed."""
+
+    __slots__ = ("_has_reported",)
+
+    def __init__(
+        self,
+        session: Session,
+        server_receive: Receive,
+        rate: MessageRate,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(session, server_receive, rate, clock)
+        self._has_reported = False
+
+    async def receive(self) -> Message:
+        """Receive the next message."""
+        message = await self.server_receive()
+        if message["type"] == "websocket.receive" and not self._has_reported:
+            self._note(self._clock())
+        return message
+
+    def _note(self, now: float) -> None:
+        if self._due_at <= now:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        self._due_at = max(self._due_at, now - self._tolerance) + self._interval
+        # This message would have been delayed until now + patience at least: it is due a tolerance before that.
+        if self._since is not None and self._due_at - self._interval - self._since >= self._rate.patience:
+            self._has_reported = True
+            if (session := self._session()) is not None:
+                close = TooManyMessages(self._rate.per_second)
+                facts = session.facts()
+                session.report(refused(facts, Close(close.code, close.reason), self._rate.per_second, "shadow"))

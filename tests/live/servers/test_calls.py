@@ -1,0 +1,66 @@
+"""Drains that wait for calls: at SIGTERM, and from the preStop of the README's Kubernetes recipe."""
+
+import re
+import signal
+import subprocess
+
+import httpx
+import pytest
+
+from tests.support.peers import Raw, connect
+from tests.support.programs import program
+from tests.support.servers import ROOT, serve
+
+APP = "tests.live.servers.calls:app"
+DRAINED = "1012 service restart; retry_after=1.0; cause=drain"
+
+
+def opened(running, holding):
+    idle, call = (holding.enter_context(Raw(running, path)) for path in ("/idle", "/call"))
+    assert (idle.answer(), call.answer(), call.frame()) == (101, 101, (1, b"ringing"))
+    return idle, call
+
+
+def closed(peer):
+    seen = peer.close_frame()
+    peer.send(8, seen.code.to_bytes(2))
+    return str(seen)
+
+
+def test_sigterm_waits_for_a_call(tmp_path, holding):
+    env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true"}
+    with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:
+        idle, call = opened(running, holding)
+        running.process.send_signal(signal.SIGTERM)
+        assert closed(idle) == DRAINED
+        assert str(connect(running, "/idle")) == DRAINED, "new ones are refused at once"
+        call.send(1, b"bye")
+        assert (call.frame(), closed(call)) == ((1, b"bye"), DRAINED)
+        running.process.wait(15)
+        [record] = running.records(event__name="closecodes.drain.started")
+        assert record["closecodes.drain.patience"] == 60
+
+
+def test_kubernetes_pre_stop_waits_for_a_call(setup, tmp_path, holding):
+    """Its command is run as the kubelet runs it: the signal comes when it has ended."""
+    readme = (ROOT / "README.md").read_text()
+    [command] = re.findall(r"command: \[(curl, [^\]]*)\]", readme)
+    grace = int(re.search(r"terminationGracePeriodSeconds: (\d+)", readme)[1])
+    patience, window = map(int, re.search(r"patience of (\d+) s and a window of (\d+) s", readme).groups())
+    assert grace > patience + window
+    with serve(setup, APP, tmp_path) as running:
+        idle, call = opened(running, holding)
+        url = running.url.replace("ws", "http", 1)
+        arguments = [one.strip().strip('"').replace("http://127.0.0.1:8000", url) for one in command.split(",")]
+        pre_stop = subprocess.Popen([program("curl"), *arguments[1:]])
+        try:
+            drained = "4012" if setup == "daphne" else DRAINED
+            assert closed(idle) == drained
+            assert httpx.get(f"{url}/ready", trust_env=False).status_code == 503
+            with pytest.raises(subprocess.TimeoutExpired):
+                pre_stop.wait(0.5)
+            call.send(1, b"bye")
+            assert (call.frame(), closed(call)) == ((1, b"bye"), drained)
+            assert pre_stop.wait(15) == 0
+        finally:
+            pre_stop.kill()

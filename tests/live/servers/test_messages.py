@@ -1,0 +1,160 @@
+"""Limits of messages on live servers: who is delayed, who is closed, and which server pushes back."""
+
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.support.peers import Raw, eventually, held, snapshot, tell
+from tests.support.servers import serve
+
+FRAME = b"\x81\xfe\x04\x00" + bytes(4) + b"x" * 1024
+"""A text of 1 KiB, masked with zeros."""
+
+MAX_ACCEPTED_BYTES = 24 << 20
+"""Bytes that the systems' and the server's buffers take, at most, from a peer whose messages nobody receives."""
+
+
+@pytest.fixture(scope="module")
+def started(setup, tmp_path_factory):
+    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path_factory.mktemp("messages")) as running:
+        yield running
+
+
+@pytest.fixture
+def limited(started):
+    def limit(**what):
+        tell(started, "shed", **what)
+        return started
+
+    yield limit
+    tell(started, "shed", messages_per_second="None", message_burst="None", message_patience="5", shadow="")
+    tell(started, "shed", abandon_after="2")  # hypercorn does not tell of every departure
+    tell(started, "shed", shed="1")
+    assert eventually(lambda: held(started, "shed") == 0, within=30)
+    tell(started, "shed", abandon_after="60")
+
+
+def flood(peer, until):
+    """Send as fast as the server takes it; return the bytes that it took."""
+    taken = 0
+    peer.socket.settimeout(0.5)
+    try:
+        while not until():
+            try:
+                taken += peer.socket.send(FRAME * 64)
+            except TimeoutError:
+                pass
+    except OSError:
+        pass
+    return taken
+
+
+def flooding(peer):
+    gone = threading.Event()
+    thread = threading.Thread(target=flood, args=[peer, gone.is_set], daemon=True)
+    thread.start()
+    return gone, thread
+
+
+def refusals(server):
+    return snapshot(server, "shed")["refusals"].get("messages", 0)
+
+
+def test_flooder_is_closed_with_1008(limited, setup):
+    server = limited(messages_per_second="20", message_burst="5", message_patience="1")
+    before, start = refusals(server), time.monotonic()
+    with Raw(server, "/shed/receive-for-ever") as peer:
+        assert peer.answer() == 101
+        gone, thread = flooding(peer)
+        reader = peer.socket.dup()
+        reader.settimeout(20)
+        peer.socket, sender = reader, peer.socket
+        seen = peer.close_frame()
+        gone.set()
+        thread.join()
+        sender.close()
+    assert time.monotonic() - start >= 1
+    assert str(seen) == ("4008" if setup == "daphne" else "1008 too many messages; cause=messages")
+    assert eventually(lambda: refusals(server) == before + 1)
+    [*_, record] = server.wait_for_records(1, closecodes__gate__name="messages")
+    assert (record["closecodes.gate.cause"], record["level"], record["event.name"]) == (
+        "messages",
+        "info",
+        "closecodes.session.refused",
+    )
+    assert eventually(lambda: held(server, "shed") == 0, within=30)
+
+
+def test_peer_below_the_limit_is_let_alone(limited):
+    server = limited(messages_per_second="20", message_burst="5", message_patience="0.5")
+    with Raw(server, "/shed/echo") as peer:
+        assert peer.answer() == 101
+        for _ in range(40):
+            peer.send(1, b"x")
+            assert peer.frame() == (1, b"x")
+            time.sleep(0.06)
+        assert held(server, "shed") == 1
+
+
+def test_limit_of_an_open_session_delays_what_it_says(limited):
+    server = limited()
+    with Raw(server, "/shed/echo") as peer:
+        assert peer.answer() == 101
+        limited(messages_per_second="2", message_burst="1", message_patience="60")
+        start = time.monotonic()
+        for _ in range(4):
+            peer.send(1, b"x")
+        # One receive had been called before.
+        assert [peer.frame() for _ in range(4)] == [(1, b"x")] * 4
+        assert time.monotonic() - start >= 0.9
+
+
+def test_server_pushes_back_or_memory_is_bounded_until_the_close(limited, setup):
+    """daphne reads on, whatever is received: there the patience bounds what it holds."""
+    patience = "1" if setup == "daphne" else "600"
+    server = limited(messages_per_second="2", message_burst="1", message_patience=patience)
+    process = psutil.Process(server.process.pid)
+    everybody = [process, *process.children(recursive=True)]
+
+    def resident():
+        return sum(one.memory_info().rss for one in everybody)
+
+    before = resident()
+    with Raw(server, "/shed/receive-for-ever") as peer:
+        assert peer.answer() == 101
+        start = time.monotonic()
+        if setup == "daphne":
+            flood(peer, lambda: refusals_soon(start))
+            assert eventually(lambda: refusals(server) >= 1, within=20)
+        else:
+            assert flood(peer, lambda: time.monotonic() - start > 3) <= MAX_ACCEPTED_BYTES
+        assert resident() - before <= 256 << 20
+
+
+def refusals_soon(start):
+    return time.monotonic() - start > 4
+
+
+def test_shed_interrupts_the_delay(limited, setup):
+    server = limited(messages_per_second="0.05", message_burst="1", message_patience="600")
+    with Raw(server, "/shed/echo") as peer:
+        assert peer.answer() == 101
+        peer.send(1, b"x")
+        assert peer.frame() == (1, b"x")
+        peer.send(1, b"x")
+        time.sleep(0.3)
+        tell(server, "shed", shed="1")
+        assert peer.close_frame().code == (4013 if setup == "daphne" else 1013)
+
+
+def test_shadow_only_tells(limited):
+    server = limited(messages_per_second="5", message_burst="1", message_patience="0.5", shadow="messages_per_second")
+    before = len(server.records(closecodes__refusal__mode="shadow"))
+    with Raw(server, "/shed/echo") as peer:
+        assert peer.answer() == 101
+        for _ in range(30):
+            peer.send(1, b"x")
+            assert peer.frame() == (1, b"x")
+    assert len(server.wait_for_records(before + 1, closecodes__refusal__mode="shadow")) == before + 1
