@@ -100,7 +100,7 @@ class HandlerProtocol(Channel):
         return events.SessionFacts(
             id=self.id,
             route=route_of(self.scope, self.server_scope),
-            path=self.scope.get("path", ""),
+            path=self.server_scope.get("path", ""),  # Litestar changes it in what it is given
             scheme=self.scope.get("scheme", "ws"),
             client=client_of(self.scope),
             phase=self.phase.public,
