@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 
 __all__ = ["install"]
 
+_ERROR_CODE = 4500
+
 
 def install(app: Litestar) -> None:
     """Tell sessions of exceptions that ``app`` catches; once is enough.
 
-    What Litestar itself knows to close with stays: a WebSocketException, and an HTTPException below 500.
+    What Litestar itself knows to close with stays: a WebSocketException, and an HTTPException below 500, of which a
+    ``SessionClosedWithError`` tells.
     """
     if _fail not in app.after_exception:
         app.after_exception.append(_fail)
 
 
 async def _fail(error: Exception, scope: Scope) -> None:
-    is_answer = isinstance(error, WebSocketException) or (isinstance(error, HTTPException) and error.status_code < 500)
-    if not is_answer and (session := session_of(scope)) is not None:
+    if (session := session_of(scope)) is None or isinstance(error, WebSocketException):
+        return
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        scope["closecodes.error_code"] = _ERROR_CODE  # a request of the client's that it refuses
+    else:
         await session.fail(error)

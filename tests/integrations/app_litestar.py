@@ -1,7 +1,8 @@
 """Litestar."""
 
-from litestar import Litestar, WebSocket, websocket
-from litestar.exceptions import NotAuthorizedException, WebSocketException
+from litestar import Litestar, Router, WebSocket, asgi, websocket
+from litestar.exceptions import InternalServerException, NotAuthorizedException, WebSocketException
+from litestar.types import Receive, Scope, Send
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
 from asgi_closecodes.integrations.litestar import install
@@ -58,8 +59,26 @@ async def violated(socket: WebSocket) -> None:
     raise WebSocketException(code=4002, detail="its own")
 
 
+@websocket("/own")
+async def own(socket: WebSocket) -> None:
+    await socket.accept()
+    await socket.close(4500, "of the handler")
+
+
+@websocket("/internal")
+async def internal(socket: WebSocket) -> None:
+    await socket.accept()
+    raise InternalServerException("secret")
+
+
+@asgi("/below", is_mount=True)
+async def below(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ValueError("secret")
+
+
 def make():
-    return Litestar([echo, early, crash, busy, asked, keyed, forbidden, violated], logging_config=None)
+    handlers = [echo, early, crash, busy, asked, keyed, forbidden, violated, internal, own]
+    return Litestar([*handlers, Router("/of", route_handlers=[crash]), below], logging_config=None)
 
 
 bare, app, guard = make(), make(), make_guard()
