@@ -93,11 +93,14 @@ def _telling(handler: Callable[..., Any], event: str | None = None) -> Callable[
 
 
 def _is_for_framework(error: Exception, event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether python-socketio knows what ``error`` means: a refusal, or that it is to call with fewer arguments."""
+    """Whether python-socketio knows what ``error`` means: a refusal, or that it is to call with other arguments."""
     if event == "connect" and isinstance(error, (Refused, ConnectionRefusedError)):
         return True
-    if not isinstance(error, TypeError) or not (event == "disconnect" or (event == "connect" and not arguments[-1])):
+    if not isinstance(error, TypeError) or event not in ("connect", "disconnect"):
         return False
+    last = arguments[-1]
+    if event == "connect" and not (last is None or (isinstance(last, dict) and "asgi.scope" in last)):
+        return False  # with what the client has sent it is called once
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,6 +1,6 @@
 """Quart."""
 
-from quart import Quart, websocket
+from quart import Blueprint, Quart, abort, websocket
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
 from asgi_closecodes.integrations.quart import install
@@ -39,6 +39,26 @@ def make():
         session(websocket.scope).key = "anna"
         await echo()
 
+    @app.websocket("/refused")
+    async def refused():
+        abort(401)
+
+    @app.websocket("/handled")
+    async def handled():
+        await websocket.accept()
+        raise LookupError
+
+    @app.errorhandler(LookupError)
+    async def on_lookup(error):
+        await websocket.close(4004, "of the application")
+
+    below = Blueprint("below", __name__, url_prefix="/of")
+
+    @below.websocket("/crash/<int:number>")
+    async def crash_below(number):
+        await crash(number)
+
+    app.register_blueprint(below)
     return app
 
 
@@ -46,3 +66,8 @@ bare, app, guard = make(), make(), make_guard()
 install(app)
 install(app)
 both = Both(CloseCodeMiddleware(app, guard), bare, guard)
+
+bare_debug, app_debug, guard_debug = make(), make(), make_guard()
+bare_debug.debug = app_debug.debug = True
+install(app_debug)
+both_debug = Both(CloseCodeMiddleware(app_debug, guard_debug), bare_debug, guard_debug)
