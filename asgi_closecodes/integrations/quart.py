@@ -10,7 +10,7 @@ from typing import Any
 
 from asgi_closecodes.integrations import require, session_of
 
-require("quart", "0.19")
+require("quart", "0.20")
 
 from quart import Quart, got_websocket_exception, websocket  # noqa: E402 - the message about its version first
 
