@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from asgi_closecodes import Guard, Session
 from asgi_closecodes.integrations import require, session_of
 
-require("python-socketio", "5.11")
+require("python-socketio", "5.12")
 
 from socketio.exceptions import ConnectionRefusedError as Refused  # noqa: E402 - the message about its version first
 

@@ -7,18 +7,18 @@ import pytest
 
 from tests.integrations.peers import SocketIO, WebSockets, control, end_of, staying, visit
 from tests.support.programs import module
-from tests.support.servers import ROOT, serve
+from tests.support.servers import ROOT
 
 README = (ROOT / "asgi_closecodes/integrations/README.md").read_text()
 
 FRAMEWORKS = {
-    "Starlette": ("starlette", "starlette:both", WebSockets, "/crash/{name}"),
-    "FastAPI": ("fastapi", "starlette:both_fastapi", WebSockets, "/crash/{name}"),
-    "Django Channels": ("channels", "channels:both", WebSockets, None),
-    "Django Channels, in threads": ("channels", "channels:both_sync", WebSockets, None),
-    "Litestar": ("litestar", "litestar:both", WebSockets, "/crash/{name}"),
-    "Quart": ("quart", "quart:both", WebSockets, "/crash/<name>"),
-    "python-socketio": ("socketio", "socketio:both", SocketIO, None),
+    "Starlette": ("starlette", "starlette.both", WebSockets, "/crash/{name}"),
+    "FastAPI": ("fastapi", "starlette.both_fastapi", WebSockets, "/crash/{name}"),
+    "Django Channels": ("channels", "channels.both", WebSockets, None),
+    "Django Channels, in threads": ("channels", "channels.both_sync", WebSockets, None),
+    "Litestar": ("litestar", "litestar.both", WebSockets, "/crash/{name}"),
+    "Quart": ("quart", "quart.both", WebSockets, "/crash/<name>"),
+    "python-socketio": ("socketio", "socketio.both", SocketIO, None),
 }
 SCENARIOS = ("early", "crash", "busy", "asked")
 
@@ -34,11 +34,10 @@ def kind(framework):
 
 
 @pytest.fixture(scope="module")
-def running(framework, tmp_path_factory):
+def running(framework, application):
     name, app, _, _ = FRAMEWORKS[framework]
     module(name)
-    with serve("uvicorn-sansio", f"tests.integrations.app_{app}", tmp_path_factory.mktemp(name)) as running:
-        yield running
+    return application(app)
 
 
 def short(end):

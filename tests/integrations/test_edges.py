@@ -4,37 +4,41 @@ import pytest
 
 from tests.support.peers import connect
 from tests.support.programs import module
-from tests.support.servers import serve
 
 
 @pytest.fixture(scope="module")
-def litestar(tmp_path_factory):
+def litestar(application):
     module("litestar")
-    with serve("uvicorn-sansio", "tests.integrations.app_litestar:both", tmp_path_factory.mktemp("x")) as running:
-        yield running
+    return application("litestar.both")
 
 
 @pytest.fixture(scope="module", params=["both", "both_debug"])
-def quart(request, tmp_path_factory):
+def quart(request, application):
     """In debug mode Quart has its exceptions travel on, too."""
     module("quart")
-    app = f"tests.integrations.app_quart:{request.param}"
-    with serve("uvicorn-sansio", app, tmp_path_factory.mktemp("x")) as running:
-        yield running
+    return application(f"quart.{request.param}")
 
 
 @pytest.mark.parametrize(
     ("path", "seen"),
     [
         ("/violated", "4002 its own"),
-        ("/forbidden", "4500 log in"),
+        ("/own", "4500 of the handler"),
         ("/nowhere", "HTTP 403"),
         ("/echo/more", "HTTP 403"),
     ],
 )
 def test_litestar_answer_of_its_own_stays(litestar, path, seen):
     assert str(connect(litestar, path)) == str(connect(litestar, f"/bare{path}")) == seen
-    assert litestar.records(url__path=path, level="error") == []
+    assert connect(litestar, "/crash/7").ref
+    assert litestar.records(url__path=path, level="error") == litestar.records(url__path=path, level="warning") == []
+
+
+def test_litestar_error_close_is_one_warning(litestar):
+    assert str(connect(litestar, "/forbidden")) == str(connect(litestar, "/bare/forbidden")) == "4500 log in"
+    [record] = litestar.wait_for_records(1, url__path="/forbidden")
+    assert (record["event.name"], record["level"]) == ("closecodes.session.closed_with_error", "warning")
+    assert (record["http.route"], record["websocket.close.code"]) == ("/forbidden", 4500)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,7 @@ def test_litestar_failure_is_one_record_with_its_route(litestar, path, route):
     [record] = litestar.wait_for_records(1, closecodes__error__id=seen.ref)
     assert record.get("http.route") == route
     assert connect(litestar, "/crash/7").ref
-    assert len(litestar.records(url__path=path)) == 1
+    assert len(litestar.records(closecodes__session__id=record["closecodes.session.id"])) == 1
 
 
 @pytest.mark.parametrize(
@@ -64,4 +68,4 @@ def test_quart_failure_is_one_record_with_its_route(quart):
     [record] = quart.wait_for_records(1, closecodes__error__id=seen.ref)
     assert record["http.route"] == "/of/crash/<int:number>"
     assert connect(quart, "/crash/7").ref
-    assert len(quart.records(url__path="/of/crash/7")) == 1
+    assert len(quart.records(closecodes__session__id=record["closecodes.session.id"])) == 1

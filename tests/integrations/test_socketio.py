@@ -12,16 +12,13 @@ import pytest
 from tests.integrations.peers import PATIENCE_S, SocketIO, control, visit
 from tests.support.peers import eventually
 from tests.support.programs import module
-from tests.support.servers import serve
 
 
 @pytest.fixture(scope="module", params=["both", "both_first"])
-def running(request, tmp_path_factory):
+def running(request, application):
     """Handlers are registered before ``install()``, or after it."""
     module("socketio")
-    app = f"tests.integrations.app_socketio:{request.param}"
-    with serve("uvicorn-sansio", app, tmp_path_factory.mktemp(request.param)) as running:
-        yield running
+    return application(f"socketio.{request.param}")
 
 
 @pytest.fixture
@@ -54,14 +51,23 @@ async def connected(running, *, auth=None, namespaces=None, **options):
 
     client = socketio.AsyncClient(**options)
     seen = Seen(client)
-    await client.connect(running.url.replace("ws", "http"), auth=auth, namespaces=namespaces, wait_timeout=PATIENCE_S)
+    await client.connect(
+        running.host.replace("ws", "http"),
+        socketio_path=f"{running.name}/socket.io",
+        auth=auth,
+        namespaces=namespaces,
+        wait_timeout=PATIENCE_S,
+    )
     try:
         yield client, seen
     finally:
         await client.shutdown()
 
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore:parameter 'timeout' of type 'float':DeprecationWarning"),  # older clients
+]
 
 
 async def test_socketio_client_upgrades_and_gets_answers(running):
