@@ -44,6 +44,7 @@ __all__ = [
     "SessionAbandoned",
     "SessionAdmitted",
     "SessionClosed",
+    "SessionClosedWithError",
     "SessionFacts",
     "SessionFailed",
     "SessionOpened",
@@ -148,6 +149,19 @@ class SessionFailed(Event):
     """Whether the server accepted the close or the HTTP response; the client may still not have received it."""
     of_another_session: bool = False
     """Whether another session's socket raised it, as in a broadcast to a member that has left."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosedWithError(Event):
+    """A framework closed a session with the code by which it answers an error, which is no failure.
+
+    Integrations alone name such a code.
+    """
+
+    event_name: ClassVar = "closecodes.session.closed_with_error"
+
+    session: SessionFacts
+    close: Close
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,20 @@ def _session_failed(event: events.SessionFailed, redactor: Redactor) -> Message:
     return Message(message, (kind, source, _location(session), _close_text(event.close), event.error_id), keys)
 
 
+@_record(
+    events.SessionClosedWithError,
+    SESSION,
+    logging.WARNING,
+    sampler="error",
+    group_by=lambda event: (event.session.route, event.close.code),
+    keys=(*_SESSION_KEYS, *_CLOSE_KEYS),
+)
+def _session_closed_with_error(event: events.SessionClosedWithError, redactor: Redactor) -> Message:
+    session = redactor.keys(event.session)
+    message = "the framework closed a session of %s because of an error; %s"
+    return Message(message, (_location(session), _close_text(event.close)), {**session, **_close_keys(event.close)})
+
+
 @_record(events.RouteNotFound, SESSION, logging.INFO, sampler="refusal", keys=(*_SESSION_KEYS,))
 def _route_not_found(event: events.RouteNotFound, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)

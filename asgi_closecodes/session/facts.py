@@ -40,7 +40,7 @@ class LateFacts(SessionFacts):
     @property
     def path(self) -> str:
         """The decoded path."""
-        path: str = self._session.scope.get("path", "")
+        path: str = self._session.server_scope.get("path", "")
         return path
 
     @property

@@ -53,9 +53,12 @@ def never_tells_codes(scope: Scope) -> bool:
 def route_of(scope: Scope, servers_scope: Scope) -> str | None:
     """Return the template of the route that matched, or None if it is not known for sure.
 
-    A mount leaves its actual path in ``root_path``: that is its template only if it has no parameters.
+    Starlette leaves its route, Litestar and the integration of Quart the template. A mount leaves its actual path in
+    ``root_path``: that is its template only if it has no parameters.
     """
     route = scope.get("route")
+    if route is None and "path_template" in scope:
+        return _path_template(scope, servers_scope)
     path = getattr(route, "path_format", None)
     if not isinstance(path, str) or hasattr(route, "routes"):  # a mount's own is "/{path}", whatever it leads to
         return None
@@ -66,3 +69,10 @@ def route_of(scope: Scope, servers_scope: Scope) -> str | None:
     if mount and any(name not in of_route for name in scope.get("path_params", ())):
         return None
     return f"{mount}{path}"
+
+
+def _path_template(scope: Scope, servers_scope: Scope) -> str | None:
+    template = scope["path_template"]
+    is_mounted = scope.get("root_path", "") != servers_scope.get("root_path", "")
+    leads_elsewhere = getattr(scope.get("route_handler"), "is_mount", False)  # Litestar's has "/", whatever it leads to
+    return template if isinstance(template, str) and not (is_mounted or leads_elsewhere) else None

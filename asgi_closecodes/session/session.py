@@ -305,9 +305,14 @@ class Session(ClosingProtocol):
             return
         if (error := sys.exception()) is not None:
             await self._close_as_caught(error)  # what follows is its second close then, which changes nothing
+        was_open = self.phase is Phase.OPEN
         if self._guard.rules.deliver_early_closes and self.phase in UNANSWERED:
             await self._accept_early_close(message)
         await super()._control(message)
+        if not was_open or self.closed_with is None or (code := self.scope.get("closecodes.error_code")) is None:
+            return
+        if message.get("code") == code:  # an integration has said that the framework closes with it for an error
+            self.report(events.SessionClosedWithError(self.facts(), self.closed_with))
 
     async def _close_as_caught(self, error: BaseException) -> None:
         """Close as ``error`` or its causes ask, where a framework has caught it and is about to close."""

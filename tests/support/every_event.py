@@ -44,6 +44,7 @@ EVENTS = [
     events.SessionAdmitted(FACTS),
     events.SessionOpened(FACTS),
     events.SessionClosed(FACTS, CLOSE, "handler"),
+    events.SessionClosedWithError(FACTS, Close(4500, "log in")),
     events.RouteNotFound(FACTS),
     events.LimitsChanged({"max_sessions": 5}),
     events.FewFiles(1000, 20, 1024, 1084),

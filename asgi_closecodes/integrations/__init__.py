@@ -1,0 +1,67 @@
+"""Integrations with frameworks that catch the exceptions of their handlers: ``install()`` of one of these modules.
+
+They know the public names of this library and of the framework alone. README.md has a table of what each does.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from asgi_closecodes import Session
+
+__all__ = ["require", "session_of", "tell_session"]
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def require(distribution: str, minimum: str) -> None:
+    """Check that a framework is there.
+
+    :raises ImportError: if it is not installed, or older than ``minimum``.
+    """
+    try:
+        installed = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        installed = ""
+    if _release(installed) < _release(minimum):
+        found = f"{installed} is installed" if installed else "it is not installed"
+        raise ImportError(
+            f"this integration needs {distribution} {minimum} or later, but {found}: "
+            f"pip install '{distribution}>={minimum}'",
+            name=distribution,
+        )
+
+
+def _release(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:2]]
+
+
+def session_of(scope: Mapping[str, Any]) -> Session | None:
+    """Return the session that runs with ``scope``; None for HTTP, and where no middleware is around."""
+    session = (scope.get("extensions") or {}).get("closecodes")
+    return session if isinstance(session, Session) else None
+
+
+def tell_session(handler: Callable[_Parameters, Awaitable[_Result]]) -> Callable[_Parameters, Awaitable[_Result]]:
+    """Return ``handler``, whose exceptions end the session of its argument that has a ``scope``, and travel on.
+
+    It is for handlers and callbacks of a framework that catches their exceptions and has no hook for that.
+    """
+
+    @functools.wraps(handler)
+    async def handle(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
+        try:
+            return await handler(*arguments, **named)
+        except Exception as error:
+            for argument in (*arguments, *named.values()):
+                if (session := session_of(getattr(argument, "scope", None) or {})) is not None:
+                    await session.fail(error)
+                    break
+            raise
+
+    return handle

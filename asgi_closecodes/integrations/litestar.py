@@ -1,0 +1,41 @@
+"""Litestar, which closes with 4500 when a handler raises.
+
+``install(app)`` has the session end as the exception says. Around it stands ``CloseCodeMiddleware(app)``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asgi_closecodes.integrations import require, session_of
+
+require("litestar", "2.13")
+
+from litestar.exceptions import HTTPException, WebSocketException  # noqa: E402 - the message about its version first
+
+if TYPE_CHECKING:
+    from litestar import Litestar
+    from litestar.types import Scope
+
+__all__ = ["install"]
+
+_ERROR_CODE = 4500
+
+
+def install(app: Litestar) -> None:
+    """Tell sessions of exceptions that ``app`` catches; once is enough.
+
+    What Litestar itself knows to close with stays: a WebSocketException, and an HTTPException below 500, of which a
+    ``SessionClosedWithError`` tells.
+    """
+    if _fail not in app.after_exception:
+        app.after_exception.append(_fail)
+
+
+async def _fail(error: Exception, scope: Scope) -> None:
+    if (session := session_of(scope)) is None or isinstance(error, WebSocketException):
+        return
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        scope["closecodes.error_code"] = _ERROR_CODE  # a request of the client's that it refuses
+    else:
+        await session.fail(error)

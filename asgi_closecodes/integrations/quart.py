@@ -1,0 +1,34 @@
+"""Quart, which closes with 1000 when a handler raises.
+
+``install(app)`` has the session end as the exception says. ``app.asgi_app = CloseCodeMiddleware(app.asgi_app)`` stands
+around it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asgi_closecodes.integrations import require, session_of
+
+require("quart", "0.20")
+
+from quart import Quart, got_websocket_exception, websocket  # noqa: E402 - the message about its version first
+
+__all__ = ["install"]
+
+
+def install(app: Quart) -> None:
+    """Tell sessions of exceptions that ``app`` catches and has no error handler for; once is enough."""
+    got_websocket_exception.connect(_fail, app)
+    if _tell_route not in app.before_websocket_funcs[None]:
+        app.before_websocket(_tell_route)
+
+
+async def _tell_route() -> None:
+    if websocket.url_rule is not None:
+        websocket.scope["path_template"] = websocket.url_rule.rule  # type: ignore[typeddict-unknown-key]  # ours
+
+
+async def _fail(_app: Quart, *, exception: Exception, **_later: Any) -> None:
+    if (session := session_of(websocket.scope)) is not None:
+        await session.fail(exception)

@@ -1,0 +1,137 @@
+"""python-socketio, which runs its handlers in tasks of their own: their exceptions end nothing.
+
+``install(sio, guard)`` has the session end as the exception says, and keeps clients of a full process from coming back
+by HTTP. Around it stands ``CloseCodeMiddleware(socketio.ASGIApp(sio), guard)``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import parse_qs
+
+from asgi_closecodes import Guard, Session
+from asgi_closecodes.integrations import require, session_of
+
+require("python-socketio", "5.12")
+
+from socketio.exceptions import ConnectionRefusedError as Refused  # noqa: E402 - the message about its version first
+
+__all__ = ["current_session", "install"]
+
+# Weak: the framework's background tasks have the context of the session that began them, and outlive it.
+_current: ContextVar[Callable[[], Session | None]] = ContextVar("asgi_closecodes_session", default=lambda: None)
+_installed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def current_session() -> Session | None:
+    """Return the session of the WebSocket that an event came by, in its handler; None if it came by HTTP."""
+    return _current.get()()
+
+
+def install(sio: Any, guard: Guard) -> None:
+    """Tell sessions of exceptions in the handlers of ``sio``, an AsyncServer; once is enough.
+
+    New sessions by HTTP get 503 while ``guard`` drains, or has no room: a client that was told to leave would be back
+    in the same process at once.
+    """
+    if sio in _installed:
+        return
+    _installed.add(sio)
+    sio.handle_request = _with_session(sio.handle_request, guard)
+    sio.on = _wrapping_on(sio.on)
+    sio.register_namespace = _wrapping_register(sio.register_namespace)
+    for handlers in sio.handlers.values():
+        handlers.update({event: _telling(handler, event) for event, handler in handlers.items()})
+    for namespace in sio.namespace_handlers.values():
+        namespace.trigger_event = _telling(namespace.trigger_event)
+
+
+def _wrapping_on(on: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(on)
+    def register(event: str, handler: Callable[..., Any] | None = None, namespace: str | None = None) -> Any:
+        def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
+            on(event, _telling(handler, event), namespace)
+            return handler
+
+        return decorate if handler is None else on(event, _telling(handler, event), namespace)
+
+    return register
+
+
+def _wrapping_register(register_namespace: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(register_namespace)
+    def register(namespace: Any) -> None:
+        register_namespace(namespace)
+        namespace.trigger_event = _telling(namespace.trigger_event)
+
+    return register
+
+
+def _telling(handler: Callable[..., Any], event: str | None = None) -> Callable[..., Awaitable[Any]]:
+    """Return ``handler``, whose exceptions the session is told of; without ``event``, its first argument is that."""
+
+    @functools.wraps(handler)
+    async def handle(*arguments: Any) -> Any:
+        try:
+            result = handler(*arguments)
+            return await result if inspect.isawaitable(result) else result
+        except Exception as error:
+            session = current_session()
+            if session is None or _is_for_framework(error, event or arguments[0], arguments):
+                raise
+            if not await session.fail(error):
+                raise
+            return False  # of "connect" it is a refusal; of others nobody waits for it any more
+
+    return handle
+
+
+def _is_for_framework(error: Exception, event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether python-socketio knows what ``error`` means: a refusal, or that it is to call with other arguments."""
+    if event == "connect" and isinstance(error, (Refused, ConnectionRefusedError)):
+        return True
+    if not isinstance(error, TypeError) or event not in ("connect", "disconnect"):
+        return False
+    last = arguments[-1]
+    if event == "connect" and not (last is None or (isinstance(last, dict) and "asgi.scope" in last)):
+        return False  # with what the client has sent it is called once
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, "socketio.async_namespace")
+
+
+def _with_session(handle_request: Callable[..., Awaitable[Any]], guard: Guard) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(handle_request)
+    async def handle(scope: Mapping[str, Any], receive: Any, send: Any) -> Any:
+        if scope["type"] == "http" and _is_new(scope) and _is_full(guard):
+            return await _refuse(guard, send)
+        session = session_of(scope)
+        _current.set((lambda: None) if session is None else weakref.ref(session))
+        return await handle_request(scope, receive, send)
+
+    return handle
+
+
+def _is_new(scope: Mapping[str, Any]) -> bool:
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    return "EIO" in query and "sid" not in query
+
+
+def _is_full(guard: Guard) -> bool:
+    snapshot = guard.snapshot()
+    headroom = snapshot["headroom"]
+    return snapshot["draining"] or (headroom is not None and headroom <= 0)
+
+
+async def _refuse(guard: Guard, send: Any) -> None:
+    # No body: python-engineio's client closes the connection before it reads one, and then never comes back.
+    headers = [(b"retry-after", str(math.ceil(guard.retry_after())).encode()), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

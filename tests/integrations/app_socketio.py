@@ -1,0 +1,67 @@
+"""python-socketio: the paths of the others are events here."""
+
+import socketio
+
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
+from asgi_closecodes.integrations.socketio import current_session, install
+from tests.integrations.both import Both, make_guard
+
+
+def register(sio):
+    @sio.event
+    async def connect(sid, environ, auth=None):
+        match auth:
+            case {"crash": True}:
+                raise ValueError("secret")
+            case {"refuse": True}:
+                raise socketio.exceptions.ConnectionRefusedError("no")
+            case {"key": key} if (session := current_session()) is not None:
+                session.key = key
+
+    @sio.event
+    async def echo(sid, data):
+        await sio.emit("echo", data, to=sid)
+        return data
+
+    @sio.event
+    def crash(sid, data=None):
+        raise ValueError("secret")
+
+    @sio.on("busy")
+    async def busy(sid, data=None):
+        raise TryAgainLater(cause="db", retry_after=2)
+
+    async def asked(sid, data=None):
+        raise CloseWith(4001, "as asked")
+
+    sio.on("asked", asked)
+    sio.on("connect", lambda sid, environ: None, namespace="/legacy")
+
+    class Below(socketio.AsyncNamespace):
+        def on_connect(self, sid, environ):
+            pass
+
+        async def on_crash(self, sid, data=None):
+            raise ValueError("secret")
+
+        async def on_echo(self, sid, data):
+            return data
+
+    sio.register_namespace(Below("/below"))
+
+
+def make(guard=None, *, first=False):
+    sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[])
+    if first:
+        install(sio, guard)
+    register(sio)
+    if guard is not None:
+        install(sio, guard)
+        install(sio, guard)
+    return socketio.ASGIApp(sio)
+
+
+guard = make_guard()
+both = Both(CloseCodeMiddleware(make(guard), guard), make(), guard)
+guard_first = make_guard()
+both_first = Both(CloseCodeMiddleware(make(guard_first, first=True), guard_first), make(), guard_first)

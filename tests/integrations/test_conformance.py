@@ -1,0 +1,105 @@
+"""The table of README.md: what clients see of each framework, bare and with its integration."""
+
+import json
+import time
+
+import pytest
+
+from tests.integrations.peers import SocketIO, WebSockets, control, end_of, staying, visit
+from tests.support.programs import module
+from tests.support.servers import ROOT
+
+README = (ROOT / "asgi_closecodes/integrations/README.md").read_text()
+
+FRAMEWORKS = {
+    "Starlette": ("starlette", "starlette.both", WebSockets, "/crash/{name}"),
+    "FastAPI": ("fastapi", "starlette.both_fastapi", WebSockets, "/crash/{name}"),
+    "Django Channels": ("channels", "channels.both", WebSockets, None),
+    "Django Channels, in threads": ("channels", "channels.both_sync", WebSockets, None),
+    "Litestar": ("litestar", "litestar.both", WebSockets, "/crash/{name}"),
+    "Quart": ("quart", "quart.both", WebSockets, "/crash/<name>"),
+    "python-socketio": ("socketio", "socketio.both", SocketIO, None),
+}
+SCENARIOS = ("early", "crash", "busy", "asked")
+
+
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def framework(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def kind(framework):
+    return FRAMEWORKS[framework][2]
+
+
+@pytest.fixture(scope="module")
+def running(framework, application):
+    name, app, _, _ = FRAMEWORKS[framework]
+    module(name)
+    return application(app)
+
+
+def short(end):
+    for detail, word in (("; ref=", " + ref"), ("; retry_after=", " + hint")):
+        if detail in end:
+            return end[:4] + word
+    return end if end.startswith("HTTP") else end[:4]
+
+
+def both(running, kind, scenario):
+    bare, wrapped = visit(running, kind, scenario, bare=True), visit(running, kind, scenario)
+    assert "secret" not in wrapped
+    return f"{short(bare)} → **{short(wrapped)}**"
+
+
+def ended_by(running, kind, what):
+    with staying(running, kind, "echo") as websocket:
+        control(running, what)
+        return f"**{short(end_of(websocket))}**"
+
+
+def second_of_key(running, kind):
+    with staying(running, kind, "keyed"):
+        return f"**{short(visit(running, kind, 'keyed'))}**"
+
+
+def test_conformance_row_is_that_of_readme(running, framework, kind):
+    cells = [both(running, kind, scenario) for scenario in SCENARIOS]
+    cells.append(second_of_key(running, kind))
+    cells += [ended_by(running, kind, what) for what in ("shed", "drain")]
+    control(running, "resume")
+    row = f"| {framework} | {' | '.join(cells)} |"
+    assert row in README.splitlines()
+
+
+@pytest.mark.parametrize("top", ["", "/bare"])
+def test_conformance_normal_traffic_is_unchanged(running, kind, top):
+    with staying(running, kind, "echo", top):
+        pass
+
+
+def test_conformance_crash_is_one_record(running, framework, kind):
+    known = {record["closecodes.error.id"] for record in running.records(event__name="closecodes.session.exception")}
+    ref = visit(running, kind, "crash").partition("ref=")[2]
+    visit(running, kind, "early")  # its record comes after those of the first
+    running.wait_for_records(len(known) + 2, event__name="closecodes.session.exception")
+    records = [
+        record
+        for record in running.records(level="error")
+        if record["logger"].startswith("asgi_closecodes") and record.get("closecodes.error.id") not in known
+    ]
+    assert len(records) == 2
+    assert records[0]["closecodes.error.id"] == ref
+    assert records[0]["exception.message"] == "secret"
+    assert records[0].get("http.route") == FRAMEWORKS[framework][3]
+
+
+def test_conformance_nothing_leaks(running, kind):
+    with staying(running, kind, "keyed"):
+        assert json.loads(control(running, "state"))["open"] == 1
+    deadline = time.monotonic() + 15
+    while (state := json.loads(control(running, "state")))["open"] + state["leaving"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (state["open"], state["leaving"]) == (0, 0)
+    assert [gate["usage"] for gate in state["gates"]] == [0, 0]

@@ -1,0 +1,152 @@
+"""python-socketio with its own client: it comes by HTTP first, and upgrades to a WebSocket."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from tests.integrations.peers import PATIENCE_S, SocketIO, control, visit
+from tests.support.peers import eventually
+from tests.support.programs import module
+
+
+@pytest.fixture(scope="module", params=["both", "both_first"])
+def running(request, application):
+    """Handlers are registered before ``install()``, or after it."""
+    module("socketio")
+    return application(f"socketio.{request.param}")
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Seen:
+    """The events of a client, each in a queue of its own."""
+
+    def __init__(self, client):
+        self.queues = {name: asyncio.Queue() for name in ("connect", "disconnect", "connect_error")}
+        for name, queue in self.queues.items():
+            client.on(name, self.note(queue))
+
+    def note(self, queue):
+        async def note(*arguments):
+            queue.put_nowait(arguments)
+
+        return note
+
+    async def next(self, name):
+        with anyio.fail_after(PATIENCE_S):
+            return await self.queues[name].get()
+
+
+@asynccontextmanager
+async def connected(running, *, auth=None, namespaces=None, **options):
+    import socketio
+
+    client = socketio.AsyncClient(**options)
+    seen = Seen(client)
+    await client.connect(
+        running.host.replace("ws", "http"),
+        socketio_path=f"{running.name}/socket.io",
+        auth=auth,
+        namespaces=namespaces,
+        wait_timeout=PATIENCE_S,
+    )
+    try:
+        yield client, seen
+    finally:
+        await client.shutdown()
+
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore:parameter 'timeout' of type 'float':DeprecationWarning"),  # older clients
+]
+
+
+async def test_socketio_client_upgrades_and_gets_answers(running):
+    async with connected(running, namespaces=["/", "/below", "/legacy"], reconnection=False) as (client, _):
+        assert client.transport() == "websocket"
+        assert await client.call("echo", "x") == "x"
+        assert await client.call("echo", "y", namespace="/below") == "y"
+
+
+async def test_socketio_crash_after_upgrade_is_one_record(running):
+    before = len(running.records(level="error"))
+    async with connected(running, reconnection=False) as (client, seen):
+        await client.emit("crash", "x")
+        await seen.next("disconnect")
+    records = running.wait_for_records(before + 1, level="error")[before:]
+    assert [record["websocket.close.code"] for record in records] == [1011]
+
+
+async def test_socketio_crash_in_a_namespace_is_one_record(running):
+    before = len(running.records(level="error"))
+    async with connected(running, namespaces=["/below"], reconnection=False) as (client, _):
+        await client.emit("crash", "x", namespace="/below")
+        with anyio.fail_after(PATIENCE_S):
+            await client.wait()
+    assert len(running.wait_for_records(before + 1, level="error")[before:]) == 1
+
+
+async def test_socketio_refusal_of_connect_stays_one(running):
+    import socketio
+
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        async with connected(running, auth={"refuse": True}, reconnection=False):
+            pass
+    assert await asyncio.to_thread(alive_after_refusal, running) == "open"
+
+
+def alive_after_refusal(running):
+    class Refused(SocketIO):
+        says = {"early": ('40{"refuse":true}',)}
+
+    return visit(running, Refused, "early", bare=True)
+
+
+def poll(running, query):
+    """Return how a request of Engine.IO's HTTP transport is answered."""
+    try:
+        with urllib.request.urlopen(f"{running.url.replace('ws', 'http')}/socket.io/?{query}") as response:
+            return response.status, None
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(("full", "free"), [("drain", "resume"), ("limit", "unlimit")])
+async def test_socketio_drained_client_waits_for_room(running, full, free):
+    """It is not back by HTTP in the same process at once."""
+    async with connected(running, reconnection_delay=0.05, reconnection_delay_max=0.05) as (client, seen):
+        await seen.next("connect")
+        try:
+            await asyncio.to_thread(control, running, full)
+            await asyncio.to_thread(control, running, "shed")
+            await seen.next("disconnect")
+            for _ in range(2):
+                await seen.next("connect_error")
+            status, retry_after = await asyncio.to_thread(poll, running, "EIO=4&transport=polling")
+            assert status == 503
+            assert int(retry_after) >= 1
+            assert (await asyncio.to_thread(poll, running, "EIO=4&transport=polling&sid=x"))[0] == 400
+        finally:
+            await asyncio.to_thread(control, running, free)
+        await seen.next("connect")
+        assert await client.call("echo", "x") == "x"
+
+
+async def test_socketio_nothing_leaks(running):
+    async with connected(running, reconnection=False) as (client, _):
+        await client.call("echo", "x")
+
+    def is_empty():
+        state = json.loads(control(running, "state"))
+        return state["open"] + state["leaving"] == 0
+
+    assert await asyncio.to_thread(eventually, is_empty)
