@@ -1,4 +1,4 @@
-"""What is known of a session at the time of an event."""
+"""Facts of a session at the time of an event."""
 
 from __future__ import annotations
 
