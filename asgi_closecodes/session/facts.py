@@ -1,4 +1,4 @@
-"""What is known of a session at the time of an event."""
+"""Facts of a session at the time of an event."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LateFacts(SessionFacts):
-    """Facts of which the dear ones are made when they are read, for those who read them at once or never."""
+    """Facts of which the costly ones are made when they are read, for those who read them at once or never."""
 
     __slots__ = ("_session",)
     _session: HandlerProtocol
