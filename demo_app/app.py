@@ -23,7 +23,8 @@ from .pages import STATIC, Static, page
 
 PAGE = STATIC / "index.html"
 
-_DEFAULTS = {"max_sessions": 20, "shed_rate": 5, "drain_window": 5, "max_retry_after": 15}
+_DEFAULTS = {"max_sessions": 20, "shed_rate": 5, "drain_window": 5, "max_retry_after": 15, "reject_with": "close"}
+"""All clients are in one page: together they would seem to hammer."""
 
 
 class DemoSettings(Settings):
