@@ -80,6 +80,17 @@ def test_page_that_hammers_gets_http_until_it_was_away():
     assert told == ["close"] * 3 + ["http"] * 3 + ["close"] * 3 + ["http"]
 
 
+@pytest.mark.parametrize("away", [b"a", b"b"])
+def test_page_that_goes_on_keeps_no_other(away):
+    visits = Visits()
+    for at in range(3):
+        assert [visits.refuse(at / 10, page) for page in (b"a", b"b")] == ["close"] * 2
+    [staying] = {b"a", b"b"} - {away}
+    assert [visits.refuse(at, staying) for at in (1, 2, 3)] == ["http"] * 3
+    assert visits.refuse(3.2, away) == "close"
+    assert visits.refuse(3.3, staying) == "http"
+
+
 def test_page_that_is_slow_enough_gets_closes():
     visits = Visits()
     assert {visits.refuse(at * 1.6, retry_after=60) for at in range(50)} == {"close"}
