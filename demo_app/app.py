@@ -23,7 +23,14 @@ from .pages import STATIC, Static, page
 
 PAGE = STATIC / "index.html"
 
-_DEFAULTS = {"max_sessions": 20, "shed_rate": 5, "drain_window": 5, "max_retry_after": 15, "log_stalls": 0.5}
+_DEFAULTS = {
+    "max_sessions": 20,
+    "shed_rate": 5,
+    "drain_window": 5,
+    "max_retry_after": 15,
+    "log_stalls": 0.5,
+    "reject_with": "close",  # all clients are in one page: together they would seem to hammer
+}
 
 
 class DemoSettings(Settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -31,14 +32,28 @@ MAX_HINTS = 256
 
 _KEY = os.urandom(32)
 _NAMES = frozenset({b"cookie", b"user-agent", b"origin"})
+_MASKED = re.compile(rb"2\|([0-9a-f]{8})\|((?:[0-9a-f]{8}){1,16})\|")
+"""A token against forged requests of Tornado's and Streamlit's, which is masked anew in each response."""
 
 
 def page_of(scope: Scope) -> bytes:
     """Return a keyed hash of what tells one page from another, of which nothing can be read."""
     client = client_of(scope)
-    told = [(name, value) for name, value in scope.get("headers") or () if name in _NAMES]
-    identity = (client and client[0], scope.get("path"), scope.get("query_string"), told)
-    return hashlib.blake2b(repr(identity).encode(), digest_size=16, key=_KEY).digest()
+    path = scope.get("path") or ""
+    parts = [
+        client[0].encode("utf-8", "surrogatepass") if client else b"",
+        path.encode("utf-8", "surrogatepass"),
+        scope.get("query_string") or b"",
+    ]
+    for name, value in scope.get("headers") or ():
+        if name in _NAMES:
+            parts += name, _MASKED.sub(_unmasked, value) if b"|" in value else value
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16, key=_KEY).digest()
+
+
+def _unmasked(cookie: re.Match[bytes]) -> bytes:
+    mask, token = cookie.groups()
+    return b"%d|" % (int(token, 16) ^ int(mask * (len(token) // len(mask)), 16))
 
 
 class Pages:

@@ -33,7 +33,7 @@ async def _grow(pipe, sessions, count):
     """Keep a crowd of ``sessions``, and measure what ``count`` more cost whenever the pipe says so."""
     logging.disable()
     full = MaxSessionsPerKey(0, key=lambda session: "full" if session.scope["path"] == "/full" else None)
-    guard = Guard(Settings(max_sessions=10**9, max_refusals_per_second=10**9), gate=full)
+    guard = Guard(Settings(max_sessions=10**9, reject_with="close", max_refusals_per_second=10**9), gate=full)
 
     async def talk(_scope, receive, send):
         await receive()

@@ -80,6 +80,17 @@ def test_page_that_hammers_gets_http_until_it_was_away():
     assert told == ["close"] * 3 + ["http"] * 3 + ["close"] * 3 + ["http"]
 
 
+@pytest.mark.parametrize("away", [b"a", b"b"])
+def test_page_that_goes_on_keeps_no_other(away):
+    visits = Visits()
+    for at in range(3):
+        assert [visits.refuse(at / 10, page) for page in (b"a", b"b")] == ["close"] * 2
+    [staying] = {b"a", b"b"} - {away}
+    assert [visits.refuse(at, staying) for at in (1, 2, 3)] == ["http"] * 3
+    assert visits.refuse(3.2, away) == "close"
+    assert visits.refuse(3.3, staying) == "http"
+
+
 def test_page_that_is_slow_enough_gets_closes():
     visits = Visits()
     assert {visits.refuse(at * 1.6, retry_after=60) for at in range(50)} == {"close"}
@@ -175,6 +186,27 @@ def test_page_is_known_by_what_makes_it_one():
 )
 def test_page_is_the_same_in_another_connection(same):
     assert page_of(Peer(**{**SCOPE, **same}).scope) == page_of(Peer(**SCOPE).scope)
+
+
+MASKED = (  # what Streamlit sent to one page in a row
+    b"_streamlit_xsrf=2|c5c43979|bf1d6254d3152cfcf83909d20bf35023|1796049086",
+    b"_streamlit_xsrf=2|af69313a|d5b06a17b9b824bf92940191615e5860|1796049086",
+    b"_streamlit_xsrf=2|116a2edf|6bb375f207bb3b5a2c971e74df5d4785|1796049086",
+)
+
+
+def test_page_is_the_same_with_its_token_masked_anew():
+    assert len({page_of(Peer(headers=[(b"cookie", cookie)]).scope) for cookie in MASKED}) == 1
+    assert page_of(Peer(headers=[(b"cookie", MASKED[0].replace(b"|bf", b"|be"))]).scope) != page_of(
+        Peer(headers=[(b"cookie", MASKED[0])]).scope
+    )
+
+
+@pytest.mark.parametrize(
+    "cookie", [b"a=2||", b"a=2|zz|00000000|", b"a=2|00000000|000|", b"\xff" * 70_000, b"2|" * 9000]
+)
+def test_page_with_any_cookie_is_known(cookie):
+    assert page_of(Peer(headers=[(b"cookie", cookie)]).scope)
 
 
 def test_page_is_stored_as_a_keyed_hash(monkeypatch):

@@ -33,7 +33,8 @@ WATCHED_S = 10.0
 
 def install(directory):
     """Fetch what is missing; return the environment variables that find it."""
-    site, modules = directory / "site", directory / "node_modules"
+    site = directory / "site-packages"  # Streamlit that is elsewhere takes itself for its sources
+    modules = directory / "node_modules"
     if not site.exists():
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", site, *PYTHON], check=True)
     if not modules.exists():
@@ -55,22 +56,29 @@ class Server:
     def rejections(self):
         return self.ask("rejections")
 
+    def first(self):
+        """Wait for the first rejection; return when it was."""
+        deadline = time.monotonic() + 60
+        while not (seen := self.rejections()):
+            if time.monotonic() > deadline:
+                raise TimeoutError("no handshake came in 60 s")
+            time.sleep(0.05)
+        return seen[0][0]
+
     def count(self, seconds=WATCHED_S):
         """Wait for the first rejection; say how many handshakes were rejected from there on, and how."""
-        while not (seen := self.rejections()):
-            time.sleep(0.05)
-        time.sleep(max(seen[0][0] + seconds + 0.1 - time.time(), 0))
-        return [mode for at, mode in self.rejections() if at <= seen[0][0] + seconds]
+        end = self.first() + seconds
+        time.sleep(max(end + 0.1 - time.time(), 0))
+        return [mode for at, mode in self.rejections() if at <= end]
 
     def admit_after(self, seconds, process):
         """Admit after so long; return when ``process`` had come in, in seconds since the first rejection, or None."""
-        while not (seen := self.rejections()):
-            time.sleep(0.05)
-        time.sleep(max(seen[0][0] + seconds - time.time(), 0))
+        first = self.first()
+        time.sleep(max(first + seconds - time.time(), 0))
         self.ask("admit")
         with contextlib.suppress(subprocess.TimeoutExpired):
             if process.wait(40) == 0:
-                return time.time() - seen[0][0]
+                return time.time() - first
         return None
 
 

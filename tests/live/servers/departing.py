@@ -98,7 +98,7 @@ async def handle(scope, receive, send):
 
 GUARDS = {
     "any": Guard(Settings(shed_grace=1)),
-    "full": Guard(Settings(max_sessions=0)),
+    "full": Guard(Settings(max_sessions=0, reject_with="close")),
     "few": Guard(Settings(max_sessions_per_client=3, when_client_full="replace_oldest", shed_grace=1)),
     "brief": Guard(Settings(shed_grace=0.1, abandon_after=0.5)),
 }

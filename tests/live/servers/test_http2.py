@@ -38,3 +38,14 @@ def test_http2_close_ends_all_sockets_of_the_connection(setup, app, tmp_path):
         else:
             assert app == "bare" or eventually(lambda: snapshot(running)["open"] == 0)
             assert connect(running, "/echo", say="x", patience=0.5).open  # other connections are left alone
+
+
+@pytest.mark.parametrize("setup", ["hypercorn-asyncio", "hypercorn-trio"])
+def test_http2_refusal_ends_no_other_socket(setup, tmp_path):
+    """By default it is answered by HTTP."""
+    with serve(setup, APPS["wrapped"], tmp_path) as running, Http2(running) as connection:
+        other, refused = connection.open("/echo"), connection.open("/auto/echo")
+        assert [other.status, refused.status] == [200, 503]
+        other.send("x")
+        other.read_until(lambda: other.messages)
+        assert other.messages == ["x"]
