@@ -253,6 +253,7 @@ def state(guard):
         for gate in guard.gate.gates
     ]
     timeouts = guard._timeouts._idle, guard._timeouts._send, guard._timeouts._cancels, guard._timeouts._grace
+    timeouts += guard._timeouts._shadow, guard.deadlines._age, guard.deadlines._auth, guard.deadlines._shadow
     logs = guard._logs._limits, vars(guard._logs._redactor)
     others = (
         guard._queue.cap,
