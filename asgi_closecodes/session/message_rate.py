@@ -112,7 +112,7 @@ class _Metered:
 class LimitedReceive(_Metered):
     """A server's ``receive`` that is called when the next message is due."""
 
-    __slots__ = ("_delayed_at", "_is_closing", "_late", "_ready_at", "_received_at")
+    __slots__ = ("_delayed_at", "_is_closing", "_is_delayed", "_late", "_ready_at", "_received_at")
 
     def __init__(
         self,
@@ -126,6 +126,7 @@ class LimitedReceive(_Metered):
         self._delayed_at: float | None = None  # when the next message began to be delayed,
         self._ready_at = math.inf  # and when the server was asked for it then
         self._late = 0.0  # seconds that the messages of this spell have let the server wait
+        self._is_delayed = False  # whether there is something to note when a message has come
         self._is_closing = False
 
     async def receive(self) -> Message:
@@ -136,19 +137,18 @@ class LimitedReceive(_Metered):
         message = await receive()
         if message["type"] == "websocket.receive":
             clock = self._clock
-            now = clock()
-            if self._since is not None or self._delayed_at is not None:
+            self._received_at = now = clock()
+            if self._is_delayed:
                 self._note(now)
             due_at, earliest = self._due_at, now - self._tolerance
             self._due_at = (due_at if due_at > earliest else earliest) + self._interval  # noqa: FURB136 - max() is slow
-            self._received_at = now
         return message
 
     async def _wait(self) -> None:
         """Wait until a message is due; close where that has gone on for too long."""
         now = self._clock()
         if now < self._due_at and self._delayed_at is None:
-            self._delayed_at, self._ready_at = now, math.inf
+            self._delayed_at, self._ready_at, self._is_delayed = now, math.inf, True
         while now < self._due_at or self._is_closing:
             if (session := self._limited_session()) is None:
                 break
@@ -196,6 +196,7 @@ class LimitedReceive(_Metered):
         elif self._since is None:
             self._since = self._delayed_at
         self._delayed_at = None
+        self._is_delayed = self._since is not None
 
 
 class ShadowedReceive(_Metered):
