@@ -107,7 +107,7 @@ class Guard:
         self._queue = RetryQueue()
         self._refusals = TokenBucket(0, 0)
         self._timeouts = SessionTimeouts(self.sessions)
-        self._message_rates = MessageRates(self.sessions)
+        self.message_rates = MessageRates(self.sessions)
         self._activity = Activity()
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
         self.busy_sessions = BusySessions(self.sessions)
@@ -158,7 +158,7 @@ class Guard:
         self.settings = settings
         self.rules = rules
         self._timeouts.follow(settings)
-        self._message_rates.follow(settings)
+        self.message_rates.follow(settings)
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -213,7 +213,7 @@ class Guard:
             "drain": self._draining.state(open_sessions),
             "headroom": headroom(self._working_gates),
             "loop_lag": self._lag.value(),
-            "gates": [*map(state_of, self._working_gates), *self._message_rates.state()],
+            "gates": [*map(state_of, self._working_gates), *self.message_rates.state()],
             **self._counters.counts(),
         }
 
@@ -304,7 +304,7 @@ class Guard:
             if (permits := session.permits) is not None:
                 permits.admitted()
         self._timeouts.add(session)
-        self._message_rates.add(session)
+        self.message_rates.add(session)
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:

@@ -249,7 +249,7 @@ def state(guard):
         guard._queue.admits_per_second,
         guard._refusals.per_second,
         guard._draining._shed_order.order,
-        guard._message_rates._rate,
+        guard.message_rates.rate,
     )
     return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
 
