@@ -114,7 +114,7 @@ class Guard:
         self._rejection = Rejection(self._dispatcher.failed_once)
         self._timeouts = SessionTimeouts(self.sessions)
         self.deadlines = Deadlines(self.sessions, self._keep_watch)
-        self._message_rates = MessageRates(self.sessions)
+        self.message_rates = MessageRates(self.sessions)
         self._activity = Activity()
         self._stalls = StallWatch(self.sessions, self._is_used, self.report)
         order_failed = partial(self._dispatcher.failed_once, "shed", "shed")
@@ -182,7 +182,7 @@ class Guard:
             or any(gate.is_watched for gate in gates.values())
         )
         self._stalls.follow(settings.log_stalls)
-        self._message_rates.follow(settings)
+        self.message_rates.follow(settings)
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -244,7 +244,7 @@ class Guard:
             "drain": self._draining.state(open_sessions),
             "headroom": headroom(self._working_gates),
             "loop_lag": self._lag.value(),
-            "gates": [*map(state_of, self._working_gates), *self._message_rates.state()],
+            "gates": [*map(state_of, self._working_gates), *self.message_rates.state()],
             **self._counters.counts(),
         }
 
@@ -348,7 +348,7 @@ class Guard:
         if self._stalls.is_on:
             mark_task(session)
             self._stalls.join()
-        self._message_rates.add(session)
+        self.message_rates.add(session)
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:

@@ -16,27 +16,27 @@ class MessageRates:
     :param sessions: the admitted ones that are not over.
     """
 
-    __slots__ = ("_rate", "_sessions")
+    __slots__ = ("_sessions", "rate")
 
     def __init__(self, sessions: Collection[Session]) -> None:
         self._sessions = sessions
-        self._rate: MessageRate | None = None
+        self.rate: MessageRate | None = None
 
     def follow(self, settings: Settings) -> None:
         """Limit as ``settings`` say from now on, in the sessions that are open too."""
-        before, self._rate = self._rate, _rate_of(settings)
-        if self._rate != before:
+        before, self.rate = self.rate, _rate_of(settings)
+        if self.rate != before:
             for session in [*self._sessions]:
-                limit_messages(session, self._rate)
+                limit_messages(session, self.rate)
 
     def add(self, session: Session) -> None:
         """Limit ``session`` too, where there is a limit."""
-        if self._rate is not None:
-            limit_messages(session, self._rate)
+        if self.rate is not None:
+            limit_messages(session, self.rate)
 
     def state(self) -> list[GateState]:
         """Return the limit as the state of a gate, for a snapshot; none where there is no limit."""
-        if (rate := self._rate) is None:
+        if (rate := self.rate) is None:
             return []
         name = TooManyMessages.gate
         return [{"name": name, "cause": name, "usage": None, "limit": rate.per_second, "shadow": rate.is_shadow}]

@@ -135,7 +135,7 @@ class Channel:
         try:
             message = await waiting
         except asyncio.CancelledError:
-            if self._interruption is None or await _is_cancelled_too():
+            if self._interruption is None or await is_cancelled_too():
                 raise
             return self._interruption.take()
         finally:
@@ -155,7 +155,7 @@ class Channel:
         try:
             message = await waiting
         except asyncio.CancelledError:
-            if self._interruption is None or await _is_cancelled_too():
+            if self._interruption is None or await is_cancelled_too():
                 raise
             return self._interruption.take()
         finally:
@@ -192,7 +192,7 @@ def _without(one: object, several: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(other for other in several if other is not one)
 
 
-async def _is_cancelled_too() -> bool:
+async def is_cancelled_too() -> bool:
     """Whether somebody else has cancelled this task of asyncio at the same moment."""
     if not cancelled_from_outside():
         return False

@@ -4,6 +4,8 @@ So TCP pushes back, and a cancelled ``receive()`` loses nothing. The limiter sta
 session without a limit has none.
 """
 
+# ruff: noqa: SLF001 - a property takes as long as all the rest of what is done for a message
+
 from __future__ import annotations
 
 import asyncio
@@ -21,6 +23,8 @@ from asgi_closecodes.codes import Close
 from asgi_closecodes.concurrency import on_asyncio
 from asgi_closecodes.events import SessionFacts, SessionRefused
 from asgi_closecodes.exceptions import TooManyMessages
+
+from .channel import Channel, is_cancelled_too
 
 if TYPE_CHECKING:
     from .session import Session
@@ -62,6 +66,7 @@ def limit_messages(session: Session, rate: MessageRate | None) -> None:
     limited = getattr(receive, "__self__", None)
     if isinstance(limited, _Metered):
         receive = limited.server_receive
+        limited.retire()
     if rate is not None:
         kind = ShadowedReceive if rate.is_shadow else LimitedReceive
         receive = kind(session, receive, rate).receive
@@ -108,11 +113,15 @@ class _Metered:
         self._due_at = -math.inf  # when the next message conforms
         self._since: float | None = None  # when messages began to be too many
 
+    def retire(self) -> None:
+        """Have the session ask somebody else from now on."""
+        self._due_at = math.inf
+
 
 class LimitedReceive(_Metered):
     """A server's ``receive`` that is called when the next message is due."""
 
-    __slots__ = ("_delayed_at", "_is_closing", "_late", "_ready_at", "_received_at")
+    __slots__ = ("_delayed_at", "_is_closing", "_is_delayed", "_late", "_ready_at", "_received_at")
 
     def __init__(
         self,
@@ -126,6 +135,7 @@ class LimitedReceive(_Metered):
         self._delayed_at: float | None = None  # when the next message began to be delayed,
         self._ready_at = math.inf  # and when the server was asked for it then
         self._late = 0.0  # seconds that the messages of this spell have let the server wait
+        self._is_delayed = False  # whether there is something to note when a message has come
         self._is_closing = False
 
     async def receive(self) -> Message:
@@ -136,19 +146,18 @@ class LimitedReceive(_Metered):
         message = await receive()
         if message["type"] == "websocket.receive":
             clock = self._clock
-            now = clock()
-            if self._since is not None or self._delayed_at is not None:
+            self._received_at = now = clock()
+            if self._is_delayed:
                 self._note(now)
             due_at, earliest = self._due_at, now - self._tolerance
             self._due_at = (due_at if due_at > earliest else earliest) + self._interval  # noqa: FURB136 - max() is slow
-            self._received_at = now
         return message
 
     async def _wait(self) -> None:
         """Wait until a message is due; close where that has gone on for too long."""
         now = self._clock()
         if now < self._due_at and self._delayed_at is None:
-            self._delayed_at, self._ready_at = now, math.inf
+            self._delayed_at, self._ready_at, self._is_delayed = now, math.inf, True
         while now < self._due_at or self._is_closing:
             if (session := self._limited_session()) is None:
                 break
@@ -196,6 +205,46 @@ class LimitedReceive(_Metered):
         elif self._since is None:
             self._since = self._delayed_at
         self._delayed_at = None
+        self._is_delayed = self._since is not None
+
+
+def metered_receive(channel: Channel, receive: Receive) -> Receive:
+    """Return what a handler receives by on asyncio: ``receive`` in one function with its limit, for 100 ns a message.
+
+    :param receive: the channel's own, which is called wherever a message may have to wait, or the limit has changed.
+    """
+    limited = getattr(channel.server_receive, "__self__", None)
+    if not isinstance(limited, LimitedReceive):
+        return receive
+    server_receive, clock = limited.server_receive, limited._clock
+
+    async def receive_if_due() -> Message:
+        if (
+            channel._waiting is not None
+            or channel._interruption is not None
+            or limited._due_at > limited._received_at
+            or limited._is_delayed
+        ):
+            return await receive()
+        channel._waiting = waiting = server_receive()
+        try:
+            message = await waiting
+        except asyncio.CancelledError:
+            if channel._interruption is None or await is_cancelled_too():
+                raise
+            return channel._interruption.take()
+        finally:
+            channel._waiting = None
+        if message["type"] == "websocket.receive":
+            channel.received += 1
+            limited._received_at = now = clock()
+            due_at, earliest = limited._due_at, now - limited._tolerance
+            limited._due_at = (due_at if due_at > earliest else earliest) + limited._interval  # noqa: FURB136 - slow
+        else:
+            channel._on_control_message(message)
+        return message
+
+    return receive_if_due
 
 
 class ShadowedReceive(_Metered):
@@ -212,6 +261,10 @@ class ShadowedReceive(_Metered):
     ) -> None:
         super().__init__(session, server_receive, rate, clock)
         self._has_reported = False
+
+    def retire(self) -> None:
+        """Report nothing any more."""
+        self._has_reported = True
 
     async def receive(self) -> Message:
         """Receive the next message."""

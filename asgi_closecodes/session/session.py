@@ -40,7 +40,7 @@ from .channel import Interruption
 from .close_handshake import ClosingProtocol, repeat_cancellation
 from .closing import COMPLETED, ClosePlan
 from .failures import Origin, is_cancelled, is_closed_by_library, origin_of
-from .message_rate import refused
+from .message_rate import metered_receive, refused
 from .not_found import says_not_found
 from .protocol import Ending, session_in
 from .state import OVER, UNANSWERED, Phase
@@ -151,7 +151,10 @@ class Session(ClosingProtocol):
         self._handler = task = asyncio.current_task()
         assert task is not None
         self._cancelling = task.cancelling()
-        return app(self.scope, self._receive_on_asyncio, self._send_on)  # not kept, which would be a cycle
+        receive: Receive = self._receive_on_asyncio
+        if self._guard.message_rates.rate is not None:
+            receive = metered_receive(self, receive)
+        return app(self.scope, receive, self._send_on)  # not kept, which would be a cycle
 
     async def _run_in_scope(self, app: ASGIApp) -> None:
         with anyio.CancelScope() as self._handler:

@@ -164,6 +164,13 @@ def test_shadow_reports_whom_the_limit_would_have_closed():
     assert limited.reports[0].mode == "shadow"
 
 
+def test_shadow_that_is_replaced_reports_nothing():
+    limited = Limited(MessageRate(10, 5, 5.0, is_shadow=True), kind=ShadowedReceive)
+    limited.limited.retire()
+    limited.receive(*[0] * 100)
+    assert limited.reports == []
+
+
 # In sessions
 
 
@@ -353,3 +360,29 @@ async def test_session_with_a_limit_is_gone_with_its_last_reference():
         assert found[0]() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("change", [{"messages_per_second": None}, {"messages_per_second": 0.01}])
+async def test_limit_that_changes_between_two_messages_counts_at_once(change):
+    """For a handler too that holds the receive of the limit before."""
+    guard = Guard(Settings(messages_per_second=1000, message_burst=1000, message_patience=600))
+    peer, wanted = Flooder(), anyio.Event()
+
+    async def handler(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        guard.update(**change, message_burst=1)
+        for _ in range(2):
+            await receive()
+        wanted.set()
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(peer.visit, CloseCodeMiddleware(handler, guard))
+        with anyio.move_on_after(10 if change["messages_per_second"] is None else 0.5):
+            await wanted.wait()
+        assert wanted.is_set() is (change["messages_per_second"] is None)
+        assert peer.taken == (3 if wanted.is_set() else 2)
+        tasks.cancel_scope.cancel()

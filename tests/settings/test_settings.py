@@ -263,7 +263,7 @@ def state(guard):
         guard._rejection._graphql_closes.per_second,
         guard._draining._shed_order.order,
         guard._stalls.seconds,
-        guard._message_rates._rate,
+        guard.message_rates.rate,
     )
     return [type(gate) for gate in guard.gate.gates], gates, guard.gate.failure, guard.rules, timeouts, logs, others
 

@@ -32,7 +32,7 @@ def limited(started):
     tell(started, "shed", messages_per_second="None", message_burst="None", message_patience="5", shadow="")
     tell(started, "shed", abandon_after="2")  # hypercorn does not tell of every departure
     tell(started, "shed", shed="1")
-    assert eventually(lambda: held(started, "shed") == 0, within=30)
+    assert eventually(lambda: held(started, "shed") == 0, within=60)
     tell(started, "shed", abandon_after="60")
 
 
