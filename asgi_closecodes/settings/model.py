@@ -262,7 +262,7 @@ class Settings(BaseSettings):
     log_stalls: Annotated[Annotated[Seconds, Field(ge=0.01, le=60)] | None, BeforeValidator(none)] = Field(
         default=None,
         description=(
-            "Delay of the event loop in seconds that is logged with the line that blocked it. Stalls of less than 0.2 "
+            "Delay of the event loop in seconds that is logged with the line that blocked it. Stalls of less than 0.25 "
             "s more may be missed."
         ),
     )
