@@ -824,7 +824,7 @@ class Model:
 @settings(max_examples=100, deadline=None)
 def test_a_guard_knows_at_every_moment_who_is_there_and_what_has_happened(backend, steps):
     async def main():
-        guard, model = Guard(Settings(shed_order="never")), Model()
+        guard, model = Guard(Settings(shed_order="never", reject_with="close")), Model()
         async with anyio.create_task_group() as tasks:
             for step, argument in steps:
                 if step == "come":
