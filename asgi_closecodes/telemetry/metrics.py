@@ -265,7 +265,7 @@ class MetricsObserver(abc.ABC):
     def _record(self, metric: Metric, labels: Labels, value: float) -> None:
         """Record one value in a histogram."""
 
-    def __call__(self, event: events.Event) -> None:  # noqa: C901, PLR0912 - a case for each kind
+    def __call__(self, event: events.Event) -> None:
         """Update the metrics."""
         match event:
             case events.SessionAdmitted(session=session):

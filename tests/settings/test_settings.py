@@ -1,5 +1,6 @@
 """What can be set, from code and from the environment, and what is said of the rest."""
 
+import inspect
 import json
 import logging
 import math
@@ -55,12 +56,34 @@ def words(*these):
     return [(word, word) for word in these]
 
 
+NO_NUMBERS = [
+    *(True, False, math.nan, math.inf, -math.inf, "nan", "inf", "-inf", "lots", "1,5", [], {}, object()),
+    *(10**17, 10**400, -(10**400), "1" + "0" * 30, 1e300, "1e300", "1e400"),
+]
+NO_COUNT = [*NO_NUMBERS, -1, "-1", 1.5, "1.5"]
+NEGATIVE = [-1, "-1", -0.001, "-0.001"]
+NO_CODE = [
+    *(True, False, None, "none", "", "x", 0, -1000, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000, 1011.5),
+    *("1005", "1006", "1015", "2999", "5000"),
+]
+NO_SWITCH = [None, "none", "maybe", 2, "2", -1, math.nan, []]
+NO_WORD = [None, "none", "nonsense", 1, True, [], b"close"]
+
+OF_TYPE = {
+    "Sessions": (SESSIONS, NO_COUNT),
+    "ClusterLimit": (SESSIONS, NO_COUNT),
+    "Positive": (SECONDS, [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"]),
+    "TimeLimit": ([*NO_LIMIT, *SECONDS], [*NO_NUMBERS, *NEGATIVE, 0, "0"]),
+    "Code": (CODES, NO_CODE),
+    "bool": (SWITCH, NO_SWITCH),
+}
+"""Good and bad values of the settings of a type that has a name, which need no row below."""
+
+TYPED = {name: OF_TYPE[kind] for name, kind in inspect.get_annotations(Settings).items() if kind in OF_TYPE}
+
 GOOD = {
-    "max_sessions": SESSIONS,
-    "max_sessions_per_client": SESSIONS,
+    **{name: good for name, (good, _) in TYPED.items()},
     "when_client_full": words("refuse", "replace_oldest"),
-    "max_handshakes_in_progress": SESSIONS,
-    "handshake_timeout": SECONDS,
     "handshakes_per_second": [*NO_LIMIT, (0, 0.0), *SECONDS],
     "handshake_burst": [*NO_LIMIT, *FROM_ONE],
     "max_loop_lag": [*NO_LIMIT, *SECONDS],
@@ -85,8 +108,6 @@ GOOD = {
         *[(url, SecretStr(url)) for url in ("redis://localhost", "rediss://:pw@host:6380/1", "unix:///run/redis.sock")],
         *[(url, SecretStr(url)) for url in ("redis+sentinel://a,b:26380/mymaster", "redis+cluster://[::1]:7000")],
     ],
-    "cluster_max_sessions": SESSIONS,
-    "cluster_max_sessions_per_client": SESSIONS,
     "cluster_name": words("chat", "chat:eu-1.b_2"),
     "cluster_lease_duration": [(2, 2.0), ("3", 3.0), (3600, 3600.0)],
     "cluster_fallback": words("share", "open", "closed"),
@@ -121,29 +142,13 @@ GOOD = {
     "max_refusals_per_second": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
     "max_retry_after": FROM_ONE,
     "gate_failure": words("open", "closed"),
-    "error_code": CODES,
-    "try_again_code": CODES,
     "reraise": [*SWITCH, ("auto", "auto")],
-    "debug": SWITCH,
     "log_path": words("redacted", "raw", "off"),
     "log_client": words("full", "truncated", "hashed", "off"),
     "log_burst": [*NO_LIMIT, (1, 1), ("1", 1), (7, 7), ("7", 7)],
     "log_per_minute": [*NO_LIMIT, (0, 0.0), ("0", 0.0), *SECONDS],
     "log_stalls": [*NO_LIMIT, (0.01, 0.01), ("0.5", 0.5), (60, 60.0)],
 }
-
-NO_NUMBERS = [
-    *(True, False, math.nan, math.inf, -math.inf, "nan", "inf", "-inf", "lots", "1,5", [], {}, object()),
-    *(10**17, 10**400, -(10**400), "1" + "0" * 30, 1e300, "1e300", "1e400"),
-]
-NO_COUNT = [*NO_NUMBERS, -1, "-1", 1.5, "1.5"]
-NEGATIVE = [-1, "-1", -0.001, "-0.001"]
-NO_CODE = [
-    *(True, False, None, "none", "", "x", 0, -1000, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000, 1011.5),
-    *("1005", "1006", "1015", "2999", "5000"),
-]
-NO_SWITCH = [None, "none", "maybe", 2, "2", -1, math.nan, []]
-NO_WORD = [None, "none", "nonsense", 1, True, [], b"close"]
 
 NUMERIC = [
     *("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress", "handshakes_per_second"),
@@ -154,11 +159,8 @@ NUMERIC = [
 ]
 
 BAD = {
-    "max_sessions": NO_COUNT,
-    "max_sessions_per_client": NO_COUNT,
+    **{name: bad for name, (_, bad) in TYPED.items()},
     "when_client_full": [*NO_WORD, "Refuse", "replace_newest"],
-    "max_handshakes_in_progress": NO_COUNT,
-    "handshake_timeout": [*NO_NUMBERS, *NEGATIVE, 0, "0", None, "none"],
     "handshakes_per_second": [*NO_NUMBERS, *NEGATIVE],
     "handshake_burst": [*NO_NUMBERS, *NEGATIVE, 0, "0", 0.5, "0.5"],
     "max_loop_lag": [*NO_NUMBERS, *NEGATIVE, 0, "0"],
@@ -187,17 +189,12 @@ BAD = {
         *(True, 1, "localhost", "http://localhost", "redis://", "redis://host:port", "unix://"),
         "redis+sentinel://host",
     ],
-    "cluster_max_sessions": NO_COUNT,
-    "cluster_max_sessions_per_client": NO_COUNT,
     "cluster_name": ["", "a b", "{a}", "x" * 65, None],
     "cluster_lease_duration": [*NO_NUMBERS, *NEGATIVE, 0, 1.9, 3601, None],
     "cluster_fallback": ["half", None, "", True],
     "max_retry_after": [*NO_NUMBERS, *NEGATIVE, 0, 86401, 0.9, "0.9", None, "none"],
     "gate_failure": [*NO_WORD, "close"],
-    "error_code": NO_CODE,
-    "try_again_code": NO_CODE,
     "reraise": [*NO_SWITCH, "AUTO", "never"],
-    "debug": NO_SWITCH,
     "log_path": [*NO_WORD, "full"],
     "log_client": [*NO_WORD, "redacted"],
     "log_burst": [*NO_COUNT, 0, "0"],

@@ -1,4 +1,4 @@
-"""What is generated from the code: parts of schema.json and the README's tables of events and metrics.
+"""What is generated from the code: parts of schema.json and the README's tables of settings, events and metrics.
 
 ``python -m tests.support.generated`` writes them; a test compares.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from asgi_closecodes import events
 from asgi_closecodes.logs.messages import LINES, SUMMARIES, SUPPRESSED, Line, Sampler
+from asgi_closecodes.settings import Settings
 from asgi_closecodes.telemetry.metrics import METRICS
 from tests.support.every_event import EVENTS
 
@@ -64,6 +65,15 @@ def _first_sentence(kind: type[events.Event]) -> str:
     return re.split(r"[.;] ", text)[0]
 
 
+def table_of_settings() -> list[str]:
+    """Return the rows of the README's table of settings."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "none" if field.default == frozenset() else field.default
+        rows.append(f"| `{name}` | `{default}` | {field.description} |")
+    return rows
+
+
 def table_of_events() -> list[str]:
     """Return the rows of the README's table of events."""
     rows = ["| logger | `event.name`, and what happened | level |", "|---|---|---|"]
@@ -102,8 +112,9 @@ def table_of_metrics() -> list[str]:
 
 
 def readme(before: str) -> str:
-    """Return the README with its tables of events and metrics as they are."""
-    for name, rows in (("events", table_of_events()), ("metrics", table_of_metrics())):
+    """Return the README with its tables of settings, events and metrics as they are."""
+    tables = {"settings": table_of_settings(), "events": table_of_events(), "metrics": table_of_metrics()}
+    for name, rows in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         head, rest = before.split(start)
         before = head + start + "\n".join(rows) + "\n" + end + rest.split(end)[1]

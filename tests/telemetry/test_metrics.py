@@ -231,9 +231,9 @@ def test_the_gates_as_they_are_now(numbers):
     assert shown("gate_limit") == {"max_sessions": 5, "dial": 0.5, "max_sessions_per_key": 4}
     assert shown("gate_usage") == {"dial": 0.25}
     assert numbers("gate_limit", gate="max_handshakes_in_progress") is None
-    other.gate.gates[3].usage = 1  # max_sessions: 1 of 1 is nearer than 0 of 5
+    other.gate.gates[0].usage = 1  # max_sessions: 1 of 1 is nearer than 0 of 5
     assert shown("gate_limit")["max_sessions"] == shown("gate_usage")["max_sessions"] == 1
-    guard.gate.gates[3].usage = 3
+    guard.gate.gates[0].usage = 3
     assert shown("gate_usage")["max_sessions"] == 1
     guard.update(max_sessions=2)
     assert (shown("gate_usage")["max_sessions"], shown("gate_limit")["max_sessions"]) == (3, 2)
@@ -557,7 +557,7 @@ async def test_headroom_is_the_least_that_is_left(numbers, gate, settings, room)
     async with Stay(guard) as stay:
         await stay.come(2)
         if gate is not None:
-            guard._shown_gates += (as_gate(gate, "gate"),)
+            guard._working_gates += (as_gate(gate, "gate"),)
         assert numbers("headroom") == room
 
 
