@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from asgi_closecodes.integrations import require, session_of
 
@@ -36,6 +36,6 @@ async def _fail(error: Exception, scope: Scope) -> None:
     if (session := session_of(scope)) is None or isinstance(error, WebSocketException):
         return
     if isinstance(error, HTTPException) and error.status_code < 500:
-        scope["closecodes.error_code"] = _ERROR_CODE  # a request of the client's that it refuses
+        cast("dict[str, Any]", scope)["closecodes.error_code"] = _ERROR_CODE  # it refuses what the client asked for
     else:
         await session.fail(error)

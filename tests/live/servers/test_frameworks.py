@@ -94,7 +94,7 @@ BAD = {"CLOSECODES_MAX_SESSIONS": "-3", "CLOSECODES_REJECT_WITH": "maybe"}
 
 
 def test_settings_that_cannot_be_used_are_all_named_before_the_application_serves(setup, daphne, tmp_path):
-    names = ("CLOSECODES_MAX_SESSIONS", "'-3'", "CLOSECODES_REJECT_WITH", "'maybe'", "'close', 'http' or 'auto'")
+    names = ("CLOSECODES_MAX_SESSIONS", "'-3'", "CLOSECODES_REJECT_WITH", "'maybe'", "'auto', 'close' or 'http'")
     if daphne:  # knows no lifespan, and so it starts; nothing is served
         with serve(setup, "tests.live.servers.frameworks:starlette", tmp_path, env=BAD) as running:
             assert connect(running, "/echo/a").code == 1011

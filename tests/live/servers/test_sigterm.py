@@ -94,7 +94,8 @@ def test_uvicorn_reload_drains_the_old_process(tmp_path, holding):
         peers = opened(running, holding, *["/echo/a"] * 4)
         os.utime(source)
         assert closes(peers) == [DRAINED] * 4
-        peers = opened(running, holding, *["/echo/a"] * 4)  # they wait in the parent's socket for the new process
+        assert eventually(lambda: connect(running, "/echo/a", say="x", patience=0.5).open), "by the new process"
+        peers = opened(running, holding, *["/echo/a"] * 4)
         running.process.send_signal(signal.SIGTERM)
         assert closes(peers) == [DRAINED] * 4
         running.process.wait(15)
