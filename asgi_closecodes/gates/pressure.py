@@ -28,7 +28,7 @@ FULL_REFUSAL_FACTOR = 1.25
 """At this multiple of ``refuse_above`` all sessions are refused, below it a share."""
 
 MIN_REFUSAL_SHARE = 0.1
-"""That share at ``refuse_above`` itself."""
+"""Share refused at ``refuse_above`` itself."""
 
 
 class Pressure(GateBase):
