@@ -63,13 +63,13 @@ class Settings(BaseSettings):
     when_client_full: Literal["refuse", "replace_oldest"] = Field(
         default="refuse",
         description=(
-            "At that limit and at `cluster_max_sessions_per_client`: refuse the new session (`refuse`), or shed the "
-            "client's oldest one (`replace_oldest`)."
+            "At `max_sessions_per_client` and `cluster_max_sessions_per_client`: refuse the new session (`refuse`), or "
+            "shed the client's oldest one (`replace_oldest`)."
         ),
     )
     max_handshakes_in_progress: Sessions = Field(default=None, description="Unanswered handshakes in one process.")
     handshake_timeout: Positive = Field(
-        default=10.0, description="Seconds that a handshake may take if that limit is set."
+        default=10.0, description="Seconds that a handshake may take if `max_handshakes_in_progress` is set."
     )
     handshakes_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=None,
@@ -182,7 +182,7 @@ class Settings(BaseSettings):
     )
     message_patience: Positive = Field(
         default=5.0,
-        description="Seconds of such a delay without a pause, after which the session is closed with 1008.",
+        description="Seconds of delay by `messages_per_second` without a pause after which a session gets 1008.",
     )
     cancel_after_disconnect: bool = Field(
         default=False,
@@ -257,13 +257,13 @@ class Settings(BaseSettings):
     )
     log_per_minute: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
         default=10.0,
-        description="Equal errors logged a minute after that. 60 times as many of all kinds together.",
+        description="Equal errors logged a minute after `log_burst`. 60 times as many of all kinds together.",
     )
     log_stalls: Annotated[Annotated[Seconds, Field(ge=0.01, le=60)] | None, BeforeValidator(none)] = Field(
         default=None,
         description=(
-            "Delay of the event loop in seconds that is logged with the line that blocked it. Stalls of less than 0.25 "
-            "s more may be missed."
+            "Delay of the event loop in seconds that is logged with the line that blocked it. A stall may be missed "
+            "if it is longer than that by less than 0.25 s."
         ),
     )
 
