@@ -24,15 +24,15 @@ HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 class Rules:
     """Settings that decide how sessions end, by the same names."""
 
-    error_code: int = CloseCode.INTERNAL_ERROR
-    try_again_code: int = CloseCode.TRY_AGAIN_LATER
-    deliver_early_closes: bool = False
-    reraise: bool | Literal["auto"] = "auto"
-    debug: bool = False
-    shed_grace: float = 10.0
-    send_timeout: float | None = None
-    cancel_after_disconnect: bool = False
-    abandon_after: float = 60.0
+    error_code: int
+    try_again_code: int
+    deliver_early_closes: bool
+    reraise: bool | Literal["auto"]
+    debug: bool
+    shed_grace: float
+    send_timeout: float | None
+    cancel_after_disconnect: bool
+    abandon_after: float
 
 
 class ClosePlan(NamedTuple):
