@@ -105,7 +105,7 @@ class GateBase(abc.ABC):
 
         @property
         def cause(self) -> str:
-            """A token that clients are told whom this gate refuses or sheds."""
+            """A token for the clients that this gate refuses or sheds."""
 
         @property
         def is_overload(self) -> bool:

@@ -34,8 +34,8 @@ MIN_REFUSAL_SHARE = 0.1
 class Pressure(GateBase):
     """Refuses new sessions while ``sensor`` is high, and holds nothing.
 
-    It begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``. From
-    ``refuse_above`` to 1.25 times that the share that is refused grows, so that the load settles instead of swinging.
+    It begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``. A tenth is
+    refused at ``refuse_above``, all at 1.25 times it, a growing share between: the load settles instead of swinging.
     A value that has not grown for 30 s lets one session in during the next second, two in the one after, and so
     on: memory that is never given back must not close a service for ever. An unknown value refuses nobody.
 
@@ -210,7 +210,7 @@ class Pressure(GateBase):
     def excess(self) -> int:
         """Return how many sessions are too many: any number, as long as the value is too high.
 
-        None where they are shed in :attr:`rounds`.
+        It is 0 where they are shed in :attr:`rounds`.
         """
         if self.rounds is not None:
             return 0

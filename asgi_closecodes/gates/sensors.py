@@ -26,7 +26,7 @@ class Sensor(Protocol):
 
     @property
     def name(self) -> str:
-        """The cause that refused clients are told, a token."""
+        """A token for refused clients: the cause."""
 
     def sample(self) -> None:
         """Look at the world; called about ten times a second, in the event loop."""

@@ -38,7 +38,7 @@ class Shadow(GateBase):
 
     @property
     def is_named(self) -> bool:
-        """Whether that was given."""
+        """Whether the gate was given its name."""
         return self.gate.is_named
 
     def name_apart_from(self, taken: Container[str]) -> None:

@@ -1,4 +1,4 @@
-"""When sessions had their last message. Looked at now and then, so that a message costs nothing."""
+"""Time of each session's last message: looked at now and then, so that a message costs nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Deadlines of sessions that are dates: the longest age, the time to authenticate, the expiry of credentials.
 
-All are in one heap, and a tick looks at its first entries. A session without deadlines takes nothing here. Another has
-one current entry, for the next of them. When a deadline moves away, its entry stays, and is put back when its turn
-comes. Stale entries, as of sessions that are over, go when their turn comes, or when they are the greater part.
+All are in one heap, and a tick looks at its first entries. A session without deadlines takes nothing here. One
+with deadlines has one current entry, for the earliest. When that moves away, its entry stays, and is put back when its
+turn comes. Stale entries, as of sessions that are over, go when their turn comes, or when they are the greater part.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Limits(Protocol):
 
     @property
     def shadow(self) -> Collection[str]:
-        """Which of these settings are only tried."""
+        """Names of these settings that are in the shadow."""
 
 
 class _Dated:

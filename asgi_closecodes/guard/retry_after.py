@@ -1,4 +1,4 @@
-"""When to come back: the queue that a server hands places of."""
+"""Retry hints: places in a queue, so that refused clients come back one after another."""
 
 from __future__ import annotations
 

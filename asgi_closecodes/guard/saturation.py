@@ -1,4 +1,4 @@
-"""Which gates refuse sessions now, and since when."""
+"""The gates that refuse sessions now, and since when."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Saturation:
         self._report = report
         self._gates = FirstOnes()
         self._causes = FirstOnes()
-        self._spells: dict[tuple[str, str], _Spell] = {}  # by gate and cause: three gates are called Pressure
+        self._spells: dict[tuple[str, str], _Spell] = {}  # by gate and cause: a gate of the user's may have several
 
     @property
     def is_watched(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which open sessions end because a gate says so: those beyond its time, those that it names, those above its limit."""
+"""The end of open sessions for a gate: those beyond its time, those that it names, those above its limit."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class _Watched:
         self.ident = ident
         self.loop = loop
         self.watches: dict[StallWatch, float] = {}
-        """When each was last used."""
+        """Monotonic seconds when each was last used."""
         self.seconds = math.inf
         self.depth = 0
         """Frames of the thread up to the event loop's own."""

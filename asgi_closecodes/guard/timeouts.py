@@ -55,7 +55,7 @@ class Limits(Protocol):
 
     @property
     def shadow(self) -> Collection[str]:
-        """Those of these that are only tried."""
+        """Names of these settings that are in the shadow."""
 
     @property
     def cancel_after_disconnect(self) -> bool:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class ProgressDeadline:
     """Decides when a connection is to be dropped after its close.
 
-    :param seconds: after which it is, if its peer has read nothing in the second half of them.
-    :param until: monotonic seconds when it is, whatever its peer does.
-    :param since: the same, when the close began.
+    :param seconds: time for a close. A peer that reads something in its second half gets more.
+    :param until: monotonic seconds of the end for a peer that goes on reading.
+    :param since: monotonic seconds of the beginning of the close.
     """
 
     __slots__ = ("_connection", "_due", "_has_begun", "_seconds", "_unsent", "_until")
