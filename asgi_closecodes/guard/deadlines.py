@@ -68,7 +68,17 @@ class Limits(Protocol):
 class _Dated:
     """Deadlines of one session, in monotonic seconds."""
 
-    __slots__ = ("age_at", "auth_at", "auth_from", "entry", "entry_at", "expires_at", "expires_on", "session", "told")
+    __slots__ = (
+        "age_at",
+        "auth_at",
+        "auth_from",
+        "entry",
+        "entry_at",
+        "expires_at",
+        "expires_on",
+        "reported",
+        "session",
+    )
 
     def __init__(self) -> None:
         self.session: Session | None = None  # while it is admitted and not over
@@ -77,7 +87,7 @@ class _Dated:
         self.expires_on: float | None = None  # POSIX seconds
         self.entry = 0  # the number of its current one, which comes at:
         self.entry_at = _NEVER
-        self.told: tuple[str, ...] = ()  # limits in the shadow that have reported it
+        self.reported: tuple[str, ...] = ()  # limits in the shadow that were reported
 
     @property
     def next_at(self) -> float:
@@ -308,8 +318,8 @@ class Deadlines:
                 dated.clear()
                 yield session, refusal, None
                 return
-            if limit not in dated.told:
-                dated.told += (limit,)
+            if limit not in dated.reported:
+                dated.reported += (limit,)
                 yield session, refusal, limit
 
     def _too_old(self) -> TryAgainLater | EndedFromOutside:

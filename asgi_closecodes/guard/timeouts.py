@@ -75,11 +75,11 @@ class _Watched:
         "count",
         "departed_at",
         "measured_at",
+        "reported",
         "sending",
         "sending_since",
         "session",
         "taken_at",
-        "told",
         "unsent",
     )
 
@@ -91,7 +91,7 @@ class _Watched:
         self.sending_since = self.taken_at = self.measured_at = now
         self.unsent: int | None = None  # bytes, when they were measured
         self.departed_at: float | None = None
-        self.told: tuple[str, ...] = ()  # limits in the shadow that have reported it
+        self.reported: tuple[str, ...] = ()  # limits in the shadow that were reported
         self.connection = session.connection
 
     @property
@@ -225,8 +225,8 @@ class SessionTimeouts:
     def _expire(self, watched: _Watched, limit: str, refusal: TimedOut | TryAgainLater) -> None:
         if limit not in self._shadow:
             self._expired[watched.session] = refusal
-        elif limit not in watched.told:
-            watched.told += (limit,)
+        elif limit not in watched.reported:
+            watched.reported += (limit,)
             report_in_shadow(watched.session, limit, refusal)
 
     def _end_idle(self, watched: _Watched) -> None:
