@@ -448,17 +448,17 @@ class Guard:
         else:
             self.spawn(stop_all, gates, self._dispatcher)
 
-    def may_be_unused(self) -> None:
+    def warn_if_unused(self) -> None:
         """Say so, once, if no middleware has this guard."""
         if unused.used(self):
-            self._is_unused()
+            self._warn_unused()
 
-    def is_unused(self) -> None:
+    def warn_if_limits_unused(self) -> None:
         """Say, once, that no middleware has this guard, if it is to limit somebody."""
         if self._working_gates and unused.used(self):
-            self._is_unused()
+            self._warn_unused()
 
-    def _is_unused(self) -> None:
+    def _warn_unused(self) -> None:
         self.report(unused.warning(self.settings, self._own_gate_name))
 
     def _jobs(self) -> Iterable[Job]:

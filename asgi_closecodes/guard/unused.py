@@ -14,7 +14,7 @@ from asgi_closecodes.settings import LIMITS, Settings
 
 
 class _Guard(Protocol):
-    def is_unused(self) -> None:
+    def warn_if_limits_unused(self) -> None:
         """Say that no middleware has this guard."""
 
 
@@ -39,7 +39,7 @@ def tell() -> None:
         waiting = _waiting()
         for guard in [*_unused]:
             if not any(guard is one for one in waiting):
-                guard.is_unused()
+                guard.warn_if_limits_unused()
 
 
 def _waiting() -> Collection[object]:

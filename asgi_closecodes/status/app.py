@@ -136,7 +136,7 @@ class StatusApp:
         return answer
 
     async def _snapshot(self, _request: Request) -> Response:
-        self._guard.may_be_unused()
+        self._guard.warn_if_unused()
         limits = self._guard.settings.limits()
         return JSONResponse({"pid": os.getpid(), "limits": limits, **self._guard.snapshot()})
 
