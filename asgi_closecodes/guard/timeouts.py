@@ -20,6 +20,8 @@ from asgi_closecodes.exceptions import TimedOut, TryAgainLater
 from asgi_closecodes.gates.shadow import report_in_shadow
 from asgi_closecodes.session import Session, is_pending
 
+from .shedding import ENDS_A_TURN
+
 STALLED_AFTER_S = 5.0
 """Seconds in one ``send`` after which a session is called stalled."""
 
@@ -34,9 +36,6 @@ _MIN_LOOKS = 100
 
 _LOOKS_A_TURN = 2000
 """The same, at most, in one turn of the event loop."""
-
-_ENDS_A_TURN = 25
-"""Sessions that begin to end in one turn of the event loop."""
 
 _MAX_STEP_S = 1.0
 """Seconds that may pass between two ticks. While the event loop stands still no message arrives, and none is missed."""
@@ -188,7 +187,7 @@ class SessionTimeouts:
     async def _end_expired(self) -> None:
         try:
             while self._expired:
-                for _ in range(min(_ENDS_A_TURN, len(self._expired))):
+                for _ in range(min(ENDS_A_TURN, len(self._expired))):
                     session, refusal = self._expired.popitem()
                     session.schedule_close(refusal)
                 await anyio.lowlevel.checkpoint()
