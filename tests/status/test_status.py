@@ -263,6 +263,18 @@ async def test_a_drain_goes_on_when_its_caller_leaves(guard):
         await until(lambda: not guard.sessions)
 
 
+async def test_drain_with_patience_waits_for_busy_sessions(guard):
+    async with Stay(guard) as stay, served(guard) as client, anyio.create_task_group() as tasks:
+        await stay.come(1)
+        [session] = guard.sessions
+        with session.busy():
+            tasks.start_soon(client.post, "/drain?window=0&patience=60")
+            await until(lambda: guard.snapshot()["drain"])
+            state = guard.snapshot()["drain"]
+            assert (state["patience"], state["waits_for_busy"], state["remaining"]) == (60, True, 1)
+        await until(lambda: not guard.sessions)
+
+
 @pytest.mark.parametrize("window", ["-1", "nan", "inf", "soon", ""])
 async def test_a_window_that_is_none_drains_nothing(guard, window):
     async with served(guard) as client:
