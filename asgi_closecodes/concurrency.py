@@ -269,7 +269,7 @@ class Deadline(Protocol):
         """Monotonic seconds when :meth:`is_over` is worth asking again."""
 
     def is_over(self, now: float) -> bool:
-        """Whether there is none."""
+        """Whether the time is up."""
 
 
 def move_on_after(seconds: float, deadline: Deadline | None = None) -> anyio.CancelScope | Timeout:

@@ -195,7 +195,7 @@ class TooManyMessages(TimedOut):
     """
 
     gate = "messages"
-    """Stands for a gate in what is told of it; also its cause."""
+    """Name in the place of a gate's, in events and snapshots; also the cause."""
 
     def __init__(self, limit: float) -> None:
         super().__init__(CloseCode.POLICY_VIOLATION, "too many messages", self.gate)

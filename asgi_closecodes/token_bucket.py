@@ -1,4 +1,4 @@
-"""Limits of a rate: a token bucket, and a fixed window; two numbers of state each."""
+"""Limits of a rate: a token bucket, a fixed window, and none; two numbers of state each."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class FixedWindow:
 
 
 class Unlimited:
-    """As often as you like."""
+    """A limit that lets every event happen."""
 
     __slots__ = ()
 

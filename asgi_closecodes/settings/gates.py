@@ -147,8 +147,7 @@ class DescribedGate:
         return self.settings[0]
 
 
-# In the order of admission. Counting gates exist without a limit too: a limit that is set later applies to open
-# sessions.
+# In the order of admission. The gate of a limit that is set later adopts the sessions that are open.
 DESCRIBED = (
     DescribedGate(("max_loop_lag",), _lag),
     DescribedGate(("max_memory",), _memory),
