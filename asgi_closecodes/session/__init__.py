@@ -5,7 +5,7 @@ from .departure import Departures
 from .message_rate import MessageRate, limit_messages
 from .scope import can_deny, client_of, offered_subprotocols
 from .sending import SendRememberingSession, is_pending
-from .session import Session, session_of
+from .session import Session
 from .state import Phase
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "is_pending",
     "limit_messages",
     "offered_subprotocols",
-    "session_of",
 ]

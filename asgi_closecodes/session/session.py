@@ -42,7 +42,7 @@ from .closing import COMPLETED, ClosePlan
 from .failures import Origin, is_cancelled, is_closed_by_library, origin_of
 from .message_rate import metered_receive, refused
 from .not_found import says_not_found
-from .protocol import Ending, session_in
+from .protocol import Ending
 from .state import OVER, UNANSWERED, Phase
 
 if TYPE_CHECKING:
@@ -498,9 +498,3 @@ class Session(ClosingProtocol):
         except Exception as error:
             self.report(events.CallbackFailed("exceptions", error, self.facts()))
             return None
-
-
-def session_of(scope: Scope) -> Session | None:
-    """Return the session that runs with ``scope``, that of the innermost middleware."""
-    session = session_in(scope)
-    return session if isinstance(session, Session) else None
