@@ -23,7 +23,7 @@ _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{_MAX_NAME}}}")
 class Gate(Protocol):
     """Decides whether there is room for one more session. Inherit :class:`GateBase` for more than that.
 
-    The context manager may be a :class:`KeyedPermit` too: that is told when a handler has set the session's ``key``.
+    The context manager may be a :class:`KeyedPermit` too: its ``rekey`` follows a session's new ``key``.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
@@ -53,7 +53,7 @@ class GateBase(abc.ABC):
     :param name: the gate's name in logs, metrics, snapshots and alerts: 1 to 64 letters, digits, ``_``, ``.`` and
         ``-``. By default the attribute ``name`` of the class, or the class's own: ``max_sessions`` for ``MaxSessions``.
         A guard makes default names unique, as ``max_sessions_2``.
-    :raises ValueError: if ``name`` is none.
+    :raises ValueError: if ``name`` cannot be used.
     :raises TypeError: if the class has no ``admit``.
     """
 
@@ -224,9 +224,9 @@ class _BareGate(GateBase):
 
 
 def as_gate(gate: Gate, what: str = "a gate") -> GateBase:
-    """Return ``gate``; one that is no :class:`GateBase` in another one that is, with what it has of that.
+    """Return ``gate``, wrapped if it is no :class:`GateBase`: the wrapper uses what the object has.
 
-    This is the only place that looks at what an object has.
+    Nothing else looks at what an object has.
 
     :param what: what it is, for the error.
     :raises TypeError: if it is no gate, such as the class of one, which has all of its methods.

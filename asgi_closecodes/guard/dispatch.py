@@ -55,7 +55,7 @@ class Dispatcher:
                 self.failed_once(f"observer {name_of(observer)}", id(observer), error)
 
     def _observers_of(self, kind: type) -> tuple[events.Observer, ...]:
-        """Return whom a class of events is for that is none of ours: a gate of the user's may report its own."""
+        """Return the observers of an event class of the user's, whose gate may report its own: by its base class."""
         return next((self._observers[base] for base in kind.__mro__ if base in self._observers), self.followers)
 
     def report_once(self, key: Hashable, event: events.Event) -> None:

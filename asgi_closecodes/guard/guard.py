@@ -62,7 +62,8 @@ class Guard:
         to be closed; by default the first.
     :raises SettingsError: if the settings cannot be used.
     :raises ValueError: if ``exceptions`` cannot be used, or two gates have been given the same name.
-    :raises TypeError: if ``settings`` or ``gate`` are none, an observer cannot be called, or settings are given here.
+    :raises TypeError: if ``settings`` or ``gate`` is of another type, an observer cannot be called, or settings are
+        given here.
     """
 
     @reject_misplaced_settings
@@ -396,7 +397,7 @@ class Guard:
     def rejection_mode(self, session: HandlerProtocol, retry_after: float | None) -> Mode:
         """Decide how a handshake is rejected that has no answer yet.
 
-        :param retry_after: the hint of a refusal; None where it is none.
+        :param retry_after: the hint, where a gate refuses; else None.
         """
         return self._rejection.mode(session, retry_after)
 
