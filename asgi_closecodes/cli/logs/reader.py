@@ -10,7 +10,6 @@ import glob
 import gzip
 import heapq
 import io
-import math
 import os
 import shutil
 import stat
@@ -18,7 +17,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -87,18 +85,6 @@ class Log:
         """Yield the records with one of ``needles``, file by file."""
         for file in self.files:
             yield from self.records_of(file, *needles)
-
-    def merged(self, *needles: bytes) -> Iterator[Record]:
-        """Yield the records with one of ``needles``, merged by time."""
-
-        def timed(file: LogFile) -> Iterator[tuple[float, Record]]:
-            time = -math.inf
-            for record in self.records_of(file, *needles):
-                time = time if record.time is None else record.time  # records without a time keep their place
-                yield time, record
-
-        for _, record in heapq.merge(*map(timed, self.files), key=itemgetter(0)):
-            yield record
 
     def records_of(self, file: LogFile, *needles: bytes) -> Iterator[Record]:
         """Yield the records of one file with one of ``needles``."""

@@ -94,13 +94,6 @@ def test_a_glob_is_its_files_and_a_file_counts_once(tmp_path, monkeypatch):
     assert [*log.problems] == ["*.none: no file matches"]
 
 
-def test_files_are_merged_by_time_and_what_has_none_stays_in_its_place(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text(line("00:01", message="a") + '{"message": "b"}\n' + line("00:05", message="e"))
-    two.write_text(line("00:02", message="c") + "text\n" + line("00:04", message="d") + line("00:06", message="f"))
-    assert "".join(record.message for record in Log([str(one), str(two)]).merged()) == "abcdef"
-
-
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
