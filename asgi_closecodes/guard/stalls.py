@@ -207,9 +207,10 @@ class _Watcher:
         now = time.monotonic()
         late, looks, limit = now - watched.due, watched.looks, watched.seconds
         with COUNTING:
+            by = next((watch for watch in watched.watches if watch.is_on), None)  # also where it is dropped now
             for watch, used_at in [*watched.watches.items()]:
-                if watch.is_used():
-                    watched.watches[watch] = now
+                if watch.is_used():  # whenever it was before: a stall may last longer than that counts
+                    watched.watches[watch] = used_at = now
                 if not watch.is_on or now - used_at > LINGER_S:
                     del watched.watches[watch]
             # It may have been given up, as a loop that did not run for a while.
@@ -223,7 +224,7 @@ class _Watcher:
                 watched.due = now + _INTERVAL_S
         if watched.seconds != limit or not goes_on or self._thread is None:
             self._start_or_ring()
-        if (by := next(iter(watched.watches), None)) is not None:
+        if by is not None:
             if late >= limit:
                 _report(late, looks, by)
             if (failure := watched.failure) is not None:

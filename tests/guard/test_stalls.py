@@ -133,6 +133,34 @@ async def test_stall_outside_of_sessions_has_its_line():
     assert (stall.file, stall.function, stall.session) == (__file__, "block", None)
 
 
+async def test_stall_longer_than_the_linger_is_reported(monkeypatch):
+    """Nor does it end the watch: an event loop that stood still was used all the time."""
+    monkeypatch.setattr(stalls, "LINGER_S", 2 * SECONDS)
+    seen = []
+    async with guard_of(seen).lifespan():
+        await watched()
+        block()
+        await until(lambda: blocked(seen))
+        await watched()
+        block()
+        await until(lambda: len(blocked(seen)) == 2)
+
+
+async def test_last_session_that_stalls_for_long_is_reported(monkeypatch):
+    """Without a lifespan, where nobody is left when the event loop goes on."""
+    monkeypatch.setattr(stalls, "LINGER_S", 2 * SECONDS)
+    seen = []
+
+    async def blocking_after_a_beat(websocket):
+        await websocket.accept()
+        await watched()
+        await anyio.sleep(2 * stalls._INTERVAL_S)
+        block()
+
+    await Peer(path="/rooms/5").visit(app_of(guard_of(seen), blocking_after_a_beat))
+    await until(lambda: blocked(seen))
+
+
 async def test_equal_stalls_have_one_fingerprint():
     seen = []
     guard = guard_of(seen)
