@@ -209,9 +209,9 @@ class _Watcher:
         with COUNTING:
             by = next((watch for watch in watched.watches if watch.is_on), None)  # also where it is dropped now
             for watch, used_at in [*watched.watches.items()]:
-                if watch.is_used():  # whenever it was before: a stall may last longer than that counts
-                    watched.watches[watch] = used_at = now
-                if not watch.is_on or now - used_at > LINGER_S:
+                if watch.is_on and watch.is_used():  # whenever it was before: a stall may last longer than LINGER_S
+                    watched.watches[watch] = now
+                elif not watch.is_on or now - used_at > LINGER_S:
                     del watched.watches[watch]
             # It may have been given up, as a loop that did not run for a while.
             goes_on = bool(watched.watches) and self._watched.setdefault(watched.ident, watched) is watched
