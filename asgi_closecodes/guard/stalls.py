@@ -28,6 +28,7 @@ from asgi_closecodes.concurrency import COUNTING, EventLoop, context_of_task, on
 from asgi_closecodes.error_identity import UNKNOWN, is_library, stack_fingerprint
 from asgi_closecodes.logs.stack_traces import Place, stack_text
 from asgi_closecodes.session import Session
+from asgi_closecodes.session.facts import LateFacts
 
 from .ticker import LINGER_S
 
@@ -155,7 +156,8 @@ class _Watched:
         del frame, stack
         if places and places[0].module.startswith(_WAITING):
             places = ()
-        facts = None if session is None else session.facts()  # now: it may be over at the next beat
+        # Made now: it may be over at the next beat, and its route forgotten.
+        facts = None if session is None else LateFacts(session).made()
         owner = next((one for one in [*self.watches] if session in one.sessions), None)
         if due == self.due:  # else it runs again
             stands_for = now - (self.looked_at if self.looks else due)

@@ -161,6 +161,31 @@ async def test_last_session_that_stalls_for_long_is_reported(monkeypatch):
     await until(lambda: blocked(seen))
 
 
+async def test_log_of_a_stall_of_an_ended_session_has_its_route(caplog):
+    """Without observers, for whom facts are made at once; the session is over before the next beat."""
+
+    async def blocking_last(websocket):
+        await websocket.accept()
+        await watched()
+        await websocket.close()
+        block()
+
+    guard = Guard(Settings(log_stalls=SECONDS))
+
+    def stall_records():
+        return [one for one in caplog.records if vars(one).get("event.name") == "closecodes.loop.stalled"]
+
+    async def nothing():
+        """Wait for nothing, so that all the rest is done in one turn."""
+
+    async with guard.lifespan():
+        await watched()
+        await Peer(path="/rooms/5", point=nothing).visit(app_of(guard, blocking_last))
+        await until(lambda: any(vars(one)["code.function.name"] == "block" for one in stall_records()))
+    [stall] = [one for one in stall_records() if vars(one)["code.function.name"] == "block"]
+    assert vars(stall)["http.route"] == "/rooms/{id}"
+
+
 async def test_equal_stalls_have_one_fingerprint():
     seen = []
     guard = guard_of(seen)
