@@ -28,6 +28,7 @@ from asgi_closecodes.concurrency import COUNTING, EventLoop, context_of_task, on
 from asgi_closecodes.error_identity import UNKNOWN, is_library, stack_fingerprint
 from asgi_closecodes.logs.stack_traces import Place, stack_text
 from asgi_closecodes.session import Session
+from asgi_closecodes.session.facts import LateFacts
 
 from .ticker import LINGER_S
 
@@ -155,7 +156,8 @@ class _Watched:
         del frame, stack
         if places and places[0].module.startswith(_WAITING):
             places = ()
-        facts = None if session is None else session.facts()  # now: it may be over at the next beat
+        # Made now: it may be over at the next beat, and its route forgotten.
+        facts = None if session is None else LateFacts(session).made()
         owner = next((one for one in [*self.watches] if session in one.sessions), None)
         if due == self.due:  # else it runs again
             stands_for = now - (self.looked_at if self.looks else due)
@@ -207,10 +209,11 @@ class _Watcher:
         now = time.monotonic()
         late, looks, limit = now - watched.due, watched.looks, watched.seconds
         with COUNTING:
+            by = next((watch for watch in watched.watches if watch.is_on), None)  # also where it is dropped now
             for watch, used_at in [*watched.watches.items()]:
-                if watch.is_used():
+                if watch.is_on and watch.is_used():  # whenever it was before: a stall may last longer than LINGER_S
                     watched.watches[watch] = now
-                if not watch.is_on or now - used_at > LINGER_S:
+                elif not watch.is_on or now - used_at > LINGER_S:
                     del watched.watches[watch]
             # It may have been given up, as a loop that did not run for a while.
             goes_on = bool(watched.watches) and self._watched.setdefault(watched.ident, watched) is watched
@@ -223,7 +226,7 @@ class _Watcher:
                 watched.due = now + _INTERVAL_S
         if watched.seconds != limit or not goes_on or self._thread is None:
             self._start_or_ring()
-        if (by := next(iter(watched.watches), None)) is not None:
+        if by is not None:
             if late >= limit:
                 _report(late, looks, by)
             if (failure := watched.failure) is not None:

@@ -19,6 +19,7 @@ from asgi_closecodes.concurrency import EventLoop, spawn
 from asgi_closecodes.exceptions import TimedOut, TryAgainLater
 from asgi_closecodes.gates.shadow import report_in_shadow
 from asgi_closecodes.session import Session, is_pending
+from asgi_closecodes.session.message_rate import is_early
 
 from .shedding import ENDS_A_TURN
 
@@ -211,7 +212,7 @@ class SessionTimeouts:
             if count != watched.count:
                 watched.count, watched.active_at = count, now
             elif now - watched.active_at >= idle:
-                self._end_idle(watched)
+                self._end_idle(watched, now)
             sending = session.sending
             if not (
                 sending is None
@@ -228,7 +229,10 @@ class SessionTimeouts:
             watched.reported += (limit,)
             report_in_shadow(watched.session, limit, refusal)
 
-    def _end_idle(self, watched: _Watched) -> None:
+    def _end_idle(self, watched: _Watched, now: float) -> None:
+        if is_early(watched.session):
+            watched.active_at = now  # a message may wait that messages_per_second delays
+            return
         # A message that is on its way to a slow peer is the affair of send_timeout.
         if watched.sending is None and not watched.session.is_leaving:
             self._expire(watched, "idle_timeout", TimedOut(CloseCode.TIMEOUT, "idle timeout", "idle"))

@@ -73,6 +73,12 @@ def limit_messages(session: Session, rate: MessageRate | None) -> None:
     session.server_receive = receive
 
 
+def is_early(session: Session) -> bool:
+    """Whether the next message of ``session`` is delayed, if there is one."""
+    limited = getattr(session.server_receive, "__self__", None)
+    return isinstance(limited, LimitedReceive) and limited._clock() < limited._due_at
+
+
 def refused(
     facts: SessionFacts, close: Close | None, limit: float, mode: Literal["close", "shadow"] = "close"
 ) -> SessionRefused:

@@ -448,13 +448,15 @@ class Session(ClosingProtocol):
             # the event loop; after that turn the failing close tells it from the handler's own error.
             if maybe_departed := origins <= {Origin.UNSURE, Origin.UNKNOWN}:
                 await anyio.lowlevel.checkpoint()
+            is_ended = self._ending is not None  # meanwhile, by somebody else: it knows its close
             plan = closing.of_failure(error, error_id, rules, self._handshake_mode())
             # Shielded, or a cancellation would replace the error, where that travels on; and it would end fail().
             with anyio.CancelScope(shield=True) if reraises or self._handler is not None else nullcontext():
                 sent = await self._close(plan, private_use=False)
             # A server that refuses 1011 refuses it of a session that is there, too.
             if departed := maybe_departed and not sent and (self.phase in OVER or Origin.UNSURE in origins):
-                self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
+                if not is_ended:
+                    self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
             elif self.phase not in OVER and self._handler is None:
                 self.closed_with = Close(CloseCode.INTERNAL_ERROR)  # daphne's own, when it sees the error
         finally:

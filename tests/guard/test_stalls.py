@@ -133,6 +133,59 @@ async def test_stall_outside_of_sessions_has_its_line():
     assert (stall.file, stall.function, stall.session) == (__file__, "block", None)
 
 
+async def test_stall_longer_than_the_linger_is_reported(monkeypatch):
+    """Nor does it end the watch: an event loop that stood still was used all the time."""
+    monkeypatch.setattr(stalls, "LINGER_S", 2 * SECONDS)
+    seen = []
+    async with guard_of(seen).lifespan():
+        await watched()
+        block()
+        await until(lambda: blocked(seen))
+        await watched()
+        block()
+        await until(lambda: len(blocked(seen)) == 2)
+
+
+async def test_last_session_that_stalls_for_long_is_reported(monkeypatch):
+    """Without a lifespan, where nobody is left when the event loop goes on."""
+    monkeypatch.setattr(stalls, "LINGER_S", 2 * SECONDS)
+    seen = []
+
+    async def blocking_after_a_beat(websocket):
+        await websocket.accept()
+        await watched()
+        await anyio.sleep(2 * stalls._INTERVAL_S)
+        block()
+
+    await Peer(path="/rooms/5").visit(app_of(guard_of(seen), blocking_after_a_beat))
+    await until(lambda: blocked(seen))
+
+
+async def test_log_of_a_stall_of_an_ended_session_has_its_route(caplog):
+    """Without observers, for whom facts are made at once; the session is over before the next beat."""
+
+    async def blocking_last(websocket):
+        await websocket.accept()
+        await watched()
+        await websocket.close()
+        block()
+
+    guard = Guard(Settings(log_stalls=SECONDS))
+
+    def stall_records():
+        return [one for one in caplog.records if vars(one).get("event.name") == "closecodes.loop.stalled"]
+
+    async def nothing():
+        """Wait for nothing, so that all the rest is done in one turn."""
+
+    async with guard.lifespan():
+        await watched()
+        await Peer(path="/rooms/5", point=nothing).visit(app_of(guard, blocking_last))
+        await until(lambda: any(vars(one)["code.function.name"] == "block" for one in stall_records()))
+    [stall] = [one for one in stall_records() if vars(one)["code.function.name"] == "block"]
+    assert vars(stall)["http.route"] == "/rooms/{id}"
+
+
 async def test_equal_stalls_have_one_fingerprint():
     seen = []
     guard = guard_of(seen)

@@ -15,7 +15,8 @@ from asgi_closecodes.events import CloseFailed, SessionFailed, SessionShed
 from asgi_closecodes.guard import timeouts
 from asgi_closecodes.guard.timeouts import SessionTimeouts
 from asgi_closecodes.logs import JsonFormatter
-from asgi_closecodes.session import Session, is_pending
+from asgi_closecodes.session import MessageRate, Session, is_pending
+from asgi_closecodes.session.message_rate import LimitedReceive
 from tests.support.asgi import Handler, of
 from tests.support.fakes import Clock, Guest, Stay, until
 
@@ -38,6 +39,7 @@ class Watched:
         self.is_leaving = self.has_departed = False
         self.ended, self.cancelled, self.followed = [], 0, 0
         self.permits = object()
+        self.server_receive = None
         self.connection = FakeConnection()
 
     @property
@@ -137,6 +139,24 @@ async def test_message_in_either_direction_keeps_session_open(direction):
         setattr(looking.sessions[0], direction, getattr(looking.sessions[0], direction) + 1)
         await looking.pass_time(1)
     assert [len(session.ended) for session in looking.sessions] == [0, 1]
+
+
+async def test_session_whose_messages_are_delayed_is_not_idle():
+    """A limit of messages that delays for longer than the idle timeout makes nobody idle, and keeps nobody for good."""
+    looking = Looking(idle_timeout=2)
+    [session] = looking.sessions
+
+    async def receive():
+        return {"type": "websocket.receive", "text": ""}
+
+    limited = LimitedReceive(session, receive, MessageRate(0.1, 1, 60), looking.clock)
+    session.server_receive = limited.receive
+    await limited.receive()
+    session.received += 1
+    await looking.pass_time(9.5)
+    assert not session.ended
+    await looking.pass_time(4)
+    assert session.ended
 
 
 async def test_idle_look_at_50000_sessions_is_shared_out(monkeypatch):

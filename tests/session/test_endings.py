@@ -607,3 +607,24 @@ async def test_crash_cancelled_as_it_closes_is_told_and_recorded(stalled):
     assert peer.closed[0] == 1011
     assert len(of(events.SessionFailed, told)) == guard.snapshot()["errors"] == 1
     assert not guard.sessions
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio runs the tasks of a turn in any order
+@pytest.mark.anyio
+async def test_shed_while_a_departure_is_in_doubt_keeps_its_close():
+    """The handler's error may be a departure; in the turn in which that is found out another one ends the session."""
+    guard = Guard(Settings(), observers=[(seen := []).append])
+    sessions = []
+
+    async def handler(scope, receive, send):
+        sessions.append(session_of(scope))
+        await receive()
+        await send({"type": "websocket.accept"})
+        guard.spawn(sessions[0].shed)
+        raise WebSocketDisconnect(1001)  # of no socket that is known
+
+    peer = Staying()
+    await CloseCodeMiddleware(handler, guard)(peer.scope, peer.receive, peer.send)
+    assert peer.closed[0] == 1013
+    [closed] = of(events.SessionClosed, seen)
+    assert (closed.close.code, closed.closed_by, closed.outcome) == (1013, "middleware", "shed")
