@@ -10,7 +10,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter
-from asgi_closecodes.session import session_of
 from tests.support.asgi import Peer, of
 
 
@@ -183,7 +182,7 @@ async def test_broadcast_to_a_member_that_is_gone_is_a_failure(how):
         while len(room.members) < 2:
             await anyio.sleep(0)
         if how == "shed":
-            await session_of(room.members[0].scope).shed()
+            await room.members[0].scope["extensions"]["closecodes"].shed()
         else:
             member.gone.set()
         room.speaks.set()
@@ -617,7 +616,7 @@ async def test_shed_while_a_departure_is_in_doubt_keeps_its_close():
     sessions = []
 
     async def handler(scope, receive, send):
-        sessions.append(session_of(scope))
+        sessions.append(scope["extensions"]["closecodes"])
         await receive()
         await send({"type": "websocket.accept"})
         guard.spawn(sessions[0].shed)

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.gates import MaxSessionsPerKey
 from asgi_closecodes.logs import configure_logging
-from asgi_closecodes.session import protocol, session_of
+from asgi_closecodes.session import protocol
 from tests.support.framework import installed
 
 from .apps import SECRET, bare, ending, impatient
@@ -64,7 +64,7 @@ def caught(error):
 
 @ending()
 async def fail_in_the_handler(scope, receive, send):
-    session = session_of(scope)
+    session = scope["extensions"]["closecodes"]
     assert await session.fail(caught(ValueError(SECRET)))
     assert not await session.fail(caught(ValueError(SECRET)))
 
@@ -72,19 +72,19 @@ async def fail_in_the_handler(scope, receive, send):
 @ending()
 async def fail_in_a_task(scope, receive, send):
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(session_of(scope).fail, caught(ValueError(SECRET)))
+        tasks.start_soon(scope["extensions"]["closecodes"].fail, caught(ValueError(SECRET)))
         assert (await receive())["type"] == "websocket.disconnect"
 
 
 @ending()
 async def fail_in_a_thread(scope, receive, send):
-    fail = session_of(scope).fail
+    fail = scope["extensions"]["closecodes"].fail
     await anyio.to_thread.run_sync(anyio.from_thread.run, fail, caught(ValueError(SECRET)))
 
 
 @ending()
 async def fail_with_what_is_mapped(scope, receive, send):
-    await session_of(scope).fail(Mapped())
+    await scope["extensions"]["closecodes"].fail(Mapped())
 
 
 @ending()
