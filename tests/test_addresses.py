@@ -41,7 +41,7 @@ NO_ADDRESSES = [
 
 
 @pytest.mark.parametrize(("address", "written"), [(one, form) for one, forms in WRITTEN.items() for form in forms])
-def test_an_address_has_one_form(address, written):
+def test_address_has_one_form(address, written):
     assert canonical_address(written) == address
     assert client_of({"client": (written, 1)}) == (address, 1)
     assert client_network(Visitor((written, 1))) == client_network(Visitor((address, 1)))
@@ -51,13 +51,13 @@ def test_an_address_has_one_form(address, written):
 
 
 @pytest.mark.parametrize("text", NO_ADDRESSES)
-def test_what_is_no_address_stays(text):
+def test_host_that_is_no_address_stays(text):
     assert canonical_address(text) == text
     assert safe_client(text, "truncated") is None
 
 
 @pytest.mark.parametrize("own", ["::", "::1", "::5", "fe80::1", "64:ff9b::", "64:ff9b:2::cb00:7105", "2001::1"])
-def test_an_ipv6_address_is_no_ipv4(own):
+def test_ipv6_address_is_no_ipv4(own):
     assert canonical_address(own) == own
 
 
@@ -70,25 +70,25 @@ def test_anything_may_stand_for_an_address(text):
 
 
 @given(st.ip_addresses(v=4))
-def test_an_ipv4_address_is_returned_itself(address):
+def test_ipv4_address_is_returned_itself(address):
     """Nothing is allocated for nearly all sessions."""
     text = str(address)
     assert canonical_address(text) is text
 
 
 @given(st.ip_addresses(v=6))
-def test_an_ipv6_address_has_a_canonical_form(address):
+def test_ipv6_address_has_a_canonical_form(address):
     canonical = ipaddress.ip_address(canonical_address(address.exploded))
     assert canonical == address or canonical.version == 4
 
 
 @pytest.mark.parametrize("client", [(V4,), [V4], (V4, None), (V4, "x"), (V4, "9" * 5000), (V4, -1)])
-def test_a_client_without_a_port_has_an_address(client):
+def test_client_without_a_port_has_an_address(client):
     assert client_of({"client": client}) == (V4, 0)
 
 
 @pytest.mark.parametrize("client", [None, (), [], "", V4, 5, ("", "0"), (None, None)])
-def test_a_client_of_another_kind_is_unknown(client):
+def test_client_of_another_kind_is_unknown(client):
     assert client_of({"client": client}) is None
 
 
@@ -97,7 +97,7 @@ def test_a_client_of_another_kind_is_unknown(client):
 @pytest.mark.parametrize(
     ("forwarded", "address"), [("203.0.113.5:{}", V4), ('"[2001:db8::5]:{}"', V6), ("64:ff9b::203.0.113.5", V4)]
 )
-async def test_a_port_of_a_proxy_lifts_no_limit(proxied, forwarded, address):
+async def test_port_of_a_proxy_lifts_no_limit(proxied, forwarded, address):
     seen = []
     guard = Guard(Settings(max_sessions_per_client=1), observers=[seen.append])
     async with Stay(guard) as stay:

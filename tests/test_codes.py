@@ -42,7 +42,7 @@ anything = st.one_of(
 @example("é" * 62)
 @example("a" * 123)
 @example("a" * 124)
-def test_a_reason_is_cut_on_the_last_character_boundary_that_fits(text):
+def test_reason_is_cut_at_the_last_character_that_fits(text):
     fitted = fit_reason(text)
     assert text.startswith(fitted)
     assert len(fitted.encode()) <= MAX_REASON_BYTES == 123
@@ -53,7 +53,7 @@ def test_a_reason_is_cut_on_the_last_character_boundary_that_fits(text):
 @given(texts, texts)
 @example("x" * 200, "; ref=1PB4XQ7Z0M8K")
 @example("x", "é" * 62)
-def test_the_parameters_stay_whole_and_the_text_is_cut_for_them(text, parameters):
+def test_parameters_stay_whole_and_the_text_is_cut_for_them(text, parameters):
     fitted = fit_reason(text, parameters)
     assert len(fitted.encode()) <= 123
     if len(parameters.encode()) <= 123:
@@ -100,13 +100,13 @@ def test_lone_surrogates_become_question_marks(text, parameters):
         (Lying(), ""),
     ],
 )
-def test_a_reason_that_is_no_string_is_made_one(reason, text):
+def test_reason_that_is_no_string_is_made_one(reason, text):
     assert fit_reason(reason) == text
     assert Close(1000, reason).sendable() == Close(1000, text)
 
 
 @given(anything, anything)
-def test_a_sendable_close_may_always_be_sent(code, reason):
+def test_sendable_close_may_always_be_sent(code, reason):
     close = Close(code, reason).sendable()
     assert type(close.code) is int
     assert close.code in SENDABLE
@@ -115,12 +115,12 @@ def test_a_sendable_close_may_always_be_sent(code, reason):
 
 
 @given(st.sampled_from(sorted(SENDABLE)), texts.filter(lambda text: len(text.encode()) <= 123))
-def test_a_legal_close_is_not_changed(code, reason):
+def test_legal_close_is_not_changed(code, reason):
     assert Close(code, reason).sendable() == Close(code, reason)
 
 
 @given(st.one_of(st.integers().filter(lambda code: code not in SENDABLE), st.booleans(), st.floats(), st.none()))
-def test_a_code_that_may_not_be_sent_becomes_1011(code):
+def test_code_that_may_not_be_sent_becomes_1011(code):
     assert Close(code, "why").sendable() == Close(1011, "why")
 
 
@@ -129,7 +129,7 @@ def test_exactly_the_registered_and_the_free_codes_may_be_sent():
 
 
 @pytest.mark.parametrize("code", [True, False, None, 1000.0, "1000", b"1000", [1000], float("nan"), -1000, 1 << 70])
-def test_what_is_no_integer_in_range_is_no_code(code):
+def test_code_that_is_no_integer_in_range_is_none(code):
     assert not may_be_sent(code)
 
 
@@ -147,7 +147,8 @@ def test_private_use_code_of_others_is_unchanged(code):
 
 
 @pytest.mark.parametrize("code", CloseCode)
-def test_every_registered_code_says_what_it_means_and_what_a_client_should_do(code):
+def test_registered_code_has_a_meaning_and_a_client_action(code):
+    """Every registered code says what it means and what a client should do."""
     assert code.meaning
     assert code.advice
     assert may_be_sent(code) is ("never sent" not in code.meaning)

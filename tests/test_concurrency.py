@@ -12,7 +12,7 @@ from asgi_closecodes.concurrency import Timeout, limited, move_on_after, on_asyn
 
 
 @pytest.mark.anyio
-async def test_what_is_done_in_time_is_left_alone():
+async def test_time_limit_kept_leaves_the_task_alone():
     with move_on_after(0.01) as timeout:
         await anyio.lowlevel.checkpoint()
     await anyio.sleep(0.05)
@@ -21,7 +21,7 @@ async def test_what_is_done_in_time_is_left_alone():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("seconds", [0, 0.01])
-async def test_what_takes_longer_is_cancelled_and_the_task_goes_on(seconds):
+async def test_time_limit_exceeded_cancels_the_body_not_the_task(seconds):
     with anyio.fail_after(5):
         with move_on_after(seconds) as timeout:
             await anyio.sleep_forever()
@@ -53,7 +53,7 @@ def test_on_asyncio_one_that_is_stopped_cancels_nothing():
 
 
 @pytest.mark.anyio
-async def test_an_error_on_the_way_out_is_not_lost():
+async def test_error_on_the_way_out_is_not_lost():
     with pytest.raises(KeyError):  # noqa: PT012 - it is raised where the timeout ends
         with move_on_after(0) as timeout:
             try:
@@ -75,7 +75,7 @@ async def test_scopes_and_task_groups_inside_end_with_it():
 
 
 @pytest.mark.anyio
-async def test_the_cancellation_of_a_scope_around_it_passes():
+async def test_cancellation_of_a_scope_around_it_passes():
     with anyio.CancelScope() as scope:
         with move_on_after(60) as timeout:
             scope.cancel()

@@ -22,7 +22,7 @@ def test_ids_are_unique_and_increase():
     assert ids == sorted(ids)
 
 
-def test_an_id_is_twelve_characters_that_nobody_misreads():
+def test_id_is_twelve_characters_that_nobody_misreads():
     for error_id in (new_error_id() for _ in range(1000)):
         assert len(error_id) == 12
         assert set(error_id) <= set(CROCKFORD)
@@ -42,7 +42,7 @@ def test_ids_increase_when_the_clock_is_set_back(monkeypatch):
     assert [first, *ids] == sorted({first, *ids})
 
 
-def test_processes_that_fail_in_the_same_millisecond_give_different_ids(monkeypatch):
+def test_ids_of_processes_in_one_millisecond_differ(monkeypatch):
     monkeypatch.setattr(error_identity.time, "time", lambda: 1_800_000_000.0)
     ids = set()
     for _ in range(200):
@@ -56,11 +56,11 @@ def test_processes_that_fail_in_the_same_millisecond_give_different_ids(monkeypa
     ["D216BE3DZX4Y", " d2l6be3dzx4y ", "D216-BE3D-ZX4Y", "internal error; ref=D216BE3DZX4Y", 'REF=d2i6be3dzx4y"']
     + ["KeyError: a; ref=ABCDEFGHJKMN; ref=D216BE3DZX4Y"],
 )
-def test_an_id_is_known_however_it_is_typed(typed):
+def test_id_is_known_however_it_is_typed(typed):
     assert as_error_id(typed) == "D216BE3DZX4Y"
 
 
-def test_an_id_says_when_it_was_made():
+def test_id_says_when_it_was_made():
     before = time.time()
     assert before - 0.001 <= time_of(new_error_id()) <= time.time()
     for other in ("", "D216BE3DZX4", "D216BE3DZX4U", "d216be3dzx4y"):

@@ -104,7 +104,7 @@ IDS = list(map(str, range(len(HOSTILE))))  # pytest would ask the values for the
 
 
 @pytest.mark.parametrize(("given", "sent"), HOSTILE, ids=IDS)
-def test_a_refusal_that_cannot_be_sent_is_repaired(given, sent):
+def test_refusal_that_cannot_be_sent_is_repaired(given, sent):
     """Nothing raises: a gate that fails would let the session in."""
     refusal = TryAgainLater(**given)
     assert {name: getattr(refusal, name) for name in given} == sent
@@ -113,7 +113,7 @@ def test_a_refusal_that_cannot_be_sent_is_repaired(given, sent):
 
 
 @pytest.mark.parametrize(("given", "sent"), HOSTILE, ids=IDS)
-def test_a_refusal_changed_later_is_repaired(given, sent):
+def test_refusal_changed_later_is_repaired(given, sent):
     refusal = TryAgainLater()
     vars(refusal).update(given)
     refusal.repair()
@@ -123,7 +123,7 @@ def test_a_refusal_changed_later_is_repaired(given, sent):
 @pytest.mark.parametrize(
     ("retry_after", "seconds"), [(Decimal("2.5"), 2.5), (Fraction(5, 2), 2.5), ("120", 120), (0, 0), (86400, 86400)]
 )
-def test_a_hint_may_be_any_number(retry_after, seconds):
+def test_hint_may_be_any_number(retry_after, seconds):
     refusal = TryAgainLater(retry_after=retry_after)
     assert refusal.retry_after == seconds
     assert type(refusal.retry_after) in {int, float}
@@ -134,7 +134,7 @@ class Kind(enum.StrEnum):
     FULL = "full"
 
 
-def test_a_cause_may_be_of_an_enum():
+def test_cause_may_be_of_an_enum():
     refusal = TryAgainLater(cause=Kind.FULL)
     assert type(refusal.cause) is str
     assert not refusal.repairs
@@ -153,7 +153,7 @@ def test_a_cause_may_be_of_an_enum():
         "\ud800" * 200,
     ],
 )
-def test_a_refusal_may_have_any_reason(reason):
+def test_refusal_may_have_any_reason(reason):
     refusal = TryAgainLater(reason)
     assert type(refusal.reason) is str
     assert len(refusal.reason_with(2.0).encode()) <= 123
@@ -169,7 +169,7 @@ tokens = st.text("abcXYZ019_.-", min_size=1, max_size=32)
 
 
 @given(st.text(max_size=200), st.none() | tokens, st.floats(0, 1e6))
-def test_a_reason_is_text_and_parameters_that_a_client_can_read(text, cause, retry_after):
+def test_reason_is_text_and_parameters_that_a_client_can_read(text, cause, retry_after):
     reason = TryAgainLater(text, cause=cause).reason_with(retry_after)
     assert len(reason.encode()) <= 123
     front, *parameters = reason.rsplit("; ", 1 if cause is None else 2)
@@ -178,12 +178,12 @@ def test_a_reason_is_text_and_parameters_that_a_client_can_read(text, cause, ret
     assert dict(parameter.split("=") for parameter in parameters) == expected
 
 
-def test_the_default_reason_is_the_documented_one():
+def test_default_reason_is_the_documented_one():
     assert TryAgainLater(cause="full").reason_with(2.345) == "try again later; retry_after=2.3; cause=full"
     assert TryAgainLater().reason_with(0) == "try again later; retry_after=0.0"
 
 
-def test_a_refusal_is_a_close_with_1013_and_503():
+def test_refusal_is_a_close_with_1013_and_503():
     refusal = TryAgainLater("busy", cause="db", retry_after=3, usage=10, limit=10)
     assert isinstance(refusal, CloseWith)
     assert (refusal.code, refusal.reason, refusal.status) == (1013, "busy", 503)
@@ -229,12 +229,12 @@ def test_all_that_is_wrong_with_a_mapping_is_said_at_once():
     assert "IndexError" not in text
 
 
-def test_a_mapping_may_say_something_else_for_starlettes_exceptions():
+def test_mapping_may_override_starlette_s_exceptions():
     assert close_of(WebSocketException(4000, "why")) == (4000, "why")
     assert close_of(WebSocketException(4000, "why"), {WebSocketException: 4001}) == (4001, "")
 
 
-def test_a_mapping_is_not_changed_and_not_followed():
+def test_mapping_is_not_changed_and_not_followed():
     mapping = {KeyError: 4000}
     checked = checked_mapping(mapping)
     mapping[ValueError] = 1006
@@ -246,16 +246,16 @@ def test_a_mapping_is_not_changed_and_not_followed():
     ("error", "code"),
     [(KeyError(), 4002), (IndexError(), 4001), (UnicodeError(), 4000), (RuntimeError(), 4000)],
 )
-def test_the_most_specific_class_counts(error, code):
+def test_most_specific_class_counts(error, code):
     assert close_of(error, {Exception: 4000, LookupError: 4001, KeyError: 4002}) == (code, "")
 
 
 @pytest.mark.parametrize("error", [CloseWith(4005, "as asked"), TryAgainLater("busy")])
-def test_a_close_that_was_raised_is_more_specific_than_a_mapping_of_every_exception(error):
+def test_close_raised_wins_over_a_mapping_of_every_exception(error):
     assert close_of(error, {Exception: 4000}) == (error.code, error.reason)
 
 
-def test_an_exception_that_is_not_mapped_is_an_error():
+def test_exception_that_is_not_mapped_is_an_error():
     assert close_of(KeyError()) is None
     assert close_of(KeyError(), {ValueError: 4000}) is None
 
@@ -271,7 +271,7 @@ def test_an_exception_that_is_not_mapped_is_an_error():
         (None, None),
     ],
 )
-def test_a_function_of_the_exception_may_decide(answer, close):
+def test_function_of_the_exception_may_decide(answer, close):
     asked = []
     error = KeyError("k")
     assert close_of(error, {LookupError: lambda error: asked.append(error) or answer}) == close
@@ -279,13 +279,13 @@ def test_a_function_of_the_exception_may_decide(answer, close):
 
 
 @pytest.mark.parametrize("answer", [1013, CloseCode.TRY_AGAIN_LATER, lambda _error: 1013])
-def test_a_mapping_to_1013_gives_a_hint_as_a_refusal_does(answer):
+def test_mapping_to_1013_gives_a_hint_as_a_refusal_does(answer):
     close = deliberate_close([KeyError()], checked_mapping({KeyError: answer}))
     assert isinstance(close, TryAgainLater)
 
 
 @pytest.mark.parametrize("answer", ["4000", True, 4000.0, b"", object(), ValueError("returned")])
-def test_a_function_that_returns_nonsense_is_told_so(answer):
+def test_function_that_returns_nonsense_is_told_so(answer):
     with pytest.raises(TypeError, match="exceptions must give a sendable close code"):
         close_of(KeyError(), {KeyError: lambda _error: answer})
 
@@ -310,7 +310,7 @@ def group(*errors):
         (group(ValueError(), CloseWith(4001)), None),
     ],
 )
-def test_a_group_is_a_close_if_all_its_leaves_agree(error, close):
+def test_group_is_a_close_if_all_its_leaves_agree(error, close):
     assert close_of(error, {LookupError: Close(4000, "mapped")}) == close
 
 
@@ -319,7 +319,7 @@ def test_a_group_is_a_close_if_all_its_leaves_agree(error, close):
         st.builds(KeyError), lambda children: st.lists(children, min_size=1, max_size=3).map(lambda c: group(*c))
     )
 )
-def test_the_leaves_of_a_group_are_all_that_is_in_it(error):
+def test_leaves_of_a_group_are_all_that_is_in_it(error):
     assert all(isinstance(leaf, KeyError) for leaf in leaves(error))
     assert len(list(leaves(error))) == repr(error).count("KeyError")
 
@@ -339,7 +339,7 @@ def test_the_leaves_of_a_group_are_all_that_is_in_it(error):
         (499, 1008, "499"),
     ],
 )
-def test_an_http_status_becomes_the_close_that_means_it(status, code, reason):
+def test_http_status_becomes_the_close_that_means_it(status, code, reason):
     close = close_for_status(status, 7.0)
     assert (close.code, close.reason) == (code, reason)
     assert getattr(close, "retry_after", None) == (7.0 if code == 1013 else None)
@@ -363,21 +363,22 @@ async def visit(error, **guard):
         group(CloseWith(4001, "as asked"), group(WebSocketDisconnect(), CloseWith(4001, "as asked"))),
     ],
 )
-async def test_a_close_raised_by_a_handler_is_no_error(error):
+async def test_close_raised_by_a_handler_is_no_error(error):
     peer, events = await visit(error)
     assert peer.closed == (4001, "as asked")
     assert not of(SessionFailed, events)
 
 
 @pytest.mark.anyio
-async def test_a_try_again_later_raised_by_a_handler_carries_its_hint():
+async def test_try_again_later_raised_by_a_handler_carries_its_hint():
     peer, events = await visit(TryAgainLater("busy", cause="db", retry_after=7))
     assert peer.closed == (1013, "busy; retry_after=7.0; cause=db")
     assert not of(SessionFailed, events)
 
 
 @pytest.mark.anyio
-async def test_a_try_again_later_without_a_delay_takes_a_place_in_the_queue():
+async def test_try_again_later_without_a_delay_takes_its_turn():
+    """A TryAgainLater without a delay takes a turn in the queue."""
     peer, _ = await visit(TryAgainLater())
     assert re.fullmatch(r"try again later; retry_after=[0-9]+\.[0-9]", peer.closed[1])
 
@@ -424,7 +425,7 @@ IMPERFECT = [refuse_with(given) for given, _ in HOSTILE] + [
 @pytest.mark.anyio
 @pytest.mark.parametrize("handshake", ["close", "http"])
 @pytest.mark.parametrize("refusal", IMPERFECT)
-async def test_an_imperfect_refusal_refuses(refusal, handshake, caplog):
+async def test_imperfect_refusal_refuses(refusal, handshake, caplog):
     seen = []
     guard = Guard(Settings(reject_with=handshake), gate=Rooms(refusal), observers=[seen.append])
     handler = Handler()
@@ -447,7 +448,7 @@ async def test_an_imperfect_refusal_refuses(refusal, handshake, caplog):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("refusal", IMPERFECT)
-async def test_an_imperfect_refusal_in_a_handler_is_no_error(refusal):
+async def test_imperfect_refusal_in_a_handler_is_no_error(refusal):
     peer, seen = await visit(refusal())
     assert peer.closed[0] in {1011, 1013}
     assert not of(SessionFailed, seen)
@@ -455,7 +456,7 @@ async def test_an_imperfect_refusal_in_a_handler_is_no_error(refusal):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("refusal", IMPERFECT)
-async def test_an_imperfect_refusal_of_a_shadow_admits(refusal):
+async def test_imperfect_refusal_of_a_shadow_admits(refusal):
     seen = []
     guard = Guard(Settings(), gate=Shadow(Rooms(refusal)), observers=[seen.append])
     peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
@@ -465,7 +466,7 @@ async def test_an_imperfect_refusal_of_a_shadow_admits(refusal):
 
 
 @pytest.mark.anyio
-async def test_a_shadow_refuses_nobody_in_admit_itself():
+async def test_shadow_refuses_nobody_in_admit_itself():
     """The gates that hold nothing refuse before their place is entered."""
     seen = []
     guard = Guard(Settings(), gate=Shadow(HandshakeRate(0)), observers=[seen.append])
@@ -475,7 +476,7 @@ async def test_a_shadow_refuses_nobody_in_admit_itself():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("given", "sent"), HOSTILE[:8], ids=IDS[:8])
-async def test_a_shed_with_an_imperfect_cause_sheds(given, sent):
+async def test_shed_with_an_imperfect_cause_sheds(given, sent):
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
     async with Stay(guard) as stay:
@@ -488,7 +489,7 @@ async def test_a_shed_with_an_imperfect_cause_sheds(given, sent):
 
 
 @pytest.mark.anyio
-async def test_a_repair_is_reported_once_for_each_gate(caplog):
+async def test_repair_is_reported_once_for_each_gate(caplog):
     class Halls(Rooms):
         pass
 
@@ -520,7 +521,7 @@ async def test_repairs_of_many_routes_are_reported_so_often():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("cause", ["a b", 5, "raises"])
-async def test_a_gate_with_an_imperfect_cause_sheds(cause):
+async def test_gate_with_an_imperfect_cause_sheds(cause):
     """The ticker, which makes the refusal, goes on."""
 
     class Crowded:
@@ -551,7 +552,8 @@ def fails(_error):
     "function",
     [fails, *(lambda _error, answer=answer: answer for answer in ("nonsense", 99999, True, Close(1006, "why")))],
 )
-async def test_a_mapping_that_fails_is_reported_and_the_exception_is_an_error(function):
+async def test_mapping_that_fails_is_reported_and_leaves_an_error(function):
+    """A mapping that fails is reported, and the exception is an error."""
     error = KeyError("k")
     peer, events = await visit(error, exceptions={KeyError: function})
     assert peer.closed[0] == 1011
@@ -561,7 +563,7 @@ async def test_a_mapping_that_fails_is_reported_and_the_exception_is_an_error(fu
 
 
 @pytest.mark.anyio
-async def test_an_async_function_in_a_mapping_is_reported_without_a_warning_of_python():
+async def test_async_function_in_a_mapping_is_reported_without_warning():
     coroutines = []
 
     async def decide(_error):

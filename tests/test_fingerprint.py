@@ -41,7 +41,7 @@ def test_another_type_place_or_cause_is_another_bug(other):
     assert fingerprint(caught(other)) != fingerprint(caught(ONE))
 
 
-def test_a_middleware_of_a_library_changes_nothing():
+def test_middleware_of_a_library_changes_nothing():
     import contextlib
 
     @contextlib.contextmanager
@@ -79,7 +79,7 @@ def test_libraries_of_other_machines_are_known_by_their_place(file, library):
     assert is_library(file) == library
 
 
-def test_a_recursion_is_one_bug_however_deep():
+def test_recursion_is_one_bug_however_deep():
     code = "def fails(n={n}):\n    if n == 0:\n        raise ValueError\n    fails(n - 1)\n"
     assert fingerprint(caught(code.replace("{n}", "3"))) == fingerprint(caught(code.replace("{n}", "30")))
 
@@ -107,7 +107,7 @@ def test_equal_functions_of_two_modules_are_two():
     assert fingerprint(one) != fingerprint(two)
 
 
-def test_an_exception_object_that_is_raised_again_is_the_same_bug():
+def test_exception_object_raised_again_is_the_same_bug():
     error = ValueError()
 
     def fails():
@@ -122,7 +122,7 @@ def test_an_exception_object_that_is_raised_again_is_the_same_bug():
     assert len(seen) == 1
 
 
-def test_the_order_of_a_group_does_not_matter():
+def test_order_of_a_group_does_not_matter():
     first, second = caught(ONE), caught("def fails():\n    raise KeyError\n")
     groups = ExceptionGroup("g", [first, second]), ExceptionGroup("h", [second, first, second])
     assert fingerprint(groups[0]) == fingerprint(groups[1])
@@ -137,7 +137,7 @@ def test_circles_end():
     assert fingerprint(group)
 
 
-def test_a_suppressed_context_does_not_count():
+def test_suppressed_context_does_not_count():
     code = "def fails():\n    try:\n        {}['x']\n    except KeyError:\n        raise ValueError('one') from None\n"
     assert fingerprint(caught(code)) == fingerprint(caught(ONE))
 

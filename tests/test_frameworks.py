@@ -92,7 +92,7 @@ def test_messages_subprotocols_and_clean_up(client):
     assert cleaned_up == ["a resource"]
 
 
-def test_a_close_of_the_handler(client):
+def test_close_of_the_handler(client):
     with client.websocket_connect("/number?n=5") as websocket:
         assert websocket.receive_json() == {"n": 5}
         with pytest.raises(WebSocketDisconnect) as closed:
@@ -100,20 +100,20 @@ def test_a_close_of_the_handler(client):
     assert closed.value.code == 1000
 
 
-def test_a_validation_error(client):
+def test_validation_error(client):
     with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/number?n=x"):
         pass
     assert closed.value.code == 1008
 
 
 @pytest.mark.parametrize(("path", "status"), [("/deny", 451), ("/http-exception", 418)])
-def test_a_denial(client, path, status):
+def test_denial(client, path, status):
     with pytest.raises(WebSocketDenialResponse) as denied, client.websocket_connect(path):
         pass
     assert denied.value.status_code == status
 
 
-def test_a_websocket_exception(client):
+def test_websocket_exception(client):
     with (
         client.websocket_connect("/websocket-exception") as websocket,
         pytest.raises(WebSocketDisconnect) as closed,
@@ -123,7 +123,7 @@ def test_a_websocket_exception(client):
     assert cleaned_up == ["a resource"]
 
 
-def test_a_close_before_accept(client):
+def test_close_before_accept(client):
     with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/close-before-accept"):
         pass
     assert (closed.value.code, closed.value.reason) == (4001, "no")
@@ -240,7 +240,7 @@ async def test_other_scopes_pass_through_untouched(kind):
 
 
 @pytest.mark.anyio
-async def test_the_server_s_scope_is_not_changed():
+async def test_server_s_scope_is_not_changed():
     peer = Peer()
     before = {**peer.scope, "extensions": dict(peer.scope["extensions"])}
     handler = Handler()
@@ -250,7 +250,7 @@ async def test_the_server_s_scope_is_not_changed():
     assert handler.scopes[0] is not peer.scope
 
 
-def test_a_plain_function_in_a_thread_may_change_the_limits():
+def test_plain_function_in_a_thread_may_change_the_limits():
     guard = Guard(Settings(max_sessions=5, shed_rate=100))
     app = FastAPI(middleware=[Middleware(CloseCodeMiddleware, guard)])
 
@@ -272,7 +272,7 @@ async def echo_for_ever(websocket: WebSocket):
         await websocket.send_text(text)
 
 
-def test_a_guard_comes_alone():
+def test_guard_comes_alone():
     with pytest.raises(TypeError, match="not both"):
         CloseCodeMiddleware(Handler(), Guard(Settings()), settings=Settings(debug=True))
 
@@ -284,7 +284,7 @@ def test_a_guard_comes_alone():
         ({"observers": [7]}, "7 cannot be called"),
     ],
 )
-def test_what_cannot_be_plugged_in_is_refused_at_once(arguments, problem):
+def test_argument_unusable_is_refused_at_once(arguments, problem):
     with pytest.raises(TypeError, match=problem):
         CloseCodeMiddleware(Handler(), **arguments)
 
@@ -422,7 +422,7 @@ WELL_BEHAVED = [f"/in/{name}/7" for name in vars(Diary) if name.startswith("ws_"
 @pytest.mark.anyio
 @pytest.mark.parametrize("build", [add, put_around, put_around_twice])
 @pytest.mark.parametrize("path", WELL_BEHAVED)
-async def test_what_behaves_sends_and_sees_the_same_messages(build, path, caplog):
+async def test_well_behaved_application_sees_the_same_messages(build, path, caplog):
     seen = []
     for wrap in (lambda app: app, build):
         diary, app = diary_with(wrap)
@@ -436,7 +436,7 @@ async def test_what_behaves_sends_and_sees_the_same_messages(build, path, caplog
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("build", [add, put_around, put_around_twice])
-async def test_a_departure_that_nobody_catches_is_no_error(build, caplog):
+async def test_departure_that_nobody_catches_is_no_error(build, caplog):
     async def careless(websocket):
         await websocket.accept()
         while True:
@@ -452,7 +452,7 @@ async def test_a_departure_that_nobody_catches_is_no_error(build, caplog):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("build", [add, put_around])
-async def test_a_dependency_is_cleaned_up_before_the_close_of_a_crash(build):
+async def test_dependency_is_cleaned_up_before_the_close_of_a_crash(build):
     lines = []
 
     async def resource():
@@ -476,7 +476,7 @@ async def test_a_dependency_is_cleaned_up_before_the_close_of_a_crash(build):
 
 @pytest.mark.parametrize("build", [FastAPI, Starlette])
 @pytest.mark.parametrize("reraise", [False, True, "auto"])
-def test_a_test_client_sees_the_exception_if_it_is_to_travel_on(build, reraise):
+def test_test_client_sees_the_exception_if_it_is_to_travel_on(build, reraise):
     app = build()
     app.add_middleware(CloseCodeMiddleware, settings=Settings(reraise=reraise))
     app.router.routes.extend(routes())
@@ -528,7 +528,7 @@ def fastapi_crash(path="/crash/{name}", prefix=""):
         (lambda: Starlette(routes=[Mount("/v1", Handler(ValueError()))]), "/v1/secret", None),
     ],
 )
-async def test_a_failure_is_reported_with_the_template_of_its_route(app, path, route, caplog):
+async def test_failure_is_reported_with_the_template_of_its_route(app, path, route, caplog):
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
     await Peer(path=path, raw_path=path.encode()).visit(CloseCodeMiddleware(app(), guard))
@@ -540,7 +540,7 @@ async def test_a_failure_is_reported_with_the_template_of_its_route(app, path, r
 
 
 @pytest.mark.anyio
-async def test_who_is_refused_below_a_mount_has_not_come_to_a_route():
+async def test_refusal_below_a_mount_has_no_route():
     seen = []
     guard = Guard(Settings(max_sessions=0), observers=[seen.append])
     app = Starlette(routes=[Mount("/v1", CloseCodeMiddleware(Starlette(routes=routes()), guard))])
@@ -554,7 +554,7 @@ async def test_who_is_refused_below_a_mount_has_not_come_to_a_route():
     ("mount", "path", "route"),
     [("/v1", "/v1/crash/secret", "/v1/crash/{name}"), ("/{tenant}", "/acme/crash/secret", None)],
 )
-async def test_a_middleware_on_a_mount_reports_the_whole_template(mount, path, route):
+async def test_middleware_on_a_mount_reports_the_whole_template(mount, path, route):
     seen = []
     middleware = Middleware(CloseCodeMiddleware, Guard(Settings(), observers=[seen.append]))
     app = Starlette(routes=[Mount(mount, routes=routes(), middleware=[middleware])])
@@ -603,7 +603,7 @@ async def test_two_middlewares_with_one_guard_take_one_place():
     ],
     ids=["on a route", "on a mount"],
 )
-async def test_without_a_lifespan_limits_hold_and_are_followed(build):
+async def test_limits_without_a_lifespan_hold_and_are_followed(build):
     guard = Guard(Settings(max_sessions=2, shed_rate=100))
     app = build(Middleware(CloseCodeMiddleware, guard))
     gone, peers = anyio.Event(), []
@@ -623,7 +623,7 @@ async def test_without_a_lifespan_limits_hold_and_are_followed(build):
 @pytest.mark.anyio
 @pytest.mark.parametrize("extensions", [{"extensions": {"websocket.http.response": {}}}, {"extensions": {}}, {}])
 @pytest.mark.parametrize("error", [None, ValueError("a bug")])
-async def test_a_scope_and_its_extensions_are_the_server_s(extensions, error):
+async def test_scope_and_its_extensions_are_the_server_s(extensions, error):
     scope = {"type": "websocket", "asgi": {"version": "3.0"}, "path": "/", "headers": [], "state": {}, **extensions}
     inside = scope.get("extensions")
     before = repr(scope)
@@ -654,7 +654,7 @@ async def test_a_scope_and_its_extensions_are_the_server_s(extensions, error):
         (True, {"asgi": {"version": "3.0"}}, True),
     ],
 )
-async def test_an_exception_travels_on_where_no_server_is(reraise, asgi, travels_on):
+async def test_exception_travels_on_where_no_server_is(reraise, asgi, travels_on):
     """Every server says in the scope which ASGI it speaks; a test client does not. A setting decides before that."""
     peer = Peer()
     scope = {key: value for key, value in peer.scope.items() if key != "asgi"} | asgi
@@ -665,7 +665,7 @@ async def test_an_exception_travels_on_where_no_server_is(reraise, asgi, travels
 
 
 @pytest.mark.anyio
-async def test_what_is_meant_stays_a_close_where_no_server_is():
+async def test_close_that_is_meant_stays_one_without_a_server():
     peer = Peer()
     del peer.scope["asgi"]
     await peer.visit(CloseCodeMiddleware(Handler(CloseWith(4003, "banned")), Guard()))

@@ -91,7 +91,7 @@ HERE = __name__
     ],
     ids=lambda thing: thing if type(thing) is str else "",
 )
-def test_a_name_is_qualified_and_says_nothing_else(thing, name):
+def test_name_is_qualified_and_says_nothing_else(thing, name):
     assert name_of(thing) == name
 
 
@@ -116,7 +116,7 @@ def test_a_name_is_qualified_and_says_nothing_else(thing, name):
     ],
     ids=lambda value: value if type(value) is str else "",
 )
-def test_a_value_is_shown_where_it_can_hold_no_secret(value, text):
+def test_value_is_shown_where_it_can_hold_no_secret(value, text):
     assert shown(value) == text
 
 
@@ -167,7 +167,7 @@ USES = {
 
 @pytest.mark.parametrize("holder", range(len(HOLDERS)))
 @pytest.mark.parametrize("use", USES)
-def test_an_error_holds_no_secret_of_what_it_refuses(use, holder):
+def test_error_holds_no_secret_of_what_it_refuses(use, holder):
     try:
         USES[use](HOLDERS[holder])
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -182,7 +182,7 @@ def _is_ours(error):
 
 
 @pytest.mark.anyio
-async def test_an_observer_that_fails_is_logged_by_its_name(caplog):
+async def test_observer_that_fails_is_logged_by_its_name(caplog):
     observers = [functools.partial(post, api_key=SECRET), Teller(), Teller().tell, named("told")]
     guard = Guard(Settings(), observers=observers)
     await Peer().visit(CloseCodeMiddleware(Handler(), guard))
@@ -194,7 +194,7 @@ async def test_an_observer_that_fails_is_logged_by_its_name(caplog):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("code", [URL, Teller(), {"password": SECRET}])
-async def test_a_code_that_is_none_is_logged_by_its_kind(caplog, code):
+async def test_code_that_is_none_is_logged_by_its_kind(caplog, code):
     async def app(_scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})
@@ -238,14 +238,14 @@ def test_no_url_can_be_reached_from_a_settings_error(url, build):
     assert not _reached(raised.value)
 
 
-def test_a_valid_url_beside_a_wrong_value_cannot_be_reached():
+def test_valid_url_beside_a_wrong_value_cannot_be_reached():
     with pytest.raises(SettingsError) as raised:
         Settings(redis_url=URL, max_sessions=-1)
     assert not _reached(raised.value)
 
 
 @pytest.mark.parametrize("url", UNUSABLE)
-def test_a_gate_s_error_has_no_url_in_its_causes(url):
+def test_gate_s_error_has_no_url_in_its_causes(url):
     with pytest.raises(ValueError) as raised:
         ClusterSessions(5, url)
     error = raised.value

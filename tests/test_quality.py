@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "asgi_closecodes"
 
 
 @pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
-def test_there_is_nothing_to_complain_about(command):
+def test_tool_has_nothing_to_complain_about(command):
     done = subprocess.run(
         [sys.executable, "-m", *command.split()], cwd=Path(__file__).parents[1], capture_output=True, text=True
     )

@@ -33,7 +33,7 @@ def test_no_window_holds_more_than_the_burst_and_the_rate(per_second, burst, sta
 
 @given(rates, st.integers(1, 200), starts)
 @example(3, 1, 123456.7)
-def test_the_whole_burst_is_let_through_at_once(per_second, burst, start):
+def test_whole_burst_is_let_through_at_once(per_second, burst, start):
     rate = TokenBucket(per_second, burst, clock=Clock(start))
     assert [rate.take() for _ in range(burst + 1)] == [True] * burst + [False]
 
@@ -52,7 +52,7 @@ def test_after_a_pause_the_burst_is_back(per_second, burst, start):
 
 
 @given(st.floats(1, 100))
-def test_what_is_asked_for_steadily_below_the_rate_is_never_refused(per_second):
+def test_bucket_asked_steadily_below_its_rate_never_refuses(per_second):
     clock = Clock(1000.0)
     rate = TokenBucket(per_second, 2, clock=clock)
     for _ in range(100):
@@ -61,14 +61,14 @@ def test_what_is_asked_for_steadily_below_the_rate_is_never_refused(per_second):
 
 
 @pytest.mark.parametrize("per_second", [0, 0.0, -1])
-def test_a_rate_of_zero_lets_nothing_through(per_second):
+def test_rate_of_zero_lets_nothing_through(per_second):
     clock = Clock()
     rate = TokenBucket(per_second, 10, clock=clock)
     for clock.now in (0.0, 1.0, 1e9):
         assert not rate.take()
 
 
-def test_a_rate_may_be_changed_while_it_is_used():
+def test_rate_may_be_changed_while_it_is_used():
     clock = Clock(5.0)
     rate = TokenBucket(0, 0, clock=clock)
     assert not rate.take()
@@ -79,7 +79,7 @@ def test_a_rate_may_be_changed_while_it_is_used():
     assert not rate.take()
 
 
-def test_the_clock_is_the_monotonic_one():
+def test_clock_is_the_monotonic_one():
     rate = TokenBucket(0.001, 1)
     assert rate.take()
     assert not rate.take()
