@@ -21,6 +21,6 @@ def samples(tmp_path_factory):
 
 
 @pytest.mark.parametrize("comparison", BENCHMARK.comparisons, ids=lambda comparison: comparison.subject)
-def test_a_session_takes_no_more_instructions_than_it_did(samples, comparison):
+def test_session_takes_no_more_instructions_than_it_did(samples, comparison):
     (taken,) = comparison.values(samples)
     assert taken <= ROOM * TODAY[comparison.subject]
