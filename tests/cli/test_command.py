@@ -9,7 +9,7 @@ import pytest
 from .command import COMMAND, ENVIRONMENT, invoke, run
 
 
-def test_it_says_what_there_is():
+def test_command_says_what_there_is():
     assert "logs" in run("--help")[0]
     assert run("--version")[0].split()[-1] == version("asgi-closecodes")
     for command in ("show", "errors", "closes", "tail", "lnav-format"):
@@ -25,7 +25,7 @@ def test_without_its_extra_it_says_how_to_install_it(missing):
     assert done.stderr == "asgi-closecodes needs click and rich: pip install 'asgi-closecodes[cli]'\n"
 
 
-def test_a_command_is_imported_when_it_is_asked_for():
+def test_command_is_imported_when_it_is_asked_for():
     code = "import sys; from asgi_closecodes.cli import main; print('asgi_closecodes.cli.logs' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

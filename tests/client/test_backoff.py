@@ -27,7 +27,7 @@ def clock():
 
 
 @pytest.mark.parametrize(("name", "options", "story", "waits"), CASES, ids=IDS)
-def test_the_rule(name, options, story, waits, clock):
+def test_rule(name, options, story, waits, clock):
     options = dict(options)
     can_renew = options.pop("renew", False)
     backoff = Backoff(**options, random=lambda: 1.0, clock=clock)
@@ -67,15 +67,15 @@ def test_the_rule(name, options, story, waits, clock):
         (301, "", None),
     ],
 )
-def test_a_refusal_by_http(status, retry_after, wait):
+def test_refusal_by_http(status, retry_after, wait):
     assert Backoff(random=lambda: 1.0).refused(status, retry_after) == wait
 
 
-def test_a_status_that_is_to_be_retried():
+def test_status_that_is_to_be_retried():
     assert Backoff(retry=[429], random=lambda: 1.0).refused(429, "7") == 7
 
 
-def test_a_date_to_come_back_at(monkeypatch):
+def test_date_to_come_back_at(monkeypatch):
     backoff = Backoff(random=lambda: 1.0)
     monkeypatch.setattr(module.time, "time", lambda: 1_800_000_000.0)
     assert backoff.refused(503, formatdate(1_800_000_100, usegmt=True)) == 100
@@ -106,7 +106,7 @@ def test_whatever_a_server_says_the_wait_is_a_bounded_number(anything):
 
 
 @given(st.randoms(use_true_random=False), st.booleans())
-def test_a_server_that_accepts_in_order_to_close_is_not_pestered(chance, with_hint):
+def test_server_that_accepts_in_order_to_close_is_not_pestered(chance, with_hint):
     clock = Clock()
     backoff = Backoff(random=chance.random, clock=clock)
     attempts = 0
@@ -128,7 +128,7 @@ def test_clients_do_not_come_back_together():
 @pytest.mark.parametrize(
     "bad", [{"cap": 0}, {"cap": float("nan")}, {"max_hint": -1}, {"max_crashes": 0}, {"cap": 10**40}]
 )
-def test_what_cannot_be_used_is_named(bad):
+def test_unusable_argument_is_named(bad):
     (name, value) = *bad, *bad.values()
     with pytest.raises(ValueError, match=rf"{name}={value!r}: use a number above 0"):
         Backoff(**bad)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("code", [1008, 1003, 3000, 3003, 4003])
-async def test_it_gives_up_after_a_code_that_says_so(server, key, code):
+async def test_connect_gives_up_after_a_code_that_says_so(server, key, code):
     events, _ = await follow(f"{server.url}/close/{key}/{code}?reason=no")
     assert [type(event) for event in events] == [Connecting, Opened, Ended, GaveUp]
     assert (events[-1].close.code, events[-1].close.reason, events[-1].status) == (code, "no", None)
@@ -40,7 +40,7 @@ async def test_it_gives_up_after_a_code_that_says_so(server, key, code):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
-async def test_it_gives_up_after_such_a_status(server, key, status):
+async def test_connect_gives_up_after_such_a_status(server, key, status):
     events, _ = await follow(f"{server.url}/refuse/{key}/{status}?retry-after=1")
     assert [type(event) for event in events] == [Connecting, Ended, GaveUp]
     assert (events[-1].close.code, events[-1].status) == (1006, status)
@@ -48,13 +48,13 @@ async def test_it_gives_up_after_such_a_status(server, key, status):
     assert isinstance(events[-1].__cause__, httpx_ws.WebSocketUpgradeError)
 
 
-async def test_the_loop_ends_after_1000(server, key):
+async def test_loop_ends_after_1000(server, key):
     events, messages = await follow(f"{server.url}/close/{key}/1000?messages=3")
     assert [type(event) for event in events] == [Connecting, Opened, Ended]
     assert messages == ["hello"] * 3
 
 
-async def test_it_comes_back_until_then(server, key):
+async def test_connect_comes_back_until_then(server, key):
     events, messages = await follow(
         f"{server.url}/close/{key}/1012,3008,1001,1011,4011,1000?messages=1", backoff=eager()
     )
@@ -84,7 +84,7 @@ async def test_crashes_in_a_row_are_bounded(server, key):
     assert messages == ["hello"] * 3
 
 
-async def test_the_hint_is_honoured_within_a_tenth(server, key):
+async def test_hint_is_honoured_within_a_tenth(server, key):
     paths = {
         f"/close/{key}/1013": "?reason=try again later; retry_after=1.0; cause=full",
         f"/refuse/{key}/503": "?retry-after=1",
@@ -101,7 +101,8 @@ async def test_the_hint_is_honoured_within_a_tenth(server, key):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_server_that_accepts_in_order_to_close_gets_few_attempts(tmp_path):
+async def test_connect_to_a_server_that_accepts_to_close_backs_off(tmp_path):
+    """A server that accepts in order to close gets few attempts."""
     paths = {"/close/key/1013": ATTEMPTS_IN_TEN_SECONDS, "/full": 6}  # the queue's first hint is 1.8 s at least
     with ExitStack() as stack:
         servers = [
@@ -116,7 +117,7 @@ async def test_a_server_that_accepts_in_order_to_close_gets_few_attempts(tmp_pat
             assert 2 <= len(seen(server)["attempts"][path]) <= paths[path]
 
 
-async def test_it_survives_a_restart_of_the_server(tmp_path):
+async def test_connect_survives_a_restart_of_the_server(tmp_path):
     def start():  # on a unix socket, since somebody may take a port in between
         return serve("uvicorn-sansio", "tests.client.app:app", tmp_path, unix=True)
 
@@ -151,7 +152,7 @@ async def test_it_survives_a_restart_of_the_server(tmp_path):
     assert {(end.close.code, end.status) for end in ends[1:]} == {(1006, None)}
 
 
-async def test_nobody_there_is_as_a_lost_connection(closed_port):
+async def test_connect_to_nobody_is_as_a_lost_connection(closed_port):
     ends = []
     with anyio.fail_after(10):
         async with aclosing(
@@ -177,7 +178,7 @@ async def test_nobody_there_is_as_a_lost_connection(closed_port):
         b"\x81\x05hel",  # half a message
     ],
 )
-async def test_a_peer_may_do_as_it_likes(answer):
+async def test_peer_may_do_as_it_likes(answer):
     with peer(lambda plain: plain.sendall(answer)) as url:
         ends = []
         with anyio.fail_after(20):
@@ -215,7 +216,7 @@ async def two_attempts(url, *arguments, **options):
     return events[1], events[3]
 
 
-async def test_a_timeout_is_called_a_timeout(silent_port):
+async def test_timeout_is_called_a_timeout(silent_port):
     async with httpx.AsyncClient(timeout=0.1) as client:
         for end in await two_attempts(f"ws://127.0.0.1:{silent_port}", client):
             assert str(end) == "there was no connection (ReadTimeout)"
@@ -223,7 +224,7 @@ async def test_a_timeout_is_called_a_timeout(silent_port):
 
 
 @pytest.mark.parametrize("after", [b"", b"HTTP/1.1 101 Switching Protocols\r\nX: "])
-async def test_a_handshake_that_drips_is_given_up(after):
+async def test_handshake_that_drips_is_given_up(after):
     """httpx bounds each read, not all of them."""
     listening = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
@@ -247,7 +248,7 @@ async def test_a_handshake_that_drips_is_given_up(after):
         listening.close()
 
 
-async def test_an_open_session_outlives_the_open_timeout(server, key):
+async def test_open_session_outlives_the_open_timeout(server, key):
     async with aclosing(connect(f"{server.url}/echo/{key}", open_timeout=0.5)) as sessions:
         websocket = await anext(sessions)
         await anyio.sleep(0.6)
@@ -288,7 +289,7 @@ async def test_fragments_without_end_are_closed_with_1009(opcode, piece):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-async def test_a_message_up_to_the_limit_is_received(whole):
+async def test_message_up_to_the_limit_is_received(whole):
     def behaviour(plain):
         for message in ("é" * 500, "x" * 1000, "x" * 501 + "é" * 250):
             data = message.encode()
@@ -304,7 +305,7 @@ async def test_a_message_up_to_the_limit_is_received(whole):
 
 
 @pytest.mark.parametrize("bad", [{"open_timeout": 0}, {"open_timeout": float("nan")}, {"max_size": -1}])
-async def test_a_limit_that_is_none_is_named(bad):
+async def test_limit_that_is_none_is_named(bad):
     (name, value) = *bad, *bad.values()
     with pytest.raises(ValueError, match=rf"{name}={value!r}: use a number above 0, or None"):
         connect("ws://127.0.0.1", **bad)
@@ -330,7 +331,7 @@ async def test_headers_are_sent_and_left_alone(server, key):
     assert headers == {"authorization": "Bearer x"}
 
 
-async def test_the_end_stays_the_end(server, key):
+async def test_end_stays_the_end(server, key):
     async for websocket in connect(f"{server.url}/close/{key}/1000?reason=bye"):
         for _ in range(2):
             with pytest.raises(httpx_ws.WebSocketDisconnect) as end:
@@ -341,7 +342,7 @@ async def test_the_end_stays_the_end(server, key):
         assert [message async for message in websocket] == []
 
 
-async def test_a_turn_that_only_sends_is_told_of_the_end(server, key, monkeypatch):
+async def test_turn_that_only_sends_is_told_of_the_end(server, key, monkeypatch):
     monkeypatch.setattr(session, "SEND_GRACE_S", 0.1)
     with anyio.fail_after(10), pytest.raises(GaveUp, match="1008"):
         async for websocket in connect(f"{server.url}/close/{key}/1008"):
@@ -415,7 +416,7 @@ CALLS = {
 
 @pytest.mark.parametrize("where", [again, in_a_child, in_children_of_children])
 @pytest.mark.parametrize("call", CALLS)
-async def test_the_block_ends_whatever_found_the_end(server, key, call, where):
+async def test_block_ends_whatever_found_the_end(server, key, call, where):
     ends = []
     codes = "1013,1011,1012,4001?reason=full; retry_after=0.0"
     with anyio.fail_after(20), pytest.raises(GaveUp, match="4001"):
@@ -433,7 +434,7 @@ def reset(plain):
 
 @pytest.mark.parametrize("where", [again, in_children_of_children])
 @pytest.mark.parametrize("call", CALLS)
-async def test_the_block_ends_with_a_lost_connection(call, where):
+async def test_block_ends_with_a_lost_connection(call, where):
     ends = []
     with anyio.fail_after(20), peer(reset) as url:
         async with aclosing(connect(url, backoff=eager(), on_event=ends.append)) as sessions:
@@ -472,7 +473,7 @@ def failing(websocket, other):
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("what", failing(None, None))
-async def test_the_block_swallows_only_its_own_end(server, key, what, grouped):
+async def test_block_swallows_only_its_own_end(server, key, what, grouped):
     """A failure of another connection is the program's to handle, though its class is the same."""
     async for other in connect(f"{server.url}/close/{key}other/1000"):
         with pytest.raises(httpx_ws.WebSocketDisconnect) as other_end:
@@ -492,7 +493,7 @@ async def test_the_block_swallows_only_its_own_end(server, key, what, grouped):
             assert left.value is error
 
 
-async def test_the_block_lets_a_cancellation_pass(server, key):
+async def test_block_lets_a_cancellation_pass(server, key):
     async with aclosing(connect(f"{server.url}/echo/{key}")) as sessions:
         websocket = await anext(sessions)
         with anyio.move_on_after(0.1) as scope:
@@ -502,7 +503,7 @@ async def test_the_block_lets_a_cancellation_pass(server, key):
 
 
 @pytest.mark.parametrize("messages", [0, 3])
-async def test_a_turn_in_a_hurry_does_not_miss_the_close(messages):
+async def test_turn_in_a_hurry_does_not_miss_the_close(messages):
     def behaviour(plain):
         plain.sendall(b"\x81\x05hello" * messages + b"\x88\x02\x03\xf0")
         while plain.recv(65536):
@@ -513,7 +514,8 @@ async def test_a_turn_in_a_hurry_does_not_miss_the_close(messages):
             pass
 
 
-async def test_a_turn_that_leaves_an_open_session_comes_back_as_after_any_close(server, key):
+async def test_connect_after_leaving_an_open_session_waits_its_delay(server, key):
+    """A turn that leaves an open session comes back as after any close."""
     ends = []
     with anyio.fail_after(10):
         sessions = connect(f"{server.url}/echo/{key}", backoff=eager(), on_event=ends.append)
@@ -556,7 +558,7 @@ async def test_no_task_is_left(server, key, how):
             await leave()
 
 
-async def test_a_break_alone_closes_the_session(server, key):
+async def test_break_alone_closes_the_session(server, key):
     async with no_task_left():
         async for websocket in connect(f"{server.url}/echo/{key}"):
             await websocket.send_text("hello")
@@ -589,7 +591,7 @@ async def test_cancellation_passes_through_at_every_point(server, key, closed_po
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_cancelled_task_is_cancelled(server, key):
+async def test_cancelled_task_is_cancelled(server, key):
     async def run():
         async for websocket in connect(f"{server.url}/echo/{key}"):
             opened.set()
@@ -604,7 +606,7 @@ async def test_a_cancelled_task_is_cancelled(server, key):
             await task
 
 
-async def test_a_peer_that_reads_nothing_holds_nobody(monkeypatch):
+async def test_peer_that_reads_nothing_holds_nobody(monkeypatch):
     async def flood(websocket):
         with anyio.move_on_after(0.5) as scope:
             while True:
@@ -626,7 +628,7 @@ async def test_a_peer_that_reads_nothing_holds_nobody(monkeypatch):
 # What it tells
 
 
-async def test_it_tells_what_it_does(server, key, caplog):
+async def test_connect_tells_what_it_does(server, key, caplog):
     events, _ = await follow(f"{server.url}/close/{key}/1012,1008?reason=bye", backoff=eager())
     *events, gave_up = events
     assert events == [
@@ -643,7 +645,7 @@ async def test_it_tells_what_it_does(server, key, caplog):
     assert record.getMessage() == "the session ended with 1012; the next attempt is in 0.0 s"
 
 
-async def test_a_hook_that_fails_harms_nothing(server, key, caplog):
+async def test_hook_that_fails_harms_nothing(server, key, caplog):
     def fail(event):
         raise LookupError("a bug in the hook")
 
@@ -653,7 +655,7 @@ async def test_a_hook_that_fails_harms_nothing(server, key, caplog):
     assert messages == [f"on_event failed at {name}" for name in ("Connecting", "Opened", "Ended")]
 
 
-async def test_a_hook_that_would_never_run_is_refused():
+async def test_hook_that_would_never_run_is_refused():
     async def hook(event):
         pass
 
@@ -671,7 +673,7 @@ async def test_a_hook_that_would_never_run_is_refused():
         ("{server.url}/echo/key", {"no_such_option": 1}, TypeError),
     ],
 )
-async def test_a_mistake_is_not_retried(server, url, options, error):
+async def test_mistake_is_not_retried(server, url, options, error):
     with anyio.fail_after(10), pytest.raises(error):
         async for _ in connect(url.format(server=server), backoff=eager(), **options):
             pass

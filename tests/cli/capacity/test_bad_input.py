@@ -22,13 +22,13 @@ def usage(*arguments):
     return errors.splitlines()[-1]
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_server_that_is_not_there_is_named():
     port = free_port()
     said = refused(f"ws://127.0.0.1:{port}/")
     assert said == f"nobody listens at 127.0.0.1 port {port}; start the server, or look at the port"
 
 
-def test_a_host_that_is_not_there_is_named():
+def test_host_that_is_not_there_is_named():
     assert refused("ws://nowhere.invalid/") == "there is no host nowhere.invalid; look at its name"
 
 
@@ -42,11 +42,11 @@ def test_a_host_that_is_not_there_is_named():
         (b"HTTP/1.1 401 Who\r\nContent-Length: 0\r\n\r\n", "does it want a cookie or a token (--header)?"),
     ],
 )
-def test_what_is_no_websocket_is_told(says, answer, said):
+def test_server_without_websockets_is_told(says, answer, said):
     assert said in refused(says(answer))
 
 
-def test_a_server_that_answers_nothing_is_told(says, monkeypatch):
+def test_server_that_answers_nothing_is_told(says, monkeypatch):
     monkeypatch.setattr("asgi_closecodes.cli.capacity.load.HANDSHAKE_TIMEOUT_S", 0.2)
     import socket
 
@@ -67,11 +67,11 @@ def test_a_server_that_answers_nothing_is_told(says, monkeypatch):
         ("/missing", "there is no WebSocket at this path: HTTP 404"),
     ],
 )
-def test_a_server_that_does_not_want_it_is_told(server, path, said):
+def test_server_that_does_not_want_it_is_told(server, path, said):
     assert said in refused(server.url + path)
 
 
-def test_a_cookie_lets_it_in(server):
+def test_cookie_lets_it_in(server):
     output, _ = invoke("capacity", server.url + "/cookie", *QUICK, "--header", "Cookie: session=secret-7")
     assert "CLOSECODES_MAX_SESSIONS=1" in output
     assert "secret" not in output
@@ -82,7 +82,7 @@ def test_subprotocols_are_offered_by_a_header(server):
     assert invoke("capacity", server.url + "/chosen", *QUICK, "--header", "Sec-WebSocket-Protocol: v1, v2")[0]
 
 
-def test_a_message_that_is_not_answered_is_told(server, monkeypatch):
+def test_message_that_is_not_answered_is_told(server, monkeypatch):
     monkeypatch.setattr(measure, "ANSWER_TIMEOUT_S", 0.2)
     assert "does not answer a message within 0 s" in refused(server.url + "/mute", "--message", "hello")
     assert invoke("capacity", server.url + "/mute", *QUICK)[0], "pings it answers"
@@ -91,13 +91,13 @@ def test_a_message_that_is_not_answered_is_told(server, monkeypatch):
 # TLS
 
 
-def test_a_private_authority_is_named_by_its_file(secure, authority):
+def test_private_authority_is_named_by_its_file(secure, authority):
     url = secure.url.replace("ws://", "wss://")
     assert "--ca FILE" in refused(url)
     assert "CLOSECODES_MAX_SESSIONS=1" in invoke("capacity", url, *QUICK, "--ca", authority / "ca.pem")[0]
 
 
-def test_a_certificate_of_another_host_is_told(secure, authority):
+def test_certificate_of_another_host_is_told(secure, authority):
     said = refused(secure.url.replace("ws://127.0.0.1", "wss://localhost"), "--ca", authority / "ca.pem")
     assert said.startswith("the certificate is not that of localhost, or not valid: ")
 
@@ -108,14 +108,14 @@ def test_tls_and_none_that_are_mixed_up_are_told(server, secure):
 
 
 @pytest.mark.parametrize("content", [None, "", "no certificate", b"\xff"])
-def test_a_file_without_certificates_is_told(tmp_path, content):
+def test_file_without_certificates_is_told(tmp_path, content):
     file = tmp_path / "ca.pem"
     if content is not None:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
     assert "has no certificates; give a file with some in PEM" in usage("wss://127.0.0.1/", "--ca", file)
 
 
-def test_an_authority_without_tls_is_told(authority):
+def test_authority_without_tls_is_told(authority):
     assert "--ca is for wss://" in usage("ws://127.0.0.1/", "--ca", authority / "ca.pem")
 
 
@@ -139,7 +139,7 @@ def test_an_authority_without_tls_is_told(authority):
         "",
     ],
 )
-def test_an_address_that_is_none_is_refused(url):
+def test_address_that_is_none_is_refused(url):
     said = usage(url)
     assert said.endswith("give one as ws://127.0.0.1:8000/path or wss://host/path")
     assert "secret" not in said
@@ -147,7 +147,7 @@ def test_an_address_that_is_none_is_refused(url):
 
 @pytest.mark.parametrize("option", ["--p99", "--every", "--hold"])
 @pytest.mark.parametrize("value", ["", "250", "0ms", "-1s", "1e3s", "nan", "2h", "1 s", "inf", "99999s"])
-def test_a_time_that_is_none_is_refused(option, value):
+def test_time_that_is_none_is_refused(option, value):
     assert "use a time with its unit, as 250ms or 1.5s" in usage("ws://127.0.0.1/", option, value)
 
 
@@ -163,7 +163,7 @@ def test_a_time_that_is_none_is_refused(option, value):
         "A: sécret",
     ],
 )
-def test_a_header_that_cannot_be_sent_is_refused(value):
+def test_header_that_cannot_be_sent_is_refused(value):
     said = usage("ws://127.0.0.1/", "--header", value)
     assert "--header" in said
     assert "secret" not in said
@@ -172,7 +172,7 @@ def test_a_header_that_cannot_be_sent_is_refused(value):
 @pytest.mark.parametrize(
     "options", [("--most", "0"), ("--most", "many"), ("--pid", "0"), ("--pid", "x"), ("--pid", 2**40)]
 )
-def test_a_number_that_is_none_is_refused(options):
+def test_number_that_is_none_is_refused(options):
     assert options[0] in usage("ws://127.0.0.1/", *options)
 
 

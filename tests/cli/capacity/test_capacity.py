@@ -38,7 +38,7 @@ def settings(output):
 # On real servers
 
 
-def test_what_a_server_holds_becomes_settings(server):
+def test_capacity_of_a_server_becomes_settings(server):
     output, errors = invoke(
         "capacity", server.url + "/fragile", *QUICK, "--message", "hello", "--pid", server.process.pid
     )
@@ -76,7 +76,7 @@ def test_sessions_speak_as_browsers_do(server):
         ),
     ],
 )
-def test_a_limit_that_is_set_is_told_and_nothing_to_set(limited, env, said):
+def test_limit_that_is_set_is_told_and_nothing_to_set(limited, env, said):
     output, _ = invoke("capacity", limited(**env).url, *QUICK, status=1)
     assert "The server held 7 sessions" in output
     assert re.search(said, output)
@@ -84,7 +84,7 @@ def test_a_limit_that_is_set_is_told_and_nothing_to_set(limited, env, said):
     assert not settings(output)
 
 
-def test_a_server_that_admits_nobody_is_told(limited):
+def test_server_that_admits_nobody_is_told(limited):
     output, errors = invoke("capacity", limited(CLOSECODES_MAX_SESSIONS="0").url, status=2)
     assert output == ""
     assert re.fullmatch(
@@ -92,7 +92,7 @@ def test_a_server_that_admits_nobody_is_told(limited):
     )
 
 
-def test_a_proxy_that_gives_itself_away_is_named(server):
+def test_proxy_that_gives_itself_away_is_named(server):
     assert (
         "A proxy answered: one that says Via." in invoke("capacity", server.url + "/proxied", *QUICK, "--most", "1")[0]
     )
@@ -141,12 +141,12 @@ def test_ctrl_c_in_the_first_step_says_so(server):
     assert b"Nothing is known yet" in output
 
 
-def test_a_slow_talker_is_looked_at_for_as_long():
+def test_slow_talker_is_looked_at_for_as_long():
     assert search(ImaginedLoad(lambda _: 0.1), most=10, every=60.0).held == 10
     assert ImaginedLoad.held_for == 60.0
 
 
-def test_a_process_that_did_nothing_is_told(server):
+def test_process_that_did_nothing_is_told(server):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as idle:
         output, _ = invoke("capacity", server.url, *QUICK, "--most", "2", "--pid", idle.pid, status=1)
         idle.communicate()
@@ -206,18 +206,18 @@ def search(load, most=None, every=1.0):
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 9, 10, 11, 19, 20, 300, 777, 12345])
-def test_a_search_ends_near_the_capacity(capacity):
+def test_search_ends_near_the_capacity(capacity):
     result = search(ImaginedLoad(lambda count: 0.01 if count <= capacity else 1.0))
     assert result.ends_by is End.SERVER
     assert capacity * 0.93 <= result.held <= capacity
 
 
-def test_a_server_that_holds_nobody_has_a_capacity_of_none():
+def test_server_that_holds_nobody_has_a_capacity_of_none():
     result = search(ImaginedLoad(lambda _: 1.0))
     assert (result.held, result.ends_by) == (0, End.SERVER)
 
 
-def test_one_bad_look_is_looked_at_again():
+def test_bad_measurement_is_repeated_once():
     looks = iter([1.0, 0.1, *[0.1] * 10])
     assert search(ImaginedLoad(lambda _: next(looks)), most=20).held == 20
 
@@ -239,7 +239,7 @@ def test_one_bad_look_is_looked_at_again():
         (SlowOpening(), End.SERVER),
     ],
 )
-def test_a_problem_ends_the_search_by_its_kind(problem, end):
+def test_problem_ends_the_search_by_its_kind(problem, end):
     result = search(ImaginedLoad(lambda _: 0.1, error_at=(50, problem)))
     assert result.ends_by is end
     assert result.held in {End.SERVER: range(46, 51), End.GONE: [40]}.get(end, [50])
@@ -256,16 +256,16 @@ def test_slow_handshakes_are_made_fewer_at_once():
     assert search(Slow(lambda count: 0.01 if count <= 300 else 1.0)).held == pytest.approx(300, rel=0.07)
 
 
-def test_a_slow_command_is_not_taken_for_a_slow_server():
+def test_slow_command_is_not_taken_for_a_slow_server():
     result = search(ImaginedLoad(lambda _: 1.0, late=0.2))
     assert result.ends_by is End.COMMAND
 
 
-def test_the_most_that_was_asked_for_ends_the_search():
+def test_most_that_was_asked_for_ends_the_search():
     result = search(ImaginedLoad(lambda _: 0.1), most=33)
     assert (result.held, result.ends_by) == (33, End.MOST)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "250ms"), (0.0014, "1.4ms"), (1.0, "1s"), (12.34, "12.3s")])
-def test_a_duration_is_printed_as_it_is_read(seconds, text):
+def test_duration_is_printed_as_it_is_read(seconds, text):
     assert duration(seconds) == text

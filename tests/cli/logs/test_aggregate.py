@@ -75,7 +75,7 @@ def test_all_adds_up(happened):
     assert sum(closes.unsent.values()) == kinds.count(events.CloseFailed)
 
 
-def test_where_every_close_is_logged_none_counts_twice():
+def test_close_logged_each_time_counts_once():
     happened = []
     for number in range(100):
         failed = failure(session=f"{number:012x}")
@@ -86,13 +86,14 @@ def test_where_every_close_is_logged_none_counts_twice():
     assert {code: aggregate.count for code, aggregate in closes.codes.items()} == {1011: 100, 1000: 100, "http": 1}
 
 
-def test_a_process_that_tells_of_every_close_says_nothing_of_another():
+def test_process_logging_every_close_counts_only_for_itself():
+    """A process that logs every close says nothing about another process."""
     lines = logged(failure(), events.SessionClosed(failure().session, Close(1011), "middleware"))
     others = [line.replace(b'"process.pid": ', b'"process.pid": 1') for line in logged(*[failure()] * 30)]
     assert tallied(Closes, lines + others).codes[1011].count == 31
 
 
-def test_errors_of_others_are_grouped_by_what_they_have_in_common():
+def test_errors_of_other_loggers_are_grouped_by_common_text():
     trace = 'Traceback (most recent call last):\n  File "/app/a.py", line {}, in f\nKeyError: {}'
     lines = [
         {"level": "error", "logger": "app", "message": "job 5 failed after 3 s"},

@@ -29,7 +29,7 @@ def append(file, text):
         output.write(text)
 
 
-def test_it_begins_with_the_last_lines(file, followed):
+def test_follow_begins_with_the_last_lines(file, followed):
     append(file, b"three\nfo")
     assert followed.read_last(2) == [b"two", b"three"]
     assert followed.read_last(9) == [b"one", b"two", b"three"]
@@ -39,14 +39,14 @@ def test_it_begins_with_the_last_lines(file, followed):
     assert [*followed.read_new()] == [b"four"]
 
 
-def test_without_waiting_the_unfinished_line_is_one_too(file, followed):
+def test_follow_without_waiting_reads_an_unfinished_line(file, followed):
     append(file, b"thr")
     followed.read_last(1)
     assert followed.take_incomplete() == b"thr"
     assert followed.take_incomplete() == b""
 
 
-def test_a_line_counts_when_its_end_is_written(file, followed):
+def test_line_counts_when_its_end_is_written(file, followed):
     followed.read_last(1)
     append(file, b"thr")
     assert [*followed.read_new()] == []
@@ -56,7 +56,7 @@ def test_a_line_counts_when_its_end_is_written(file, followed):
     assert [*followed.read_new()] == [b"five"]
 
 
-def test_it_goes_on_behind_a_rename(file, followed):
+def test_follow_goes_on_behind_a_rename(file, followed):
     followed.read_last(0)
     append(file, b"three\n")
     os.rename(file, file.with_suffix(".1"))
@@ -68,7 +68,7 @@ def test_it_goes_on_behind_a_rename(file, followed):
     assert [*followed.read_new()] == [b"six"]
 
 
-def test_a_rename_and_a_new_file_between_two_looks_lose_nothing(file, followed):
+def test_rename_and_a_new_file_between_two_looks_lose_nothing(file, followed):
     followed.read_last(0)
     append(file, b"three\n")
     os.rename(file, file.with_suffix(".1"))
@@ -76,7 +76,7 @@ def test_a_rename_and_a_new_file_between_two_looks_lose_nothing(file, followed):
     assert [*followed.read_new()] == [b"three", b"four"]
 
 
-def test_what_is_written_while_it_looks_is_not_lost(file, followed, monkeypatch):
+def test_follow_while_lines_are_written_loses_none(file, followed, monkeypatch):
     followed.read_last(0)
     os.rename(file, file.with_suffix(".1"))
     file.write_bytes(b"new\n")
@@ -90,7 +90,7 @@ def test_what_is_written_while_it_looks_is_not_lost(file, followed, monkeypatch)
     assert [*followed.read_new()] == [b"late", b"new"]
 
 
-def test_it_starts_again_behind_a_truncation(file, followed):
+def test_follow_starts_again_behind_a_truncation(file, followed):
     followed.read_last(0)
     append(file, b"half")
     assert [*followed.read_new()] == []
@@ -100,14 +100,14 @@ def test_it_starts_again_behind_a_truncation(file, followed):
     assert [*followed.read_new()] == [b"three"]
 
 
-def test_a_line_without_an_end_is_not_kept_for_ever(file, followed, monkeypatch):
+def test_line_without_an_end_is_not_kept_for_ever(file, followed, monkeypatch):
     monkeypatch.setattr(follow, "MAX_LINE_BYTES", 10)
     followed.read_last(0)
     append(file, b"x" * 11)
     assert [*followed.read_new()] == [b"x" * 11]
 
 
-def test_the_last_lines_are_not_searched_for_ever(file, followed, monkeypatch):
+def test_last_lines_are_not_searched_for_ever(file, followed, monkeypatch):
     monkeypatch.setattr(follow, "BLOCK_BYTES", 16)
     monkeypatch.setattr(follow, "MAX_LINE_BYTES", 16)
     append(file, b"x" * 1000 + b"\nend\n")
@@ -115,7 +115,7 @@ def test_the_last_lines_are_not_searched_for_ever(file, followed, monkeypatch):
 
 
 @given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.integers(0, 40))
-def test_the_last_lines_are_those_of_the_whole_file(tmp_path_factory, lines, count):
+def test_last_lines_are_those_of_the_whole_file(tmp_path_factory, lines, count):
     file = tmp_path_factory.mktemp("follow") / "app.log"
     file.write_bytes(b"".join(line + b"\n" for line in lines))
     with contextlib.closing(Followed(str(file))) as followed, pytest.MonkeyPatch.context() as patch:

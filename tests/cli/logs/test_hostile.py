@@ -118,7 +118,7 @@ def test_hostile_files_take_little_memory_and_do_no_harm(files, command, tmp_pat
 
 
 @pytest.mark.parametrize("command", [["errors"], ["errors", "--json"], ["show", REF], ["tail"]], ids=" ".join)
-def test_what_is_cut_ends_with_an_ellipsis(tmp_path, command):
+def test_cut_text_ends_with_an_ellipsis(tmp_path, command):
     log = tmp_path / "app.log"
     log.write_text(json.dumps(failure(3, "f" * LONG)) + "\n")
     output, _ = invoke("logs", *command, log)
@@ -126,14 +126,14 @@ def test_what_is_cut_ends_with_an_ellipsis(tmp_path, command):
     assert len(output) < MAX_KEPT_LINE_BYTES
 
 
-def test_a_long_error_counts_all_the_same(tmp_path):
+def test_long_error_counts_all_the_same(tmp_path):
     log = tmp_path / "app.log"
     log.write_text("".join(json.dumps(failure(number, "f" * LONG)) + "\n" for number in range(3)))
     output, _ = invoke("logs", "errors", log, "--json")
     assert json.loads(output)["count"] == 3
 
 
-def test_a_text_of_many_commas_is_an_error_still(tmp_path):
+def test_text_of_many_commas_is_an_error_still(tmp_path):
     """What stands in a string costs nothing beside it."""
     log = tmp_path / "app.log"
     log.write_text(json.dumps(failure(3, **{"exception.message": 'a, \\"b, ' * 100_000})) + "\n")
@@ -141,7 +141,7 @@ def test_a_text_of_many_commas_is_an_error_still(tmp_path):
     assert json.loads(output)["count"] == 1
 
 
-def test_a_line_without_an_end_is_given_up(tmp_path, monkeypatch):
+def test_line_without_an_end_is_given_up(tmp_path, monkeypatch):
     """It may expand to more than anybody can wait for."""
     monkeypatch.setattr(reader, "MAX_SKIPPED_BYTES", 2**23)
     log = tmp_path / "bomb.gz"
@@ -151,18 +151,18 @@ def test_a_line_without_an_end_is_given_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["f" * LONG, ["f"] * 90_000, {str(n): "f" * 500 for n in range(1000)}, 10**4000])
-def test_a_compact_line_is_a_record_still(value):
+def test_compact_line_is_a_record_still(value):
     line = json.dumps({"message": "said", "a": value, "b": "f" * MAX_KEPT_LINE_BYTES}).encode()
     assert len(kept := compact(line)) <= 2 * MAX_KEPT_LINE_BYTES
     assert Record.parse(kept).message in {"said", "…"}
 
 
-def test_a_short_line_is_kept_as_it_is():
+def test_short_line_is_kept_as_it_is():
     line = json.dumps(failure(3)).encode()
     assert compact(line) is line
 
 
-def test_the_last_lines_are_bounded_in_bytes():
+def test_last_lines_are_bounded_in_bytes():
     recent = Recent(10**6)
     for _ in range(2000):
         recent.append(b"x" * MAX_KEPT_LINE_BYTES)
@@ -170,7 +170,7 @@ def test_the_last_lines_are_bounded_in_bytes():
 
 
 @pytest.mark.parametrize("command", [["errors"], ["closes"], ["show", REF], ["tail", "--json"]], ids=" ".join)
-def test_a_log_that_is_no_json_says_how_to_write_one(tmp_path, command):
+def test_log_that_is_no_json_says_how_to_write_one(tmp_path, command):
     log = tmp_path / "app.log"
     log.write_text("INFO:     127.0.0.1:5 - connection open\n")
     _, errors = invoke("logs", *command, log, status=1)

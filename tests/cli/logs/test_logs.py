@@ -95,7 +95,7 @@ def log(tmp_path):
 
 
 @pytest.mark.parametrize("ref", [REF, REF.lower(), "d2l6be3dzx4y", f"internal error; ref={REF}", f" {REF} "])
-def test_what_the_client_reports_finds_the_error_and_its_session(log, ref):
+def test_show_ref_of_a_client_finds_the_error_and_its_session(log, ref):
     output, errors = invoke("logs", "show", ref, log)
     assert errors == ""
     assert all("    " + line in output for line in TRACE.splitlines())
@@ -108,14 +108,14 @@ def test_what_the_client_reports_finds_the_error_and_its_session(log, ref):
     assert "nobody" not in output
 
 
-def test_how_much_of_the_session_is_shown_can_be_chosen(log):
+def test_show_length_of_the_session_can_be_chosen(log):
     output, _ = invoke("logs", "show", REF, log, "-C", 1)
     assert "2 other lines of this session, and 1 before them" in output
     assert "opened" not in output
     assert "this session" not in invoke("logs", "show", REF, log, "--context", 0)[0]
 
 
-def test_the_error_as_json_is_as_it_was_written(log):
+def test_error_as_json_is_as_it_was_written(log):
     found = run_json("logs", "show", REF, log)
     assert found["error"] == the_error()
     assert [line["timestamp"][11:19] for line in found["session"]] == ["19:02:17", "19:02:19", "19:02:19", "19:02:20"]
@@ -133,7 +133,7 @@ def test_files_globs_gzip_and_pipes_are_one_log(log, tmp_path):
     assert run_json("logs", "show", REF, log, log.with_suffix(".log.1")) == everything
 
 
-def test_a_prefix_as_of_docker_compose_is_passed_over(log):
+def test_prefix_as_of_docker_compose_is_passed_over(log):
     text = "".join(f"web-1  | {line}\n" for line in log.read_text().splitlines())
     assert run_json("logs", "show", REF, text=text)["error"] == the_error()
     assert run_json("logs", "errors", text=text)["count"] == 1
@@ -154,7 +154,7 @@ def test_other_formatters_are_read(tmp_path, formatter):
     assert "LookupError" in invoke("logs", "tail", log)[0]
 
 
-def test_an_error_that_was_only_counted_is_explained(tmp_path):
+def test_error_that_was_only_counted_is_explained(tmp_path):
     log = tmp_path / "app.log"
     ref = new_error_id()
     log.write_bytes(b"".join(line + b"\n" for line in logged(*[failure()] * 30)))
@@ -165,7 +165,7 @@ def test_an_error_that_was_only_counted_is_explained(tmp_path):
     assert "it may be one of 20 suppressed errors" in errors
 
 
-def test_a_log_that_is_text_is_shown_as_it_is():
+def test_log_that_is_text_is_shown_as_it_is():
     before, after = "INFO: before\n", "INFO: after\nKeyError: not ours\n"
     text = f"ERROR KeyError in the WebSocket handler of /x; ref={REF}\n{TRACE}"
     again = f"\nDuring handling of the above exception, another exception occurred:\n\n{TRACE}"
@@ -211,7 +211,7 @@ def test_errors_are_grouped_with_those_that_were_only_counted(tmp_path, log):
     assert sum(kind["over_time"]) == 14
 
 
-def test_a_stretch_of_time_can_be_chosen(log):
+def test_stretch_of_time_can_be_chosen(log):
     log.write_text(log.read_text() + lines_of(the_error("20:00:00"), {**the_error(), "timestamp": None}))
     left_out = "1 record without a time skipped"
     assert run_json("logs", "errors", log)["count"] == 3
@@ -226,7 +226,7 @@ def test_a_stretch_of_time_can_be_chosen(log):
 
 
 @pytest.mark.parametrize("when", ["soon", "", "1", "1x", "h", "25:00", "99999999999w", "2026-13-01"])
-def test_what_is_no_time_is_a_usage_error(log, when):
+def test_time_that_is_none_is_a_usage_error(log, when):
     _, errors = invoke("logs", "errors", log, "--since", when, status=2)
     assert f"; not {when!r}" in errors
 
@@ -295,7 +295,7 @@ def test_closes_with_iana_code_prints_its_meaning(log, code):
 # tail
 
 
-def test_the_last_lines_are_for_people(log):
+def test_last_lines_are_for_people(log):
     log.write_text(log.read_text() + "some text with a \x1b[31mcolour\x1b[0m\n" + '{"half')
     output, _ = invoke("logs", "tail", log, "-n", 4)
     assert output.splitlines() == [
@@ -309,7 +309,7 @@ def test_the_last_lines_are_for_people(log):
     assert invoke("logs", "tail", log, "-n", 0) == ("", "")
 
 
-def test_the_last_lines_of_several_files_are_merged_by_time(tmp_path, log):
+def test_last_lines_of_several_files_are_merged_by_time(tmp_path, log):
     other = tmp_path / "other.log.gz"
     other.write_bytes(gzip.compress(lines_of(record("19:02:20.5", "in between")).encode()))
     output, _ = invoke("logs", "tail", log, other, "-n", 3)
@@ -339,7 +339,7 @@ def append(file, text):
         output.write(text)
 
 
-def test_the_log_can_be_followed_through_all_that_happens_to_it(log):
+def test_log_can_be_followed_through_all_that_happens_to_it(log):
     with following(log, "-n", 1) as next_line:
         assert next_line().endswith("nobody's line\n")
         append(log, lines_of(record("19:03:00", "one")) + '{"message": "tw')
@@ -368,7 +368,7 @@ def test_several_files_can_be_followed(tmp_path, log):
         assert json.loads(next_line()) == {"b": 1}
 
 
-def test_a_pipe_can_be_followed():
+def test_pipe_can_be_followed():
     with start("logs", "tail", "-f", stdin=subprocess.PIPE) as process:
         process.stdin.write(b'web-1  | {"message": "one"}\n')
         process.stdin.flush()
@@ -397,32 +397,32 @@ def command(request):
     return ["logs", *request.param]
 
 
-def test_a_file_that_does_not_exist(command, log):
+def test_file_that_does_not_exist(command, log):
     assert outcome(*command, "none.log", status=2) == ("", "asgi-closecodes: none.log: no such file\n")
     output, errors = outcome(*command, "none.log", "*.none", log, status=2)
     assert "/rooms/{id}" in output or "1011" in output
     assert errors == "asgi-closecodes: none.log: no such file\nasgi-closecodes: *.none: no file matches\n"
 
 
-def test_a_directory(command, tmp_path):
+def test_directory(command, tmp_path):
     errors = f"asgi-closecodes: {tmp_path}: is a directory; give its files, as {tmp_path}/*.log\n"
     assert outcome(*command, tmp_path, status=2) == ("", errors)
 
 
-def test_a_file_that_cannot_be_read(command):
+def test_file_that_cannot_be_read(command):
     # Whoever runs this may be root, whom no mode keeps out.
     errors = "asgi-closecodes: /proc/self/mem: cannot be read: Input/output error\n"
     assert outcome(*command, "/proc/self/mem", status=2) == ("", errors)
 
 
 @pytest.mark.parametrize("content", [b"\x7fELF\x02\0\0\0" * 1000, '{"level": "error"}\n'.encode("utf-16")])
-def test_a_binary_file(command, tmp_path, content):
+def test_binary_file(command, tmp_path, content):
     (tmp_path / "app.log").write_bytes(content)
     errors = f"asgi-closecodes: {tmp_path}/app.log: is binary; only text and gzip can be read\n"
     assert outcome(*command, tmp_path / "app.log", status=2) == ("", errors)
 
 
-def test_an_empty_file(command, tmp_path):
+def test_empty_file(command, tmp_path):
     (tmp_path / "app.log").touch()
     output, errors = outcome(*command, tmp_path / "app.log", status=1)
     assert output == ""
@@ -432,7 +432,7 @@ def test_an_empty_file(command, tmp_path):
     assert errors.endswith(": standard input is empty\n")
 
 
-def test_a_file_that_is_cut_off_within_a_line(command, log):
+def test_file_that_is_cut_off_within_a_line(command, log):
     whole = outcome(*command, log)[0]
     append(log, json.dumps(the_error())[:200])
     output, errors = outcome(*command, log)
@@ -440,7 +440,7 @@ def test_a_file_that_is_cut_off_within_a_line(command, log):
     assert output.startswith(whole) or "tail" in command
 
 
-def test_a_file_of_several_formats(command, log):
+def test_file_of_several_formats(command, log):
     text = "INFO:     Started server process [5]\n{not json}\n[1, 2]\n\x1b[2J{\n\n"
     log.write_text(text + log.read_text() + text)
     output, errors = outcome(*command, log)
@@ -448,13 +448,13 @@ def test_a_file_of_several_formats(command, log):
     assert errors == ""
 
 
-def test_a_file_that_is_one_long_line(tmp_path):
+def test_file_that_is_one_long_line(tmp_path):
     (tmp_path / "app.log").write_bytes(b"x" * 5_000_000)
     errors = f"asgi-closecodes: no errors in {tmp_path}/app.log (0 lines, none of them JSON)\n"
     assert invoke("logs", "errors", tmp_path / "app.log", status=1) == ("", errors)
 
 
-def test_a_file_in_which_nothing_is_found(tmp_path):
+def test_file_in_which_nothing_is_found(tmp_path):
     log = tmp_path / "app.log"
     log.write_text("one\ntwo\n")
     for command, nothing in {
@@ -470,7 +470,7 @@ def test_a_file_in_which_nothing_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("ref", ["D216BE3DZX4Z", "NOSUCHREF", "REF with spaces", "\x1b[2J", b"\xff"])
-def test_an_unknown_ref(log, ref):
+def test_unknown_ref(log, ref):
     output, errors = run("logs", "show", "--", ref, log, status=1)
     assert output == ""
     assert errors.splitlines()[0].startswith("asgi-closecodes: no error ")
@@ -478,11 +478,11 @@ def test_an_unknown_ref(log, ref):
     assert len(errors.splitlines()) == 2
 
 
-def test_an_empty_ref(log):
+def test_empty_ref(log):
     assert "REF is empty; give the text after ref=" in run("logs", "show", "", log, status=2)[1]
 
 
-def test_without_a_file_a_terminal_is_not_waited_for(command):
+def test_terminal_without_a_file_is_not_waited_for(command):
     controller, terminal = pty.openpty()
     _, errors = run(*command, stdin=terminal, status=2)
     assert "name a log file, or pipe a log in: docker compose logs | asgi-closecodes logs" in errors
@@ -495,7 +495,7 @@ def test_files_and_a_pipe_are_not_followed_together(log):
 
 
 @pytest.mark.parametrize("arguments", [["tail", "-n", "100000"], ["errors"], ["tail", "-n", "100000", "--json"]])
-def test_a_closed_pipe_is_no_error(log, arguments):
+def test_closed_pipe_is_no_error(log, arguments):
     log.write_text("".join(lines_of({**the_error(), "closecodes.error.fingerprint": str(n)}) for n in range(2000)))
     with start("logs", *arguments, log) as process:
         assert process.stdout.readline()
@@ -515,7 +515,7 @@ NASTY = "a\x1b[2J\r\x00\x85\x9b\x7f\u2028\u202e\u2066[bold]:smile:"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_hostile_record_is_harmless(log, command, as_json):
+def test_hostile_record_is_harmless(log, command, as_json):
     hostile = {key: NASTY if isinstance(value, str) else value for key, value in the_error().items()}
     kept = ("timestamp", "level", "event.name", "closecodes.error.id")
     hostile |= {key: the_error()[key] for key in kept} | {NASTY: NASTY, "exception.stacktrace": f"{NASTY}\n{NASTY}"}
@@ -572,13 +572,14 @@ def on_a_terminal(*arguments, **environment):
     return output.decode().replace("\r\n", "\n")
 
 
-def test_there_are_colours_on_a_terminal_unless_they_are_not_wanted(log, command):
+def test_colours_on_a_terminal_unless_switched_off(log, command):
     assert "\x1b[" in on_a_terminal(*command, log)
     assert "\x1b" not in on_a_terminal(*command, log, NO_COLOR="1")
     assert "\x1b" not in invoke(*command, log)[0]
 
 
-def test_an_empty_no_color_means_nothing_and_a_dumb_terminal_has_no_colours(log):
+def test_colours_with_empty_no_color_but_not_on_dumb_terminals(log):
+    """An empty NO_COLOR means nothing; a dumb terminal has no colours."""
     assert "\x1b[" in on_a_terminal("logs", "errors", log, NO_COLOR="")
     assert "\x1b" not in on_a_terminal("logs", "errors", log, TERM="dumb")
 
@@ -591,7 +592,7 @@ def test_frames_of_libraries_are_dimmed(log):
     assert "\x1b" not in ours
 
 
-def test_an_encoding_that_knows_no_bars_is_no_problem(log, command):
+def test_encoding_that_knows_no_bars_is_no_problem(log, command):
     output, _ = run(*command, log, env={**ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
     assert output.isascii()
 
@@ -638,7 +639,7 @@ def test_progress_is_shown_on_a_terminal_once_it_takes_long(monkeypatch, stream,
 # lnav
 
 
-def test_the_format_for_lnav_knows_keys_that_are_written():
+def test_format_for_lnav_knows_keys_that_are_written():
     values = json.loads(LNAV_FORMAT.read_text())["closecodes_log"]["value"]
     schema = json.loads(files("asgi_closecodes.logs").joinpath("schema.json").read_text())
     assert values.keys() <= schema["properties"].keys()

@@ -56,12 +56,12 @@ def test_lines_are_picked_once_and_in_order(content, needles):
     assert [*picked(content, needles)] == expected
 
 
-def test_a_line_that_is_too_long_is_left_out(small_blocks):
+def test_line_that_is_too_long_is_left_out(small_blocks):
     content = b"one\n" + b"x" * 1000 + b"\ntwo\n" + b"y" * 1000
     assert b"".join(whole_lines(io.BytesIO(content))).split() == [b"one", b"two"]
 
 
-def test_a_hole_at_the_start_is_none_of_the_line(small_blocks):
+def test_hole_at_the_start_is_none_of_the_line(small_blocks):
     content = b"\0" * 1000 + b'{"a": 1}\n'
     assert b"".join(whole_lines(io.BytesIO(content))).strip(b"\0") == b'{"a": 1}\n'
 
@@ -70,7 +70,7 @@ def messages(log, *needles):
     return [record.message for record in log.records(*needles)]
 
 
-def test_plain_and_gzip_files_are_read_and_progress_is_that_of_the_disk(tmp_path):
+def test_reader_plain_and_gzip_progress_is_in_bytes_on_disk(tmp_path):
     plain, packed = tmp_path / "a.log", tmp_path / "b.log.gz"
     plain.write_text(line("00:00", message="one"))
     packed.write_bytes(gzip.compress(b"".join(line("00:00", message="x" * 100).encode() for _ in range(1000))))
@@ -84,7 +84,7 @@ def test_plain_and_gzip_files_are_read_and_progress_is_that_of_the_disk(tmp_path
     assert not log.problems
 
 
-def test_a_glob_is_its_files_and_a_file_counts_once(tmp_path, monkeypatch):
+def test_glob_is_its_files_and_a_file_counts_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("app.log", "app.log.1", "app[1].log"):
         (tmp_path / name).write_text(line("00:00", message=name))
@@ -106,7 +106,7 @@ def test_a_glob_is_its_files_and_a_file_counts_once(tmp_path, monkeypatch):
     ],
     ids=["missing", "program", "UTF-16", "cut", "damaged", "no gzip inside"],
 )
-def test_what_cannot_be_read_is_a_problem_and_the_rest_is_read(tmp_path, content, problem):
+def test_unreadable_file_is_a_problem_and_the_rest_is_read(tmp_path, content, problem):
     (tmp_path / "good").write_text(line("00:00", message="good"))
     if content is not None:
         (tmp_path / "bad").write_bytes(content)
@@ -116,7 +116,7 @@ def test_what_cannot_be_read_is_a_problem_and_the_rest_is_read(tmp_path, content
     assert told.startswith(f"{tmp_path / 'bad'}: {problem}")
 
 
-def test_what_stood_before_the_damage_is_read(tmp_path):
+def test_damaged_file_is_read_up_to_the_damage(tmp_path):
     lines = b"".join(line("00:00", message=str(number)).encode() for number in range(20_000))
     (tmp_path / "cut.gz").write_bytes(gzip.compress(lines)[:-2000])
     log = Log([str(tmp_path / "cut.gz")])
@@ -125,7 +125,7 @@ def test_what_stood_before_the_damage_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/", "a\0b", "/proc/self/mem"])
-def test_what_is_no_file_is_a_problem(path):
+def test_path_that_is_no_file_is_a_problem(path):
     log = Log([path])
     assert messages(log) == []
     assert len(log.problems) == 1
@@ -134,7 +134,7 @@ def test_what_is_no_file_is_a_problem(path):
 @pytest.mark.parametrize(
     ("last", "note"), [('{"a": 1}', False), ('{"a": "half', True), ("some text", False), ('{"a": 1}\n', False)]
 )
-def test_a_last_line_that_is_cut_off_is_noted(tmp_path, last, note):
+def test_last_line_that_is_cut_off_is_noted(tmp_path, last, note):
     file = tmp_path / "app.log"
     file.write_text(line("00:00", message="good") + last)
     log = Log([str(file)])
@@ -143,7 +143,7 @@ def test_a_last_line_that_is_cut_off_is_noted(tmp_path, last, note):
     assert log.lines == 2
 
 
-def test_a_pipe_can_be_read_twice(tmp_path):
+def test_pipe_can_be_read_twice(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     packed = gzip.compress(line("00:00", message="one").encode())
@@ -154,7 +154,8 @@ def test_a_pipe_can_be_read_twice(tmp_path):
     writer.join()
 
 
-def test_memory_does_not_grow_with_the_file_and_every_error_counts(tmp_path):
+def test_reader_of_a_large_file_takes_no_memory_and_counts_all(tmp_path):
+    """Memory does not grow with the file, and every error counts."""
     file = tmp_path / "app.log"
     with file.open("wb") as output:
         count = generate(output, 16 * 2**20)

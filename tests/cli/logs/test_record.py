@@ -26,7 +26,7 @@ def parsed(line):
     return Record.parse(line.encode() if isinstance(line, str) else line)
 
 
-def test_an_error_is_the_same_in_each_format(records, formatter):
+def test_error_is_the_same_in_each_format(records, formatter):
     LogObserver()(failed())
     record = parsed(formatter.format(records[0]))
     assert record.event == "closecodes.session.exception"
@@ -43,13 +43,13 @@ def test_an_error_is_the_same_in_each_format(records, formatter):
         assert abs(record.time - records[0].created) < 1.1  # structlog takes its own time, ECS is in milliseconds
 
 
-def test_a_warning_with_an_exception_is_none(records, formatter):
+def test_warning_with_an_exception_is_none(records, formatter):
     LogObserver()(events.CloseFailed(FACTS, Close(1011), failed().exception))
     assert not parsed(formatter.format(records[0])).is_error
 
 
 @pytest.mark.parametrize("name", LOGGED)
-def test_what_is_an_error_is_known_without_its_level(records, formatter, name):
+def test_error_without_a_level_is_recognised(records, formatter, name):
     LogObserver()(LOGGED[name])
     level = records[0].levelname
     record = parsed(formatter.format(records[0]))
@@ -131,7 +131,7 @@ def test_levels(keys, level):
         ('\ufeff{"a": 1}', "\ufeff"),
     ],
 )
-def test_what_stands_in_front_is_passed_over(line, prefix):
+def test_prefix_of_a_line_is_passed_over(line, prefix):
     record = parsed(line)
     assert record.raw == {"a": 1}
     assert record.prefix == prefix
@@ -181,7 +181,7 @@ of: two lines
         ("", "", None),
     ],
 )
-def test_what_a_stack_trace_says_where_nothing_else_does(trace, kind, frame):
+def test_stack_trace_alone_names_the_error(trace, kind, frame):
     record = Record({"message": "failed", "exc_info": trace})
     assert record.error_type == kind
     assert str(record.frame) == str(frame)
