@@ -69,7 +69,7 @@ def signed_in(chat, name):
     return answer.cookies["who"]
 
 
-def test_what_one_says_all_in_the_room_hear_and_who_comes_later_too(chat, people):
+def test_chat_message_reaches_the_room_and_later_visitors(chat, people):
     alice, bob = (people.enter_context(Member(chat, name, "first")) for name in ("alice", "bob"))
     elsewhere = people.enter_context(Member(chat, "carol", "second"))
     alice.say("hello")
@@ -82,7 +82,7 @@ def test_what_one_says_all_in_the_room_hear_and_who_comes_later_too(chat, people
     assert elsewhere.hears() == "carol: alone"
 
 
-def test_a_person_has_two_sessions_at_most_in_whatever_room(chat, people):
+def test_person_has_two_sessions_at_most_in_whatever_room(chat, people):
     first = contextlib.ExitStack()
     first.enter_context(Member(chat, "erin", "first"))
     people.enter_context(Member(chat, "erin", "second"))
@@ -107,17 +107,18 @@ def test_a_person_has_two_sessions_at_most_in_whatever_room(chat, people):
 
 
 @pytest.mark.parametrize("who", ["", "mallory", "mallory.0123", "mallory.\xff", "."])
-def test_who_has_not_signed_in_is_told_so(chat, who):
+def test_visitor_not_signed_in_is_told_so(chat, who):
     assert end(chat, "mallory", who=who) == "1008 sign in first"
 
 
 @pytest.mark.parametrize("name", ["", "two words", "x" * 21, "semi;colon", "zoë"])
-def test_a_name_is_a_word(chat, name):
+def test_name_is_a_word(chat, name):
     answer = httpx.post(f"{chat.url.replace('ws', 'http', 1)}/sign-in", json={"name": name}, trust_env=False)
     assert answer.status_code == 422
 
 
-def test_a_database_without_a_free_connection_is_no_error_but_1013(chat, people):
+def test_chat_without_a_database_connection_closes_with_1013(chat, people):
+    """A database without a free connection is a refusal, and no error."""
     slow = [people.enter_context(Member(chat, name, "slow")) for name in ("grace", "heidi")]
     third = people.enter_context(Member(chat, "ivan", "slow"))
     for member in slow:
@@ -138,7 +139,7 @@ def test_a_database_without_a_free_connection_is_no_error_but_1013(chat, people)
     assert not chat.records(level="error")
 
 
-def test_the_page_is_there(chat):
+def test_page_is_there(chat):
     answer = httpx.get(chat.url.replace("ws", "http", 1), trust_env=False)
     assert "A chat room on FastAPI" in answer.text
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")

@@ -47,7 +47,7 @@ def feed(demo, **options):
         yield lambda: json.loads(websocket.recv(timeout=10))
 
 
-def test_it_says_where_it_is(demo):
+def test_demo_says_where_it_is(demo):
     assert demo.greeting == f"The demo is on http://127.0.0.1:{demo.address[1]}/ (served by {demo.name})\n"
 
 
@@ -56,12 +56,12 @@ def test_each_handler_ends_in_its_own_way(demo, handler):
     assert re.fullmatch(SEEN[handler], str(connect(demo, f"/{handler}", subprotocols=["demo.v1"])))
 
 
-def test_a_message_may_crash_the_handler(demo):
+def test_message_may_crash_the_handler(demo):
     assert str(connect(demo, "/crash-on-message", say="4", patience=0.5)) == "open"
     assert connect(demo, "/crash-on-message", say="0").ref
 
 
-def test_without_the_middleware_nobody_is_told_anything(demo):
+def test_demo_without_the_middleware_tells_nobody_anything(demo):
     code = {"uvicorn": 1006, "hypercorn": 1011, "granian": 1005}[demo.name]
     seen = connect(demo, "/bare/crash-on-message", say="0")
     assert (seen.code, seen.reason) == (code, "")
@@ -81,7 +81,7 @@ def test_more_sessions_than_it_takes(demo):
     assert eventually(lambda: state_of(demo)["open"] == 0)
 
 
-def test_the_page_loads_nothing_from_elsewhere(demo):
+def test_page_loads_nothing_from_elsewhere(demo):
     answer = demo.http.get("/")
     assert answer.text == PAGE.read_text()
     for path in {"/", *re.findall(r'(?:src|href)="(/[^"]+)"', answer.text), "/static/reconnecting-websocket.js"}:
@@ -91,13 +91,13 @@ def test_the_page_loads_nothing_from_elsewhere(demo):
         assert not re.search(r"""["'(](https?:)?//(?!www\.w3\.org)""", answer.text), path
 
 
-def test_the_page_can_show_every_handler(demo):
+def test_page_can_show_every_handler(demo):
     script = demo.http.get("/static/demo.js").text
     for ending in ENDINGS:
         assert ending.__name__ == "echo" or f'"/{ending.__name__.replace("_", "-")}"' in script
 
 
-def test_the_feed_tells_the_log_with_the_ref_and_the_stack_trace(demo):
+def test_feed_tells_the_log_with_the_ref_and_the_stack_trace(demo):
     ref = connect(demo, "/crash-after-accept").ref
     with feed(demo) as told:
         lines = [json.loads(line) for line in told()["lines"]]
@@ -111,7 +111,7 @@ def test_the_feed_tells_the_log_with_the_ref_and_the_stack_trace(demo):
         assert json.loads(news[0])["closecodes.error.id"] == ref
 
 
-def test_a_limit_of_0_does_not_keep_the_page_from_its_feed(demo):
+def test_limit_of_0_does_not_keep_the_page_from_its_feed(demo):
     assert demo.http.post("/control/limit", json={"max_sessions": 0}).status_code == 204
     assert connect(demo, "/echo").code == 1013
     with feed(demo) as told:
@@ -121,14 +121,14 @@ def test_a_limit_of_0_does_not_keep_the_page_from_its_feed(demo):
 
 
 @pytest.mark.parametrize("body", [b"", b"x", b"[]", b"{}", b'{"max_sessions": -1}', b'{"max_sessions": "many"}'])
-def test_a_limit_that_is_none_is_refused_with_the_remedy(demo, body):
+def test_limit_that_is_none_is_refused_with_the_remedy(demo, body):
     answer = demo.http.post("/control/limit", content=body)
     assert answer.status_code == 400
     assert answer.text.startswith('send {"max_sessions": NUMBER}: ')
     assert [gate["limit"] for gate in state_of(demo)["gates"] if gate["name"] == "max_sessions"] == [20]
 
 
-def test_a_drain_and_a_fresh_start(demo):
+def test_drain_and_a_fresh_start(demo):
     with Raw(demo, "/echo") as peer:
         assert peer.answer() == 101
         assert demo.http.post("/control/drain").status_code == 204
@@ -146,7 +146,7 @@ def test_after_a_stall_newcomers_are_told_to_come_later(tmp_path):
         )
 
 
-def test_a_stall_is_in_the_log_with_the_line_that_slept(tmp_path):
+def test_stall_is_in_the_log_with_the_line_that_slept(tmp_path):
     [slept] = [line for line in inspect.getsource(controls).splitlines() if "time.sleep(STALL_S)" in line]
     with running_demo(tmp_path) as demo, feed(demo) as told:
         assert demo.http.post("/control/stall").status_code == 204
@@ -252,7 +252,7 @@ def test_feed_takes_whatever_a_page_says(demo):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_every_line_of_its_log_is_json_and_the_ref_finds_the_stack_trace(tmp_path, server):
+def test_demo_log_is_json_and_the_ref_finds_the_stack_trace(tmp_path, server):
     with running_demo(tmp_path, "--server", server, CLOSECODES_MAX_SESSIONS="1") as demo:
         ref = connect(demo, "/crash-after-accept").ref
         with Raw(demo, "/echo") as peer:
@@ -272,7 +272,7 @@ def test_every_line_of_its_log_is_json_and_the_ref_finds_the_stack_trace(tmp_pat
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_an_open_page_does_not_keep_it_from_stopping(tmp_path, server):
+def test_open_page_does_not_keep_it_from_stopping(tmp_path, server):
     with running_demo(tmp_path, "--server", server) as demo, feed(demo, close_timeout=1) as told:
         assert told()
         demo.process.send_signal(signal.SIGINT)
@@ -280,7 +280,7 @@ def test_an_open_page_does_not_keep_it_from_stopping(tmp_path, server):
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
-def test_when_it_stops_its_clients_are_told_to_come_back(tmp_path, server):
+def test_demo_that_stops_tells_its_clients_to_come_back(tmp_path, server):
     with running_demo(tmp_path, "--server", server) as demo:
         with websockets.sync.client.connect(f"{demo.url}/echo", proxy=None, close_timeout=1) as websocket:
             demo.process.send_signal(signal.SIGINT)
@@ -292,7 +292,7 @@ def test_when_it_stops_its_clients_are_told_to_come_back(tmp_path, server):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_port_that_is_taken_is_one_clear_line(server):
+def test_port_that_is_taken_is_one_clear_line(server):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -314,7 +314,8 @@ def test_a_port_that_is_taken_is_one_clear_line(server):
         ("granian", "granian"),
     ],
 )
-def test_what_is_not_installed_is_one_line_with_the_command_that_installs_it(missing, server):
+def test_demo_without_a_dependency_names_the_install_command(missing, server):
+    """What is not installed is one line with the command that installs it."""
     run = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module('demo_app', run_name='__main__')"
     status, output, errors = outcome("--server", server, command=("-c", run))
     assert (status, output) == (1, "")
@@ -330,7 +331,7 @@ def test_what_is_not_installed_is_one_line_with_the_command_that_installs_it(mis
         ([], {"CLOSECODES_MAX_SESSIONS": "many"}, "max_sessions = 'many'"),
     ],
 )
-def test_what_cannot_be_used_is_said_without_a_stack_trace(options, environment, said):
+def test_demo_argument_unusable_is_told_without_a_stack_trace(options, environment, said):
     status, output, errors = outcome(*options, **environment)
     assert (status, output) == (1, "")
     assert said in errors

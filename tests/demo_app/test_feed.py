@@ -19,7 +19,7 @@ def messages(lines):
     return [json.loads(line)["message"] for line in lines]
 
 
-def test_a_tail_has_the_last_lines_and_tells_each_once():
+def test_tail_has_the_last_lines_and_tells_each_once():
     tail = Tail(length=3)
     for number in range(5):
         tail.handle(record("asgi_closecodes.gate", logging.INFO, f"line {number}"))
@@ -30,7 +30,7 @@ def test_a_tail_has_the_last_lines_and_tells_each_once():
     assert messages(tail.since(written)[0]) == ["line 5"]
 
 
-def test_a_tail_leaves_out_what_a_server_says_by_the_way():
+def test_tail_leaves_out_what_a_server_says_by_the_way():
     tail = Tail()
     tail.handle(record("uvicorn.error", logging.INFO, "connection open"))
     tail.handle(record("uvicorn.error", logging.ERROR, "Exception in ASGI application"))
@@ -38,7 +38,7 @@ def test_a_tail_leaves_out_what_a_server_says_by_the_way():
 
 
 @pytest.mark.anyio
-async def test_a_page_that_left_is_told_nothing_more():
+async def test_page_that_left_is_told_nothing_more():
     peer = Peer("what does a page have to say?")
     feed = Feed(lambda: {"sessions": 3}, Tail())
     with anyio.fail_after(10):  # whether or not sending to it raises
