@@ -29,7 +29,7 @@ def workers(server):
     return asyncio.run(sync())
 
 
-def test_it_shows_the_workers_and_their_sums(server, workers):
+def test_cluster_command_shows_the_workers_and_their_sums(server, workers):
     result = status("--redis-url", server.url, "--name", "chat")
     assert result.exit_code == 0
     assert "3 workers, limit 100" in result.output
@@ -37,20 +37,20 @@ def test_it_shows_the_workers_and_their_sums(server, workers):
         assert lease.worker in result.output
 
 
-def test_it_tells_machines(server, workers):
+def test_cluster_command_tells_machines(server, workers):
     state = json.loads(status("--redis-url", server.url, "--name", "chat", "--json").output)
     assert (state["limit"], state["used"], len(state["workers"])) == (100, 3, 3)
     assert state["alloc"] == sum(worker["grant"] for worker in state["workers"])
     assert {worker["id"] for worker in state["workers"]} == {lease.worker for lease in workers}
 
 
-def test_it_reads_the_settings_names(server, workers, monkeypatch):
+def test_cluster_command_reads_the_settings_names(server, workers, monkeypatch):
     monkeypatch.setenv("CLOSECODES_REDIS_URL", server.url)
     monkeypatch.setenv("CLOSECODES_CLUSTER_NAME", "chat")
     assert "limit 100" in status().output
 
 
-def test_a_limit_that_nobody_has(server):
+def test_limit_that_nobody_has(server):
     assert "no worker has permits of cluster limit other" in status("--redis-url", server.url, "--name", "other").output
 
 

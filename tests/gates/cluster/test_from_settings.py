@@ -18,11 +18,11 @@ def cluster_gates(guard):
     return [gate for gate in guard._working_gates if isinstance(gate, (ClusterSessions, ClusterSessionsPerKey))]
 
 
-def test_without_redis_there_is_no_gate():
+def test_cluster_gate_without_redis_is_not_made():
     assert cluster_gates(Guard(Settings())) == []
 
 
-def test_the_cluster_is_asked_last():
+def test_cluster_is_asked_last():
     settings = Settings(
         redis_url="redis://localhost",
         cluster_max_sessions=100,
@@ -41,12 +41,13 @@ def test_the_cluster_is_asked_last():
 
 
 @pytest.mark.parametrize("name", ["cluster_max_sessions", "cluster_max_sessions_per_client"])
-def test_a_limit_without_a_place_to_meet_is_refused(name):
+def test_limit_without_a_place_to_meet_is_refused(name):
     with pytest.raises(SettingsError, match="needs redis_url"):
         Settings(**{name: 5})
 
 
-def test_a_limit_may_change_while_it_runs_and_the_place_to_meet_may_not():
+def test_update_of_a_cluster_changes_limits_but_not_the_url():
+    """A limit may change while it runs; the store where processes meet may not."""
     guard = Guard(Settings(redis_url="redis://localhost", cluster_max_sessions=100))
     [gate] = cluster_gates(guard)
     guard.update(
@@ -66,7 +67,7 @@ def test_a_limit_may_change_while_it_runs_and_the_place_to_meet_may_not():
     assert cluster_gates(guard) == [per_client]
 
 
-def test_the_password_is_told_nowhere(caplog):
+def test_password_is_told_nowhere(caplog):
     caplog.set_level(logging.DEBUG)
     settings = Settings(redis_url="redis://:s3cret@localhost", cluster_max_sessions=100)
     guard = Guard(settings)
@@ -115,7 +116,7 @@ async def application(scope, receive, send):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_it_syncs_from_the_start_and_leaves_at_the_end(server):
+async def test_cluster_syncs_from_the_start_and_leaves_at_the_end(server):
     guard = Guard(Settings(redis_url=server.url, cluster_max_sessions=10, cluster_lease_duration=600))
     app = CloseCodeMiddleware(application, guard)
     lifespan = Lifespan(app)
@@ -132,7 +133,7 @@ async def test_it_syncs_from_the_start_and_leaves_at_the_end(server):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_who_has_left_does_not_come_back_while_the_ticker_goes_on(server):
+async def test_worker_that_left_stays_away_while_the_ticker_goes_on(server):
     limits = {"cluster_max_sessions": 10, "cluster_max_sessions_per_client": 2}
     guard = Guard(
         Settings(redis_url=server.url, when_client_full="replace_oldest", cluster_lease_duration=600, **limits)
@@ -149,7 +150,7 @@ async def test_who_has_left_does_not_come_back_while_the_ticker_goes_on(server):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_who_is_far_from_the_server_leaves_too(server):
+async def test_worker_far_from_the_server_leaves_too(server):
     limits = {"cluster_max_sessions": 10, "cluster_max_sessions_per_client": 2}
     async with Proxy(server.socket) as proxy:
         proxy.delay = 0.2  # to leave is a new connection: three round trips
@@ -164,7 +165,7 @@ async def test_who_is_far_from_the_server_leaves_too(server):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_without_a_lifespan_it_works_too(server):
+async def test_cluster_without_a_lifespan_works_too(server):
     guard = Guard(Settings(redis_url=server.url, cluster_max_sessions=0))
     app = CloseCodeMiddleware(application, guard)
     code, reason = (await Peer().visit(app)).closed
@@ -191,7 +192,7 @@ async def test_on_trio_the_application_does_not_start(anyio_backend):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_what_a_lowered_limit_leaves_over_is_shed(server):
+async def test_sessions_over_a_lowered_cluster_limit_are_shed(server):
     gone = anyio.Event()
 
     class Guest(Peer):
@@ -221,7 +222,7 @@ async def test_what_a_lowered_limit_leaves_over_is_shed(server):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_what_happens_is_logged_in_one_line_each(caplog):
+async def test_cluster_event_is_logged_in_one_line(caplog):
     caplog.set_level(logging.INFO)
     with running(requirepass="right") as server:
         url = f"unix://:s3cret@{server.socket}"

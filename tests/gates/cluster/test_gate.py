@@ -38,7 +38,7 @@ async def test_one_limit_holds_over_all(processes, server):
     assert (refusal.cause, refusal.limit) == ("cluster", 100)
 
 
-async def test_nobody_waits_for_the_server_with_a_lease_and_quota(processes, server):
+async def test_session_with_a_lease_and_quota_does_not_wait(processes, server):
     gate = processes.add(1000, server.url, lease_duration=30)
     assert await processes.come(1) == 1
     await processes.until(lambda: gate.lease.quota > gate.lease.used)
@@ -50,7 +50,7 @@ async def test_nobody_waits_for_the_server_with_a_lease_and_quota(processes, ser
         server.go_on()
 
 
-async def test_a_place_is_free_for_others_when_its_session_ends(processes, server):
+async def test_place_is_free_for_others_when_its_session_ends(processes, server):
     first, second = processes.add(10, server.url), processes.add(10, server.url)
     await processes.fill(10, first)
     assert await processes.come(1, second) == 0
@@ -59,7 +59,7 @@ async def test_a_place_is_free_for_others_when_its_session_ends(processes, serve
     assert second.usage == 4
 
 
-async def test_who_stops_gives_the_places_back_at_once(processes, server):
+async def test_gate_that_stops_releases_its_permits_at_once(processes, server):
     first, second = processes.add(10, server.url, lease_duration=600), processes.add(10, server.url, lease_duration=600)
     await processes.fill(10, first)
     await processes.end(first, 10)
@@ -68,7 +68,7 @@ async def test_who_stops_gives_the_places_back_at_once(processes, server):
     await processes.fill(10, second)
 
 
-async def test_a_stopped_gate_starts_again_with_the_next_session(processes, server):
+async def test_stopped_gate_starts_again_with_the_next_session(processes, server):
     gate = processes.add(10, server.url)
     assert await processes.come(2) == 2
     await processes.end(gate, 2)
@@ -94,7 +94,7 @@ async def test_no_connection_is_left(processes, server):
 
 
 @pytest.mark.parametrize("seconds", [0.5, 3 * TTL])
-async def test_a_server_that_stands_still(processes, server, seconds):
+async def test_server_that_stands_still(processes, server, seconds):
     before = len(is_left_behind(server))
     for _ in range(2):
         processes.add(20, server.url, fallback="closed")
@@ -126,7 +126,7 @@ async def test_a_server_that_stands_still(processes, server, seconds):
             await anyio.sleep(0.01)
 
 
-async def test_a_server_that_pauses_its_clients(processes, server):
+async def test_server_that_pauses_its_clients(processes, server):
     gate = processes.add(20, server.url)
     await processes.fill(10)
     server.command("CLIENT", "PAUSE", 3000)
@@ -137,7 +137,7 @@ async def test_a_server_that_pauses_its_clients(processes, server):
 
 
 @pytest.mark.parametrize("loss", ["flush", "evict", "restart", "old dump"])
-async def test_a_server_that_lost_its_data_at_full_use(processes, loss, each_server):
+async def test_server_that_lost_its_data_at_full_use(processes, loss, each_server):
     server = each_server
     for _ in range(3):
         processes.add(30, server.url)
@@ -166,7 +166,7 @@ async def test_a_server_that_lost_its_data_at_full_use(processes, loss, each_ser
     await processes.fill(30, processes.gates[1])
 
 
-async def test_a_server_that_lost_the_script(processes, each_server):
+async def test_server_that_lost_the_script(processes, each_server):
     processes.add(10, each_server.url)
     await processes.fill(5)
     each_server.command("SCRIPT", "FLUSH")
@@ -175,7 +175,7 @@ async def test_a_server_that_lost_the_script(processes, each_server):
 
 
 @pytest.mark.parametrize(("fallback", "together"), [("share", range(16, 21)), ("open", [35]), ("closed", [15])])
-async def test_a_server_that_is_gone_for_longer_than_the_lease(processes, fallback, together):
+async def test_server_that_is_gone_for_longer_than_the_lease(processes, fallback, together):
     with running() as server:
         gate, other = (processes.add(20, server.url, fallback=fallback) for _ in range(2))
         await processes.fill(15, gate)
@@ -193,7 +193,7 @@ async def test_a_server_that_is_gone_for_longer_than_the_lease(processes, fallba
         assert gate.excess() == other.excess() == 0
 
 
-async def test_a_server_that_is_not_there_at_the_start(processes, tmp_path):
+async def test_server_that_is_not_there_at_the_start(processes, tmp_path):
     gate = processes.add(10, f"unix://{tmp_path}/none.sock")
     assert await processes.come(20) == 0  # it may be there in a moment
     assert processes.of(events.ClusterUnreachable)[0].problem == "it cannot be reached"
@@ -202,7 +202,7 @@ async def test_a_server_that_is_not_there_at_the_start(processes, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["requests", "replies", "delay", "all"])
-async def test_a_network_that_loses_or_delays(processes, server, loss):
+async def test_network_that_loses_or_delays(processes, server, loss):
     async with Proxy(server.socket) as proxy:
         behind = processes.add(20, proxy.url, fallback="closed")
         other = processes.add(20, server.url, fallback="closed")
@@ -235,7 +235,7 @@ async def test_a_network_that_loses_or_delays(processes, server, loss):
         (b"+OK\r\n", "TypeError"),
     ],
 )
-async def test_an_answer_that_is_an_error_is_explained(processes, server, answer, meaning):
+async def test_answer_that_is_an_error_is_explained(processes, server, answer, meaning):
     async with Proxy(server.socket) as proxy:
         proxy.answer = answer
         gate = processes.add(10, proxy.url)
@@ -246,7 +246,7 @@ async def test_an_answer_that_is_an_error_is_explained(processes, server, answer
         await gate.stop()
 
 
-async def test_the_shortest_lease_outlasts_a_slow_network(processes, server):
+async def test_shortest_lease_outlasts_a_slow_network(processes, server):
     async with Proxy(server.socket) as proxy:
         proxy.delay = 0.15  # in each direction
         gate = processes.add(20, proxy.url, fallback="closed")
@@ -268,7 +268,7 @@ async def test_one_problem_is_told_once(processes, tmp_path):
     assert len(processes.of(events.ClusterUnreachable)) == 1
 
 
-async def test_an_eviction_policy_is_told_once(processes):
+async def test_eviction_policy_is_told_once(processes):
     with running(maxmemory="100mb", maxmemory_policy="allkeys-lru") as server:
         processes.add(10, server.url)
         await processes.fill(10)
@@ -278,7 +278,7 @@ async def test_an_eviction_policy_is_told_once(processes):
         assert len(processes.of(events.ClusterMisconfigured)) == 1
 
 
-async def test_of_two_limits_the_lower_one_holds_and_both_are_named(processes, server):
+async def test_lower_of_two_limits_holds_and_both_are_named(processes, server):
     low, high = processes.add(5, server.url), processes.add(50, server.url)
     await processes.come(1, low)
     assert await processes.come(50, high) <= 5
@@ -295,7 +295,7 @@ async def test_of_two_limits_the_lower_one_holds_and_both_are_named(processes, s
 # Faults of the process
 
 
-async def test_an_event_loop_that_was_blocked_for_longer_than_the_ttl(processes, server):
+async def test_event_loop_that_was_blocked_for_longer_than_the_ttl(processes, server):
     gate = processes.add(20, server.url, fallback="open")
     await processes.fill(5)
     await processes.until(lambda: gate.lease.quota > gate.lease.used)
@@ -305,7 +305,7 @@ async def test_an_event_loop_that_was_blocked_for_longer_than_the_ttl(processes,
     assert await processes.come(1) == 1
 
 
-async def test_a_waiting_session_that_is_cancelled_leaves_no_trace(processes, server):
+async def test_waiting_session_that_is_cancelled_leaves_no_trace(processes, server):
     gate = processes.add(20, server.url)
     server.pause()
     try:
@@ -346,7 +346,7 @@ class CancelledAt(Coroutine):
 
 
 @pytest.mark.parametrize("url", ["unix", "redis"])
-async def test_the_task_may_be_cancelled_at_every_await(processes, server, url):
+async def test_task_may_be_cancelled_at_every_await(processes, server, url):
     loop = asyncio.get_running_loop()
     async with Proxy(server.socket) as proxy:
         url = server.url if url == "unix" else proxy.url
@@ -384,7 +384,7 @@ async def test_the_task_may_be_cancelled_at_every_await(processes, server, url):
         await processes.fill(3, processes.add(20, server.url))
 
 
-async def test_a_forked_child_is_another_worker(processes, server):
+async def test_forked_child_is_another_worker(processes, server):
     gate = processes.add(20, server.url)
     await processes.fill(5)
     ours = gate.lease.worker
@@ -402,7 +402,7 @@ async def test_a_forked_child_is_another_worker(processes, server):
     await processes.fill(10)
 
 
-async def test_a_rolling_restart_passes_no_limit_and_loses_no_place(processes, server):
+async def test_rolling_restart_passes_no_limit_and_loses_no_place(processes, server):
     for _ in range(4):
         processes.add(40, server.url)
     await processes.fill(40)
@@ -416,7 +416,8 @@ async def test_a_rolling_restart_passes_no_limit_and_loses_no_place(processes, s
     assert await processes.come(10) == 0
 
 
-async def test_a_longer_ttl_does_not_stretch_the_lease_that_was_asked_for(processes, server):
+async def test_longer_lease_duration_keeps_the_lease_in_flight(processes, server):
+    """A longer duration does not stretch the lease that was asked for already."""
     gate = processes.add(20, server.url)
     await processes.fill(1)
     gate.lease.ask()
@@ -454,7 +455,7 @@ def test_on_trio_it_says_so(server):
 # Limits
 
 
-async def test_without_a_limit_it_counts_and_asks_nobody(processes, tmp_path):
+async def test_gate_without_a_limit_counts_and_asks_nobody(processes, tmp_path):
     gate = processes.add(None, f"unix://{tmp_path}/none.sock")
     assert await processes.come(50) == 50
     assert gate.usage == 50
@@ -462,7 +463,7 @@ async def test_without_a_limit_it_counts_and_asks_nobody(processes, tmp_path):
     assert not processes.told
 
 
-async def test_a_limit_that_is_set_later_finds_what_is_open(processes, server):
+async def test_limit_that_is_set_later_finds_what_is_open(processes, server):
     gate = processes.add(None, server.url)
     await processes.come(5)
     gate.limit = 5
@@ -471,7 +472,7 @@ async def test_a_limit_that_is_set_later_finds_what_is_open(processes, server):
     assert await processes.come(3) == 0
 
 
-async def test_a_limit_that_is_taken_away_ends_the_syncs(processes, server):
+async def test_limit_that_is_taken_away_ends_the_syncs(processes, server):
     gate = processes.add(5, server.url)
     await processes.fill(5)
     await processes.end(gate, 5)
@@ -480,7 +481,7 @@ async def test_a_limit_that_is_taken_away_ends_the_syncs(processes, server):
     assert await processes.come(20) == 20
 
 
-async def test_a_lowered_limit_asks_for_a_share_of_the_sessions(processes, server):
+async def test_lowered_limit_asks_for_a_share_of_the_sessions(processes, server):
     first, second = processes.add(30, server.url), processes.add(30, server.url)
     await processes.fill(20, first)
     await processes.fill(30, second)
@@ -526,7 +527,7 @@ async def test_zero_admits_nobody(processes, server):
         ("", "begins with redis://"),
     ],
 )
-def test_an_url_that_cannot_be_used_is_refused_without_its_password(url, problem):
+def test_unusable_url_is_refused_without_its_password(url, problem):
     with pytest.raises(ValueError, match=problem) as info:
         ClusterSessions(1, url)
     assert "s3cret" not in str(info.value)
@@ -544,12 +545,12 @@ def test_an_url_that_cannot_be_used_is_refused_without_its_password(url, problem
         {"name": ""},
     ],
 )
-def test_what_cannot_be_used_is_refused(options):
+def test_unusable_argument_is_refused(options):
     with pytest.raises(ValueError, match="use "):
         ClusterSessions(**{"limit": 1, "redis_url": "redis://localhost", **options})
 
 
-def test_the_keys_of_a_limit_are_in_one_place_of_a_redis_cluster():
+def test_keys_of_a_limit_are_in_one_place_of_a_redis_cluster():
     from redis.crc import key_slot
 
     from asgi_closecodes.gates.cluster.redis.client import keys_of
@@ -557,7 +558,7 @@ def test_the_keys_of_a_limit_are_in_one_place_of_a_redis_cluster():
     assert len({key_slot(key.encode()) for key in keys_of("chat:eu")}) == 1
 
 
-async def test_a_state_can_be_read(processes, server):
+async def test_state_can_be_read(processes, server):
     gate = processes.add(10, server.url, name="chat")
     await processes.fill(4)
     await processes.until(lambda: gate.lease.reply is not None and gate.lease.reply.used == 4)

@@ -48,7 +48,7 @@ def outage(cluster, workers, seconds):
             worker.fail()
 
 
-def test_a_first_worker_gets_what_it_needs_at_once(cluster):
+def test_first_worker_gets_what_it_needs_at_once(cluster):
     worker = cluster.worker()
     worker.waiting = 7
     reply = cluster.sync(worker)
@@ -56,7 +56,7 @@ def test_a_first_worker_gets_what_it_needs_at_once(cluster):
     assert [worker.acquire() for _ in range(7)] == [True] * 7
 
 
-def test_the_limit_is_reached_and_not_passed(cluster):
+def test_limit_is_reached_and_not_passed(cluster):
     workers = [cluster.worker() for _ in range(4)]
     fill(cluster, *workers)
     assert sum(worker.used for worker in workers) == 20
@@ -72,7 +72,7 @@ def test_places_in_advance_are_a_part_of_what_is_left(cluster):
     assert all(1 <= worker.quota <= 64 for worker in workers)
 
 
-def test_a_dead_workers_places_return_after_the_ttl(cluster):
+def test_dead_workers_places_return_after_the_ttl(cluster):
     dead, alive = cluster.worker(), cluster.worker()
     cluster.sync(alive)
     fill(cluster, dead)
@@ -91,7 +91,7 @@ def test_a_dead_workers_places_return_after_the_ttl(cluster):
     assert TTL * 0.95 < cluster.now - start <= TTL + 1
 
 
-def test_a_leaving_workers_places_return_at_once(cluster):
+def test_leaving_workers_places_return_at_once(cluster):
     leaving, other = cluster.worker(), cluster.worker()
     cluster.sync(leaving)
     assert leaving.quota > 0
@@ -108,7 +108,7 @@ def test_sessions_that_outlive_their_worker_stay_counted(cluster):
     assert cluster.sync(other).quota == 20 - leaving.used
 
 
-def test_an_unanswered_sync_promises_nothing(cluster):
+def test_unanswered_sync_promises_nothing(cluster):
     worker = cluster.worker()
     worker.waiting = 5
     cluster.deliver(worker.ask())
@@ -119,7 +119,7 @@ def test_an_unanswered_sync_promises_nothing(cluster):
     assert worker.quota >= 5
 
 
-def test_a_late_answer_is_of_no_worth(cluster):
+def test_late_answer_is_of_no_worth(cluster):
     worker = cluster.worker()
     worker.waiting = 5
     late = cluster.deliver(worker.ask())
@@ -132,7 +132,7 @@ def test_a_late_answer_is_of_no_worth(cluster):
     assert worker.quota >= 1
 
 
-def test_a_doubled_or_late_sync_changes_nothing(cluster):
+def test_doubled_or_late_sync_changes_nothing(cluster):
     worker = cluster.worker()
     cluster.sync(worker)
     early = worker.ask()
@@ -143,7 +143,7 @@ def test_a_doubled_or_late_sync_changes_nothing(cluster):
     assert cluster.grants() == before
 
 
-def test_a_process_that_was_stopped_refuses_until_it_has_synced(cluster):
+def test_process_that_was_stopped_refuses_until_it_has_synced(cluster):
     stopped, other = cluster.worker(fallback="open"), cluster.worker()
     stopped.waiting = 5
     cluster.sync(stopped)
@@ -156,7 +156,8 @@ def test_a_process_that_was_stopped_refuses_until_it_has_synced(cluster):
     assert stopped.used + other.used <= 20
 
 
-def test_a_sync_that_failed_because_the_process_was_stopped_says_nothing_of_the_store(cluster):
+def test_sync_failed_by_a_stopped_process_keeps_the_store(cluster):
+    """A sync that failed because the process was stopped says nothing of the store."""
     worker = cluster.worker(fallback="open")
     cluster.sync(worker)
     worker.ask()
@@ -166,7 +167,7 @@ def test_a_sync_that_failed_because_the_process_was_stopped_says_nothing_of_the_
 
 
 @pytest.mark.parametrize(("fallback", "admitted"), [("share", 8), ("open", 100), ("closed", 0)])
-def test_what_admits_when_the_store_is_away(cluster, fallback, admitted):
+def test_fallback_without_the_store_admits_its_share(cluster, fallback, admitted):
     worker, other = cluster.worker(fallback=fallback), cluster.worker()
     cluster.sync(other)
     cluster.sync(worker)
@@ -184,7 +185,8 @@ def test_what_admits_when_the_store_is_away(cluster, fallback, admitted):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(limit=st.integers(1, 300), demands=st.lists(st.integers(0, 100), min_size=1, max_size=12))
-def test_all_shares_together_are_not_above_the_limit_however_the_sessions_are_spread(server, limit, demands):
+def test_shares_of_any_spread_stay_within_the_limit(server, limit, demands):
+    """All shares together are not above the limit, however the sessions are spread."""
     with server.client() as client:
         cluster = Cluster(client, limit, "share")
         workers = [cluster.worker() for _ in demands]
@@ -203,7 +205,8 @@ def test_all_shares_together_are_not_above_the_limit_however_the_sessions_are_sp
         assert before + FALLBACK_SHARE * (limit - before) - len(workers) <= together <= limit
 
 
-def test_a_session_that_ends_while_the_store_is_away_makes_room_for_another(cluster):
+def test_session_ended_without_the_store_makes_room(cluster):
+    """A session that ends while the store is away makes room for another."""
     workers = [cluster.worker(fallback="share") for _ in range(4)]
     fill(cluster, *workers)
     outage(cluster, workers, 2 * TTL)
@@ -213,7 +216,7 @@ def test_a_session_that_ends_while_the_store_is_away_makes_room_for_another(clus
         assert worker.acquire()
 
 
-def test_a_limit_that_is_lowered_while_the_store_is_away_is_shared_too(cluster):
+def test_limit_lowered_without_the_store_is_shared(cluster):
     workers = [cluster.worker(fallback="share") for _ in range(4)]
     fill(cluster, *workers)
     outage(cluster, workers, 2 * TTL)
@@ -237,7 +240,7 @@ def test_inside_of_the_lease_admission_goes_on_without_the_store(cluster):
     assert worker.acquire()
 
 
-def test_a_store_that_was_flushed_gives_nothing_until_all_have_spoken(cluster):
+def test_store_flushed_gives_nothing_until_all_have_synced(cluster):
     first, second, new = cluster.worker(), cluster.worker(), cluster.worker()
     cluster.sync(second)
     fill(cluster, first)
@@ -256,7 +259,7 @@ def test_a_store_that_was_flushed_gives_nothing_until_all_have_spoken(cluster):
     assert sum(worker.used for worker in (first, second, new)) == 20
 
 
-def test_a_store_that_went_back_in_time_gives_nothing_either(cluster):
+def test_store_that_went_back_in_time_gives_nothing_either(cluster):
     first, second = cluster.worker(), cluster.worker()
     cluster.sync(first)
     cluster.sync(second)
@@ -274,7 +277,8 @@ def test_a_store_that_went_back_in_time_gives_nothing_either(cluster):
 
 @pytest.mark.parametrize("away", [TTL, 1.9 * TTL, 5 * TTL])
 @pytest.mark.parametrize("first_back", [0, 1, 2])
-def test_a_replica_with_an_older_state_that_takes_over_after_the_leases_gives_nothing_either(cluster, first_back, away):
+def test_stale_replica_promoted_after_the_leases_gives_nothing(cluster, first_back, away):
+    """A replica with an older state that takes over after the leases gives nothing either."""
     workers = [cluster.worker() for _ in range(3)]
     cluster.sync(workers[0])
     old = {key: cluster.client.dump(key) for key in KEYS}
@@ -297,7 +301,7 @@ def test_a_replica_with_an_older_state_that_takes_over_after_the_leases_gives_no
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_an_evicted_key_is_as_a_flushed_store(cluster, key):
+def test_evicted_key_is_as_a_flushed_store(cluster, key):
     first, second = cluster.worker(), cluster.worker()
     fill(cluster, first)
     cluster.sync(second)
@@ -312,7 +316,7 @@ def test_an_evicted_key_is_as_a_flushed_store(cluster, key):
 
 
 @pytest.mark.parametrize("jump", [TTL * 0.5, TTL * 0.7, TTL * 1.5, 86400, -TTL / 2, -86400])
-def test_a_server_whose_clock_jumps_frees_nobodys_places(cluster, jump):
+def test_server_whose_clock_jumps_frees_nobodys_places(cluster, jump):
     first, second = cluster.worker(), cluster.worker()
     cluster.sync(second)
     fill(cluster, first)
@@ -338,7 +342,7 @@ def test_a_server_whose_clock_jumps_frees_nobodys_places(cluster, jump):
     assert set(cluster.grants()) == {second.worker}
 
 
-def test_a_clock_that_jumps_where_nobody_can_tell_frees_nobodys_places(cluster):
+def test_clock_jump_nobody_can_notice_frees_no_permits(cluster):
     first, second = cluster.worker(), cluster.worker()
     cluster.sync(second)
     cluster.sync(second)
@@ -355,7 +359,7 @@ def test_a_clock_that_jumps_where_nobody_can_tell_frees_nobodys_places(cluster):
     assert first.worker in cluster.grants()
 
 
-def test_a_place_that_is_promised_stays_until_the_promise_is_taken_back(cluster):
+def test_promised_permit_stays_until_the_promise_is_cancelled(cluster):
     first, second = cluster.worker(), cluster.worker()
     cluster.sync(first)
     assert first.quota == 1
@@ -369,7 +373,7 @@ def test_a_place_that_is_promised_stays_until_the_promise_is_taken_back(cluster)
     assert first.used + second.used == 20
 
 
-def test_the_promises_of_a_lease_that_has_ended_are_void(cluster):
+def test_promises_of_a_lease_that_has_ended_are_void(cluster):
     worker = cluster.worker()
     worker.waiting = 5
     cluster.sync(worker)
@@ -380,7 +384,7 @@ def test_the_promises_of_a_lease_that_has_ended_are_void(cluster):
     assert (request.leased, request.used, request.have) == (0, 1, 1)
 
 
-def test_the_lowest_limit_holds_as_long_as_somebody_has_it(cluster):
+def test_lowest_limit_holds_as_long_as_somebody_has_it(cluster):
     high, low = cluster.worker(20), cluster.worker(10)
     cluster.sync(high)
     assert cluster.sync(low).limit == 10
@@ -398,7 +402,7 @@ def test_the_lowest_limit_holds_as_long_as_somebody_has_it(cluster):
     assert cluster.sync(high).limit == 20
 
 
-def test_the_limit_of_a_dead_worker_is_forgotten(cluster):
+def test_limit_of_a_dead_worker_is_forgotten(cluster):
     high, low = cluster.worker(20), cluster.worker(10)
     cluster.sync(low)
     cluster.sync(high)
@@ -408,7 +412,7 @@ def test_the_limit_of_a_dead_worker_is_forgotten(cluster):
     assert last.limit == 20
 
 
-def test_what_a_lowered_limit_leaves_over_leaves_in_equal_parts(cluster):
+def test_excess_over_a_lowered_limit_is_shed_in_equal_parts(cluster):
     cluster.limit = 1000
     workers = [cluster.worker() for _ in range(10)]
     for worker in workers:
@@ -433,7 +437,7 @@ def test_what_a_lowered_limit_leaves_over_leaves_in_equal_parts(cluster):
     assert all(worker.used == pytest.approx(used * share, abs=3) for worker, used in zip(workers, before, strict=True))
 
 
-def test_sessions_are_not_shed_for_what_was_admitted_while_the_store_was_away(cluster):
+def test_sessions_admitted_without_the_store_are_not_shed(cluster):
     worker, other = cluster.worker(fallback="open"), cluster.worker()
     cluster.sync(other)
     cluster.sync(worker)
@@ -450,7 +454,8 @@ def test_sessions_are_not_shed_for_what_was_admitted_while_the_store_was_away(cl
     assert not worker.acquire()  # but nobody comes in their place
 
 
-def test_after_a_long_outage_nobodys_places_are_given_away_before_they_come_back(cluster):
+def test_long_outage_gives_no_worker_s_permits_away(cluster):
+    """After a long outage nobody's permits are given away before they come back."""
     workers = [cluster.worker() for _ in range(4)]
     fill(cluster, *workers)
     for _ in range(2):
@@ -468,7 +473,8 @@ def test_after_a_long_outage_nobodys_places_are_given_away_before_they_come_back
 
 
 @pytest.mark.parametrize("share_of_ttl", [0.65, 0.9])
-def test_nor_after_a_shorter_one_those_of_whom_had_been_silent_before(cluster, share_of_ttl):
+def test_short_outage_keeps_the_permits_of_silent_workers(cluster, share_of_ttl):
+    """Nor after a shorter outage those of workers that had been silent before."""
     silent, greedy = cluster.worker(), cluster.worker()
     fill(cluster, silent, demand=10)
     for _ in range(round(TTL * 0.4)):
@@ -495,7 +501,7 @@ def test_after_an_outage_that_lost_everything_too(cluster):
 
 
 @pytest.mark.parametrize("is_away_again", [False, True])
-def test_who_goes_on_by_itself_after_that_knows_how_many_there_are(cluster, is_away_again):
+def test_worker_alone_after_an_outage_knows_how_many_there_are(cluster, is_away_again):
     workers = [cluster.worker(fallback="share") for _ in range(4)]
     fill(cluster, *workers, demand=10)
     for worker in workers:

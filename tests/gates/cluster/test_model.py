@@ -64,7 +64,7 @@ def test_both_answer_the_same(server, steps):
 
 
 @pytest.mark.parametrize("scenario", ["a_region_lost", "a_short_outage", "a_long_outage", "an_outage_when_full"])
-def test_what_is_free_can_be_had_and_no_more(scenario):
+def test_free_permits_can_be_had_and_no_more(scenario):
     simulation = cluster_simulation.Simulation(40, 40_000)
     getattr(cluster_simulation, scenario)(simulation, 40_000 / cluster_simulation.LENGTH)
     use, _ = simulation.at_saturation()

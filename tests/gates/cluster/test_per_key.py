@@ -70,7 +70,7 @@ async def processes(server):
         await gate.stop()
 
 
-async def test_a_key_has_one_limit_over_all_processes(processes):
+async def test_key_has_one_limit_over_all_processes(processes):
     for _ in range(4):
         processes.add()
     assert await processes.come(40) == 3
@@ -78,7 +78,7 @@ async def test_a_key_has_one_limit_over_all_processes(processes):
     assert await processes.come(5, key=None) == 5  # who has no key is not limited
 
 
-async def test_a_place_is_free_for_others_when_its_session_ends(processes):
+async def test_place_is_free_for_others_when_its_session_ends(processes):
     first, second = processes.add(), processes.add()
     assert await processes.come(3, first) == 3
     assert await processes.come(1, second) == 0
@@ -91,7 +91,7 @@ async def test_a_place_is_free_for_others_when_its_session_ends(processes):
     assert await processes.come(1, second) == 0
 
 
-async def test_a_stopped_processes_sessions_count_no_more(processes):
+async def test_stopped_processes_sessions_count_no_more(processes):
     first, second = processes.add(), processes.add()
     assert await processes.come(3, first) == 3
     await first.stop()
@@ -99,7 +99,7 @@ async def test_a_stopped_processes_sessions_count_no_more(processes):
     assert await processes.come(3, second) == 3
 
 
-async def test_a_dead_processes_sessions_count_no_more_after_the_ttl(processes):
+async def test_dead_processes_sessions_count_no_more_after_the_ttl(processes):
     store = RedisStore(processes.url)
     reply = await store.count(CountRequest("dead", 1, 2.0, 3, [KeyCount(_digest("ann"), 0, 5)]))
     assert (reply.known, reply.admitted) == (False, [(3, 0)])
@@ -115,7 +115,7 @@ async def test_a_dead_processes_sessions_count_no_more_after_the_ttl(processes):
 
 
 @pytest.mark.parametrize(("fallback", "admitted"), [("share", 3), ("open", 3), ("closed", 0)])
-async def test_without_the_server_each_process_decides_by_itself(processes, fallback, admitted):
+async def test_process_without_the_server_decides_by_itself(processes, fallback, admitted):
     with running() as server:
         for _ in range(2):
             processes.add(redis_url=server.url, fallback=fallback)
@@ -142,7 +142,7 @@ async def _count(server, processes, key, expected):
     return sum(int(value.split(b":")[0]) for value in counts) == expected
 
 
-async def test_a_server_that_lost_its_data_is_told_again(processes, server):
+async def test_server_that_lost_its_data_is_told_again(processes, server):
     processes.add()
     assert await processes.come(3) == 3
     server.command("FLUSHALL")
@@ -150,7 +150,7 @@ async def test_a_server_that_lost_its_data_is_told_again(processes, server):
     assert await processes.come(1) == 0
 
 
-async def test_a_cancelled_session_leaves_no_count(processes, server):
+async def test_cancelled_session_leaves_no_count(processes, server):
     gate = processes.add()
     server.pause()
     try:
@@ -163,7 +163,7 @@ async def test_a_cancelled_session_leaves_no_count(processes, server):
     assert await processes.come(5) == 3
 
 
-async def test_a_key_without_a_session_takes_no_memory(processes, server):
+async def test_key_without_a_session_takes_no_memory(processes, server):
     gate = processes.add()
     for number in range(20):
         await processes.come(1, key=f"user{number}")
@@ -184,13 +184,13 @@ async def test_no_key_is_stored_as_it_is(processes, server):
     assert all(b"ann" not in key for key in server.command("KEYS", "*"))
 
 
-async def test_a_key_that_differs_from_process_to_process_is_an_error(processes):
+async def test_key_that_differs_from_process_to_process_is_an_error(processes):
     gate = processes.add()
     with pytest.raises(TypeError, match="not the same in all processes"):
         gate.admit(Visitor(object()))
 
 
-async def test_a_limit_that_is_set_later_finds_what_is_open(processes):
+async def test_limit_that_is_set_later_finds_what_is_open(processes):
     first, second = processes.add(None), processes.add(2)
     assert await processes.come(3, first) == 3
     first.limit = 2
@@ -206,7 +206,7 @@ async def test_a_limit_that_is_set_later_finds_what_is_open(processes):
 @pytest.mark.parametrize(
     "options", [{"limit": -1}, {"lease_duration": 0}, {"fallback": "x"}, {"name": "a b"}, {"redis_url": "x://"}]
 )
-def test_what_cannot_be_used_is_refused(options):
+def test_unusable_argument_is_refused(options):
     with pytest.raises(ValueError, match="use |begins"):
         ClusterSessionsPerKey(**{"limit": 1, "redis_url": "redis://localhost", **options})
 

@@ -85,7 +85,8 @@ def serve_workers(server, tmp_path, setup="uvicorn-sansio", count=4, **settings)
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_one_limit_over_four_workers_and_a_dead_ones_places_come_back(server, tmp_path):
+async def test_four_workers_share_a_limit_and_a_dead_one_s_permits(server, tmp_path):
+    """One limit holds over four workers, and a dead one's permits come back."""
     with serve_workers(server, tmp_path) as running:
         async with Clients(running.url) as clients:
             clients.come(CLIENTS)
@@ -104,7 +105,7 @@ async def test_one_limit_over_four_workers_and_a_dead_ones_places_come_back(serv
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_worker_that_was_stopped_refuses_before_it_has_synced(server, tmp_path):
+async def test_worker_that_was_stopped_refuses_before_it_has_synced(server, tmp_path):
     with serve_workers(server, tmp_path) as running:
         async with Clients(running.url) as clients:
             clients.come(LIMIT)
@@ -122,7 +123,7 @@ async def test_a_worker_that_was_stopped_refuses_before_it_has_synced(server, tm
 
 
 @pytest.mark.parametrize("setup", ["uvicorn-sansio", "hypercorn-asyncio", "granian"])
-def test_a_worker_that_is_told_to_end_leaves_before_it_does(server, tmp_path, setup):
+def test_worker_that_is_told_to_end_leaves_before_it_does(server, tmp_path, setup):
     def workers():
         return server.command("ZCARD", "closecodes:{default}:expiry")
 
@@ -199,7 +200,7 @@ async def logins(server, tmp_path, lease_duration):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_third_login_closes_the_first_at_whichever_worker(server, tmp_path):
+async def test_third_login_closes_the_first_at_whichever_worker(server, tmp_path):
     async with logins(server, tmp_path, 600) as user:  # nothing but a message tells of it with this lease_duration
         one, other = user.workers
         for number, worker in enumerate([one, other, other, other, one, one, one, other, one]):
@@ -212,7 +213,7 @@ async def test_a_third_login_closes_the_first_at_whichever_worker(server, tmp_pa
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("lease_duration", [3, 600])
-async def test_a_worker_that_was_stopped_sheds_when_it_goes_on(server, tmp_path, lease_duration):
+async def test_worker_that_was_stopped_sheds_when_it_goes_on(server, tmp_path, lease_duration):
     async with logins(server, tmp_path, lease_duration) as user:
         stopped, other = user.workers
         oldest = await user.come(stopped)
@@ -234,7 +235,7 @@ async def test_a_worker_that_was_stopped_sheds_when_it_goes_on(server, tmp_path,
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_worker_that_was_killed_holds_no_key(server, tmp_path):
+async def test_worker_that_was_killed_holds_no_key(server, tmp_path):
     async with logins(server, tmp_path, 3) as user:
         killed, other = user.workers
         for worker in (killed, other):

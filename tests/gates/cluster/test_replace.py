@@ -139,7 +139,7 @@ def counted(server, name="ann"):
         return sum(int(value.split(b":")[0]) for worker, value in said if client.zscore(keys, worker) is not None)
 
 
-async def test_the_oldest_is_replaced_wherever_it_is(processes, each_server):
+async def test_oldest_is_replaced_wherever_it_is(processes, each_server):
     gates = [processes.add(each_server.url, 3, lease_duration=600) for _ in range(3)]
     first, second, third = await processes.fill(*gates)
     bob = await processes.enter(gates[0], "bob")
@@ -158,7 +158,7 @@ async def test_the_oldest_is_replaced_wherever_it_is(processes, each_server):
     assert not bob.ended
 
 
-async def test_of_many_that_come_at_once_the_last_ones_get_in(processes, server):
+async def test_last_of_many_that_come_at_once_are_admitted(processes, server):
     other, gate = processes.add(server.url, 3), processes.add(server.url, 3)
     old = await processes.fill(other, other, other)
     answers = await asyncio.gather(*(processes.enter(gate) for _ in range(8)))
@@ -168,14 +168,14 @@ async def test_of_many_that_come_at_once_the_last_ones_get_in(processes, server)
     assert (processes.held(), counted(server)) == (3, 3)
 
 
-async def test_nobody_is_replaced_where_nobody_may_be(processes, server):
+async def test_session_not_to_be_replaced_stays(processes, server):
     gate = processes.add(server.url, 0)
     assert await processes.enter(gate) == "client"
     gate.limit = None
     assert [visitor.ended for visitor in await processes.fill(gate, gate)] == [[], []]
 
 
-async def test_whose_age_nobody_says_is_not_replaced(processes, server):
+async def test_session_of_unknown_age_is_not_replaced(processes, server):
     refusing, replacing = processes.add(server.url, 3, when_full="refuse"), processes.add(server.url, 3)
     old = await processes.fill(refusing, refusing)
     mine = await processes.enter(replacing)
@@ -224,7 +224,7 @@ async def test_who_does_not_hear_leaves_with_the_next_count(processes, server, l
 
 
 @pytest.mark.parametrize("loss", ["killed", "black hole", "restart"])
-async def test_who_did_not_hear_is_called_again(processes, loss, monkeypatch):
+async def test_process_that_missed_a_replacement_is_called_again(processes, loss, monkeypatch):
     monkeypatch.setattr(redis_client, "PING_AFTER_S", 0.2)
     with running() as server:
         async with Proxy(server.socket) as proxy:
@@ -254,7 +254,7 @@ async def test_who_did_not_hear_is_called_again(processes, loss, monkeypatch):
 
 
 @pytest.mark.parametrize("loss", ["requests", "replies"])
-async def test_a_lost_call_sheds_nobody_twice(processes, server, loss):
+async def test_lost_call_sheds_nobody_twice(processes, server, loss):
     async with Proxy(server.socket) as proxy:
         gate, other = processes.add(proxy.url), processes.add(server.url)
         first, second = await processes.fill(gate, other)
@@ -274,7 +274,7 @@ async def test_a_lost_call_sheds_nobody_twice(processes, server, loss):
         await gate.stop()
 
 
-async def test_a_late_call_changes_nothing(server):
+async def test_late_call_changes_nothing(server):
     told = RedisStore(server.url)
     key = _digest("ann")
     await told.count(CountRequest("worker", 2, 30, 3, [KeyCount(key, 0, 0)]))
@@ -285,7 +285,7 @@ async def test_a_late_call_changes_nothing(server):
     await told.close()
 
 
-async def test_who_has_not_heard_yet_is_told_again_and_counts_no_more(server):
+async def test_process_not_reached_is_told_again_and_counts_no_more(server):
     told = RedisStore(server.url)
     key = _digest("ann")
 
@@ -304,7 +304,7 @@ async def test_who_has_not_heard_yet_is_told_again_and_counts_no_more(server):
     await told.close()
 
 
-async def test_a_quiet_connection_is_left_alone(processes, server, monkeypatch):
+async def test_quiet_connection_is_left_alone(processes, server, monkeypatch):
     monkeypatch.setattr(redis_client, "PING_AFTER_S", 0.1)
     gate = processes.add(server.url)
     gate._store._timeout = 0.2
@@ -318,7 +318,7 @@ async def test_a_quiet_connection_is_left_alone(processes, server, monkeypatch):
     assert connections() == before != set()
 
 
-async def test_a_server_that_was_flushed_hears_who_is_older(processes, server):
+async def test_server_that_was_flushed_hears_who_is_older(processes, server):
     one, other = processes.add(server.url), processes.add(server.url)
     first, second = await processes.fill(one, other)
     server.command("FLUSHALL")
@@ -329,7 +329,7 @@ async def test_a_server_that_was_flushed_hears_who_is_older(processes, server):
     await processes.until_replaced(first, second)
 
 
-async def test_a_server_whose_clock_goes_back_knows_who_is_older(processes, server):
+async def test_server_whose_clock_goes_back_knows_who_is_older(processes, server):
     one, other = processes.add(server.url), processes.add(server.url)
     first, second = await processes.fill(one, other)
     ahead = 1 << 51
@@ -345,7 +345,7 @@ async def test_a_server_whose_clock_goes_back_knows_who_is_older(processes, serv
     assert not third.ended
 
 
-async def test_without_the_server_each_process_replaces_its_own(processes):
+async def test_process_without_the_server_replaces_its_own(processes):
     with running() as server:
         one, other = processes.add(server.url), processes.add(server.url)
         closed = processes.add(server.url, fallback="closed")
@@ -366,7 +366,7 @@ async def test_without_the_server_each_process_replaces_its_own(processes):
             await gate.stop()
 
 
-async def test_a_process_that_stood_still_sheds_when_it_goes_on(processes, server):
+async def test_process_that_stood_still_sheds_when_it_goes_on(processes, server):
     async with Proxy(server.socket) as proxy:
         still, other = processes.add(proxy.url, lease_duration=30), processes.add(server.url, lease_duration=30)
         first, second = await processes.fill(still, still)
@@ -380,7 +380,7 @@ async def test_a_process_that_stood_still_sheds_when_it_goes_on(processes, serve
         await still.stop()
 
 
-async def test_a_dead_process_holds_nothing_and_nothing_is_kept_of_it(processes, server):
+async def test_dead_process_holds_nothing_and_nothing_is_kept_of_it(processes, server):
     dead, living = processes.add(server.url), processes.add(server.url)
     await processes.fill(dead, dead)
     for task in (dead._task, dead._subscription):
@@ -418,7 +418,7 @@ async def test_no_connection_and_no_task_is_left(processes, server):
 
 
 @pytest.mark.parametrize("turns", range(0, 60, 3))
-async def test_it_may_be_stopped_anywhere(processes, server, turns):
+async def test_replacement_may_be_stopped_anywhere(processes, server, turns):
     before = len(is_left_behind(server))
     gate = processes.add(server.url)
     gate.start()
@@ -432,7 +432,7 @@ async def test_it_may_be_stopped_anywhere(processes, server, turns):
     assert isinstance(await processes.enter(gate), Visitor)
 
 
-async def test_a_limit_that_is_taken_away_ends_it(processes, server):
+async def test_limit_that_is_taken_away_ends_it(processes, server):
     gate = processes.add(server.url)
     await processes.enter(gate)
     await processes.until_subscribed(server)
@@ -442,7 +442,7 @@ async def test_a_limit_that_is_taken_away_ends_it(processes, server):
             await anyio.sleep(0.01)
 
 
-async def test_a_forked_child_is_another_worker(processes, server):
+async def test_forked_child_is_another_worker(processes, server):
     gate = processes.add(server.url, 1, lease_duration=600)
     old = await processes.enter(gate)
     await processes.until_subscribed(server)
@@ -471,7 +471,8 @@ async def test_by_sentinels(processes, binary, tmp_path):
         await processes.until_replaced(old)
 
 
-async def test_on_a_cluster_one_of_the_nodes_that_are_named_passes_it_on(processes, binary):
+async def test_replacement_on_a_redis_cluster_is_passed_on_by_a_node(processes, binary):
+    """On a cluster, one of the nodes that are named passes it on."""
     with nodes(binary) as (owner, [other, third]):
         away = free_port()
         url = f"redis+cluster://127.0.0.1:{away},127.0.0.1:{other.port},127.0.0.1:{third.port}"
@@ -502,7 +503,7 @@ async def guarded(gate, handler=None, **options):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_session_counts_under_the_key_that_its_handler_sets(server, when):
+async def test_session_counts_under_the_key_that_its_handler_sets(server, when):
     gate = ClusterSessionsPerKey(1, server.url, key=of_key)
     alice, bob = _digest("alice"), _digest("bob")
     async with guarded(gate, Keyed(when)) as stay:
@@ -516,7 +517,7 @@ async def test_a_session_counts_under_the_key_that_its_handler_sets(server, when
     assert (gate.active, len(gate._sessions), gate._refused) == (0, 0, set())
 
 
-async def test_a_new_key_replaces_the_oldest_session_of_that_key_elsewhere(server):
+async def test_rekey_replaces_the_oldest_session_of_the_key_elsewhere(server):
     gates = [
         ClusterSessionsPerKey(1, server.url, key=of_key, when_full="replace_oldest", lease_duration=600)
         for _ in range(2)
@@ -532,7 +533,7 @@ async def test_a_new_key_replaces_the_oldest_session_of_that_key_elsewhere(serve
     assert not any(gate._sessions for gate in gates)
 
 
-async def test_a_key_that_is_set_back_keeps_the_place(processes, server):
+async def test_key_that_is_set_back_keeps_the_place(processes, server):
     visitor = Visitor()
     visitor.key = "alice"
     gate = processes.add(server.url, 1, key=of_key, when_full="refuse")
@@ -558,7 +559,8 @@ async def test_a_key_that_is_set_back_keeps_the_place(processes, server):
     await processes.until(lambda: counted(server, "alice") == 0)
 
 
-async def test_who_leaves_before_the_answer_has_no_place_under_either_key(processes, server):
+async def test_rekey_then_leaving_early_holds_neither_key(processes, server):
+    """Who leaves before the answer has no permit under either key."""
     for turns in range(12):
         visitor = Visitor(key="alice")
         gate = processes.add(server.url, 1, key=of_key)
@@ -573,7 +575,7 @@ async def test_who_leaves_before_the_answer_has_no_place_under_either_key(proces
         assert (gate.active, len(gate._sessions)) == (0, 0)
 
 
-async def test_without_the_server_a_key_is_refused_at_once(server):
+async def test_rekey_without_the_server_is_refused_at_once(server):
     gate = ClusterSessionsPerKey(1, server.url, key=of_key, fallback="closed")
     seen = []
     with running() as away:
@@ -598,7 +600,7 @@ async def test_in_the_shadow_nobody_leaves(server):
     assert (len(gate._sessions), gate._refused) == (0, set())
 
 
-async def test_what_a_lowered_limit_leaves_over_in_a_process_is_shed(server):
+async def test_sessions_of_a_process_over_a_lowered_limit_are_shed(server):
     gate = ClusterSessionsPerKey(3, server.url, key=lambda session: session.scope["path"])
     async with guarded(gate) as stay:
         await stay.come(3, path="/alice")

@@ -52,14 +52,14 @@ async def test_one_limit_and_one_of_a_key_hold(processes, each_server):
     assert admitted == 3
 
 
-def test_the_readme_has_them_all():
+def test_readme_has_them_all():
     readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     assert f" {ACL}\n" in readme
     assert f"`{ACL_OF_A_CLUSTER}`" in readme
     assert f"`{ACL_TO_REPLACE}`" in readme
 
 
-async def test_what_the_readme_lets_a_user_do_is_enough(processes, binary):
+async def test_acl_of_the_readme_is_enough(processes, binary):
     with running(binary) as server:
         url = user_with(server, ACL)
         for _ in range(2):
@@ -82,7 +82,7 @@ async def test_what_the_readme_lets_a_user_do_is_enough(processes, binary):
         assert refused <= {"client", "client|setinfo"}  # redis-py's own, which it can do without
 
 
-async def test_what_it_lets_a_user_do_whose_sessions_are_replaced_is_enough(processes, binary, monkeypatch):
+async def test_acl_to_replace_is_enough_for_the_server(processes, binary, monkeypatch):
     monkeypatch.setattr(redis_client, "PING_AFTER_S", 0.05)  # so that there are PINGs
     with running(binary) as server:
         url = user_with(server, f"{ACL} {ACL_TO_REPLACE}")
@@ -123,7 +123,7 @@ async def test_and_it_needs_all_of_that(processes, server, needed):
     server.command("ACL", "DELUSER", "ann")
 
 
-async def test_the_command_that_a_user_may_not_run_is_named(processes, binary):
+async def test_command_that_a_user_may_not_run_is_named(processes, binary):
     with running(binary) as server:
         url = user_with(server, f"{ACL} resetchannels &closecodes:*")
         processes.add(10, f"{url}?db=1")
@@ -137,7 +137,7 @@ async def test_the_command_that_a_user_may_not_run_is_named(processes, binary):
         assert "may not run SUBSCRIBE" in processes.of(events.ClusterMisconfigured)[0].problem
 
 
-async def test_a_password_is_explained_and_never_told(processes, binary):
+async def test_password_is_explained_and_never_told(processes, binary):
     with running(binary, requirepass="right") as server:
         for url in (server.url, f"unix://:s3cret@{server.socket}"):
             processes.add(10, url)
@@ -150,7 +150,7 @@ async def test_a_password_is_explained_and_never_told(processes, binary):
         await processes.fill(10, good)
 
 
-async def test_a_refused_write_is_explained(processes, binary):
+async def test_refused_write_is_explained(processes, binary):
     with running(binary) as server:
         processes.add(10, server.url)
         server.command("CONFIG", "SET", "maxmemory", "1")
@@ -167,7 +167,7 @@ async def test_a_refused_write_is_explained(processes, binary):
 
 
 @pytest.mark.parametrize("name", system_servers())
-async def test_a_server_that_loads_its_data_is_waited_for(processes, name):
+async def test_server_that_loads_its_data_is_waited_for(processes, name):
     with running(program(name)) as server:
         with server.client() as client:
             client.mset({f"filler:{number}": "x" * 100 for number in range(3000)})

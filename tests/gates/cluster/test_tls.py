@@ -64,7 +64,7 @@ async def status(*arguments):
 
 
 @pytest.mark.parametrize("name", system_servers())
-async def test_with_the_right_authority_it_works(processes, ours, name):
+async def test_server_of_a_trusted_authority_is_used(processes, ours, name):
     with running_with_tls(ours, name, requirepass="right") as server:
         url = f"rediss://:right@localhost:{server.tls_port}?ssl_ca_certs={ours.certificate}"
         processes.add(20, url)
@@ -75,7 +75,8 @@ async def test_with_the_right_authority_it_works(processes, ours, name):
         assert json.loads(await status("--redis-url", url, "--json"))["limit"] == 20
 
 
-async def test_a_stranger_s_certificate_is_told_and_the_fallback_admits(processes, ours, strangers):
+async def test_untrusted_server_certificate_is_logged_and_admits(processes, ours, strangers):
+    """The certificate of a stranger is logged, and the fallback admits."""
     with running_with_tls(ours) as server:
         url = f"rediss://:s3cret@localhost:{server.tls_port}?ssl_ca_certs={strangers.certificate}"
         problem = await is_delivered(processes, url)
@@ -87,7 +88,7 @@ async def test_a_stranger_s_certificate_is_told_and_the_fallback_admits(processe
         assert "s3cret" not in output
 
 
-async def test_a_certificate_for_another_host_is_told(processes, ours):
+async def test_certificate_for_another_host_is_told(processes, ours):
     with running_with_tls(ours, host="redis.example") as server:
         url = f"rediss://localhost:{server.tls_port}?ssl_ca_certs={ours.certificate}"
         assert "Hostname mismatch" in await is_delivered(processes, url)
@@ -95,7 +96,7 @@ async def test_a_certificate_for_another_host_is_told(processes, ours):
         await processes.fill(5, gate)
 
 
-async def test_without_an_authority_none_is_trusted(processes, ours):
+async def test_server_without_an_authority_is_not_trusted(processes, ours):
     with running_with_tls(ours) as server:
         assert "ssl_ca_certs" in await is_delivered(processes, f"rediss://localhost:{server.tls_port}")
 
@@ -113,7 +114,7 @@ async def test_tls_to_a_port_that_wants_plain_text_is_told(processes, ours):
         assert await is_delivered(processes, url) == "it does not answer in time"
 
 
-async def test_a_server_that_goes_away_is_not_said_to_want_tls(processes):
+async def test_server_that_goes_away_is_not_said_to_want_tls(processes):
     with running(port=free_port()) as server:
         processes.add(10, f"redis://localhost:{server.port}")
         await processes.fill(1)
@@ -123,7 +124,7 @@ async def test_a_server_that_goes_away_is_not_said_to_want_tls(processes):
 
 
 @pytest.mark.parametrize("name", system_servers())
-async def test_a_server_may_want_certificates_of_its_clients(processes, ours, strangers, name):
+async def test_server_may_want_certificates_of_its_clients(processes, ours, strangers, name):
     with running_with_tls(ours, name, clients="yes", requirepass="right") as server:
         address = f"localhost:{server.tls_port}?ssl_ca_certs={ours.certificate}"
         certificate, key = ours.files_for("a-client")
@@ -133,7 +134,7 @@ async def test_a_server_may_want_certificates_of_its_clients(processes, ours, st
         await processes.fill(10, gate)
 
 
-async def test_a_client_s_certificate_of_a_stranger_or_without_its_key_is_told(processes, ours, strangers):
+async def test_client_certificate_untrusted_or_without_key_is_logged(processes, ours, strangers):
     with running_with_tls(ours, clients="yes") as server:
         address = f"rediss://localhost:{server.tls_port}?ssl_ca_certs={ours.certificate}"
         certificate, key = strangers.files_for("a-client")
@@ -150,7 +151,7 @@ async def test_tls_and_a_wrong_password(processes, ours):
         assert "does not accept the user or the password" in await is_delivered(processes, url)
 
 
-def test_a_file_that_cannot_be_read_is_refused_at_the_start(ours):
+def test_file_that_cannot_be_read_is_refused_at_the_start(ours):
     with pytest.raises(ValueError, match="ssl_ca_certs=/none.pem, which cannot be read") as info:
         ClusterSessions(1, "rediss://:s3cret@localhost?ssl_ca_certs=/none.pem")
     assert "s3cret" not in str(info.value)

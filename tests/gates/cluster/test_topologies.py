@@ -36,7 +36,8 @@ async def until(condition, seconds=30):
             await anyio.sleep(0.05)
 
 
-async def test_a_replica_with_an_older_state_that_takes_over_lets_nobody_in_too_many(processes, binary, tmp_path):
+async def test_stale_replica_promoted_admits_nobody_over_the_limit(processes, binary, tmp_path):
+    """A replica with an older state that takes over lets in nobody too many."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(running(binary, port=free_port(), repl_diskless_sync_delay=0)) for _ in range(3)]
         primary, *replicas = servers
@@ -116,7 +117,7 @@ async def test_sentinels_that_know_no_such_service(processes, binary, tmp_path):
         assert "know no primary of that service" in processes.of(events.ClusterUnreachable)[-1].problem
 
 
-async def test_a_slot_that_moves_while_a_cluster_is_full(processes, binary):
+async def test_slot_that_moves_while_a_cluster_is_full(processes, binary):
     with nodes(binary) as (owner, [other, third]):
         # One of the nodes that are named may be away.
         url = f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{third.port}"
@@ -169,14 +170,14 @@ async def test_only_the_node_that_has_the_limit_matters(processes, binary):
         assert processes.open == 10
 
 
-async def test_a_node_that_is_asked_as_if_it_were_alone(processes, binary):
+async def test_node_that_is_asked_as_if_it_were_alone(processes, binary):
     with nodes(binary) as (_, [other, _]):
         processes.add(10, f"redis://127.0.0.1:{other.port}")
         await processes.until(lambda: processes.of(events.ClusterUnreachable))
         assert "use redis+cluster://" in processes.of(events.ClusterUnreachable)[0].problem
 
 
-async def test_what_the_readme_lets_a_user_of_a_cluster_do_is_enough(processes, binary):
+async def test_acl_of_the_readme_for_a_cluster_is_enough(processes, binary):
     with nodes(binary) as servers:
         everyone = [servers[0], *servers[1]]
         for server in everyone:
@@ -191,14 +192,14 @@ async def test_what_the_readme_lets_a_user_of_a_cluster_do_is_enough(processes, 
         await processes.fill(10, gate)
 
 
-async def test_a_server_that_is_asked_as_if_it_were_a_cluster(processes, binary):
+async def test_server_that_is_asked_as_if_it_were_a_cluster(processes, binary):
     with running(binary, port=free_port()) as alone:
         processes.add(10, f"redis+cluster://127.0.0.1:{alone.port}")
         await processes.until(lambda: processes.of(events.ClusterUnreachable))
         assert "it is no Redis Cluster" in processes.of(events.ClusterUnreachable)[0].problem
 
 
-async def test_a_cluster_without_our_slot(processes, binary):
+async def test_cluster_without_our_slot(processes, binary):
     with running(binary, port=free_port(), cluster_enabled="yes", cluster_require_full_coverage="no") as node:
         node.command("CLUSTER", "ADDSLOTS", *(number for number in range(16384) if number != SLOT))
         processes.add(10, f"redis+cluster://127.0.0.1:{node.port}")

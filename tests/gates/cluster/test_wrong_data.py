@@ -66,7 +66,7 @@ async def asking(each_server):
 
 @pytest.mark.parametrize("part", [*SYNC, *COUNT])
 @pytest.mark.parametrize("kind", [*OTHERS, "other"])
-async def test_a_wrong_type_names_key_and_remedy(each_server, asking, part, kind):
+async def test_wrong_type_names_key_and_remedy(each_server, asking, part, kind):
     command, *arguments = OTHERS.get(kind) or OTHER_OF.get(part, ("ZADD", 1, "a"))
     each_server.command(command, key_of(part), *arguments)
     problem = await asking.problem_of(part)
@@ -107,7 +107,7 @@ async def test_garbage_names_key_and_remedy(server, part, field, value):
 
 
 @pytest.mark.parametrize("value", ["9" * 400 + ":1:1:1:1", "1:2:3"])
-async def test_a_grant_that_is_no_number_is_named(server, value):
+async def test_grant_that_is_no_number_is_named(server, value):
     async with aclosing(Asking(server.url)) as asking:
         await asking.sync()
         server.command("HSET", key_of("grants"), asking.lease.worker, value)
@@ -122,7 +122,7 @@ async def test_numbers_of_sessions_that_are_none_are_named(server):
         assert key_of("keys:d1") in await asking.problem_of("keys:d1")
 
 
-async def test_a_negative_sum_lets_nobody_past_the_limit(server):
+async def test_negative_sum_lets_nobody_past_the_limit(server):
     async with aclosing(Asking(server.url)) as asking:
         await asking.sync()
         server.command("HSET", key_of("meta"), "alloc", "-100")
