@@ -68,7 +68,7 @@ async def test_no_gates_admit_everybody(diary):
 
 
 @pytest.mark.anyio
-async def test_the_first_refusal_gives_back_what_was_entered_and_asks_nobody_else(diary):
+async def test_first_refusal_releases_entered_gates_and_asks_no_other(diary):
     refusal = TryAgainLater(cause="full")
     with pytest.raises(TryAgainLater) as raised:
         await enter(AllOf(diary.gate("a"), diary.gate("b", on_entry=refusal), diary.gate("c")), diary)
@@ -79,7 +79,7 @@ async def test_the_first_refusal_gives_back_what_was_entered_and_asks_nobody_els
 
 
 @pytest.mark.anyio
-async def test_a_gate_may_name_itself_in_its_refusal(diary):
+async def test_gate_may_name_itself_in_its_refusal(diary):
     refusal = TryAgainLater(cause="full")
     refusal.gate = "mine"
     with pytest.raises(TryAgainLater):
@@ -88,7 +88,7 @@ async def test_a_gate_may_name_itself_in_its_refusal(diary):
 
 
 @pytest.mark.anyio
-async def test_a_failing_release_is_reported_and_does_not_keep_the_others(diary):
+async def test_failing_release_is_reported_and_others_are_released(diary):
     first, second = ValueError("first"), TryAgainLater(cause="late")
     gates = diary.gate("a", on_release=first), diary.gate("b"), diary.gate("c", on_release=second)
     await enter(AllOf(*gates), diary)
@@ -100,7 +100,7 @@ async def test_a_failing_release_is_reported_and_does_not_keep_the_others(diary)
 
 
 @pytest.mark.anyio
-async def test_a_failing_release_does_not_hide_why_the_session_ended(diary):
+async def test_failing_release_does_not_hide_why_the_session_ended(diary):
     error = LookupError("of the handler")
     with pytest.raises(LookupError) as raised:
         async with AllOf(diary.gate("a"), diary.gate("b", on_release=ValueError())).admit(diary.session):
@@ -111,7 +111,7 @@ async def test_a_failing_release_does_not_hide_why_the_session_ended(diary):
 
 
 @pytest.mark.anyio
-async def test_a_failing_release_after_a_refusal_leaves_the_refusal(diary):
+async def test_failing_release_after_a_refusal_leaves_the_refusal(diary):
     refusal = TryAgainLater(cause="full")
     with pytest.raises(TryAgainLater) as raised:
         await enter(AllOf(diary.gate("a", on_release=OSError()), diary.gate("b", on_entry=refusal)), diary)
@@ -145,7 +145,7 @@ async def test_no_gate_swallows_an_error_or_a_refusal(diary, inner):
 
 
 @pytest.mark.anyio
-async def test_a_gate_that_fails_open_is_passed_and_reported(diary):
+async def test_gate_that_fails_open_is_passed_and_reported(diary):
     error = ConnectionError("no redis")
     await enter(AllOf(diary.gate("a"), diary.gate("b", on_entry=error), diary.gate("c")), diary)
     assert diary.lines == ["a?", "a in", "b?", "c?", "c in", "session", "c out", "a out"]
@@ -154,7 +154,7 @@ async def test_a_gate_that_fails_open_is_passed_and_reported(diary):
 
 
 @pytest.mark.anyio
-async def test_a_gate_that_fails_closed_refuses(diary):
+async def test_gate_that_fails_closed_refuses(diary):
     error = ConnectionError("no redis")
     gates = diary.gate("a"), diary.gate("b", on_entry=error), diary.gate("c")
     with pytest.raises(TryAgainLater) as raised:
@@ -207,7 +207,7 @@ def forgotten():
 @pytest.mark.anyio
 @pytest.mark.parametrize("failure", ["open", "closed"])
 @pytest.mark.parametrize("mistake", forgotten()[1])
-async def test_a_gate_that_is_none_is_contained_and_reported(diary, mistake, failure):
+async def test_gate_that_is_none_is_contained_and_reported(diary, mistake, failure):
     made, mistakes = forgotten()
     gate = AllOf(diary.gate("a"), Forgot(mistakes[mistake]), diary.gate("c"), failure=failure)
     try:
@@ -237,7 +237,7 @@ async def test_nested_gates_are_contained_one_by_one(diary):
 
 
 @pytest.mark.anyio
-async def test_cancellation_inside_an_entry_gives_back_what_was_entered_and_propagates(diary):
+async def test_cancelled_entry_releases_entered_gates_and_propagates(diary):
     gates = diary.gate("a"), diary.gate("b"), diary.gate("c", entering=anyio.sleep_forever), diary.gate("d")
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
@@ -251,7 +251,7 @@ async def test_cancellation_inside_an_entry_gives_back_what_was_entered_and_prop
 
 
 @pytest.mark.anyio
-async def test_cancellation_inside_a_session_leaves_every_gate_and_propagates(diary):
+async def test_cancelled_session_releases_every_gate_and_propagates(diary):
     with anyio.CancelScope() as scope:
         async with AllOf(diary.gate("a"), diary.gate("b")).admit(diary.session):
             scope.cancel()
@@ -262,7 +262,7 @@ async def test_cancellation_inside_a_session_leaves_every_gate_and_propagates(di
 
 
 @pytest.mark.anyio
-async def test_cancellation_inside_a_release_leaves_the_other_gates_and_propagates(diary):
+async def test_cancelled_release_releases_the_rest_and_propagates(diary):
     class Slow:
         @asynccontextmanager
         async def admit(self, _session):
@@ -281,7 +281,7 @@ async def test_cancellation_inside_a_release_leaves_the_other_gates_and_propagat
 
 
 @pytest.mark.anyio
-async def test_cancellation_is_not_swallowed_when_the_release_of_a_gate_fails(diary):
+async def test_cancellation_with_a_failing_release_is_not_swallowed(diary):
     with anyio.CancelScope() as scope:
         async with AllOf(diary.gate("a"), diary.gate("b", on_release=ConnectionError())).admit(diary.session):
             scope.cancel()
@@ -293,7 +293,9 @@ async def test_cancellation_is_not_swallowed_when_the_release_of_a_gate_fails(di
     assert len(diary.events) == 1
 
 
-def test_a_cancelled_task_of_asyncio_stays_cancelled_when_the_release_of_a_gate_fails(diary):
+def test_asyncio_task_with_a_failing_release_stays_cancelled(diary):
+    """A cancelled task of asyncio stays cancelled when the release of a gate fails."""
+
     async def main():
         async def session():
             async with AllOf(diary.gate("a", on_release=ConnectionError())).admit(diary.session):
@@ -310,7 +312,7 @@ def test_a_cancelled_task_of_asyncio_stays_cancelled_when_the_release_of_a_gate_
 
 
 @pytest.mark.anyio
-async def test_an_entry_that_a_gate_cuts_short_is_a_refusal(diary):
+async def test_entry_that_a_gate_cuts_short_is_a_refusal(diary):
     with pytest.raises(TryAgainLater) as raised:
         await enter(AllOf(AtMost(), diary.gate("b", entering=anyio.sleep_forever)), diary)
     assert raised.value.cause == "gate"
@@ -326,7 +328,7 @@ async def visit(gate, app=None, peer=None, **settings):
 
 
 @pytest.mark.anyio
-async def test_a_users_gate_refuses_with_1013_its_delay_and_its_cause():
+async def test_users_gate_refuses_with_1013_its_delay_and_its_cause():
     class OfficeHours:
         @asynccontextmanager
         async def admit(self, _session):
@@ -347,7 +349,7 @@ async def test_a_users_gate_refuses_with_1013_its_delay_and_its_cause():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("failure", "code"), [("open", 1000), ("closed", 1013)])
-async def test_the_setting_gate_failure_decides_about_a_gate_that_fails(diary, failure, code):
+async def test_gate_failure_setting_decides_about_a_failing_gate(diary, failure, code):
     peer, events = await visit(diary.gate("a", on_entry=ValueError()), accepts, gate_failure=failure)
     assert peer.closed[0] == code
     [failed] = of(GateFailed, events)
@@ -360,7 +362,7 @@ async def accepts(_scope, _receive, send):
 
 
 @pytest.mark.anyio
-async def test_the_place_is_given_back_after_the_close_was_sent():
+async def test_place_is_given_back_after_the_close_was_sent():
     gate = MaxSessions(1)
     places = []
     peer = Peer()
@@ -389,21 +391,22 @@ class Lease:
 
 
 @pytest.mark.anyio
-async def test_a_gate_may_run_tasks_of_its_own():
+async def test_gate_may_run_tasks_of_its_own():
     peer, events = await visit(Lease(anyio.sleep_forever), accepts)
     assert peer.closed == (1000, "")
     assert not of(GateFailed, events)
 
 
 @pytest.mark.anyio
-async def test_a_gate_with_tasks_is_not_blamed_for_the_refusal_of_the_next_gate():
+async def test_gate_with_tasks_is_not_blamed_for_the_next_refusal():
+    """A gate with tasks is not blamed for the refusal of the next gate."""
     peer, events = await visit(AllOf(Lease(anyio.sleep_forever), MaxSessions(0)))
     assert peer.closed[0] == 1013
     assert not of(GateFailed, events)
 
 
 @pytest.mark.anyio
-async def test_a_gate_whose_task_fails_ends_its_session_and_is_reported():
+async def test_gate_with_a_failing_task_ends_its_session_and_reports():
     async def fails():
         raise ConnectionError("no redis")
 
@@ -433,7 +436,7 @@ class AtMost:
 
 
 @pytest.mark.anyio
-async def test_a_gate_may_end_its_session_by_a_cancel_scope_of_its_own():
+async def test_gate_may_end_its_session_by_a_cancel_scope_of_its_own():
     async with anyio.create_task_group() as server:
         server.start_soon(visit_and_note, notes := [], AllOf(AtMost(), MaxSessions(1)), stays)
     [(peer, events)] = notes
@@ -442,7 +445,7 @@ async def test_a_gate_may_end_its_session_by_a_cancel_scope_of_its_own():
 
 
 @pytest.mark.anyio
-async def test_a_refusal_that_comes_out_of_a_task_group_is_a_refusal(diary):
+async def test_refusal_that_comes_out_of_a_task_group_is_a_refusal(diary):
     class Grouped:
         @asynccontextmanager
         async def admit(self, _session):
@@ -456,7 +459,7 @@ async def test_a_refusal_that_comes_out_of_a_task_group_is_a_refusal(diary):
     assert diary.events == []
 
 
-def test_an_exit_is_not_swallowed_when_the_release_of_a_gate_fails(diary):
+def test_exit_with_a_failing_release_is_not_swallowed(diary):
     async def main():
         async with AllOf(diary.gate("a", on_release=ConnectionError())).admit(diary.session):
             raise SystemExit(3)

@@ -11,7 +11,7 @@ from tests.support.fakes import Clock, Visitor, admitted, refused
 
 
 @pytest.mark.anyio
-async def test_a_place_is_free_again_as_soon_as_the_handshake_is_answered():
+async def test_permit_is_free_once_the_handshake_is_answered():
     gate = HandshakesInProgress(1)
     first, second = Visitor(), Visitor()
     place = gate.admit(first)
@@ -26,7 +26,7 @@ async def test_a_place_is_free_again_as_soon_as_the_handshake_is_answered():
 
 
 @pytest.mark.anyio
-async def test_a_handshake_that_is_never_answered_gives_its_place_back_when_it_ends():
+async def test_handshake_never_answered_releases_its_permit_at_its_end():
     gate = HandshakesInProgress(1)
     async with gate.admit(Visitor()):
         assert gate.usage == 1
@@ -51,7 +51,7 @@ async def test_handshakes_that_take_too_long_are_expired():
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "10", None, True, 10**40])
-def test_a_timeout_is_a_number_of_seconds(timeout):
+def test_timeout_is_a_number_of_seconds(timeout):
     with pytest.raises(ValueError, match=f"handshake_timeout={timeout!r}: use a number of seconds above 0"):
         HandshakesInProgress(1, handshake_timeout=timeout)
 
@@ -59,7 +59,7 @@ def test_a_timeout_is_a_number_of_seconds(timeout):
 @given(
     st.lists(st.tuples(st.sampled_from(["come", "answer", "end"]), st.integers(0, 9)), max_size=60), st.integers(0, 4)
 )
-def test_what_is_in_progress_is_what_came_and_was_neither_answered_nor_ended(steps, limit):
+def test_in_progress_counts_what_is_neither_answered_nor_ended(steps, limit):
     gate = HandshakesInProgress(limit)
     inside, waiting = {}, set()
     for step, number in steps:
@@ -99,7 +99,8 @@ async def test_so_many_a_second_and_a_burst():
 
 
 @pytest.mark.anyio
-async def test_the_delay_is_exact_and_each_refused_client_has_a_turn_of_its_own():
+async def test_retry_delay_is_exact_and_each_client_has_its_turn():
+    """The delay is exact, and each refused client has a turn of its own."""
     clock = Clock()
     gate = HandshakeRate(10, burst=1, ramp=0, clock=clock)
     assert await admitted(gate)
@@ -111,7 +112,7 @@ async def test_the_delay_is_exact_and_each_refused_client_has_a_turn_of_its_own(
 
 
 @pytest.mark.anyio
-async def test_the_rate_grows_from_a_third_after_the_start():
+async def test_rate_grows_from_a_third_after_the_start():
     clock = Clock()
     gate = HandshakeRate(30, burst=1, ramp=30, clock=clock)
     assert await admitted(gate)
@@ -125,7 +126,7 @@ async def test_the_rate_grows_from_a_third_after_the_start():
 
 
 @pytest.mark.anyio
-async def test_a_rate_of_zero_admits_nobody_and_says_the_longest_delay():
+async def test_rate_of_zero_admits_nobody_and_says_the_longest_delay():
     gate = HandshakeRate(0, cap=45)
     refusal = await refused(gate)
     assert (refusal.retry_after, refusal.cause) == (45, "rate")
@@ -146,7 +147,7 @@ async def test_beyond_the_cap_turns_are_spread_over_its_upper_half():
 
 
 @pytest.mark.anyio
-async def test_it_may_be_changed_while_it_is_used():
+async def test_handshake_rate_may_be_changed_while_it_is_used():
     clock = Clock()
     gate = HandshakeRate(1, burst=1, ramp=0, clock=clock)
     assert await admitted(gate)
@@ -156,26 +157,26 @@ async def test_it_may_be_changed_while_it_is_used():
 
 
 @pytest.mark.parametrize("rate", [-1, float("nan"), float("inf"), "10", None, True, 10**40])
-def test_a_rate_is_a_number_a_second(rate):
+def test_rate_is_a_number_a_second(rate):
     with pytest.raises(ValueError, match=f"rate={rate!r}"):
         HandshakeRate(rate)
 
 
 @pytest.mark.parametrize("burst", [0, 0.5, -1, float("nan"), "10", True, 10**40])
-def test_a_burst_is_a_number_of_sessions(burst):
+def test_burst_is_a_number_of_sessions(burst):
     with pytest.raises(ValueError, match=f"burst={burst!r}"):
         HandshakeRate(1, burst)
 
 
 @pytest.mark.parametrize("name", ["ramp", "cap"])
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "10", 10**40])
-def test_a_ramp_and_a_cap_are_numbers_of_seconds(name, seconds):
+def test_ramp_and_a_cap_are_numbers_of_seconds(name, seconds):
     with pytest.raises(ValueError, match=f"{name}={seconds!r}"):
         HandshakeRate(1, **{name: seconds})
 
 
 @pytest.mark.anyio
-async def test_a_storm_of_clients_that_follow_their_hints_is_in_almost_as_fast_as_it_can_be():
+async def test_storm_that_follows_hints_is_admitted_nearly_optimally():
     """2 000 clients at once, 50 a second: 39 s at least, as the first 50 come in at once."""
     clock = Clock(0.0)
     gate = HandshakeRate(50, ramp=0, clock=clock)

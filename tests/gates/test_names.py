@@ -173,12 +173,12 @@ def test_long_default_names_stay_tokens():
 @pytest.mark.parametrize(
     "build", [lambda name: MaxSessions(1, name=name), HTTPRooms2D, lambda name: Pressure(Dial(), 1, 0.5, name=name)]
 )
-def test_a_name_that_is_no_token_is_refused(build, name):
+def test_name_that_is_no_token_is_refused(build, name):
     with pytest.raises(ValueError, match=r"name=.*: use 1 to 64 letters"):
         Guard(gate=build(name))
 
 
-def test_a_class_with_a_name_that_is_no_token_is_refused():
+def test_class_with_a_name_that_is_no_token_is_refused():
     class Wrong(HTTPRooms2D):
         name = "no token"
 
@@ -200,7 +200,7 @@ def test_two_equal_given_names_are_refused(gates):
         Guard(Settings(max_cpu=0.5), gate=AllOf(*gates))
 
 
-def test_an_update_to_a_name_that_is_taken_changes_nothing():
+def test_update_to_a_name_that_is_taken_changes_nothing():
     guard = Guard(gate=AllOf(HTTPRooms2D("max_sessions"), MaxSessions(5)))
     with pytest.raises(ValueError, match="two gates are named max_sessions"):
         guard.update(max_sessions=5)
@@ -208,7 +208,7 @@ def test_an_update_to_a_name_that_is_taken_changes_nothing():
     assert names(guard) == ["max_sessions", "max_sessions_2"]
 
 
-def test_the_same_gate_twice_has_one_name():
+def test_same_gate_twice_has_one_name():
     gate = MaxSessions(1)
     assert names(Guard(gate=AllOf(gate, gate))) == ["max_sessions", "max_sessions"]
 
@@ -217,12 +217,12 @@ def test_the_same_gate_twice_has_one_name():
 
 
 @pytest.mark.parametrize("own", [{}, {"__init__": lambda self: None}])
-def test_a_gate_that_forgets_admit_is_refused(own):
+def test_gate_that_forgets_admit_is_refused(own):
     with pytest.raises(TypeError, match="abstract class Forgot .*admit"):
         Guard(gate=type("Forgot", (GateBase,), own)())
 
 
-def test_a_gate_whose_admit_is_no_method_is_refused():
+def test_gate_whose_admit_is_no_method_is_refused():
     with pytest.raises(TypeError, match=r"Wrong has no method admit\(session\); see gates.Gate"):
         Guard(gate=type("Wrong", (GateBase,), {"admit": 5})())
 
@@ -234,7 +234,7 @@ def test_gate_base_is_used_as_it_is():
 
 
 @pytest.mark.anyio
-async def test_a_bare_gate_is_asked_for_what_it_has():
+async def test_bare_gate_is_asked_for_what_it_has():
     calls = []
 
     class Everything(Bare):
@@ -277,7 +277,7 @@ async def test_a_bare_gate_is_asked_for_what_it_has():
 
 
 @pytest.mark.anyio
-async def test_a_bare_gate_with_other_attributes_is_left_alone():
+async def test_bare_gate_with_other_attributes_is_left_alone():
     class Unrelated(Bare):
         start, stop, excess, sample = 5, None, 7, "x"
 
@@ -300,7 +300,7 @@ async def test_a_bare_gate_with_other_attributes_is_left_alone():
         ({"sample": lambda self: None, "limit": None}, None),
     ],
 )
-def test_the_ticker_is_needed_for_what_it_calls(members, is_watched):
+def test_ticker_is_needed_for_what_it_calls(members, is_watched):
     assert as_gate(type("Own", (HTTPRooms2D,), members)()).is_watched is (True if is_watched is None else is_watched)
     assert as_gate(type("Own", (Bare,), members)()).is_watched is bool(is_watched)
 
@@ -332,7 +332,7 @@ async def test_names_are_what_refusals_tell():
 
 
 @pytest.mark.parametrize("how", ["attributes of the class", "attributes of the gate", "properties"])
-def test_a_gate_says_its_numbers_as_it_likes(how):
+def test_gate_says_its_numbers_as_it_likes(how):
     members = {"cause": "mine", "is_overload": False, "limit": 7, "usage": 3}
 
     class Own(HTTPRooms2D):
@@ -367,7 +367,7 @@ def test_shadow_changes_nothing_in_its_gate(kind):
 
 
 @pytest.mark.anyio
-async def test_nobody_leaves_for_a_shadow():
+async def test_shadow_makes_nobody_leave():
     seen = []
     gate = MaxSessionsPerKey(1, key=lambda session: session.key, when_full="replace_oldest")
     guard = Guard(gate=Shadow(gate), observers=[seen.append])

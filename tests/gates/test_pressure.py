@@ -28,7 +28,8 @@ async def test_below_the_threshold_all_are_let_in():
 
 
 @pytest.mark.anyio
-async def test_from_the_threshold_on_a_growing_share_is_refused_and_in_the_end_all():
+async def test_pressure_above_threshold_refuses_a_growing_share():
+    """From the threshold on a growing share is refused, and in the end all."""
     shares = [await Trial().let_in(value) for value in (0.8, 0.85, 0.9, 0.95, 1.0, 1.1)]
     assert shares == sorted(shares, reverse=True)
     assert 0 < shares[3] < shares[0] < 100
@@ -36,12 +37,13 @@ async def test_from_the_threshold_on_a_growing_share_is_refused_and_in_the_end_a
 
 
 @pytest.mark.anyio
-async def test_the_first_session_after_the_rise_is_refused():
+async def test_first_session_after_the_rise_is_refused():
     assert await Trial().let_in(0.8, of=1) == 0
 
 
 @pytest.mark.anyio
-async def test_it_refuses_until_the_value_is_below_the_lower_threshold_and_for_five_seconds_at_least():
+async def test_pressure_refuses_until_below_low_threshold_and_five_s():
+    """Refusing goes on until the value is below the lower threshold, for five seconds at least."""
     trial = Trial()
     await trial.let_in(1.0)
     assert await trial.let_in(0.7) == 0  # in between
@@ -53,7 +55,7 @@ async def test_it_refuses_until_the_value_is_below_the_lower_threshold_and_for_f
 
 
 @pytest.mark.anyio
-async def test_on_its_way_down_it_refuses_as_much_as_at_its_highest():
+async def test_pressure_on_its_way_down_refuses_as_much_as_at_its_top():
     trial = Trial()
     at_its_highest = await trial.let_in(0.9)
     assert 20 < at_its_highest < 80
@@ -61,7 +63,8 @@ async def test_on_its_way_down_it_refuses_as_much_as_at_its_highest():
 
 
 @pytest.mark.anyio
-async def test_a_value_that_never_falls_does_not_close_the_service_for_ever():
+async def test_pressure_that_never_falls_still_admits_some():
+    """A value that never falls does not close the service for ever."""
     trial = Trial()
     assert await trial.let_in(1.1) == 0
     trial.clock.now += 29
@@ -75,7 +78,7 @@ async def test_a_value_that_never_falls_does_not_close_the_service_for_ever():
 
 
 @pytest.mark.anyio
-async def test_a_value_that_grows_again_closes_it_again():
+async def test_value_that_grows_again_closes_it_again():
     trial = Trial()
     await trial.let_in(1.1)
     trial.clock.now += 33
@@ -88,7 +91,7 @@ async def test_a_value_that_grows_again_closes_it_again():
 
 
 @pytest.mark.anyio
-async def test_who_sheds_admits_nobody():
+async def test_pressure_that_sheds_admits_nobody():
     trial = Trial()
     trial.clock.now += 100
     assert await trial.let_in(1.2) == 0
@@ -100,7 +103,7 @@ async def test_who_sheds_admits_nobody():
 
 
 @pytest.mark.anyio
-async def test_what_is_unknown_refuses_nobody_and_sheds_nobody():
+async def test_pressure_unknown_refuses_nobody_and_sheds_nobody():
     trial = Trial()
     assert await trial.let_in(None) == 100
     assert trial.gate.excess() == 0
@@ -108,7 +111,7 @@ async def test_what_is_unknown_refuses_nobody_and_sheds_nobody():
 
 
 @pytest.mark.anyio
-async def test_a_rise_between_two_handshakes_is_seen_by_the_samples():
+async def test_rise_between_two_handshakes_is_seen_by_the_samples():
     trial = Trial()
     trial.dial.shown = 1.0
     trial.gate.sample()
@@ -116,7 +119,7 @@ async def test_a_rise_between_two_handshakes_is_seen_by_the_samples():
 
 
 @pytest.mark.anyio
-async def test_a_refusal_names_the_sensor_and_its_value():
+async def test_refusal_names_the_sensor_and_its_value():
     trial = Trial()
     trial.dial.shown = 1.0
     refusal = await refused(trial.gate)
@@ -125,7 +128,7 @@ async def test_a_refusal_names_the_sensor_and_its_value():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("shown", [10**400, 1e308, math.inf])
-async def test_a_value_beyond_all_bounds_refuses(shown):
+async def test_value_beyond_all_bounds_refuses(shown):
     gate = Pressure(Dial(shown), 0.8, 0.6)
     for _ in range(3):
         assert (await refused(gate)).cause == "dial"
@@ -149,7 +152,7 @@ def test_thresholds_that_contradict_each_other_are_refused(thresholds):
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.none() | st.floats(0, 3)), max_size=80))
-def test_nobody_is_refused_who_has_no_reason(steps):
+def test_gate_without_pressure_refuses_nobody(steps):
     clock, dial = Clock(), Dial()
     gate = Pressure(dial, 0.8, 0.6, 1.2, clock=clock)
     high_since = None

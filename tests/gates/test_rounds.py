@@ -138,7 +138,7 @@ def test_rounds_wait_for_handlers_that_clean_up():
     assert process.usage < 1.1
 
 
-def test_rounds_wait_for_handlers_that_hang_no_longer_than_allowed():
+def test_rounds_with_hanging_handlers_wait_at_most_as_allowed():
     process = FakeProcess(cleanup=1e9).run(19)
     assert process.phases[-1] is Phase.RELEASING
     process.run(60)
@@ -199,7 +199,7 @@ def test_rounds_at_the_threshold_do_not_begin_again_and_again():
     assert process.is_futile
 
 
-def test_a_good_round_forgives_a_poor_one():
+def test_good_round_forgives_a_poor_one():
     process = FakeProcess(held=1.5, returns=0.1)
     for returns in (0.1, 1, 0.1, 1, 0.1, 1):
         process.returns = returns

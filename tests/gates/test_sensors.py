@@ -14,7 +14,7 @@ MIB = 1 << 20
 # LoopLag
 
 
-def test_a_lag_is_how_late_the_ticker_is():
+def test_lag_is_how_late_the_ticker_is():
     clock = Clock()
     lag = LoopLag(0.1, clock=clock)
     assert lag.value() is None  # nobody samples
@@ -31,7 +31,7 @@ def test_a_lag_is_how_late_the_ticker_is():
     assert lag.value() == pytest.approx(0.125, rel=0.01)  # it halves every second
 
 
-def test_a_stale_sample_is_lag():
+def test_stale_sample_is_lag():
     clock = Clock()
     lag = LoopLag(0.1, clock=clock)
     lag.sample()
@@ -39,7 +39,7 @@ def test_a_stale_sample_is_lag():
     assert lag.value() == pytest.approx(2)
 
 
-def test_who_is_not_sampled_any_more_knows_nothing():
+def test_sensor_not_sampled_any_more_is_unknown():
     clock = Clock()
     lag = LoopLag(clock=clock)
     lag.sample()
@@ -52,7 +52,7 @@ def test_who_is_not_sampled_any_more_knows_nothing():
 
 @pytest.mark.parametrize("name", ["interval", "half_life"])
 @pytest.mark.parametrize("seconds", [0, -0.1, float("nan"), float("inf"), 10**40, "1"])
-def test_an_interval_and_a_half_life_are_numbers_of_seconds(name, seconds):
+def test_interval_and_a_half_life_are_numbers_of_seconds(name, seconds):
     with pytest.raises(ValueError, match=f"{name}={seconds!r}"):
         LoopLag(**{name: seconds})
 
@@ -61,7 +61,7 @@ def test_an_interval_and_a_half_life_are_numbers_of_seconds(name, seconds):
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan"), 10**40, "1"])
-def test_a_limit_is_a_number_of_bytes(limit):
+def test_limit_is_a_number_of_bytes(limit):
     with pytest.raises(ValueError, match=f"limit={limit!r}"):
         Memory(limit)
 
@@ -72,7 +72,7 @@ def memory(root):
     return sensor.value()
 
 
-def test_the_page_cache_that_can_be_taken_back_is_no_use(tmp_path):
+def test_page_cache_that_can_be_taken_back_is_no_use(tmp_path):
     files = v2() | group("/app", maximum=100 * MIB, current=95 * MIB, anon=30 * MIB, inactive=50 * MIB)
     assert memory(tree(tmp_path, files)) == pytest.approx(0.45)
 
@@ -82,12 +82,12 @@ def test_anonymous_memory_counts_in_any_case(tmp_path):
     assert memory(tree(tmp_path, files)) == pytest.approx(0.6)
 
 
-def test_the_softer_limit_counts_if_it_is_tighter(tmp_path):
+def test_softer_limit_counts_if_it_is_tighter(tmp_path):
     files = v2() | group("/app", maximum=100 * MIB, high=50 * MIB, current=40 * MIB)
     assert memory(tree(tmp_path, files)) == pytest.approx(0.8)
 
 
-def test_the_tightest_of_all_ancestors_counts(tmp_path):
+def test_tightest_of_all_ancestors_counts(tmp_path):
     files = v2("/pod/app")
     files |= group("/pod/app", maximum=1000 * MIB, current=40 * MIB)
     files |= group("/pod", maximum=100 * MIB, current=90 * MIB)
@@ -119,17 +119,17 @@ def test_version_1_likewise(tmp_path):
 @pytest.mark.parametrize(
     "files", [{}, v2() | group("/app", current=MIB), v1(9223372036854771712, MIB)], ids=["none", "v2", "v1"]
 )
-def test_without_a_limit_the_machine_s_memory_counts(tmp_path, files):
+def test_memory_without_a_limit_is_the_machine_s(tmp_path, files):
     assert 0 < memory(tree(tmp_path, files)) < 1
 
 
-def test_a_size_of_its_own_is_compared_with_what_is_resident():
+def test_size_of_its_own_is_compared_with_what_is_resident():
     sensor = Memory(1 << 40)
     sensor.sample()
     assert 0 < sensor.value() < 0.01
 
 
-def test_what_cannot_be_read_is_unknown_and_says_so_once(tmp_path):
+def test_sensor_unreadable_is_unknown_and_says_so_once(tmp_path):
     clock, told = Clock(), []
     sensor = Memory(root=tree(tmp_path, v2() | group("/app", maximum="many", current=1)), clock=clock)
     Pressure(sensor, 0.9, 0.8).attach(told.append)
@@ -175,7 +175,7 @@ def test_throttled_periods_count_where_there_is_a_quota(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["sys/fs/cgroup/app/cpu.pressure", "proc/pressure/cpu"])
-def test_without_a_quota_waiting_counts(tmp_path, file):
+def test_cpu_without_a_quota_is_the_time_waited(tmp_path, file):
     text = "some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0"
     tree(tmp_path, v2() | {"sys/fs/cgroup/app/cpu.stat": "usage_usec 1\nnr_periods 0", file: text})
     sensor = Cpu(root=tmp_path, clock=Clock())
@@ -183,7 +183,7 @@ def test_without_a_quota_waiting_counts(tmp_path, file):
     assert sensor.value() == pytest.approx(0.125)
 
 
-def test_without_either_the_processor_time_of_this_process_counts(tmp_path):
+def test_cpu_without_pressure_or_cgroup_is_process_time(tmp_path):
     sensor = Cpu(root=tmp_path)
     sensor.sample()
     assert sensor.value() is None
@@ -195,7 +195,7 @@ def test_without_either_the_processor_time_of_this_process_counts(tmp_path):
     assert 0.1 / len(os.sched_getaffinity(0)) < sensor.value() <= 1.1
 
 
-def test_the_files_of_this_machine_can_be_read(caplog):
+def test_files_of_this_machine_can_be_read(caplog):
     for sensor in (Memory(), Cpu()):
         sensor.sample()
     assert not caplog.records

@@ -54,22 +54,22 @@ def by_name(session):
         ("64:ff9b::203.0.113.5", "203.0.113.5"),
     ],
 )
-def test_a_client_is_known_by_its_address_or_its_ipv6_network(host, network):
+def test_client_is_known_by_its_address_or_its_ipv6_network(host, network):
     assert client_network(session_of((host, 50000))) == network
 
 
 @pytest.mark.parametrize("client", [None, [], (), ("", "0")])
-def test_a_client_on_a_unix_socket_has_no_network(client):
+def test_client_on_a_unix_socket_has_no_network(client):
     assert client_network(session_of(client)) is None
     assert client_network(SimpleNamespace(scope={})) is None
 
 
-def test_a_client_may_be_a_list_with_anything_in_it():
+def test_client_may_be_a_list_with_anything_in_it():
     assert client_network(session_of(["192.0.2.7", None])) == "192.0.2.7"
     assert client_network(session_of([None, None])) == "None"
 
 
-def test_a_forwarded_header_is_not_read():
+def test_forwarded_header_is_not_read():
     session = session_of(("192.0.2.7", 1))
     session.scope["headers"] = [(b"x-forwarded-for", b"198.51.100.1"), (b"forwarded", b"for=198.51.100.1")]
     assert client_network(session) == "192.0.2.7"
@@ -80,7 +80,7 @@ def test_a_forwarded_header_is_not_read():
 
 @pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])
 @pytest.mark.parametrize("limit", [-1, 1.5, "10", True, float("nan"), float("inf"), 2**53 + 1, 10**40])
-def test_a_limit_is_a_number_of_sessions(kind, limit):
+def test_limit_is_a_number_of_sessions(kind, limit):
     with pytest.raises(ValueError, match="use a whole number, 0 or more, or None"):
         kind(limit)
     gate = kind(3)
@@ -90,7 +90,8 @@ def test_a_limit_is_a_number_of_sessions(kind, limit):
 
 
 @pytest.mark.anyio
-async def test_sessions_come_in_up_to_the_limit_and_a_place_is_free_again_when_one_leaves():
+async def test_sessions_are_admitted_to_the_limit_and_after_a_release():
+    """Sessions come in up to the limit, and one more for each that leaves."""
     gate = MaxSessions(2)
     async with gate.admit(NOBODY):
         async with gate.admit(NOBODY):
@@ -105,7 +106,7 @@ async def test_sessions_come_in_up_to_the_limit_and_a_place_is_free_again_when_o
 
 
 @pytest.mark.anyio
-async def test_sessions_of_one_key_are_limited_and_others_are_not_harmed():
+async def test_sessions_of_one_key_are_limited_and_others_are_not():
     gate = MaxSessionsPerKey(1)
     ours, theirs, more = (session_of((host, 1)) for host in ("192.0.2.7", "192.0.2.8", "192.0.2.7"))
     async with gate.admit(ours), gate.admit(theirs):
@@ -133,7 +134,7 @@ async def test_sessions_without_a_key_are_not_limited():
 
 
 @pytest.mark.anyio
-async def test_a_place_is_given_back_to_the_key_that_took_it():
+async def test_place_is_given_back_to_the_key_that_took_it():
     gate = MaxSessionsPerKey(1, key=by_name)
     session = session_of(None, name="before login")
     async with gate.admit(session):
@@ -142,7 +143,7 @@ async def test_a_place_is_given_back_to_the_key_that_took_it():
 
 
 @pytest.mark.anyio
-async def test_a_key_without_a_session_takes_no_memory():
+async def test_key_without_a_session_takes_no_memory():
     gate = MaxSessionsPerKey(1, key=by_name)
     for name in range(1000):
         async with gate.admit(session_of(None, name=name)):
@@ -179,7 +180,7 @@ def test_however_sessions_are_kept_each_key_has_its_own_in_order(steps):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("gate", [lambda: MaxSessions(None), lambda: MaxSessionsPerKey(None)])
-async def test_a_limit_may_be_set_below_what_is_in_use_and_lifted_again(gate):
+async def test_limit_set_below_use_holds_and_may_be_lifted(gate):
     gate = gate()
 
     def one_more():
@@ -200,7 +201,7 @@ async def test_a_limit_may_be_set_below_what_is_in_use_and_lifted_again(gate):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])
-async def test_a_limit_of_zero_admits_nobody(kind):
+async def test_limit_of_zero_admits_nobody(kind):
     gate = kind(0)
     with pytest.raises(TryAgainLater):
         await gate.admit(session_of(("192.0.2.7", 1))).__aenter__()
@@ -217,7 +218,7 @@ async def test_asking_for_admission_without_entering_holds_nothing():
 @pytest.mark.anyio
 @pytest.mark.parametrize("key", [lambda _session: 1 / 0, lambda _session: ["unhashable"]])
 @pytest.mark.parametrize("failure", ["open", "closed"])
-async def test_a_key_that_cannot_be_used_is_a_fault_of_the_gate(key, failure):
+async def test_key_that_cannot_be_used_is_a_fault_of_the_gate(key, failure):
     gate = MaxSessionsPerKey(1, key=key)
     guard = Guard(Settings(gate_failure=failure), gate=gate)
     peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
@@ -230,7 +231,7 @@ async def test_a_key_that_cannot_be_used_is_a_fault_of_the_gate(key, failure):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_session_counts_under_the_key_that_its_handler_sets(when):
+async def test_session_counts_under_the_key_that_its_handler_sets(when):
     gate = MaxSessionsPerKey(1, key=of_key)
     events = []
     guard = Guard(gate=gate, observers=[events.append])
@@ -252,7 +253,7 @@ async def test_a_session_counts_under_the_key_that_its_handler_sets(when):
 
 
 @pytest.mark.anyio
-async def test_a_gate_may_set_the_key_for_those_after_it():
+async def test_gate_may_set_the_key_for_those_after_it():
     class Authenticated:
         @asynccontextmanager
         async def admit(self, session):
@@ -267,7 +268,7 @@ async def test_a_gate_may_set_the_key_for_those_after_it():
 
 
 @pytest.mark.anyio
-async def test_a_new_key_may_replace_the_oldest_session_of_that_key():
+async def test_new_key_may_replace_the_oldest_session_of_that_key():
     gate = MaxSessionsPerKey(1, key=of_key, when_full="replace_oldest")
     async with Stay(Guard(gate=gate), Keyed()) as stay:
         await stay.come(1, path="/alice")
@@ -279,7 +280,7 @@ async def test_a_new_key_may_replace_the_oldest_session_of_that_key():
 
 
 @pytest.mark.anyio
-async def test_a_key_may_be_set_in_a_thread():
+async def test_key_may_be_set_in_a_thread():
     gate = MaxSessionsPerKey(1, key=of_key)
     threads = []
 
@@ -305,7 +306,7 @@ async def test_a_key_may_be_set_in_a_thread():
 
 
 @pytest.mark.anyio
-async def test_a_key_that_is_refused_stays_what_it_was_in_every_gate():
+async def test_key_that_is_refused_stays_what_it_was_in_every_gate():
     free, full = MaxSessionsPerKey(9, key=of_key), MaxSessionsPerKey(0, key=of_key)
     seen = []
 
@@ -324,7 +325,7 @@ async def test_a_key_that_is_refused_stays_what_it_was_in_every_gate():
 
 
 @pytest.mark.anyio
-async def test_a_key_in_the_shadow_is_not_refused():
+async def test_key_in_the_shadow_is_not_refused():
     inner = MaxSessionsPerKey(1, key=of_key)
     events = []
     async with Stay(Guard(gate=Shadow(inner), observers=[events.append]), Keyed()) as stay:
@@ -337,7 +338,7 @@ async def test_a_key_in_the_shadow_is_not_refused():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("failure", ["open", "closed"])
-async def test_a_key_that_becomes_unusable_is_a_fault_of_the_gate(failure):
+async def test_key_that_becomes_unusable_is_a_fault_of_the_gate(failure):
     gate = MaxSessionsPerKey(1, key=lambda session: ["unhashable"] if session.key else None)
     events = []
     guard = Guard(Settings(gate_failure=failure), gate=gate, observers=[events.append])
@@ -347,7 +348,7 @@ async def test_a_key_that_becomes_unusable_is_a_fault_of_the_gate(failure):
     assert not gate._sessions
 
 
-def test_a_session_that_was_given_a_key_is_gone_with_its_last_reference():
+def test_session_given_a_key_is_freed_with_its_last_reference():
     gone = []
 
     async def handler(scope, _receive, _send):
@@ -369,7 +370,7 @@ def test_a_session_that_was_given_a_key_is_gone_with_its_last_reference():
 
 
 @pytest.mark.anyio
-async def test_a_reserve_is_kept_from_a_priority():
+async def test_reserve_is_kept_from_a_priority():
     gate = MaxSessions(10, reserve={1: 0.2, 2: 1})
     for _ in range(8):
         assert await admitted(gate, Visitor(priority=1))
@@ -383,13 +384,13 @@ async def test_a_reserve_is_kept_from_a_priority():
 
 @pytest.mark.parametrize("kind", [MaxSessions, MaxSessionsPerKey])
 @pytest.mark.parametrize("digits", [400, 5000])
-def test_a_limit_of_many_digits_is_refused(kind, digits):
+def test_limit_of_many_digits_is_refused(kind, digits):
     with pytest.raises(ValueError, match="None for no limit; at most 9007199254740992"):
         kind(10**digits)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "0.1", 10**400])
-def test_a_reserve_is_a_share(share):
+def test_reserve_is_a_share(share):
     with pytest.raises(ValueError, match="use a share of the limit between 0 and 1"):
         MaxSessions(10, reserve={1: share})
 
@@ -398,7 +399,8 @@ def test_a_reserve_is_a_share(share):
 
 
 @pytest.mark.anyio
-async def test_the_oldest_session_of_a_key_is_replaced_and_its_place_handed_on():
+async def test_oldest_session_of_a_key_is_replaced_by_the_newest():
+    """The oldest session of a key is replaced, and its permit handed on."""
     gate = MaxSessionsPerKey(2, when_full="replace_oldest")
     first, second, third, other = Visitor(), Visitor(), Visitor(), Visitor(("192.0.2.8", 1))
     places = [gate.admit(session) for session in (first, second, other, third)]
@@ -413,16 +415,16 @@ async def test_the_oldest_session_of_a_key_is_replaced_and_its_place_handed_on()
 
 
 @pytest.mark.anyio
-async def test_nobody_can_be_replaced_where_nobody_may_be():
+async def test_gate_that_replaces_nobody_has_nobody_to_replace():
     assert not await admitted(MaxSessionsPerKey(0, when_full="replace_oldest"))
 
 
-def test_what_happens_when_full_is_one_of_two():
+def test_when_full_is_one_of_two():
     with pytest.raises(ValueError, match="'sometimes': use 'refuse' or 'replace_oldest'"):
         MaxSessionsPerKey(1, when_full="sometimes")
 
 
-def test_a_key_is_a_function():
+def test_key_is_a_function():
     with pytest.raises(TypeError, match="key='user' cannot be called; use a function of the session"):
         MaxSessionsPerKey(1, key="user")
 
@@ -431,7 +433,7 @@ def test_a_key_is_a_function():
 
 
 @pytest.mark.anyio
-async def test_a_lowered_limit_leaves_an_excess():
+async def test_lowered_limit_leaves_an_excess():
     gate = MaxSessions(5)
     for _ in range(5):
         assert await admitted(gate)
@@ -443,7 +445,7 @@ async def test_a_lowered_limit_leaves_an_excess():
 
 
 @pytest.mark.anyio
-async def test_a_lowered_limit_a_key_leaves_the_newest_to_shed():
+async def test_lowered_limit_a_key_leaves_the_newest_to_shed():
     gate = MaxSessionsPerKey(3)
     ours = [Visitor() for _ in range(3)]
     theirs = Visitor(("192.0.2.8", 1))
@@ -458,7 +460,7 @@ async def test_a_lowered_limit_a_key_leaves_the_newest_to_shed():
 
 
 @pytest.mark.anyio
-async def test_a_refusal_says_what_is_in_use():
+async def test_refusal_says_what_is_in_use():
     gate = MaxSessions(1)
     assert await admitted(gate)
     assert (await refused(gate)).usage == 1
