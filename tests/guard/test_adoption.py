@@ -226,7 +226,8 @@ async def test_gate_of_none_of_the_sessions_is_left_alone():
 
 
 @pytest.mark.anyio
-async def test_all_of_replace_asks_for_what_a_passing_session_has_not_passed():
+async def test_all_of_replace_asks_gates_not_yet_passed():
+    """`AllOf.replace` asks for what a passing session has not passed."""
     first, second, third = MaxSessions(5), Door(), MaxSessions(5)
     every = AllOf(first, second, third)
     slow = every.gates[1]

@@ -36,7 +36,7 @@ def refused(gate="max_sessions", cause="full", mode="close", is_overload=True):
     return events.SessionRefused(FACTS, Close(1013), gate, cause, 1.0, mode, 5, 5, is_overload)
 
 
-def test_a_spell_of_refusals_begins_once_and_ends_once(clock):
+def test_spell_of_refusals_begins_once_and_ends_once(clock):
     seen = []
     saturation = Saturation(seen.append)
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_gates_of_one_name_are_told_apart_by_their_cause(clock):
 
 
 @pytest.mark.parametrize("event", [refused(is_overload=False), refused(mode="shadow")])
-def test_what_is_no_overload_or_a_shadow_is_no_saturation(event):
+def test_refusal_of_no_overload_or_a_shadow_is_no_saturation(event):
     saturation = Saturation(lambda event: 1 / 0)
     saturation(event)
     assert not saturation.is_watched
@@ -75,7 +75,7 @@ def failed(fingerprint, ref):
     return events.SessionFailed(FACTS, ref, fingerprint, ValueError(), Close(1011), True)
 
 
-def test_a_snapshot_groups_errors_by_bug_the_latest_first(clock):
+def test_snapshot_groups_errors_by_bug_the_latest_first(clock):
     counts = Counters()
     for number, fingerprint in enumerate("abca"):
         clock.now += 1
@@ -95,7 +95,7 @@ def test_a_snapshot_groups_errors_by_bug_the_latest_first(clock):
     }
 
 
-def test_it_remembers_the_latest_bugs_only():
+def test_counters_remembers_the_latest_bugs_only():
     counts = Counters()
     for number in range(1000):
         counts(failed(str(number), "ref"))
@@ -105,7 +105,7 @@ def test_it_remembers_the_latest_bugs_only():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("gate", [MaxSessions(0), MaxSessionsPerKey(0), Shadow(MaxSessions(0))])
-async def test_a_recovery_is_noticed_without_a_lifespan_and_without_sessions(gate, monkeypatch, caplog):
+async def test_recovery_without_lifespan_or_sessions_is_noticed(gate, monkeypatch, caplog):
     monkeypatch.setattr(saturation, "RECOVERED_AFTER_S", 0.2)
     caplog.set_level(logging.INFO, "asgi_closecodes")
     seen = []

@@ -168,7 +168,7 @@ async def test_stale_entries_do_not_grow_without_bound():
 
 
 @pytest.mark.anyio
-async def test_stale_entries_are_swept_a_few_at_a_time_and_none_is_lost():
+async def test_stale_entries_swept_a_few_at_a_time_lose_none():
     """While some are swept, and others not yet, each that is due still ends in time."""
     looking = Looking()
     sessions = looking.come(3000)
@@ -609,7 +609,7 @@ async def test_deadlines_in_the_shadow_are_counted_and_logged(caplog):
 
 
 @pytest.mark.anyio
-async def test_nothing_is_kept_of_sessions_without_deadlines():
+async def test_session_without_deadlines_leaves_no_entry():
     guard = Guard(Settings(max_sessions=5))
     async with Stay(guard) as stay:
         await stay.come(2)

@@ -51,7 +51,7 @@ def gates(guard):
 
 
 @pytest.mark.anyio
-async def test_a_new_limit_counts_those_who_came_before_it():
+async def test_new_limit_counts_those_who_came_before_it():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(3)
@@ -72,7 +72,7 @@ def in_use(usage, limit, *, shadow=False):
 
 
 @pytest.mark.anyio
-async def test_a_limit_below_what_is_in_use_refuses_until_enough_have_left():
+async def test_limit_below_use_refuses_until_enough_have_left():
     guard = Guard(Settings(max_sessions=3, max_sessions_per_client=3, shed_order="never"))
     async with Stay(guard) as stay:
         await stay.come(3)
@@ -129,14 +129,14 @@ async def test_all_changes_are_made_or_none(changes):
         ({"settings": Settings()}, "settings.*no such setting"),
     ],
 )
-def test_a_change_that_cannot_be_made_is_explained(changes, problem):
+def test_change_that_cannot_be_made_is_explained(changes, problem):
     guard = Guard(Settings())
     with pytest.raises(SettingsError, match=problem):
         guard.update(**changes)
     assert guard.settings == Settings()
 
 
-def test_a_change_is_reported_with_what_was_changed_and_all_the_limits(caplog):
+def test_update_reports_the_change_and_all_limits(caplog):
     seen = []
     with caplog.at_level(logging.INFO, "asgi_closecodes"):
         guard = Guard(Settings(max_sessions=9), observers=[seen.append])
@@ -152,7 +152,7 @@ def test_a_change_is_reported_with_what_was_changed_and_all_the_limits(caplog):
     assert "max_sessions=5" in caplog.records[1].getMessage()
 
 
-def test_the_environment_is_not_read_again_by_a_change(monkeypatch):
+def test_environment_is_not_read_again_by_a_change(monkeypatch):
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "9")
     guard = Guard()
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "10")
@@ -189,7 +189,7 @@ async def test_every_kind_of_setting_takes_effect_at_once(caplog):
 
 
 @pytest.mark.anyio
-async def test_what_fails_in_a_gate_follows_the_setting_at_once():
+async def test_gate_failure_after_an_update_follows_it_at_once():
     gate = MaxSessionsPerKey(1, key=lambda _session: 1 / 0)
     guard = Guard(Settings(gate_failure="open"), gate=gate)
     app = CloseCodeMiddleware(Handler(), guard)
@@ -199,7 +199,7 @@ async def test_what_fails_in_a_gate_follows_the_setting_at_once():
 
 
 @pytest.mark.anyio
-async def test_a_gate_that_goes_into_the_shadow_and_back_keeps_its_places():
+async def test_gate_moved_into_the_shadow_and_back_keeps_its_permits():
     guard = Guard(Settings(max_sessions=2, shed_order="never"))
     async with Stay(guard) as stay:
         await stay.come(2)
@@ -232,7 +232,7 @@ def is_plain(data):
 
 
 @pytest.mark.anyio
-async def test_a_snapshot_is_right_before_during_and_after_sessions():
+async def test_snapshot_is_right_before_during_and_after_sessions():
     guard = Guard(
         Settings(max_sessions=3, max_sessions_per_client=3, shadow="max_sessions_per_client"), gate=MaxSessions(7)
     )
@@ -295,7 +295,7 @@ async def test_a_snapshot_is_right_before_during_and_after_sessions():
     assert guard.snapshot()["refusals"] == {"full": 1, "drain": 1}
 
 
-def test_a_snapshot_has_no_number_for_what_a_gate_cannot_say():
+def test_snapshot_has_no_number_for_what_a_gate_cannot_say():
     class Odd:
         limit = math.inf  # which JSON cannot express
 
@@ -316,7 +316,7 @@ NO_SIZE = [10**400, 10**5000, -(10**400), math.nan, -math.inf, True, "5", 1j, []
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("number", NO_SIZE, ids=range(len(NO_SIZE)))
-async def test_a_gate_of_ones_own_may_have_any_numbers(number, caplog):
+async def test_gate_of_ones_own_may_have_any_numbers(number, caplog):
     """The snapshot, the status page, the metrics and the log survive them."""
     registry = CollectorRegistry()
     seen = []
@@ -347,7 +347,7 @@ async def test_a_gate_of_ones_own_may_have_any_numbers(number, caplog):
 
 
 @pytest.mark.anyio
-async def test_a_session_that_does_not_leave_is_leaving():
+async def test_session_that_does_not_leave_is_leaving():
     guard = Guard(Settings(shed_grace=0.3))
     app = CloseCodeMiddleware(deaf, guard)
     async with anyio.create_task_group() as tasks:
@@ -358,7 +358,7 @@ async def test_a_session_that_does_not_leave_is_leaving():
     assert (len(guard.sessions), guard.snapshot()["leaving"]) == (0, 0)
 
 
-def test_on_asyncio_a_handler_that_overstays_is_cancelled_once_and_may_clean_up():
+def test_handler_overstaying_on_asyncio_is_cancelled_once():
     """As asyncio cancels; a scope of anyio's would cancel the clean-up too, which only those shield who know of scopes."""
 
     async def overstay(_scope, receive, send):
@@ -417,7 +417,7 @@ class Gone(Peer):
 
 
 @pytest.mark.anyio
-async def test_a_snapshot_is_plain_data():
+async def test_snapshot_is_plain_data():
     guard = Guard(
         Settings(
             max_sessions=5, max_memory="1GiB", max_cpu="99%", max_loop_lag=9, handshakes_per_second=100, shadow="all"
@@ -438,7 +438,7 @@ async def test_a_snapshot_is_plain_data():
     assert {**again, "closes": {int(code): count for code, count in again["closes"].items()}} == snapshot
 
 
-def test_a_snapshot_of_a_gate_of_one_s_own_is_plain_data_too():
+def test_snapshot_of_a_gate_of_one_s_own_is_plain_data_too():
     class Own:
         def __init__(self):
             self.limit = object()
@@ -453,7 +453,7 @@ def test_a_snapshot_of_a_gate_of_one_s_own_is_plain_data_too():
 
 
 @pytest.mark.anyio
-async def test_a_snapshot_does_not_change_any_more():
+async def test_snapshot_does_not_change_any_more():
     guard = Guard(Settings(max_sessions=0))
     await Peer().visit(CloseCodeMiddleware(stop, guard))
     snapshot = guard.snapshot()
@@ -466,7 +466,7 @@ async def test_a_snapshot_does_not_change_any_more():
 
 
 @pytest.mark.anyio
-async def test_what_is_refused_in_the_shadow_is_no_refusal_of_the_snapshot():
+async def test_snapshot_counts_no_refusal_of_a_shadow():
     seen = []
     guard = Guard(Settings(max_sessions=0, shadow="max_sessions"), observers=[seen.append])
     await Peer().visit(CloseCodeMiddleware(stop, guard))
@@ -493,7 +493,8 @@ class Stubborn:
 
 
 @pytest.mark.anyio
-async def test_an_observer_that_raises_is_logged_once_and_called_again_and_harms_nobody(caplog):
+async def test_failing_observer_is_logged_once_and_called_again(caplog):
+    """An observer that raises harms nobody."""
     first, second, before, after = Stubborn(), Stubborn(), [], []
     guard = Guard(Settings(), observers=[before.append, first, second, after.append])
     for _ in range(3):
@@ -508,7 +509,7 @@ async def test_an_observer_that_raises_is_logged_once_and_called_again_and_harms
 
 
 @pytest.mark.anyio
-async def test_a_second_log_observer_is_an_observer_as_any(caplog):
+async def test_second_log_observer_is_an_observer_as_any(caplog):
     """One of its own, that writes paths as they came: it is told of everything, and writes what is written."""
     peer = await Peer().visit(CloseCodeMiddleware(Handler(ValueError()), Guard(observers=[LogObserver(path="raw")])))
     assert peer.closed[0] == 1011
@@ -518,7 +519,9 @@ async def test_a_second_log_observer_is_an_observer_as_any(caplog):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("followed", [False, True])
-async def test_an_event_of_a_gate_of_ones_own_counts_as_what_it_is_a_kind_of(followed):
+async def test_event_subclass_counts_as_its_base_class(followed):
+    """An event of a gate of one's own counts as what it is a kind of."""
+
     class Mine(SessionRefused):
         pass
 
@@ -544,7 +547,7 @@ async def test_an_event_of_a_gate_of_ones_own_counts_as_what_it_is_a_kind_of(fol
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
-async def test_how_a_session_goes_is_told_where_somebody_wants_to_know(level, caplog):
+async def test_session_at_debug_level_logs_its_opening_and_closing(level, caplog):
     caplog.set_level(level, "asgi_closecodes.session")
     guard = Guard()
     await Peer().visit(CloseCodeMiddleware(Handler(), guard))
@@ -554,7 +557,7 @@ async def test_how_a_session_goes_is_told_where_somebody_wants_to_know(level, ca
 
 
 @pytest.mark.anyio
-async def test_an_observer_that_asks_a_cancelled_future_cancels_nobody(caplog):
+async def test_observer_that_asks_a_cancelled_future_cancels_nobody(caplog):
     def observe(_event):
         raise asyncio.CancelledError
 
@@ -564,7 +567,7 @@ async def test_an_observer_that_asks_a_cancelled_future_cancels_nobody(caplog):
 
 
 @pytest.mark.parametrize("order", [KeyboardInterrupt, SystemExit])
-def test_an_observer_may_end_the_process(order):
+def test_observer_may_end_the_process(order):
     def observe(_event):
         raise order
 
@@ -573,7 +576,8 @@ def test_an_observer_may_end_the_process(order):
 
 
 @pytest.mark.anyio
-async def test_an_observer_that_raises_at_a_failure_does_not_keep_it_from_being_closed_and_logged(caplog):
+async def test_observer_failing_at_a_failure_still_closes_and_logs(caplog):
+    """An observer that raises at a failure keeps nobody from closing and logging it."""
     guard = Guard(Settings(), observers=[Stubborn()])
     peer = await Peer().visit(CloseCodeMiddleware(Handler(KeyError("a bug")), guard))
     assert peer.closed[0] == 1011
@@ -582,7 +586,7 @@ async def test_an_observer_that_raises_at_a_failure_does_not_keep_it_from_being_
 
 
 @pytest.mark.anyio
-async def test_an_async_observer_is_told_so_once_and_leaves_no_warning(caplog):
+async def test_async_observer_is_told_so_once_and_leaves_no_warning(caplog):
     async def observe(event):
         raise AssertionError("never awaited")
 
@@ -601,7 +605,7 @@ async def test_an_async_observer_is_told_so_once_and_leaves_no_warning(caplog):
 
 @pytest.mark.parametrize("observer", [None, "print", 7, object(), [print]])
 @pytest.mark.parametrize("build", [Guard, lambda **guard: CloseCodeMiddleware(Handler(), **guard)])
-def test_what_cannot_be_called_is_no_observer(observer, build):
+def test_observer_that_cannot_be_called_is_refused(observer, build):
     with pytest.raises(TypeError, match=f"observers: {re.escape(shown(observer))} cannot be called"):
         build(observers=[print, observer])
 
@@ -611,7 +615,7 @@ def test_what_cannot_be_called_is_no_observer(observer, build):
 
 @pytest.mark.parametrize("gate", [object(), MaxSessions, "gate", lambda session: None, type("G", (), {"admit": 1})()])
 @pytest.mark.parametrize("build", [Guard, lambda **guard: CloseCodeMiddleware(Handler(), **guard)])
-def test_a_gate_admits(gate, build):
+def test_gate_admits(gate, build):
     if gate is MaxSessions:
         gate = type("NoMethod", (), {"admit": None})
     with pytest.raises(TypeError, match="has no method admit"):
@@ -642,7 +646,7 @@ class Room(set):
     ],
     ids=lambda part: next(iter(part)),
 )
-def test_a_guard_does_not_come_together_with_its_parts(part):
+def test_guard_does_not_come_together_with_its_parts(part):
     with pytest.raises(TypeError, match="takes guard= or what a guard is made of, not both"):
         CloseCodeMiddleware(Handler(), Guard(Settings()), **part)
     CloseCodeMiddleware(Handler(), **part)
@@ -657,7 +661,7 @@ def test_settings_are_no_guard_and_a_dict_is_no_settings():
 
 
 @pytest.mark.anyio
-async def test_two_middlewares_with_one_guard_share_its_limit_and_its_counts():
+async def test_middlewares_with_one_guard_share_limit_and_counts():
     guard = Guard(Settings(max_sessions=3))
     async with Stay(guard) as one, Stay(guard) as other:
         assert one.app is not other.app
@@ -712,7 +716,7 @@ async def test_drain_and_clients_own_limit_are_no_overload():
     }
 
 
-def test_a_gate_of_one_s_own_is_asked_after_those_of_the_settings():
+def test_own_gate_is_asked_after_those_of_the_settings():
     gate = Pressure(LoopLag(clock=Clock()), 1, 0.5)
     guard = Guard(Settings(max_sessions=1, handshakes_per_second=5), gate=gate)
     assert guard.gate.gates[-1] is gate
@@ -822,7 +826,9 @@ class Model:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(steps=steps)
 @settings(max_examples=100, deadline=None)
-def test_a_guard_knows_at_every_moment_who_is_there_and_what_has_happened(backend, steps):
+def test_guard_at_every_moment_knows_sessions_and_counts(backend, steps):
+    """A guard knows at every moment who is there and what has happened."""
+
     async def main():
         guard, model = Guard(Settings(shed_order="never", reject_with="close")), Model()
         async with anyio.create_task_group() as tasks:
@@ -899,7 +905,8 @@ async def pause(rng, most):
 
 
 @pytest.mark.anyio
-async def test_of_8_000_sessions_half_of_which_are_cancelled_nothing_is_left(caplog):
+async def test_sessions_ended_half_of_them_cancelled_leave_nothing(caplog):
+    """Of 8 000 sessions, half of which are cancelled, nothing is left."""
     caplog.set_level(logging.CRITICAL, "asgi_closecodes")
     rng = random.Random(20261123)
     seen, begun, admitted, cancelled, peers = [], {}, [], Counter(), {}

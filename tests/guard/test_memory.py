@@ -202,7 +202,9 @@ def test_baseline_that_cannot_be_read_is_unknown(tmp_path):
 
 
 @pytest.mark.anyio
-async def test_memory_gate_whose_sensor_fails_is_reported_and_the_rest_goes_on():
+async def test_memory_gate_with_a_failing_sensor_is_reported():
+    """A gate whose sensor fails is reported, and the rest goes on."""
+
     class Broken(Memory):
         def sample(self):
             raise ArithmeticError

@@ -70,14 +70,14 @@ def no_other_guards(monkeypatch):
         ({"cluster_name": f"a@{SECRET}"}, r"Settings\(cluster_name=<str of 15 characters>\)"),
     ],
 )
-def test_a_part_in_the_wrong_place_is_refused(build, parts, problem):
+def test_part_in_the_wrong_place_is_refused(build, parts, problem):
     with pytest.raises(TypeError, match=problem) as refused:
         build(**parts)
     assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize("cls", [TryAgainLater, CloseWith, Close, OSError])
-def test_a_class_of_closes_as_a_mapping_is_refused(cls):
+def test_class_of_closes_as_a_mapping_is_refused(cls):
     """Called with the exception, it would send the exception's text to the client."""
     with pytest.raises(ValueError, match=rf"KeyError: .* is a class; .* as lambda error: {cls.__name__}\("):
         Guard(exceptions={KeyError: cls})
@@ -110,14 +110,14 @@ async def user_of(session):
         (lambda: StatusApp(Guard(), authorize=None, allowed_hosts=f"a@{SECRET}"), r"must be a list, as \['ops"),
     ],
 )
-def test_a_class_or_a_stranger_is_refused(build, problem):
+def test_class_or_a_stranger_is_refused(build, problem):
     with pytest.raises(TypeError, match=problem):
         build()
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("parts", [{"max_sessions": 5}, {"guard": Settings()}, {"gate": MaxSessions}])
-async def test_an_application_with_a_mistake_does_not_start(parts):
+async def test_application_with_a_mistake_does_not_start(parts):
     app = Starlette(middleware=[Middleware(CloseCodeMiddleware, **parts)])
     sent = []
 
@@ -170,7 +170,7 @@ def ignored(settings):
     return [event.name for event in of(SettingIgnored, seen)]
 
 
-def test_a_variable_that_code_overrides_is_told(monkeypatch):
+def test_variable_that_code_overrides_is_told(monkeypatch):
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "5")
     monkeypatch.setenv("closecodes_shed_order", "never")
     monkeypatch.setenv("CLOSECODES_MAX_CPU", "")
@@ -183,12 +183,12 @@ def test_a_variable_that_code_overrides_is_told(monkeypatch):
     ]
 
 
-def test_a_variable_that_cannot_be_used_is_told(monkeypatch):
+def test_variable_that_cannot_be_used_is_told(monkeypatch):
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "many")
     assert ignored(Settings(max_sessions=7)) == ["CLOSECODES_MAX_SESSIONS"]
 
 
-def test_a_variable_that_says_the_same_is_not_told(monkeypatch):
+def test_variable_that_says_the_same_is_not_told(monkeypatch):
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "7")
     assert ignored(Settings(max_sessions=7)) == ignored(Settings()) == ignored(None) == []
 
@@ -201,7 +201,7 @@ def test_settings_are_equal_wherever_they_come_from(monkeypatch):
     assert hash(in_code) == hash(Settings())
 
 
-def test_a_variable_is_told_without_its_value(monkeypatch, caplog):
+def test_variable_is_told_without_its_value(monkeypatch, caplog):
     monkeypatch.setenv("CLOSECODES_REDIS_URL", f"redis://:{SECRET}@a")
     Guard(Settings(redis_url="redis://b"))
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -228,7 +228,7 @@ LIMITED = [{"settings": Settings(max_sessions=1)}, {"gate": MaxSessions(1)}]
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("parts", LIMITED)
-async def test_a_guard_that_no_middleware_has_says_so(parts):
+async def test_guard_that_no_middleware_has_says_so(parts):
     seen = []
     guard = Guard(**parts, observers=[seen.append])
     app = CloseCodeMiddleware(Handler())
@@ -241,7 +241,7 @@ async def test_a_guard_that_no_middleware_has_says_so(parts):
 
 
 @pytest.mark.anyio
-async def test_a_guard_says_so_when_an_application_starts():
+async def test_guard_says_so_when_an_application_starts():
     seen = []
     forgotten = Guard(Settings(max_sessions=1), observers=[seen.append])
     for _ in range(2):
@@ -251,7 +251,7 @@ async def test_a_guard_says_so_when_an_application_starts():
 
 
 @pytest.mark.anyio
-async def test_a_guard_that_a_middleware_gets_later_is_silent():
+async def test_guard_that_a_middleware_gets_later_is_silent():
     """Starlette builds the middleware of an application below another one at its first call."""
     seen = []
     guards = [Guard(Settings(max_sessions=1), observers=[seen.append]) for _ in range(4)]
@@ -269,7 +269,7 @@ async def test_a_guard_that_a_middleware_gets_later_is_silent():
 
 
 @pytest.mark.anyio
-async def test_a_guard_without_limits_is_silent():
+async def test_guard_without_limits_is_silent():
     seen = []
     guard = Guard(observers=[seen.append])
     await visit(CloseCodeMiddleware(Handler()))
@@ -279,7 +279,7 @@ async def test_a_guard_without_limits_is_silent():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("is_used", [False, True])
-async def test_a_status_of_a_guard_without_middleware_says_so(is_used):
+async def test_status_of_a_guard_without_middleware_says_so(is_used):
     seen = []
     guard = Guard(Settings(max_sessions=5), observers=[seen.append])
     if is_used:
@@ -351,7 +351,7 @@ async def test_limits_are_told_when_the_application_starts(quiet):
         (TryAgainLater(""), "unknown", "; retry_after=1.0"),
     ],
 )
-async def test_a_single_token_is_the_cause(refusal, cause, reason):
+async def test_single_token_is_the_cause(refusal, cause, reason):
     refusal.retry_after = 1
 
     class Full:

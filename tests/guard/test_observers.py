@@ -46,7 +46,7 @@ class Slow:
 
 
 @pytest.mark.anyio
-async def test_the_time_that_the_gates_took():
+async def test_time_that_the_gates_took():
     seen = []
     await Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=Slow(), observers=[seen.append])))
     [admitted] = of(SessionAdmitted, seen)
@@ -57,7 +57,7 @@ async def test_the_time_that_the_gates_took():
 
 
 @pytest.mark.anyio
-async def test_a_refused_session_is_not_admitted():
+async def test_refused_session_is_not_admitted():
     seen = []
     gate = Slow(TryAgainLater(cause="slow"))
     await Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=gate, observers=[seen.append])))
@@ -102,7 +102,7 @@ async def leave_at_once(scope, receive, send):
         (leave_at_once, "not_accepted"),
     ],
 )
-async def test_what_became_of_a_session(handler, outcome):
+async def test_outcome_of_a_session(handler, outcome):
     seen = []
     await Peer().visit(CloseCodeMiddleware(handler, Guard(observers=[seen.append])))
     [closed] = of(SessionClosed, seen)
@@ -112,7 +112,7 @@ async def test_what_became_of_a_session(handler, outcome):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("then", "outcome"), [(None, "shed"), (ValueError(), "failed")])
-async def test_a_session_that_was_shed(then, outcome):
+async def test_session_that_was_shed(then, outcome):
     seen = []
 
     async def handler(scope, receive, send):
@@ -130,7 +130,7 @@ async def test_a_session_that_was_shed(then, outcome):
 
 
 @pytest.mark.anyio
-async def test_nothing_is_opened_after_it_was_closed():
+async def test_session_closed_is_not_opened_afterwards():
     """A task of the handler's that it did not wait for may still be accepting when the session is over."""
     seen, is_accepting, go_on = [], anyio.Event(), anyio.Event()
 
@@ -189,7 +189,7 @@ class Odd:
 
 
 @pytest.mark.anyio
-async def test_a_watcher_sees_how_the_gates_stand_now():
+async def test_watcher_sees_how_the_gates_stand_now():
     watcher = Watcher()
     guard = Guard(Settings(max_sessions=5, shadow="max_sessions", max_sessions_per_client=3), observers=[watcher])
     async with Stay(guard) as stay:
@@ -215,7 +215,7 @@ async def test_a_watcher_sees_how_the_gates_stand_now():
         (Odd(), gate_state("odd", "shed", None, None)),
     ],
 )
-def test_how_other_gates_stand(gate, state):
+def test_snapshot_of_other_gates(gate, state):
     watcher = Watcher()
     guard = Guard(gate=gate, observers=(one for one in [watcher]))
     seen = []
@@ -227,7 +227,7 @@ def test_how_other_gates_stand(gate, state):
     assert guard.gate
 
 
-def test_a_watcher_does_not_keep_the_guard():
+def test_watcher_does_not_keep_the_guard():
     watcher = Watcher()
     guard = Guard(gate=MaxSessions(1), observers=[watcher])
     assert watcher.look()["gates"][-1]["name"] == "max_sessions"
@@ -237,7 +237,7 @@ def test_a_watcher_does_not_keep_the_guard():
 
 
 @pytest.mark.anyio
-async def test_a_watcher_is_sampled_and_sees_a_stall(monkeypatch):
+async def test_watcher_is_sampled_and_sees_a_stall(monkeypatch):
     monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER_S", 0.2)
     watcher = Watcher()
     guard = Guard(Settings(), observers=[watcher])
@@ -255,7 +255,7 @@ async def test_a_watcher_is_sampled_and_sees_a_stall(monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_a_watcher_that_fails_is_reported_once():
+async def test_watcher_that_fails_is_reported_once():
     watcher = Watcher(ValueError("a bug"))
     guard = Guard(Settings(), observers=[watcher])
     async with Stay(guard) as stay:

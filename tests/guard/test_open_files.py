@@ -39,14 +39,14 @@ def guard_of(seen, **settings):
         (10**9, resource.RLIM_INFINITY, False),
     ],
 )
-async def test_a_limit_that_does_not_fit_is_told(allowed, sessions, limit, is_delivered):
+async def test_limit_that_does_not_fit_is_told(allowed, sessions, limit, is_delivered):
     """``max_sessions``, what is open, and 64."""
     allowed(limit)
     async with guard_of(seen := [], max_sessions=sessions).lifespan():
         assert of(FewFiles, seen) == ([FewFiles(sessions, 20, limit, sessions + 84)] if is_delivered else [])
 
 
-async def test_it_is_told_once_in_many_lifespans(allowed):
+async def test_open_files_limit_is_told_once_in_many_lifespans(allowed):
     allowed(100)
     guard = guard_of(seen := [], max_sessions=50)
     async with guard.lifespan(), guard.lifespan(), Stay(guard) as stay:
@@ -54,7 +54,7 @@ async def test_it_is_told_once_in_many_lifespans(allowed):
     assert len(of(FewFiles, seen)) == 1
 
 
-async def test_where_no_lifespan_comes_the_first_session_tells(allowed):
+async def test_open_files_limit_without_lifespan_is_told_by_a_session(allowed):
     allowed(100)
     guard = guard_of(seen := [], max_sessions=50)
     assert not of(FewFiles, seen)
@@ -63,7 +63,7 @@ async def test_where_no_lifespan_comes_the_first_session_tells(allowed):
         assert len(of(FewFiles, seen)) == 1
 
 
-async def test_a_platform_without_such_a_limit_says_nothing(allowed, monkeypatch):
+async def test_platform_without_such_a_limit_says_nothing(allowed, monkeypatch):
     allowed(100)
     monkeypatch.setattr(open_files, "resource", None)
     async with guard_of(seen := [], max_sessions=500).lifespan():

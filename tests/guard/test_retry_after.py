@@ -49,12 +49,12 @@ def test_clients_are_told_to_come_as_fast_as_sessions_end(queue, clock, per_seco
     assert mean(b - a for a, b in pairwise(hints)) == pytest.approx(1 / per_second, rel=0.05)
 
 
-def test_without_sessions_that_end_one_client_a_second_is_expected(queue):
+def test_retry_after_without_ending_sessions_is_one_a_second(queue):
     hints = [queue.hint() for _ in range(20)]
     assert [b - a for a, b in pairwise(hints)] == pytest.approx([1.0] * 19)
 
 
-def test_the_rate_of_ending_sessions_is_forgotten(queue, clock):
+def test_rate_of_ending_sessions_is_forgotten(queue, clock):
     end_sessions(queue, clock, 200)
     clock.now += 20 * queue.MEMORY
     first, second = queue.hint(), queue.hint()
@@ -84,7 +84,7 @@ def test_hints_below_the_cap_are_jittered_by_a_tenth(clock):
     assert asked == [(0.9, 1.1)]
 
 
-def test_no_more_places_are_given_than_come_up_within_the_cap(queue, clock):
+def test_retry_after_gives_no_more_turns_than_fit_the_cap(queue, clock):
     """Those who are told to come back sooner than their place would come up do not hold one."""
     for _ in range(100_000):
         queue.hint()
@@ -94,7 +94,7 @@ def test_no_more_places_are_given_than_come_up_within_the_cap(queue, clock):
     assert queue.hint() == pytest.approx(2)
 
 
-def test_the_cap_may_be_changed_while_clients_wait(queue):
+def test_cap_may_be_changed_while_clients_wait(queue):
     for _ in range(50):
         queue.hint()
     queue.cap = 5.0
@@ -114,7 +114,7 @@ steps = st.lists(
 
 
 @given(st.floats(1, 3600), steps, st.integers(0, 1 << 32))
-def test_a_hint_is_positive_and_at_most_a_tenth_above_the_cap(cap, steps, seed):
+def test_hint_is_positive_and_at_most_a_tenth_above_the_cap(cap, steps, seed):
     clock = Clock()
     queue = RetryQueue(cap, clock=clock, uniform=random.Random(seed).uniform)
     for step in [*steps, "refused"]:
@@ -156,7 +156,7 @@ def test_places_that_come_later_wait_behind_the_others(queue, clock):
     assert queue.waiting() == 1
 
 
-def test_who_is_sent_away_without_a_place_does_not_wait(queue):
+def test_client_refused_without_a_turn_does_not_wait(queue):
     for _ in range(500):
         queue.hint()
     assert queue.waiting() == 59

@@ -28,7 +28,7 @@ def aged(*ages, **rest):
     return [Visitor(arrived_at=now - age, **rest) for age in ages]
 
 
-def test_the_newest_go_first_or_the_oldest():
+def test_newest_go_first_or_the_oldest():
     sessions = aged(50, 40, 30, 20)
     assert choose(sessions, 2) == [sessions[3], sessions[2]]
     assert choose(sessions, 2, "oldest") == [sessions[0], sessions[1]]
@@ -45,13 +45,13 @@ def test_exempt_and_young_sessions_go_after_all_others():
     assert set(choose([*young, *exempt, *others], 4)[2:]) == {*young, *exempt}
 
 
-def test_who_leaves_already_is_not_chosen_again():
+def test_session_leaving_already_is_not_chosen_again():
     first, second = aged(20, 30)
     first.is_leaving = True
     assert choose([first, second], 2) == [second]
 
 
-def test_an_order_of_one_s_own():
+def test_order_of_one_s_own():
     sessions = aged(50, 40, 30)
     for number, session in enumerate(sessions):
         session.number = -number
@@ -59,14 +59,14 @@ def test_an_order_of_one_s_own():
 
 
 @pytest.mark.parametrize("order", [lambda session: 1 / 0, lambda session: session, lambda: 1])
-def test_an_order_that_fails_is_reported_and_the_newest_go(order):
+def test_order_that_fails_is_reported_and_the_newest_go(order):
     failures = []
     sessions = aged(50, 40, 30)
     assert choose(sessions, 1, order, failures) == sessions[2:]
     assert len(failures) == 1
 
 
-def test_the_idle_go_first():
+def test_idle_go_first():
     sessions = aged(50, 40, 30)
 
     async def main():
@@ -86,7 +86,7 @@ def test_the_idle_go_first():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 100), st.booleans()), max_size=40), st.integers(0, 50))
-def test_it_is_the_same_as_sorting_all(sessions, count):
+def test_shed_order_is_the_same_as_sorting_all(sessions, count):
     sessions = [aged(age, priority=priority, shed_exempt=exempt)[0] for priority, age, exempt in sessions]
     now = time.monotonic()
 

@@ -44,7 +44,7 @@ class Server:
         ([0, 1, 2, 5], 1),
     ],
 )
-def test_a_signal_soon_after_another_is_the_same(signalled_at, stops, monkeypatch):
+def test_signal_soon_after_another_is_the_same(signalled_at, stops, monkeypatch):
     server = Server()
 
     async def main():
@@ -78,7 +78,7 @@ def test_guards_of_one_loop_share_a_handler_and_drain_together():
     asyncio.run(main())
 
 
-def test_a_guard_that_comes_after_the_signal_drains_at_once():
+def test_guard_that_comes_after_the_signal_drains_at_once():
     early, late = Guard(Settings()), Guard(Settings(drain_on_sigterm=True))
 
     async def main():
@@ -94,7 +94,7 @@ def test_a_guard_that_comes_after_the_signal_drains_at_once():
 @pytest.mark.parametrize(
     ("window", "graceful_timeout", "warned"), [(30, 30, 1), (30, 31, 0), (5, 4.5, 1), (30, None, 0)]
 )
-def test_a_window_that_gunicorn_does_not_wait_for_is_told(window, graceful_timeout, warned):
+def test_window_that_gunicorn_does_not_wait_for_is_told(window, graceful_timeout, warned):
     seen = []
     guard = Guard(Settings(drain_window=window), observers=[seen.append])
 

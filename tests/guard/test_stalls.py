@@ -205,7 +205,7 @@ async def test_loop_that_is_not_late_reports_nothing():
     assert not of(LoopStalled, seen)
 
 
-async def test_without_the_setting_there_is_no_thread():
+async def test_stall_watch_without_the_setting_has_no_thread():
     guard = guard_of(seen := [], log_stalls=None)
     async with guard.lifespan():
         await anyio.sleep(0.25)

@@ -29,7 +29,7 @@ from tests.support.fakes import Clock, Dial, Stay, until
 
 
 @pytest.mark.anyio
-async def test_who_is_above_a_lowered_limit_leaves_at_the_set_pace():
+async def test_sessions_over_a_lowered_limit_leave_at_the_shed_rate():
     seen = []
     guard = Guard(Settings(max_sessions=10, shed_rate=20), observers=[seen.append])
     async with Stay(guard) as stay:
@@ -46,7 +46,7 @@ async def test_who_is_above_a_lowered_limit_leaves_at_the_set_pace():
 
 
 @pytest.mark.anyio
-async def test_a_limit_of_a_gate_of_one_s_own_is_followed_too():
+async def test_limit_of_a_gate_of_one_s_own_is_followed_too():
     gate = MaxSessions(10)
     guard = Guard(Settings(shed_rate=100), gate=gate)
     async with Stay(guard) as stay:
@@ -56,7 +56,7 @@ async def test_a_limit_of_a_gate_of_one_s_own_is_followed_too():
 
 
 @pytest.mark.anyio
-async def test_nobody_is_shed_where_that_is_not_wanted():
+async def test_shed_order_off_sheds_nobody():
     guard = Guard(Settings(max_sessions=10, shed_order="never"))
     async with Stay(guard) as stay:
         await stay.come(3)
@@ -83,7 +83,7 @@ async def test_pressure_sheds_at_the_set_pace_until_it_falls():
 
 
 @pytest.mark.anyio
-async def test_a_handshake_that_takes_too_long_is_closed_and_its_place_is_free():
+async def test_handshake_overdue_is_closed_and_its_permit_released():
     guard = Guard(Settings(max_handshakes_in_progress=1, handshake_timeout=0.2, shed_order="never"))
 
     async def slow(_scope, receive, _send):
@@ -121,7 +121,7 @@ class Faulty:
 
 
 @pytest.mark.anyio
-async def test_a_gate_that_fails_in_the_background_is_reported_once_and_asked_again():
+async def test_gate_failing_in_background_is_reported_once_and_retried():
     seen = []
     gate = Faulty()
     guard = Guard(Settings(max_sessions=10, shed_rate=100), gate=gate, observers=[seen.append])
@@ -138,7 +138,7 @@ async def test_a_gate_that_fails_in_the_background_is_reported_once_and_asked_ag
 
 
 @pytest.mark.anyio
-async def test_an_order_that_fails_is_reported_once_and_the_newest_go():
+async def test_order_that_fails_is_reported_once_and_the_newest_go():
     seen = []
     guard = Guard(Settings(max_sessions=10, shed_rate=100, shed_order=lambda session: 1 / 0), observers=[seen.append])
     async with Stay(guard) as stay:
@@ -150,7 +150,7 @@ async def test_an_order_that_fails_is_reported_once_and_the_newest_go():
 
 
 @pytest.mark.anyio
-async def test_nothing_runs_in_the_background_where_nothing_has_to():
+async def test_ticker_without_need_does_not_run():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(2)
@@ -162,7 +162,7 @@ async def test_nothing_runs_in_the_background_where_nothing_has_to():
 
 
 @pytest.mark.anyio
-async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeypatch):
+async def test_ticker_without_lifespan_stops_after_the_last_session(monkeypatch):
     monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER_S", 0.3)
     dial = Dial()
     guard = Guard(Settings(max_loop_lag=1), gate=Pressure(dial, 0.8, 0.6))
@@ -177,7 +177,7 @@ async def test_it_stops_after_the_last_session_where_no_lifespan_arrives(monkeyp
 
 
 @pytest.mark.anyio
-async def test_a_lifespan_starts_and_stops_it(monkeypatch):
+async def test_lifespan_starts_and_stops_it(monkeypatch):
     monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER_S", 0.3)
     guard = Guard(Settings(max_loop_lag=1))
     is_up, stop = anyio.Event(), anyio.Event()
@@ -195,7 +195,7 @@ async def test_a_lifespan_starts_and_stops_it(monkeypatch):
 
 
 @pytest.mark.parametrize("by", ["gate", "server"])
-def test_a_gate_that_awaits_the_task_that_it_cancels_keeps_no_other_from_stopping(by):
+def test_gate_awaiting_its_cancelled_task_lets_others_stop(by):
     """Its CancelledError is nobody's cancellation; the server's is handed on."""
     seen, sent, stopped = [], [], []
 
@@ -230,7 +230,7 @@ def test_a_gate_that_awaits_the_task_that_it_cancels_keeps_no_other_from_stoppin
 
 
 @pytest.mark.anyio
-async def test_a_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
+async def test_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
     """uvicorn waits for the end of the shutdown, however long it takes."""
     monkeypatch.setattr("asgi_closecodes.guard.gates.STOP_TIMEOUT_S", 0.01)
     seen, sent, stopped = [], [], []
@@ -262,7 +262,7 @@ async def test_a_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_a_drain_closes_everybody_evenly_and_refuses_everybody():
+async def test_drain_closes_everybody_evenly_and_refuses_everybody():
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
     async with Stay(guard) as stay:
@@ -282,7 +282,8 @@ async def test_a_drain_closes_everybody_evenly_and_refuses_everybody():
 
 
 @pytest.mark.anyio
-async def test_a_drain_that_is_called_off_leaves_the_rest_alone_and_lets_others_in():
+async def test_drain_cancelled_keeps_the_rest_and_admits_again():
+    """A drain that is called off leaves the rest alone and lets others in."""
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
     async with Stay(guard) as stay:
@@ -299,7 +300,8 @@ async def test_a_drain_that_is_called_off_leaves_the_rest_alone_and_lets_others_
 
 
 @pytest.mark.anyio
-async def test_a_drain_without_a_window_is_at_once_and_a_second_one_waits_for_the_first():
+async def test_drain_without_a_window_is_immediate_and_shared():
+    """A drain without a window is immediate, and a second one waits for the first."""
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(1200)
@@ -312,7 +314,7 @@ async def test_a_drain_without_a_window_is_at_once_and_a_second_one_waits_for_th
 
 
 @pytest.mark.anyio
-async def test_who_does_not_leave_by_the_deadline_leaves_then():
+async def test_session_overstaying_its_deadline_is_ended():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(3)
@@ -323,7 +325,7 @@ async def test_who_does_not_leave_by_the_deadline_leaves_then():
 
 
 @pytest.mark.anyio
-async def test_a_drain_over_next_to_no_time_ends():
+async def test_drain_over_next_to_no_time_ends():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(3)
@@ -333,7 +335,7 @@ async def test_a_drain_over_next_to_no_time_ends():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("window", [-1, float("nan"), float("inf"), 10**40, "5", True, [5]])
-async def test_a_window_is_a_number_of_seconds(window):
+async def test_window_is_a_number_of_seconds(window):
     guard = Guard(Settings())
     with pytest.raises(ValueError, match=re.escape(f"window={shown(window)}")):
         await guard.drain(window)
@@ -343,7 +345,8 @@ async def test_a_window_is_a_number_of_seconds(window):
 @pytest.mark.anyio
 @pytest.mark.parametrize("setting", ["max_sessions", "max_sessions_per_client"])
 @pytest.mark.parametrize("close", [False, True], ids=["the peer has left", "the handler has closed"])
-async def test_nobody_leaves_in_place_of_one_whose_handler_still_cleans_up(setting, close):
+async def test_shedding_counts_sessions_whose_handler_cleans_up(setting, close):
+    """Nobody leaves in place of one whose handler still cleans up."""
     guard = Guard(Settings(shed_rate=1000))
     cleaned_up = anyio.Event()
 
@@ -373,7 +376,7 @@ async def test_nobody_leaves_in_place_of_one_whose_handler_still_cleans_up(setti
 
 
 @pytest.mark.anyio
-async def test_nobody_leaves_in_place_of_one_who_is_leaving_already():
+async def test_shedding_counts_sessions_leaving_already():
     guard = Guard(Settings(max_sessions=10, shed_rate=100, shed_grace=0.6))
 
     async def slow_to_leave(_scope, receive, send):
@@ -393,7 +396,7 @@ async def test_nobody_leaves_in_place_of_one_who_is_leaving_already():
 
 
 @pytest.mark.anyio
-async def test_a_drain_does_not_wait_for_a_handler_whose_peer_is_gone():
+async def test_drain_does_not_wait_for_a_handler_whose_peer_is_gone():
     guard = Guard(Settings())
 
     async def lingers(_scope, receive, send):
@@ -411,7 +414,8 @@ async def test_a_drain_does_not_wait_for_a_handler_whose_peer_is_gone():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("wanted", [False, True])
-async def test_a_signal_that_will_not_drain_is_told_once_where_no_lifespan_comes(wanted):
+async def test_sigterm_drain_unavailable_is_logged_once(wanted):
+    """A signal that will not drain is logged once where no lifespan comes."""
     seen = []
     guard = Guard(Settings(drain_on_sigterm=wanted), observers=[seen.append])
     async with Stay(guard) as stay:
@@ -420,7 +424,7 @@ async def test_a_signal_that_will_not_drain_is_told_once_where_no_lifespan_comes
 
 
 @pytest.mark.anyio
-async def test_a_drain_that_is_cancelled_is_finished_by_the_next():
+async def test_drain_that_is_cancelled_is_finished_by_the_next():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(3)
@@ -448,7 +452,7 @@ class Door:
 
 
 @pytest.mark.anyio
-async def test_who_waits_in_a_gate_when_a_drain_begins_does_not_come_in():
+async def test_session_waiting_in_a_gate_as_a_drain_begins_is_refused():
     door = Door()
     guard = Guard(Settings(), gate=door)
     peer = Peer()
@@ -461,7 +465,7 @@ async def test_who_waits_in_a_gate_when_a_drain_begins_does_not_come_in():
 
 
 @pytest.mark.anyio
-async def test_who_is_replaced_while_it_waits_in_a_gate_does_not_come_in():
+async def test_session_replaced_while_waiting_in_a_gate_is_refused():
     door = Door()
     guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest"), gate=door)
     first, second = Peer(), Peer()
@@ -475,7 +479,7 @@ async def test_who_is_replaced_while_it_waits_in_a_gate_does_not_come_in():
 
 
 @pytest.mark.anyio
-async def test_a_shadow_replaces_nobody():
+async def test_shadow_replaces_nobody():
     guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest", shadow="all"))
     async with Stay(guard) as stay:
         await stay.come(3)
@@ -485,7 +489,7 @@ async def test_a_shadow_replaces_nobody():
 
 
 @pytest.mark.anyio
-async def test_an_async_answer_does_not_stop_the_background_work():
+async def test_async_answer_does_not_stop_the_background_work():
     class Async(Faulty):
         async def excess(self):
             return 5

@@ -470,7 +470,7 @@ async def test_forked_child_looks_at_none_of_the_parents(monkeypatch):
         tasks.cancel_scope.cancel()
 
 
-async def test_without_send_timeout_nothing_is_remembered():
+async def test_no_send_timeout_remembers_nothing():
     guard = Guard(Settings(max_sessions=5, idle_timeout=60))
     async with Stay(guard) as stay:
         await stay.come(1)
@@ -621,7 +621,7 @@ async def test_update_leaves_no_trace_of_unset_limits_in_sessions():
         await until(lambda: session._deliver == stay.peers[0].send)
 
 
-def test_a_timeout_in_another_loop_than_the_ticker_s_is_kept():
+def test_timeout_in_another_loop_than_the_ticker_s_is_kept():
     """One guard may serve several event loops, each in its thread."""
     guard = Guard(Settings(idle_timeout=0.3))
 
