@@ -88,7 +88,7 @@ def visitor(demo, new_page):
         yield visitor
 
 
-def test_without_clients_it_tells_what_to_try(visitor):
+def test_demo_page_without_clients_tells_what_to_try(visitor):
     expect(visitor.page.get_by_text("No clients yet. In one minute:")).to_be_visible()
     visitor.sees(0, 20)
     visitor.open(1)
@@ -99,7 +99,8 @@ def test_without_clients_it_tells_what_to_try(visitor):
     expect(visitor.page.get_by_text("No clients yet")).to_be_visible()
 
 
-def test_more_sessions_than_it_takes_are_told_when_to_come_back_and_do(new_page, tmp_path):
+def test_sessions_over_the_limit_are_given_a_time_and_return(new_page, tmp_path):
+    """Sessions over the limit are told when to come back, and do."""
     with (
         running_demo(tmp_path, CLOSECODES_MAX_RETRY_AFTER="5") as demo,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
@@ -127,7 +128,7 @@ def test_more_sessions_than_it_takes_are_told_when_to_come_back_and_do(new_page,
         assert visitor.count(1013) < 400
 
 
-def test_a_crash_has_a_ref_that_opens_the_stack_trace(visitor, demo):
+def test_crash_has_a_ref_that_opens_the_stack_trace(visitor, demo):
     visitor.open(1)
     visitor.is_delivered("came in")
     visitor.click("Crash one")
@@ -150,7 +151,7 @@ def test_a_crash_has_a_ref_that_opens_the_stack_trace(visitor, demo):
     assert "in crash_on_message" in record["exception.stacktrace"]
 
 
-def test_a_ref_that_was_counted_and_not_written_says_so(new_page, tmp_path):
+def test_ref_that_was_counted_and_not_written_says_so(new_page, tmp_path):
     with (
         running_demo(tmp_path, CLOSECODES_LOG_BURST="1", CLOSECODES_LOG_PER_MINUTE="0") as demo,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
@@ -164,7 +165,7 @@ def test_a_ref_that_was_counted_and_not_written_says_so(new_page, tmp_path):
 
 
 @pytest.mark.parametrize("offers", [False, True])
-def test_a_refusal_shows_with_and_without_a_subprotocol(new_page, tmp_path, offers):
+def test_refusal_shows_with_and_without_a_subprotocol(new_page, tmp_path, offers):
     with running_demo(tmp_path, CLOSECODES_MAX_SESSIONS="0") as demo, Visitor(new_page(viewport=WIDE), demo) as visitor:
         visitor.page.get_by_label("offer a subprotocol").set_checked(offers)
         visitor.open(1)
@@ -172,7 +173,7 @@ def test_a_refusal_shows_with_and_without_a_subprotocol(new_page, tmp_path, offe
         expect(visitor.of(".tile")).to_have_text(re.compile(HINT + "full"))
 
 
-def test_a_lower_limit_sheds_and_a_higher_one_lets_in(new_page, tmp_path):
+def test_lower_limit_sheds_and_a_higher_one_lets_in(new_page, tmp_path):
     with (
         running_demo(tmp_path, CLOSECODES_MAX_RETRY_AFTER="1") as demo,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
@@ -193,7 +194,7 @@ def test_a_lower_limit_sheds_and_a_higher_one_lets_in(new_page, tmp_path):
         expect(visitor.tiles("open")).to_have_count(10)
 
 
-def test_a_stall_turns_newcomers_away(visitor):
+def test_stall_turns_newcomers_away(visitor):
     visitor.open(1)
     visitor.is_delivered("came in")
     visitor.click("Stall 1 s")
@@ -203,7 +204,7 @@ def test_a_stall_turns_newcomers_away(visitor):
     expect(visitor.of("#plot .stall").first).to_be_attached()
 
 
-def test_a_drain_tells_everybody_and_a_fresh_start_has_them_back(new_page, tmp_path):
+def test_drain_tells_everybody_and_a_fresh_start_has_them_back(new_page, tmp_path):
     with running_demo(tmp_path, CLOSECODES_DRAIN_WINDOW="2") as demo, Visitor(new_page(viewport=WIDE), demo) as visitor:
         visitor.open(10)
         visitor.sees(10, 20)
@@ -221,7 +222,7 @@ def test_a_drain_tells_everybody_and_a_fresh_start_has_them_back(new_page, tmp_p
         expect(visitor.tiles("open")).to_have_count(10)
 
 
-def test_without_the_middleware_the_same_clicks_say_nothing(visitor):
+def test_demo_page_without_the_middleware_tells_nothing(visitor):
     visitor.switch("Without")
     visitor.open(10)
     visitor.open(10)
@@ -257,7 +258,7 @@ def test_all_other_ways_to_end(visitor):
     expect(visitor.page.get_by_text("Other codes: 1000 × 1, 4003 × 1")).to_be_visible()
 
 
-def test_a_server_that_is_gone_is_missed_and_found_again(new_page, tmp_path):
+def test_server_that_is_gone_is_missed_and_found_again(new_page, tmp_path):
     page = new_page(viewport=WIDE, tolerated="WebSocket connection to .* failed|ERR_CONNECTION_REFUSED")
     port = free_port()
     with running_demo(tmp_path, port=port) as demo:
@@ -273,7 +274,7 @@ def test_a_server_that_is_gone_is_missed_and_found_again(new_page, tmp_path):
         page.close()
 
 
-def test_the_keyboard_is_enough(visitor):
+def test_keyboard_is_enough(visitor):
     page = visitor.page
     page.get_by_role("button", name="Open 1 session", exact=True).focus()
     page.keyboard.press("Enter")
@@ -292,7 +293,7 @@ def test_the_keyboard_is_enough(visitor):
     visitor.is_delivered("without the middleware")
 
 
-def test_the_colours_follow_the_system_until_they_are_chosen(demo, new_page):
+def test_colours_follow_the_system_until_they_are_chosen(demo, new_page):
     page = new_page(color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
     visitor = Visitor(page, demo)
@@ -313,7 +314,7 @@ def test_the_colours_follow_the_system_until_they_are_chosen(demo, new_page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_it_fits_and_is_kept_in_pictures(demo, new_page, scheme, viewport):
+def test_demo_page_fits_and_is_kept_in_pictures(demo, new_page, scheme, viewport):
     page = new_page(color_scheme=scheme, viewport=viewport)
     visitor = Visitor(page, demo)
     name = f"demo-{scheme}-{viewport['width']}"

@@ -68,7 +68,7 @@ def closes(events):
     return [(code, retry_in) for kind, _, *rest in events if kind == "close" for code, _, _, retry_in in [rest]]
 
 
-def test_the_rule_is_the_same(page, server):
+def test_rule_is_the_same(page, server):
     page.goto(server.url.replace("ws", "http", 1) + "/page")
     waits = page.evaluate(
         """
@@ -101,7 +101,7 @@ def milliseconds(options):
 
 
 @pytest.mark.parametrize("code", [1008, 3000, 3003])
-def test_it_gives_up_after_a_code_that_says_so(follow, key, code):
+def test_websocket_gives_up_after_a_code_that_says_so(follow, key, code):
     assert follow(f"/close/{key}/{code}?reason=no") == [
         ["connecting", "connecting"],
         ["open", "open", ""],
@@ -109,13 +109,13 @@ def test_it_gives_up_after_a_code_that_says_so(follow, key, code):
     ]
 
 
-def test_it_is_done_after_1000(follow, key):
+def test_websocket_is_done_after_1000(follow, key):
     events = follow(f"/close/{key}/1000?messages=2")
     assert [event[0] for event in events] == ["connecting", "open", "message", "message", "close"]
     assert closes(events) == [(1000, None)]
 
 
-def test_it_comes_back_until_then(follow, key):
+def test_websocket_comes_back_until_then(follow, key):
     events = follow(f"/close/{key}/1012,3008,1001,1011,4011,1000?messages=1", random=0.01)
     # A message is a proof for all of them but the crashes.
     assert closes(events) == [(1012, 10), (3008, 10), (1001, 10), (1011, 20), (4011, 40), (1000, None)]
@@ -220,14 +220,14 @@ def test_renew_that_is_no_function_is_an_error_at_once(page, server):
     assert message == "renew is not a function"
 
 
-def test_a_refusal_by_http_is_1006_to_a_browser(follow, key):
+def test_refusal_by_http_is_1006_to_a_browser(follow, key):
     events = follow(f"/refuse/{key}/503", until=300, context={"tolerated": HANDSHAKE_FAILED})
     assert ["open", "open", ""] not in events
     assert closes(events)[0][0] == 1006
     assert 0 <= closes(events)[0][1] <= 1000
 
 
-def test_it_survives_a_restart_of_the_server(follow):
+def test_websocket_survives_a_restart_of_the_server(follow):
     def first_life(connection):
         connection.send("first")
         threading.Thread(target=restart).start()
@@ -299,7 +299,7 @@ def test_close_is_for_good_whatever_it_is_doing(new_page, server, key):
     }
 
 
-def test_it_sends_and_receives_as_a_websocket(page, server, key):
+def test_websocket_sends_and_receives_as_a_websocket(page, server, key):
     page.goto(server.url.replace("ws", "http", 1) + "/page")
     received = page.evaluate(
         """
@@ -325,7 +325,7 @@ def test_it_sends_and_receives_as_a_websocket(page, server, key):
     assert received == ["InvalidStateError", "not sent, since the socket is connecting", "b", "text", [1, 2]]
 
 
-def test_a_url_that_is_none_is_an_error_at_once(page, server):
+def test_url_that_is_none_is_an_error_at_once(page, server):
     page.goto(server.url.replace("ws", "http", 1) + "/page")
     name = page.evaluate(
         """
@@ -338,7 +338,7 @@ def test_a_url_that_is_none_is_an_error_at_once(page, server):
     assert name == "SyntaxError"
 
 
-def test_the_hint_is_honoured_within_a_tenth(follow, key, server):
+def test_hint_is_honoured_within_a_tenth(follow, key, server):
     path = f"/close/{key}/1013"
     events = follow(f"{path}?reason=try again later; retry_after=1.0", until=3600, backoff={"cap": 1})
     assert {wait for _, wait in closes(events)[:-1]} == {1000}
@@ -348,7 +348,7 @@ def test_the_hint_is_honoured_within_a_tenth(follow, key, server):
     assert 0.99 < min(waits) < 1.1  # Chromium's clock is coarse
 
 
-def test_a_full_server_gets_few_attempts(follow, key, server):
+def test_full_server_gets_few_attempts(follow, key, server):
     path = f"/close/{key}/1013"
     follow(path, until=10_000)
     assert 2 <= len(seen(server)["attempts"][path]) <= ATTEMPTS_IN_TEN_SECONDS

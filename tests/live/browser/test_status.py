@@ -36,7 +36,7 @@ def view(server):
     return server.url.replace("ws", "http", 1) + "/status/view"
 
 
-def test_a_person_sees_what_is_going_on_and_drains(server, sessions, new_page):
+def test_person_sees_what_is_going_on_and_drains(server, sessions, new_page):
     page = new_page(**OPERATOR)
     page.goto(view(server))
     expect(page.locator("#sessions")).to_have_text("2")
@@ -75,7 +75,7 @@ def test_closes_with_iana_codes_are_named(server, new_page):
     expect(page.locator("#closes tbody tr")).to_have_text(rows)
 
 
-def test_a_drain_has_to_be_confirmed(server, sessions, new_page):
+def test_drain_has_to_be_confirmed(server, sessions, new_page):
     page = new_page(**OPERATOR)
     page.goto(view(server))
     page.on("dialog", lambda dialog: dialog.dismiss())
@@ -84,7 +84,7 @@ def test_a_drain_has_to_be_confirmed(server, sessions, new_page):
     expect(page.locator("#state")).to_contain_text("serving")
 
 
-def test_it_says_when_nobody_answers(server, new_page):
+def test_status_page_says_when_nobody_answers(server, new_page):
     page = new_page(**OPERATOR, tolerated="ERR_CONNECTION_REFUSED|503")
     page.goto(view(server))
     expect(page.locator("#state")).to_contain_text("serving")
@@ -94,7 +94,7 @@ def test_it_says_when_nobody_answers(server, new_page):
     expect(page.locator("#state")).to_contain_text("serving")
 
 
-def test_it_is_light_or_dark_and_fits_a_phone(server, sessions, new_page):
+def test_status_page_is_light_or_dark_and_fits_a_phone(server, sessions, new_page):
     papers = []
     for scheme in ("light", "dark"):
         page = new_page(**OPERATOR, color_scheme=scheme, viewport={"width": 400, "height": 800})
@@ -105,7 +105,7 @@ def test_it_is_light_or_dark_and_fits_a_phone(server, sessions, new_page):
     assert papers == ["rgb(246, 247, 248)", "rgb(20, 23, 26)"]
 
 
-def test_the_unauthorized_see_nothing(server, new_page):
+def test_unauthorized_see_nothing(server, new_page):
     page = new_page(tolerated="403")
     assert page.goto(view(server)).status == 403
     assert page.locator("body").inner_text() == "Forbidden"

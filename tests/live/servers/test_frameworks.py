@@ -39,7 +39,7 @@ def test_one_line_and_one_variable_limit_the_sessions(starlette, daphne):
     assert alone(starlette, "/echo/a", say="x", patience=0.3).open
 
 
-def test_a_misspelt_variable_is_a_warning_with_the_right_name(starlette):
+def test_misspelt_variable_is_a_warning_with_the_right_name(starlette):
     assert alone(starlette, "/violate/a")
     [record] = starlette.wait_for_records(1, event__name="closecodes.config.unknown")
     assert record["message"].endswith("did you mean CLOSECODES_MAX_SESSIONS_PER_CLIENT?")
@@ -54,18 +54,18 @@ def test_a_misspelt_variable_is_a_warning_with_the_right_name(starlette):
         ("/nowhere", "HTTP 403", "HTTP 403"),
     ],
 )
-def test_what_starlette_ends_by_itself(starlette, daphne, path, seen, by_daphne):
+def test_starlette_closes_by_itself(starlette, daphne, path, seen, by_daphne):
     assert str(alone(starlette, path)) == (by_daphne if daphne else seen)
 
 
 @pytest.mark.parametrize(("path", "route"), [("/crash/a", "/crash/{name}"), ("/below/crash/a", "/below/crash/{name}")])
-def test_a_record_has_the_template_of_the_route(starlette, path, route):
+def test_record_has_the_template_of_the_route(starlette, path, route):
     assert alone(starlette, path).code == 1011
     [record] = starlette.wait_for_records(1, url__path=path, level="error")
     assert record["http.route"] == route
 
 
-def test_a_disconnect_that_escapes_is_no_error(starlette):
+def test_disconnect_that_escapes_is_no_error(starlette):
     with Raw(starlette, "/leave/a") as peer:
         assert peer.answer() == 101
     assert alone(starlette, "/violate/a")
@@ -93,7 +93,7 @@ def test_on_one_mount_only_no_lifespan_arrives_and_all_works(setup, daphne, tmp_
 BAD = {"CLOSECODES_MAX_SESSIONS": "-3", "CLOSECODES_REJECT_WITH": "maybe"}
 
 
-def test_settings_that_cannot_be_used_are_all_named_before_the_application_serves(setup, daphne, tmp_path):
+def test_unusable_settings_are_all_named_before_serving(setup, daphne, tmp_path):
     names = ("CLOSECODES_MAX_SESSIONS", "'-3'", "CLOSECODES_REJECT_WITH", "'maybe'", "'auto', 'close' or 'http'")
     if daphne:  # knows no lifespan, and so it starts; nothing is served
         with serve(setup, "tests.live.servers.frameworks:starlette", tmp_path, env=BAD) as running:

@@ -30,7 +30,7 @@ def detailed(setup, tmp_path_factory):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_close_of_the_client_is_told_as_known(detailed, setup, way):
+def test_close_of_the_client_is_told_as_known(detailed, setup, way):
     with Raw(detailed, f"/{way}") as peer:
         assert peer.answer() == 101
         if WAYS[way] == "vanish":
@@ -50,7 +50,7 @@ def legacy(tmp_path_factory):
 
 
 @pytest.mark.parametrize("handler", ["accept", "send", "close", "return", "refuse"])
-def test_a_client_that_leaves_before_the_accept_has_left(legacy, handler):
+def test_client_that_leaves_before_the_accept_has_left(legacy, handler):
     with Raw(legacy, f"/late/{handler}") as peer:
         assert eventually(lambda: legacy.records(path=f"/late/{handler}"))
         peer.vanish()

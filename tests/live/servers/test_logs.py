@@ -35,7 +35,7 @@ def visit(running, path):
             websocket.recv()
 
 
-def test_without_any_configuration_the_stack_trace_is_on_stderr(tmp_path):
+def test_stack_trace_without_configuration_is_on_stderr(tmp_path):
     with serve("uvicorn-sansio", APP, tmp_path) as running:
         seen = connect(running, "/crash/a", say="x")
         ref = seen.ref
@@ -45,7 +45,7 @@ def test_without_any_configuration_the_stack_trace_is_on_stderr(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["json", "yaml"])
-def test_the_files_for_uvicorn_work_as_they_stand(form, tmp_path):
+def test_files_for_uvicorn_work_as_they_stand(form, tmp_path):
     command = [sys.executable, "-m", "asgi_closecodes.logs", form]
     path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     env = {"CLOSECODES_MAX_SESSIONS_PER_CLIENT": "5"}

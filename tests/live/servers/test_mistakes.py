@@ -9,7 +9,7 @@ WITH_LIFESPAN = [setup for setup in SETUPS if setup != "daphne"]
 
 
 @pytest.mark.parametrize("setup", WITH_LIFESPAN)
-def test_a_setting_given_to_the_middleware_stops_the_server(setup, tmp_path):
+def test_setting_given_to_the_middleware_stops_the_server(setup, tmp_path):
     try:
         with serve(setup, "tests.live.servers.mistaken:misplaced", tmp_path) as running:
             running.process.wait(10)  # hypercorn listens first, and starts the application then
@@ -19,7 +19,7 @@ def test_a_setting_given_to_the_middleware_stops_the_server(setup, tmp_path):
     assert "CloseCodeMiddleware takes no max_sessions: settings go into settings=Settings(max_sessions=5)" in log
 
 
-def test_a_guard_that_is_forgotten_is_told(setup, tmp_path):
+def test_guard_that_is_forgotten_is_told(setup, tmp_path):
     with serve(setup, "tests.live.servers.mistaken:forgotten", tmp_path) as running:
         with Raw(running, "/") as first, Raw(running, "/") as second:
             assert (first.answer(), second.answer()) == (101, 101)

@@ -47,7 +47,7 @@ def test_each_client_behind_a_proxy_has_its_own_limit(running, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_a_crash_and_a_refusal_pass_through_a_proxy(running, name, tmp_path):
+def test_crash_and_a_refusal_pass_through_a_proxy(running, name, tmp_path):
     with proxy(name, running, tmp_path) as front:
         seen = connect(front, "/raise-after-accept")
         assert seen.code == 1011

@@ -28,27 +28,27 @@ def routers(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("routers", [*QUIET, *QUART], indirect=True)
-def test_a_path_that_is_there_is_served(routers):
+def test_path_that_is_there_is_served(routers):
     assert connect(routers, "/echo", say="x", patience=0.5).received == ("x",)
 
 
 @pytest.mark.parametrize(("routers", "setup"), [(pair, pair[0]) for pair in QUIET], indirect=["routers"])
 @pytest.mark.parametrize("path", ["/nowhere", "/below/nowhere", "/echo/more"])
-def test_a_path_without_a_route_is_not_found(routers, setup, path):
+def test_path_without_a_route_is_not_found(routers, setup, path):
     assert str(connect(routers, path)) == ("HTTP 403" if setup == "daphne" else "HTTP 404")
     [record] = routers.wait_for_records(1, url__path=path)
     assert (record["event.name"], record["level"]) == ("closecodes.session.not_found", "info")
 
 
 @pytest.mark.parametrize("routers", CHANNELS, indirect=True)
-def test_a_handler_that_says_the_same_has_failed(routers):
+def test_handler_that_says_the_same_has_failed(routers):
     assert connect(routers, "/crash").code == 1011
     [record] = routers.wait_for_records(1, url__path="/crash")
     assert record["event.name"] == "closecodes.session.exception"
 
 
 @pytest.mark.parametrize("routers", QUART, indirect=True)
-def test_a_denial_in_several_parts_arrives_whole(routers):
+def test_denial_in_several_parts_arrives_whole(routers):
     for path, answer in (("/deny", (451, BODY)), ("/nowhere", (404, NOT_FOUND))):
         seen = connect(routers, path)
         assert (seen.status, seen.body) == answer

@@ -25,7 +25,7 @@ APP = "tests.live.servers.frameworks:starlette"
     ("setup", "options"),
     [("uvicorn-sansio", []), ("uvicorn-sansio", ["--lifespan", "off"]), ("hypercorn-trio", []), ("granian", [])],
 )
-def test_the_first_handshake_after_a_stall_is_refused_and_later_ones_are_not(setup, options, tmp_path, holding):
+def test_first_handshake_after_a_stall_alone_is_refused(setup, options, tmp_path, holding):
     with serve(setup, APP, tmp_path, *options, env={"CLOSECODES_MAX_LOOP_LAG": "0.5"}) as running:
         if options:  # without a lifespan there is background work only while there are sessions
             assert holding.enter_context(Raw(running, "/echo/a")).answer() == 101
@@ -52,7 +52,7 @@ def test_the_first_handshake_after_a_stall_is_refused_and_later_ones_are_not(set
 
 @pytest.mark.parametrize("setup", ["uvicorn-sansio", "uvicorn-wsproto"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop_is_a_drain_in_which_every_client_gets_1012(setup, workers, tmp_path, holding):
+def test_stop_is_a_drain_in_which_every_client_gets_1012(setup, workers, tmp_path, holding):
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "2"}
     options = ("--workers", "2") if workers == 2 else ()
     with serve(setup, APP, tmp_path, *options, env=env) as running:
@@ -82,7 +82,7 @@ def test_a_stop_is_a_drain_in_which_every_client_gets_1012(setup, workers, tmp_p
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_unit_whose_every_process_is_signalled_drains(workers, tmp_path, holding):
+def test_unit_whose_every_process_is_signalled_drains(workers, tmp_path, holding):
     """systemd signals all processes of a unit, uvicorn's parent then its workers, and somebody all of them again."""
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "4"}
     options = ("--workers", "2") if workers == 2 else ()
@@ -104,7 +104,7 @@ def test_a_unit_whose_every_process_is_signalled_drains(workers, tmp_path, holdi
 
 
 @pytest.mark.parametrize(("number", "later"), [(signal.SIGTERM, SAME_SIGNAL_S), (signal.SIGINT, 0)])
-def test_a_second_signal_stops_at_once(tmp_path, number, later):
+def test_second_signal_stops_at_once(tmp_path, number, later):
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "60"}
     with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:
         with Raw(running, "/echo/a") as first, Raw(running, "/echo/a") as second:
@@ -118,7 +118,8 @@ def test_a_second_signal_stops_at_once(tmp_path, number, later):
 
 
 @pytest.mark.parametrize("setup", ["hypercorn-asyncio", "hypercorn-trio", "granian"])
-def test_where_the_signal_cannot_be_taken_over_a_warning_says_what_to_do_instead(setup, tmp_path):
+def test_sigterm_drain_unavailable_warns_with_the_remedy(setup, tmp_path):
+    """Where the signal cannot be taken over, a warning says what to do instead."""
     with serve(setup, APP, tmp_path, env={"CLOSECODES_DRAIN_ON_SIGTERM": "true"}) as running:
         [record] = running.wait_for_records(1, event__name="closecodes.drain.unavailable")
         assert record["level"] == "warning"
@@ -128,7 +129,7 @@ def test_where_the_signal_cannot_be_taken_over_a_warning_says_what_to_do_instead
 CLIENTS = 300
 
 
-def test_a_storm_of_clients_that_follow_their_hints_is_in_soon(tmp_path):
+def test_storm_of_clients_that_follow_their_hints_is_in_soon(tmp_path):
     """Fifty come in at once, and fifty a second after that."""
 
     async def client(url, start):

@@ -58,7 +58,7 @@ def test_one_failure_is_one_event_and_nothing_secret_is_in_it(app, reraise, tmp_
     assert any(re.search(r'"WebSocket /rooms/REDACTED" \[accepted\]', crumb) for crumb in crumbs)
 
 
-def test_without_it_sentry_is_told_nearly_everything(tmp_path):
+def test_sentry_without_redaction_is_told_nearly_everything(tmp_path):
     _, _, everything = sent("starlette", tmp_path, NAIVE="1")
     told = {name for name, secret in SECRETS.items() if secret in everything}
     assert told >= {"path", "query", "header", "subprotocol", "payload"}

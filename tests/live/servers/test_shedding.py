@@ -39,7 +39,7 @@ def nobody_is_there(server):
 
 @pytest.mark.parametrize("mute", [False, True], ids=["polite", "mute"])
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_a_shed_session_gets_its_code_whatever_its_handler_does(server, setup, daphne, handler, mute):
+def test_shed_session_gets_its_code_whatever_its_handler_does(server, setup, daphne, handler, mute):
     with Raw(server, f"/shed/{handler}") as peer:
         assert peer.answer() == 101
         assert eventually(lambda: held(server, "shed") == 1)
@@ -62,7 +62,7 @@ def test_a_shed_session_gets_its_code_whatever_its_handler_does(server, setup, d
         assert time.monotonic() - start < HANDLERS[handler] + 0.5 + 2.0 * is_held
 
 
-def test_the_handler_sees_a_disconnect_and_what_it_sends_then_raises(server):
+def test_handler_shed_sees_a_disconnect_and_sends_raise(server):
     earlier = len(server.records(saw=1013))
     with Raw(server, "/shed/clean-up-after-the-disconnect") as peer:
         assert peer.answer() == 101
@@ -74,7 +74,7 @@ def test_the_handler_sees_a_disconnect_and_what_it_sends_then_raises(server):
     assert record["why"] == "try again later; retry_after=2.0; cause=test"
 
 
-def test_a_session_that_is_shed_is_no_error(server, news):
+def test_session_that_is_shed_is_no_error(server, news):
     before = snapshot(server, "shed")["sheds"].get("test", 0)
     for handler in HANDLERS:
         with Raw(server, f"/shed/{handler}") as peer:
@@ -89,7 +89,7 @@ def test_a_session_that_is_shed_is_no_error(server, news):
     assert snapshot(server, "shed")["sheds"]["test"] - before == len(HANDLERS)
 
 
-def test_a_handshake_that_is_not_answered_is_ended_too(server, daphne):
+def test_handshake_that_is_not_answered_is_ended_too(server, daphne):
     with Raw(server, "/shed/answer-late") as peer:
         assert eventually(lambda: held(server, "shed") == 1)
         time.sleep(0.05)
@@ -98,7 +98,7 @@ def test_a_handshake_that_is_not_answered_is_ended_too(server, daphne):
         assert peer.close_frame().code == (4013 if daphne else 1013)
 
 
-def test_who_is_above_a_lowered_limit_leaves_the_newest_first(server, daphne, holding):
+def test_sessions_over_a_lowered_limit_leave_newest_first(server, daphne, holding):
     peers = []
     for _ in range(5):
         peers.append(holding.enter_context(Raw(server, "/shed/echo")))
@@ -115,7 +115,7 @@ def test_who_is_above_a_lowered_limit_leaves_the_newest_first(server, daphne, ho
     assert connect(server, "/shed/echo").code == (4013 if daphne else 1013)
 
 
-def test_a_client_s_dead_sessions_do_not_lock_it_out(server, daphne, holding):
+def test_client_s_dead_sessions_do_not_lock_it_out(server, daphne, holding):
     tell(server, "shed", max_sessions_per_client="5", when_client_full="replace_oldest")
     zombies = []
     for _ in range(5):
@@ -131,7 +131,7 @@ def test_a_client_s_dead_sessions_do_not_lock_it_out(server, daphne, holding):
     assert eventually(lambda: held(server, "shed") == 5)
 
 
-def test_a_drain_tells_everybody_and_lets_nobody_in(server, daphne, holding):
+def test_drain_tells_everybody_and_lets_nobody_in(server, daphne, holding):
     peers = [holding.enter_context(Raw(server, "/shed/echo")) for _ in range(6)]
     assert [peer.answer() for peer in peers] == [101] * 6
     start = time.monotonic()

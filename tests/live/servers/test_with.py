@@ -47,7 +47,7 @@ def daphne(setup):
 
 
 @pytest.mark.parametrize("path", CLOSES)
-def test_what_a_client_sees(server, daphne, path):
+def test_client_sees_the_documented_end(server, daphne, path):
     seen = connect(server, f"/{path}")
     assert str(seen) == CLOSES[path][-1 if daphne else 0]
     assert SECRET not in repr(seen)
@@ -57,7 +57,7 @@ def test_what_a_client_sees(server, daphne, path):
 
 
 @pytest.mark.parametrize("path", FAILURES)
-def test_a_failure_is_1011_and_one_record_that_the_client_s_ref_finds(server, daphne, path):
+def test_failure_is_1011_and_one_record_with_the_client_s_ref(server, daphne, path):
     earlier = len(server.records(url__path=f"/{path}"))
     seen = connect(server, f"/{path}")
     assert seen.code == 1011
@@ -98,7 +98,7 @@ def test_fail_is_1011_and_one_record_of_its_ref(server, daphne, path):
     assert f"ValueError: {SECRET}" in record["exception.stacktrace"]
 
 
-def test_a_failure_on_a_message(server, daphne):
+def test_failure_on_a_message(server, daphne):
     seen = connect(server, "/raise-on-message", say="token=hunter2")
     assert seen.code == 1011
     *_, record = server.wait_for_records(1, url__path="/raise-on-message")
@@ -107,7 +107,7 @@ def test_a_failure_on_a_message(server, daphne):
     assert daphne or record["closecodes.error.id"] == seen.ref
 
 
-def test_the_server_does_not_log_the_failure_again(server, daphne, news):
+def test_server_does_not_log_the_failure_again(server, daphne, news):
     connect(server, "/raise-after-accept")
     assert eventually(lambda: "closecodes.session.exception" in news())
     time.sleep(0.2)
@@ -150,7 +150,7 @@ def test_half_a_denial_is_ended_and_reported(server, daphne):
     assert len(server.wait_for_records(earlier + 1, url__path="/deny-half-and-raise")) == earlier + 1
 
 
-def test_a_code_that_may_not_be_sent_leaves_a_warning(server):
+def test_code_that_may_not_be_sent_leaves_a_warning(server):
     connect(server, "/close-1006")
     [*_, record] = server.wait_for_records(1, url__path="/close-1006", level="warning")
     assert record["event.name"] == "closecodes.session.close_repaired"
@@ -161,7 +161,7 @@ def test_a_code_that_may_not_be_sent_leaves_a_warning(server):
 
 @pytest.mark.parametrize("path", ["let-the-disconnect-escape", "send-after-the-peer-left", "send-until-the-disconnect"])
 @pytest.mark.parametrize("leave", ["by a close frame", "without a word"])
-def test_a_peer_that_leaves_is_no_error(server, news, path, leave):
+def test_peer_that_leaves_is_no_error(server, news, path, leave):
     with Raw(server, f"/{path}") as peer:
         assert peer.answer() == 101
         if leave == "without a word":
@@ -177,7 +177,7 @@ def test_a_peer_that_leaves_is_no_error(server, news, path, leave):
 
 
 @pytest.mark.parametrize("path", ["/http/echo", "/deny", "/deny-half-and-raise", "/one/return-before-accept"])
-def test_a_handshake_answered_by_http_leaves_no_error_of_the_server(server, news, path):
+def test_handshake_answered_by_http_logs_no_server_error(server, news, path):
     assert connect(server, path).status or server.records()
     time.sleep(0.2)
     assert "without" not in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE)
@@ -187,7 +187,8 @@ def test_a_handshake_answered_by_http_leaves_no_error_of_the_server(server, news
 # 1013
 
 
-def test_a_full_server_says_when_to_come_back_and_has_room_again_when_somebody_leaves(server, daphne):
+def test_full_server_says_when_to_return_and_has_room_again(server, daphne):
+    """A full server says when to come back, and has room again when somebody leaves."""
     assert eventually(is_empty(server, "one"))
     with Raw(server, "/one/echo") as peer:
         assert peer.answer() == 101
@@ -206,7 +207,7 @@ def test_a_full_server_says_when_to_come_back_and_has_room_again_when_somebody_l
     assert connect(server, "/one/echo", say="x", patience=0.3).open
 
 
-def test_a_refusal_by_http(server, daphne):
+def test_refusal_by_http(server, daphne):
     seen = connect(server, "/http/echo")
     if daphne:
         assert str(seen) == "4013"
@@ -219,7 +220,7 @@ def test_a_refusal_by_http(server, daphne):
         assert record["closecodes.gate.name"] == "max_sessions"
 
 
-def test_a_refusal_by_http_holds_no_socket(server, daphne):
+def test_refusal_by_http_holds_no_socket(server, daphne):
     with Raw(server, "/http/echo") as peer:
         if not daphne:
             assert peer.answer() == 503
@@ -270,13 +271,13 @@ def test_keys_are_limited_one_by_one(server, daphne):
 
 
 @pytest.mark.parametrize(("path", "echoed"), [("/private/raise-before-accept", "first"), ("/offers/echo", "second")])
-def test_a_subprotocol_is_echoed_so_that_browsers_see_the_code(server, path, echoed):
+def test_subprotocol_is_echoed_so_that_browsers_see_the_code(server, path, echoed):
     seen = connect(server, path, subprotocols=["first", "second"])
     assert seen.code in {4011, 1013, 4013}
     assert seen.subprotocol == echoed
 
 
-def test_a_scope_without_extensions_asgi_and_client(server, daphne):
+def test_scope_without_extensions_asgi_and_client(server, daphne):
     """A client may see its end before its place is free: each waits for it."""
     assert eventually(is_empty(server, "bald"))
     seen = connect(server, "/bald/raise-before-accept")
@@ -294,7 +295,7 @@ def test_a_scope_without_extensions_asgi_and_client(server, daphne):
 
 
 @pytest.mark.parametrize("path", ["/one/raise-after-accept", "/one/return-after-accept", "/one/close-1013"])
-def test_a_peer_that_never_answers_a_close_holds_no_place(server, path):
+def test_peer_that_never_answers_a_close_holds_no_place(server, path):
     assert eventually(is_empty(server, "one"))
     with Raw(server, path) as peer:
         assert peer.answer() == 101
@@ -302,7 +303,7 @@ def test_a_peer_that_never_answers_a_close_holds_no_place(server, path):
         assert eventually(is_empty(server, "one"), within=5)
 
 
-def test_a_peer_that_does_not_read_is_given_up(server, setup):
+def test_peer_that_does_not_read_is_given_up(server, setup):
     """It takes nothing, not even the close frame; the handler ends, and so does the session."""
     assert eventually(is_empty(server, "one"))
     with Raw(server, "/one/flood-and-raise") as peer:
@@ -314,7 +315,7 @@ def test_a_peer_that_does_not_read_is_given_up(server, setup):
         assert eventually(is_empty(server, "one"))
 
 
-def test_a_peer_that_vanishes_gives_its_place_back(server, news):
+def test_peer_that_vanishes_gives_its_place_back(server, news):
     assert eventually(is_empty(server, "one"))
     for _ in range(5):
         peer = Raw(server, "/one/echo")
@@ -328,7 +329,7 @@ def test_a_peer_that_vanishes_gives_its_place_back(server, news):
 
 
 @pytest.mark.parametrize("path", ["/one/echo", "/http/echo", "/few/echo", "/raise-before-accept", "/deny"])
-def test_a_peer_that_leaves_at_once_leaves_nothing_behind(server, news, path):
+def test_peer_that_leaves_at_once_leaves_nothing_behind(server, news, path):
     for wait in (0, 0, 0.001, 0.003, 0.01):
         peer = Raw(server, path)
         time.sleep(wait)
@@ -357,7 +358,7 @@ def test_half_a_handshake_takes_no_place(server):
     ],
     ids=["a header of 100 KB", "a subprotocol of 100 KB", "no UTF-8", "no UTF-8, encoded, forged", "a long path"],
 )
-def test_a_hostile_handshake_harms_nobody(server, news, rest):
+def test_hostile_handshake_harms_nobody(server, news, rest):
     with Raw(server, **rest) as peer:
         peer.socket.settimeout(2)
         try:
@@ -370,7 +371,7 @@ def test_a_hostile_handshake_harms_nobody(server, news, rest):
     assert not re.search("^forged", news(), re.MULTILINE)
 
 
-def test_a_unix_socket_has_no_client(setup, tmp_path):
+def test_unix_socket_has_no_client(setup, tmp_path):
     with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path, unix=True) as running:
         with Raw(running, "/raise-after-accept") as peer:
             assert peer.answer() == 101

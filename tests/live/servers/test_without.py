@@ -26,17 +26,17 @@ FACTS = {
 
 
 @pytest.mark.parametrize("path", FACTS)
-def test_what_a_client_sees_of_the_bare_server(bare, setup, path):
+def test_client_of_the_bare_server_sees_what_is_documented(bare, setup, path):
     seen = connect(bare, f"/{path}", patience=2)
     assert str(seen) == FACTS[path][SETUPS.index(setup)]
 
 
-def test_a_crash_leaves_nothing_that_the_client_could_report(bare):
+def test_crash_leaves_nothing_that_the_client_could_report(bare):
     seen = connect(bare, "/raise-after-accept")
     assert seen.reason == ""
 
 
-def test_a_crash_seen_with_httpx_ws(bare, setup):
+def test_crash_seen_with_httpx_ws(bare, setup):
     expected = {"uvicorn": 1006, "hypercorn": 1011, "granian": 1005, "daphne": 1011}[setup.partition("-")[0]]
     assert connect_with_httpx_ws(bare, "/raise-after-accept").code == expected
 
