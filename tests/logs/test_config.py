@@ -12,19 +12,19 @@ import yaml
 from asgi_closecodes.logs import LOGGING, RedactPaths, configure_logging
 
 
-def test_the_files_say_what_the_dictionary_says():
+def test_files_say_what_the_dictionary_says():
     of_package = files("asgi_closecodes.logs")
     assert json.loads(of_package.joinpath("uvicorn.json").read_text()) == LOGGING
     assert yaml.safe_load(of_package.joinpath("uvicorn.yaml").read_text()) == LOGGING
 
 
 @pytest.mark.parametrize("arguments", [[], ["json"], ["yaml"]])
-def test_a_command_tells_where_they_are(arguments):
+def test_command_tells_where_they_are(arguments):
     done = subprocess.run([sys.executable, "-m", "asgi_closecodes.logs", *arguments], capture_output=True, text=True)
     assert done.stdout == f"{files('asgi_closecodes.logs')}/uvicorn.{(arguments or ['json'])[0]}\n"
 
 
-def test_it_knows_no_other_form():
+def test_config_knows_no_other_form():
     done = subprocess.run([sys.executable, "-m", "asgi_closecodes.logs", "toml"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "form must be json or yaml, not 'toml'\n")
 

@@ -132,7 +132,7 @@ def test_behind_a_queue(record, formatter):
         assert json.loads(text).items() >= fields.items()
 
 
-def test_a_plain_formatter_shows_the_essentials(record):
+def test_plain_formatter_shows_the_essentials(record):
     text = logging.Formatter("%(levelname)s %(name)s %(message)s").format(record)
     assert text.startswith(f"{record.levelname} asgi_closecodes.")
     assert ("Traceback" in text) == bool(record.exc_info)

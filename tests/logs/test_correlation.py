@@ -34,7 +34,7 @@ async def test_records_name_the_span_that_is_current(records):
 
 
 @pytest.mark.anyio
-async def test_without_a_valid_span_there_is_none(records):
+async def test_trace_id_without_a_valid_span_is_none(records):
     with use_span(INVALID_SPAN):
         await Peer().visit(CloseCodeMiddleware(Handler(ValueError()), Guard()))
     assert not [record for record in written(records) if "trace_id" in record or "span_id" in record]
@@ -52,7 +52,7 @@ async def test_records_have_the_correlation_id(records, gate):
 
 
 @pytest.mark.anyio
-async def test_a_correlation_id_forges_no_line(records):
+async def test_correlation_id_forges_no_line(records):
     token = correlation_id.set("a\nERROR forged\x1b[2J" + "x" * 1000)
     try:
         with anyio.CancelScope():

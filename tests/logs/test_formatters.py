@@ -96,24 +96,25 @@ def test_whatever_is_an_extra_is_written(value):
     assert "closecodes.x" in as_json(record_of(**{"closecodes.x": value}))
 
 
-def test_a_list_in_itself_is_written():
+def test_list_in_itself_is_written():
     loop = []
     loop.append(loop)
     assert as_json(record_of(**{"closecodes.x": loop}))["closecodes.x"] == "[[...]]"
 
 
-def test_a_number_that_json_cannot_hold_is_text_and_those_beside_it_stay_numbers():
+def test_number_that_json_cannot_hold_alone_becomes_text():
+    """A number that JSON cannot hold is text, and those beside it stay numbers."""
     written = as_json(record_of(bad=float("nan"), long=10**5000, good=0.5, several=[1, {"a": None}]))
     assert (written["bad"], written["good"], written["several"]) == ("nan", 0.5, [1, {"a": None}])
     assert isinstance(written["long"], str)
 
 
-def test_a_message_of_parts_is_written_whatever_their_names():
+def test_message_of_parts_is_written_whatever_their_names():
     written = as_json(record_of({(1, 2): "a", float("nan"): "b", 3: 4}))
     assert (written["(1, 2)"], written["nan"], written["3"]) == ("a", "b", 4)
 
 
-def test_the_keys_that_every_line_has():
+def test_keys_that_every_line_has():
     record = record_of("one %s", "two")
     record.created = 1_700_000_000.123456
     written = as_json(record)
@@ -126,7 +127,7 @@ def test_the_keys_that_every_line_has():
     }
 
 
-def test_an_extra_does_not_say_who_speaks_and_when():
+def test_extra_does_not_say_who_speaks_and_when():
     written = as_json(record_of(timestamp="never", level="calm", logger="mine", **{"process.pid": 0}))
     assert written["level"] == "error"
     assert written["logger"] == "some.logger"
@@ -149,7 +150,7 @@ class Custom(Exception):
         (ExceptionGroup("g", [KeyError()]), "ExceptionGroup"),
     ],
 )
-def test_an_exception_is_written_in_parts(error, name):
+def test_exception_is_written_in_parts(error, name):
     written = as_json(record_of(error=error))
     assert written["exception.type"] == name
     assert written["exception.message"] == str(error)
@@ -222,7 +223,7 @@ def test_monsters_are_written_and_stay_small(error, formatter):
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter(colours=False)])
 @pytest.mark.parametrize("mutual", [False, True])
-def test_a_recursion_of_10_000_frames_is_written(formatter, mutual):
+def test_recursion_of_10_000_frames_is_written(formatter, mutual):
     def down(left):
         if left == 0:
             raise RecursionError("too deep")
@@ -246,11 +247,11 @@ def test_a_recursion_of_10_000_frames_is_written(formatter, mutual):
     assert len(text.encode()) < 150_000
 
 
-def test_a_message_that_cannot_be_printed_is_contained():
+def test_message_that_cannot_be_printed_is_contained():
     assert as_json(record_of(error=ValueError(Rude())))["exception.message"].startswith("<unprintable")
 
 
-def test_a_stack_trace_has_at_most_32_kib_its_head_and_its_tail():
+def test_stack_trace_has_at_most_32_kib_its_head_and_its_tail():
     trace = as_json(record_of(error=ValueError("é" * 50_000 + "the end")))["exception.stacktrace"]
     assert len(trace.encode()) <= 32 * 1024
     assert trace.startswith("Traceback")
@@ -258,7 +259,7 @@ def test_a_stack_trace_has_at_most_32_kib_its_head_and_its_tail():
     assert trace.endswith("the end\n")
 
 
-def test_a_record_that_was_queued_is_written_like_any_other():
+def test_record_that_was_queued_is_written_like_any_other():
     lines = queue.Queue()
     logging.handlers.QueueHandler(lines).handle(record_of("said %s", "it", error=ValueError("x"), **{"a.key": 1}))
     written = as_json(lines.get())
@@ -267,7 +268,7 @@ def test_a_record_that_was_queued_is_written_like_any_other():
     assert "ValueError: x" in written.get("exception.stacktrace", written["message"])
 
 
-def test_it_can_be_named_in_a_dictionary():
+def test_formatter_can_be_named_in_a_dictionary():
     logging.config.dictConfig(
         {
             "version": 1,
@@ -287,7 +288,7 @@ def test_it_can_be_named_in_a_dictionary():
 
 
 @given(nasty, nasty, nasty)
-def test_nothing_drives_the_terminal_or_forges_a_line(message, path, of_error):
+def test_formatted_text_drives_no_terminal_and_forges_no_line(message, path, of_error):
     error = ValueError(of_error)
     text = ConsoleFormatter().format(record_of("%s", message, error=error, **{"client.address": path}))
     first, *rest = text.split("\n")
@@ -298,14 +299,14 @@ def test_nothing_drives_the_terminal_or_forges_a_line(message, path, of_error):
     )
 
 
-def test_a_line_says_when_how_bad_and_what():
+def test_line_says_when_how_bad_and_what():
     text = ConsoleFormatter().format(
         record_of("said", **{"closecodes.session.id": "abc", "client.address": "192.0.2.1"})
     )
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d\d\d ERROR    said  session=abc client=192\.0\.2\.1", text)
 
 
-def test_frames_of_libraries_are_dimmed_and_nothing_is_coloured_unasked():
+def test_library_frames_are_dimmed_only_where_colours_are_on():
     def fails():
         json.loads("nonsense")
 
@@ -374,7 +375,7 @@ def configured(logger, stream, *arguments, **options):
     return stream.getvalue()
 
 
-def test_it_is_json_unless_on_a_terminal(logger):
+def test_formatter_is_json_unless_on_a_terminal(logger):
     assert json.loads(configured(logger, io.StringIO()))["message"] == "said"
     assert "\x1b[" in configured(logger, Terminal())
     assert json.loads(configured(logger, Terminal(), "json"))["message"] == "said"
@@ -386,7 +387,7 @@ def test_no_color_is_honoured(logger, monkeypatch):
     assert "\x1b" not in configured(logger, Terminal())
 
 
-def test_a_second_call_replaces_the_first_and_nothing_else(logger):
+def test_second_call_replaces_the_first_and_nothing_else(logger):
     theirs = logging.StreamHandler(io.StringIO())
     logger.addHandler(theirs)
     first = io.StringIO()
@@ -397,7 +398,7 @@ def test_a_second_call_replaces_the_first_and_nothing_else(logger):
     assert len(logger.handlers) == 2
 
 
-def test_a_level_is_a_name_or_a_number(logger):
+def test_level_is_a_name_or_a_number(logger):
     assert configured(logger, io.StringIO(), level="warning") == ""
     assert configured(logger, io.StringIO(), level=10) != ""
 
@@ -409,6 +410,6 @@ def test_a_level_is_a_name_or_a_number(logger):
         ({"level": "LOUD"}, "level must be one of"),
     ],
 )
-def test_what_is_not_known_is_an_error(options, remedy):
+def test_unknown_argument_is_an_error(options, remedy):
     with pytest.raises(ValueError, match=remedy):
         configure_logging(**options, logger="configured.by.tests")

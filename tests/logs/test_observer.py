@@ -29,7 +29,7 @@ def test_every_kind_of_event_is_tried():
 
 
 @pytest.mark.parametrize("name", LOGGED)
-def test_an_event_is_one_record(records, name):
+def test_event_is_one_record(records, name):
     event = LOGGED[name]
     LogObserver()(event)
     [record] = records
@@ -47,7 +47,7 @@ def test_an_event_is_one_record(records, name):
         assert "/rooms/{id}" in record.getMessage() or name == "closecodes.gate.failed"
 
 
-def test_the_keys_of_a_failure(records):
+def test_keys_of_a_failure(records):
     LogObserver()(LOGGED["closecodes.session.exception"])
     keys = written(records[0])
     assert (
@@ -68,7 +68,7 @@ def test_the_keys_of_a_failure(records):
     assert keys["message"] == "ValueError in the WebSocket handler of /rooms/{id}; close code 1011; ref=ABCDEFGHJKMN"
 
 
-def test_the_keys_of_a_refusal(records):
+def test_keys_of_a_refusal(records):
     LogObserver()(LOGGED["closecodes.session.refused"])
     assert (
         written(records[0]).items()
@@ -96,7 +96,7 @@ def test_close_in_the_shadow_is_told_from_a_refusal(records):
         ("shadow", "would have refused a session of /rooms/{id}: max_sessions (full)"),
     ],
 )
-def test_a_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message):
+def test_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message):
     facts = replace(FACTS, phase="connecting")
     LogObserver()(events.SessionRefused(facts, CLOSE, "max_sessions", "full", 2.3, mode, 5, 5))
     assert records[0].getMessage() == message
@@ -150,7 +150,7 @@ def test_severity_is_what_the_refusal_says(records, is_overload, level):
     ],
 )
 @pytest.mark.anyio
-async def test_how_much_is_said_of_a_path_and_of_a_client_can_be_set(records, options, path, client, port):
+async def test_detail_of_paths_and_clients_can_be_set(records, options, path, client, port):
     app = CloseCodeMiddleware(Handler(ValueError()), Guard(Settings(**options)))
     await Peer(path="/rooms/0123456789abcdef0123").visit(app)
     [keys] = [written(record) for record in records if record.levelname == "ERROR"]
@@ -179,7 +179,7 @@ async def test_no_record_holds_a_secret(records, error, limit):
 
 
 @pytest.mark.anyio
-async def test_a_forged_path_and_a_client_s_reason_stay_on_their_line(records):
+async def test_forged_path_and_a_client_s_reason_stay_on_their_line(records):
     class Forger(Peer):
         async def receive(self):
             message = await super().receive()
@@ -194,7 +194,7 @@ async def test_a_forged_path_and_a_client_s_reason_stay_on_their_line(records):
 
 
 @pytest.mark.anyio
-async def test_a_level_that_is_off_costs_nothing(caplog, monkeypatch):
+async def test_level_that_is_off_costs_nothing(caplog, monkeypatch):
     caplog.set_level(logging.CRITICAL, "asgi_closecodes")
     observer = LogObserver()
     monkeypatch.setattr(observer._redactor, "keys", lambda session: 1 / 0)
@@ -202,7 +202,8 @@ async def test_a_level_that_is_off_costs_nothing(caplog, monkeypatch):
         observer(LOGGED[name])
 
 
-def test_without_any_configuration_an_error_and_its_trace_appear_on_stderr():
+def test_error_without_logging_configured_appears_on_stderr():
+    """Without any configuration an error and its stack trace appear on stderr."""
     program = """
 import anyio
 from asgi_closecodes import CloseCodeMiddleware
@@ -221,14 +222,14 @@ print(peer.closed[1])
 @pytest.mark.parametrize(
     ("cause", "told"), [("drain", "drained a session of /rooms/{id}; "), ("full", "shed a session")]
 )
-def test_a_drained_session_is_told_as_drained(records, cause, told):
+def test_drained_session_is_told_as_drained(records, cause, told):
     LogObserver()(events.SessionShed(FACTS, Close(1012), cause, 1.0))
     assert records[0].getMessage().startswith(told)
     assert "1012" in records[0].getMessage()
 
 
 @pytest.mark.parametrize("route", ["/100%/{id}", "/%s"])
-def test_a_route_with_a_percent_sign_is_told_as_it_is(records, route):
+def test_route_with_a_percent_sign_is_told_as_it_is(records, route):
     facts = dataclasses.replace(FACTS, route=route)
     for cause in ("drain", "full"):
         LogObserver()(events.SessionShed(facts, Close(1012), cause, 1.0))

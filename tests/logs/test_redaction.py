@@ -12,7 +12,7 @@ paths = st.text(st.one_of(st.sampled_from("/\r\n\x1b\u202e\ud800 %?é"), st.char
 
 
 @given(paths)
-def test_a_path_is_percent_encoded_and_bounded(path):
+def test_path_is_percent_encoded_and_bounded(path):
     for shown in (safe_path(path), raw_path(path)):
         assert len(shown) <= MAX_PATH_CHARS == 256
         assert re.fullmatch(r"[!-~]*", shown)
@@ -28,7 +28,7 @@ def test_a_path_is_percent_encoded_and_bounded(path):
         "c2VjcmV0IHRva2VuIGZvciB0ZXN0cw==",
     ],
 )
-def test_what_looks_like_a_token_is_masked(segment):
+def test_text_like_a_token_is_masked(segment):
     assert safe_path(f"/rooms/{segment}/chat") == "/rooms/REDACTED/chat"
     assert segment[:8] in raw_path(f"/rooms/{segment}/chat")
 
@@ -42,7 +42,7 @@ def test_words_and_numbers_are_kept(path):
 
 
 @given(st.ip_addresses())
-def test_a_client_may_be_cut_to_its_network(address):
+def test_client_may_be_cut_to_its_network(address):
     address = ipaddress.ip_address(canonical_address(str(address)))
     shown = ipaddress.ip_network(safe_client(str(address), "truncated"))
     assert address in shown
@@ -50,7 +50,7 @@ def test_a_client_may_be_cut_to_its_network(address):
 
 
 @given(paths)
-def test_a_client_may_be_anything(address):
+def test_client_may_be_anything(address):
     assert safe_client(address, "off") is None
     assert "\n" not in safe_client(address, "full")
     assert re.fullmatch("[0-9a-f]{12}", safe_client(address, "hashed"))
@@ -70,6 +70,6 @@ def test_one_line_is_one_line(text):
     shown.encode()
 
 
-def test_what_can_be_printed_is_not_changed():
+def test_printable_text_is_not_changed():
     assert one_line("naïve 日本 😀 ~") == "naïve 日本 😀 ~"
     assert one_line("a\nb\x1b[0m") == "a\\nb\\x1b[0m"

@@ -31,7 +31,8 @@ def take(tested, *key):
     return tested.check(key, lambda: key)
 
 
-def test_the_first_ten_are_written_then_ten_a_minute_each_with_the_count_of_those_before_it():
+def test_sampler_writes_ten_then_ten_a_minute_with_counts():
+    """The first ten are written, then ten a minute, each with the count of those before it."""
     clock = Clock()
     tested = limited(clock)
     assert [take(tested, "error", "a") for _ in range(15)] == [0] * 10 + [None] * 5
@@ -41,13 +42,13 @@ def test_the_first_ten_are_written_then_ten_a_minute_each_with_the_count_of_thos
     assert [take(tested, "error", "a") for _ in range(11)] == [1] + [0] * 9 + [None]
 
 
-def test_the_first_of_a_kind_is_written_however_many_others_there_are():
+def test_first_of_a_kind_is_written_among_any_number_of_others():
     tested = limited(Clock())
     assert {take(tested, "error", number) for number in range(1000)} == {0}
     assert take(tested, "error", 0) is None
 
 
-def test_what_no_record_has_carried_is_summed_up():
+def test_sampler_sums_up_what_no_record_has_carried():
     clock = Clock()
     tested = limited(clock)
     for kind in "a" * 13 + "b" * 10:
@@ -61,7 +62,7 @@ def test_what_no_record_has_carried_is_summed_up():
     assert list(tested.flush(now=True)) == []
 
 
-def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
+def test_kinds_beyond_the_memory_merge_by_their_first_part(monkeypatch):
     monkeypatch.setattr(sampling, "MAX_KINDS", 5)
     tested = limited(Clock())
     written = [take(tested, name, number) for number in range(20) for name in ("error", "refusal")]
@@ -70,7 +71,7 @@ def test_kinds_beyond_the_memory_are_one_kind_for_each_first_part(monkeypatch):
     assert counts == {"error": (True, 7), "refusal": (True, 8)}
 
 
-def test_a_kind_that_has_been_quiet_makes_room(monkeypatch):
+def test_kind_that_has_been_quiet_makes_room(monkeypatch):
     monkeypatch.setattr(sampling, "MAX_KINDS", 5)
     clock = Clock()
     tested = limited(clock, burst=1)

@@ -34,7 +34,7 @@ def test_readme_matches_events_and_metrics():
     assert text == generated.readme(text), "python -m tests.support.generated"
 
 
-def test_the_schema_is_one():
+def test_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
@@ -85,13 +85,13 @@ def test_every_name_and_key_of_the_schema_is_written(records):
         {"closecodes.error.fingerprint": None},
     ],
 )
-def test_a_wrong_record_is_not_valid(records, wrong):
+def test_wrong_record_is_not_valid(records, wrong):
     LogObserver()(LOGGED["closecodes.session.exception"])
     with pytest.raises(jsonschema.ValidationError):
         VALIDATOR.validate({**checked(records[0]), **wrong})
 
 
-def test_a_record_without_what_it_needs_is_not_valid(records):
+def test_record_without_what_it_needs_is_not_valid(records):
     LogObserver()(LOGGED["closecodes.session.exception"])
     written = checked(records[0])
     del written["closecodes.error.id"]

@@ -182,13 +182,13 @@ def in_parts(error):
 
 
 @given(errors)
-def test_it_is_what_the_standard_library_says(error):
+def test_stack_trace_is_what_the_standard_library_says(error):
     expected = "".join(traceback.format_exception(error))
     assert stack_trace(in_parts(error)) == expected
     assert stack_trace(in_parts(error)) == expected
 
 
-def test_deep_groups_and_loops_are_what_the_standard_library_says():
+def test_deep_groups_and_loops_are_as_the_standard_library_s():
     first, second = caught(ValueError("first")), caught(KeyError("second"))
     first.__cause__, second.__context__ = second, first
     deep = first
@@ -199,14 +199,14 @@ def test_deep_groups_and_loops_are_what_the_standard_library_says():
 
 
 @pytest.mark.parametrize("limit", [0, 2, -1, 10**9])
-def test_the_limit_of_tracebacks_is_kept(monkeypatch, limit):
+def test_limit_of_tracebacks_is_kept(monkeypatch, limit):
     error = caught(ValueError("x"), lambda error: down(error, 5))
     monkeypatch.setattr(sys, "tracebacklimit", limit, raising=False)
     assert stack_trace(in_parts(error)) == "".join(traceback.format_exception(error))
 
 
 @pytest.mark.parametrize("lasti", [-1, 0, 2])
-def test_a_traceback_that_was_made_by_hand_is_what_the_standard_library_says(lasti):
+def test_traceback_made_by_hand_is_as_the_standard_library_s(lasti):
     error = caught(ValueError("x"))
     frame = error.__traceback__.tb_next.tb_frame
     for line in (1, 2):  # which counts where there is no instruction to tell
@@ -214,7 +214,7 @@ def test_a_traceback_that_was_made_by_hand_is_what_the_standard_library_says(las
         assert stack_trace(in_parts(error)) == "".join(traceback.format_exception(error))
 
 
-def test_a_traceback_of_its_own_stands_for_that_of_the_exception():
+def test_traceback_of_its_own_stands_for_that_of_the_exception():
     error = caught(ValueError("x"), lambda error: down(error, 2))
     assert stack_trace((ValueError, error, None)) == "ValueError: x\n"
 
@@ -234,7 +234,7 @@ def test_code_that_is_gone_is_not_taken_for_that_in_its_place(monkeypatch):
         assert f'"{name}"' in stack_trace(in_parts(error))
 
 
-def test_a_line_is_looked_up_once(tmp_path):
+def test_line_is_looked_up_once(tmp_path):
     file = tmp_path / "changing.py"
     file.write_text("def fails(error):\n    raise error  # as it runs\n")
     [way] = as_program(str(file), file.read_text())
@@ -244,7 +244,7 @@ def test_a_line_is_looked_up_once(tmp_path):
     assert stack_trace(in_parts(caught(ValueError("x"), way))) == before
 
 
-def test_a_line_that_could_not_be_read_is_looked_up_again(tmp_path):
+def test_line_that_could_not_be_read_is_looked_up_again(tmp_path):
     file = tmp_path / "later.py"
     [way] = as_program(str(file), text := "def fails(error):\n    raise error\n")
     error = caught(ValueError("x"), way)
@@ -253,7 +253,7 @@ def test_a_line_that_could_not_be_read_is_looked_up_again(tmp_path):
     assert "    raise error\n" in stack_trace(in_parts(error)).partition("later.py")[2]
 
 
-def test_what_is_kept_is_bounded(monkeypatch):
+def test_stack_trace_kept_is_bounded(monkeypatch):
     monkeypatch.setattr(stack_traces, "MAX_CACHED_FRAMES", 3)
     stack_traces._frame_cache.clear()
     for way in WAYS:
@@ -262,7 +262,7 @@ def test_what_is_kept_is_bounded(monkeypatch):
         assert 0 < len(stack_traces._frame_cache) <= 3
 
 
-def test_a_line_that_holds_a_file_is_written_and_not_kept(monkeypatch):
+def test_line_that_holds_a_file_is_written_and_not_kept(monkeypatch):
     text = f"def fails(error): data = {'x' * 50_000!r}; raise error\n"
     monkeypatch.setitem(linecache.cache, "<data>", (len(text), None, [text], "<data>"))
     [way] = as_program("<data>", text)
@@ -274,7 +274,7 @@ def test_a_line_that_holds_a_file_is_written_and_not_kept(monkeypatch):
     assert sum(len(kept.text) for kept in stack_traces._frame_cache.values()) < 50_000
 
 
-def test_nothing_of_a_request_is_kept():
+def test_stack_trace_keeps_nothing_of_a_request():
     # Neither frames, which hold local variables, nor exceptions.
     class Local:
         pass
@@ -294,7 +294,7 @@ def test_nothing_of_a_request_is_kept():
     assert all(value is None or isinstance(value, (str, types.CodeType)) for value in reached)
 
 
-def test_an_exception_that_cannot_be_described_keeps_its_frames():
+def test_exception_that_cannot_be_described_keeps_its_frames():
     class Hostile(Exception):
         def __getattribute__(self, name):
             if name == "__cause__":

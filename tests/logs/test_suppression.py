@@ -42,7 +42,7 @@ def errors(count, distinct=1):
 
 
 @pytest.mark.parametrize(("count", "distinct", "most_lines"), [(10_000, 1, 70), (2_000, 2_000, 1200), (9_000, 3, 120)])
-def test_a_storm_of_errors(records, count, distinct, most_lines):
+def test_storm_of_errors(records, count, distinct, most_lines):
     counted = []
     observer = LogObserver(report=counted.append)
     for event in errors(count, distinct):
@@ -58,7 +58,7 @@ def test_a_storm_of_errors(records, count, distinct, most_lines):
     assert {record.levelname for record in records} == {"ERROR"}
 
 
-def test_what_is_left_out_is_not_looked_at(records, monkeypatch):
+def test_event_left_out_is_not_read(records, monkeypatch):
     observer = LogObserver()
     for event in errors(10):
         observer(event)
@@ -87,7 +87,7 @@ def test_limits_of_the_log_may_be_changed_while_it_runs(records):
 
 
 @pytest.mark.anyio
-async def test_refusals_are_counted_after_the_first_five_of_a_gate_and_cause(records):
+async def test_refusals_after_five_of_a_gate_and_cause_are_counted(records):
     guard = Guard(Settings(), gate=MaxSessions(0))
     app = CloseCodeMiddleware(Handler(), guard)
     for _ in range(40):
@@ -107,7 +107,7 @@ async def test_refusals_are_counted_after_the_first_five_of_a_gate_and_cause(rec
 @pytest.mark.parametrize(
     ("settings", "error", "written"), [({"max_sessions": 0}, None, 5), ({"log_burst": 3}, ValueError(), 3)]
 )
-async def test_what_is_only_counted_is_not_looked_at(settings, error, written, records, monkeypatch):
+async def test_event_only_counted_is_not_read(settings, error, written, records, monkeypatch):
     """Neither ids nor addresses nor events are made of records that nobody writes, where nobody follows."""
     logging.getLogger("asgi_closecodes").setLevel(logging.INFO)
     made = []
@@ -136,7 +136,7 @@ async def test_facts_are_the_same_for_observers_and_for_logs(records, monkeypatc
 
 
 @pytest.mark.anyio
-async def test_the_first_suppressed_record_starts_the_ticker(records):
+async def test_first_suppressed_record_starts_the_ticker(records):
     guard = Guard(Settings(log_burst=1))
     app = CloseCodeMiddleware(Handler(ValueError()), guard)
     await Peer().visit(app)
@@ -161,7 +161,7 @@ async def storm():
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "del app"])
-def test_what_is_unsaid_is_said_at_the_end_of_the_process(backend, ending):
+def test_pending_summaries_are_logged_as_the_process_ends(backend, ending):
     program = PROGRAM.format(guard="Guard()", run=f"anyio.run(storm, backend={backend!r})\n{ending}")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
@@ -170,7 +170,7 @@ def test_what_is_unsaid_is_said_at_the_end_of_the_process(backend, ending):
     assert lines[-1]["event.name"] == "closecodes.errors.suppressed"
 
 
-def test_a_guard_that_is_gone_leaves_nothing_behind(records):
+def test_guard_that_is_gone_leaves_nothing_behind(records):
     gc.collect()  # and with it the guards of other tests, which say their last word too
     records.clear()
     guard = Guard(Settings(log_burst=1))
