@@ -99,7 +99,7 @@ async def test_receives_in_several_tasks_return(queue):
 
 
 @pytest.mark.anyio
-async def test_a_receive_that_has_not_started_yet_returns_too(queue):
+async def test_receive_that_has_not_started_yet_returns_too(queue):
     channel, receive = channel_of(queue)
     receiving = receive()
     channel.interrupt_receive(Interruption(GONE))
@@ -108,7 +108,7 @@ async def test_a_receive_that_has_not_started_yet_returns_too(queue):
 
 
 @pytest.mark.anyio
-async def test_a_message_that_has_come_already_is_delivered_first(queue):
+async def test_message_that_has_come_already_is_delivered_first(queue):
     channel, receive = channel_of(queue)
     heard = []
 
@@ -125,7 +125,7 @@ async def test_a_message_that_has_come_already_is_delivered_first(queue):
 
 
 @pytest.mark.anyio
-async def test_a_cancellation_at_the_same_moment_is_not_swallowed(queue):
+async def test_cancellation_at_the_same_moment_is_not_swallowed(queue):
     for first in ("cancel", "cut off"):
         channel, receive = channel_of(queue)
         with anyio.CancelScope() as scope:
@@ -148,7 +148,9 @@ async def test_a_cancellation_at_the_same_moment_is_not_swallowed(queue):
 
 
 @pytest.mark.parametrize("order", [("cancel", "cut_off"), ("cut_off", "cancel")])
-def test_a_task_of_asyncio_that_is_cancelled_at_the_same_moment_stays_cancelled(order):
+def test_asyncio_task_cancelled_as_it_is_cut_off_stays_cancelled(order):
+    """A task of asyncio that is cancelled at the same moment stays cancelled."""
+
     async def main():
         queue = Queue()
         channel, receive = channel_of(queue)
@@ -210,7 +212,8 @@ def in_three_tasks(server_receive, act):
     return asyncio.run(main())
 
 
-def test_what_the_server_has_for_several_tasks_as_they_are_cut_off_is_not_lost():
+def test_messages_for_several_interrupted_tasks_are_not_lost():
+    """Nothing is lost of what the server has for several tasks as they are cut off."""
     on_their_way = []
 
     async def server_receive():
@@ -227,7 +230,9 @@ def test_what_the_server_has_for_several_tasks_as_they_are_cut_off_is_not_lost()
     assert received == 3
 
 
-def test_what_cannot_be_cancelled_now_is_cancelled_later_in_several_tasks_too():
+def test_uncancellable_awaitables_of_many_tasks_end_later():
+    """What cannot be cancelled now is cancelled later, in several tasks too."""
+
     class Borrowed(Rust):
         tries = 0
 
@@ -249,7 +254,9 @@ def test_what_cannot_be_cancelled_now_is_cancelled_later_in_several_tasks_too():
 
 
 @pytest.mark.parametrize("which", range(3))
-def test_one_of_several_tasks_that_is_cancelled_as_it_is_cut_off_stays_cancelled(which):
+def test_one_of_many_cancelled_as_it_is_cut_off_stays_cancelled(which):
+    """One of several tasks that is cancelled as it is cut off stays cancelled."""
+
     async def act(channel, tasks):
         channel.interrupt_receive(Interruption(GONE))
         tasks[which].cancel()
@@ -258,7 +265,9 @@ def test_one_of_several_tasks_that_is_cancelled_as_it_is_cut_off_stays_cancelled
     assert messages == [None if number == which else GONE for number in range(3)]
 
 
-def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancellation():
+def test_anyio_scope_cancelled_as_it_is_cut_off_catches_its_own():
+    """A scope of anyio that is cancelled at the same moment knows its cancellation."""
+
     async def main():
         rust = Rust()
         scope = anyio.CancelScope()
@@ -284,7 +293,7 @@ def test_a_scope_of_anyio_that_is_cancelled_at_the_same_moment_knows_its_cancell
     asyncio.run(main())
 
 
-def test_the_task_that_is_interrupted_is_not_cancelled():
+def test_task_that_is_interrupted_is_not_cancelled():
     """asyncio counts cancellations, and time-outs and task groups look at the count."""
 
     async def main():
@@ -305,7 +314,7 @@ def test_the_task_that_is_interrupted_is_not_cancelled():
 
 
 @pytest.mark.anyio
-async def test_the_application_does_not_return_before_its_last_word_is_out():
+async def test_application_returns_after_its_close_is_sent():
     """hypercorn closes the connection then, on trio before it has written what another task sends."""
     out = []
 
@@ -343,7 +352,7 @@ async def test_the_application_does_not_return_before_its_last_word_is_out():
 
 
 @pytest.mark.anyio
-async def test_a_session_is_shed_once():
+async def test_session_is_shed_once():
     guard = Guard(Settings())
     told = []
 
@@ -365,7 +374,7 @@ async def test_a_session_is_shed_once():
     assert peer.closed[1].endswith("cause=first")
 
 
-def test_what_cannot_be_cancelled_now_is_cancelled_a_little_later():
+def test_uncancellable_awaitable_is_cancelled_a_little_later():
     """An object of Rust's, as granian's, may be in use by another thread for a moment."""
 
     class Borrowed:

@@ -135,7 +135,8 @@ def test_peer_below_the_rate_is_not_closed_without_a_burst(per_second, burst, sh
     assert limited.closes == []
 
 
-def test_peer_that_says_one_thing_is_not_closed_though_the_next_would_wait():
+def test_peer_with_one_message_is_not_closed_for_the_next():
+    """A peer that says one thing is not closed, though the next would wait."""
     limited = Limited(MessageRate(0.1, 1, 5.0))
     assert limited.receive(0, 60, 120) == [0, 60, 120]
     assert limited.closes == []
@@ -311,7 +312,7 @@ async def test_shadow_of_messages_is_told_once_a_session():
     assert "close" not in peer.heard or peer.closed[0] == 1000
 
 
-def test_delay_that_ends_in_the_turn_of_the_interruption_asks_no_server():
+def test_delay_ended_in_the_interruption_s_turn_asks_no_server():
     """The future of the delay is done then, and cannot be cancelled any more."""
     asked = []
 

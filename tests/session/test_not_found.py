@@ -86,31 +86,31 @@ async def test_no_route_without_the_extension_is_a_reject():
         raising(ValueError("No route found for path 'x'.")),
     ],
 )
-async def test_what_others_raise_is_a_failure(app):
+async def test_like_error_raised_by_others_is_a_failure(app):
     peer, seen = await visit(app)
     assert peer.closed[0] == 1011
     assert len(of(SessionFailed, seen)) == 1
     assert of(RouteNotFound, seen) == []
 
 
-async def test_what_the_router_calls_is_a_failure():
+async def test_error_raised_below_the_router_is_a_failure():
     broken = router()
     broken.is_broken = True
     peer, _ = await visit(broken)
     assert peer.closed[0] == 1011
 
 
-async def test_a_mapping_of_the_user_comes_first():
+async def test_mapping_of_the_user_comes_first():
     peer, _ = await visit(router(), exceptions={ValueError: 4000})
     assert peer.closed[0] == 4000
 
 
-def test_an_exception_that_nobody_raised_says_nothing():
+def test_exception_that_nobody_raised_says_nothing():
     assert not says_not_found(ValueError())
 
 
 @pytest.mark.parametrize("status", [401, 404, 500])
-async def test_a_plain_http_response_is_a_denial(status):
+async def test_plain_http_response_is_a_denial(status):
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b"why"})
@@ -173,7 +173,7 @@ async def test_parts_without_an_end_are_bounded():
     assert len(of(SessionFailed, seen)) == 1
 
 
-async def test_a_peer_that_left_uvicorn_s_old_way_has_left():
+async def test_peer_that_left_uvicorn_s_old_way_has_left():
     class Legacy(Peer):
         async def send(self, message):
             if message["type"] == "websocket.close":

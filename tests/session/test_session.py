@@ -245,9 +245,8 @@ async def play(script, kind, handshake, gate_full):
     False,
 )
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-def test_a_server_is_only_told_what_asgi_allows_and_closed_exactly_once(
-    monkeypatch, backend, script, kind, handshake, gate_full
-):
+def test_server_is_sent_what_asgi_allows_and_one_close(monkeypatch, backend, script, kind, handshake, gate_full):
+    """A server is only sent what ASGI allows, and closed exactly once."""
     if kind.stuck_when is not None:
         monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.005)
         monkeypatch.setattr(close_handshake, "CANCELLED_CLOSE_TIMEOUT_S", 0.005)
@@ -330,7 +329,7 @@ def no_collections():
 
 
 @pytest.mark.parametrize("ending", _ENDINGS)
-def test_a_session_that_is_over_needs_no_garbage_collector(ending, monkeypatch):
+def test_session_that_is_over_needs_no_garbage_collector(ending, monkeypatch):
     """What a server hands out goes with the last reference: granian closes the socket only then."""
     settings, gate, error = _ENDINGS[ending]
 
@@ -354,7 +353,7 @@ def test_a_session_that_is_over_needs_no_garbage_collector(ending, monkeypatch):
         assert asyncio.run(visit())() is None
 
 
-def test_a_session_that_was_cancelled_twice_needs_no_garbage_collector():
+def test_session_cancelled_twice_needs_no_garbage_collector():
     async def twice():
         peer = Slow()
         task = asyncio.create_task(peer.visit(CloseCodeMiddleware(Handler(), Guard(Settings(max_sessions=1)))))
@@ -378,7 +377,7 @@ def test_a_session_that_was_cancelled_twice_needs_no_garbage_collector():
         assert asyncio.run(twice())() is None
 
 
-def test_on_asyncio_a_handler_that_overstays_is_its_sessions_affair_whoever_was_cancelled_before():
+def test_handler_overstaying_after_a_swallowed_cancel_is_ended():
     """A gate has swallowed a cancellation, as code of users' does: the task counts as cancelled from then on."""
 
     class Deaf:
@@ -426,7 +425,7 @@ def test_whoever_asks_for_the_id_of_a_session_is_told_the_same():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("code", ["bye", None, 1000.0, b"1001"])
-async def test_a_departure_without_a_number_is_one_without_a_code(code):
+async def test_departure_without_a_number_is_one_without_a_code(code):
     guard = Guard(Settings())
     peer = Peer()
     peer._says[-1] = {"type": "websocket.disconnect", "code": code}
@@ -434,7 +433,7 @@ async def test_a_departure_without_a_number_is_one_without_a_code(code):
     assert (len(guard.sessions), guard.snapshot()["closes"]) == (0, {1005: 1})
 
 
-def test_a_session_that_is_thrown_away_with_its_event_loop_ends_quietly():
+def test_session_thrown_away_with_its_event_loop_ends_quietly():
     """As at the end of a process whose server has not waited for it."""
 
     class Stays(Peer):
@@ -458,7 +457,7 @@ def test_a_session_that_is_thrown_away_with_its_event_loop_ends_quietly():
 
 
 @pytest.mark.anyio
-async def test_a_refusal_that_is_cancelled_is_reported():
+async def test_refusal_that_is_cancelled_is_reported():
     events = []
 
     async def stuck():
@@ -474,7 +473,9 @@ async def test_a_refusal_that_is_cancelled_is_reported():
 
 
 @pytest.mark.anyio
-async def test_a_session_that_is_cancelled_while_it_waits_in_a_gate_is_told():
+async def test_session_cancelled_waiting_in_a_gate_is_closed():
+    """A session that is cancelled while it waits in a gate is told."""
+
     class Slow:
         @contextlib.asynccontextmanager
         async def admit(self, session):
@@ -490,7 +491,9 @@ async def test_a_session_that_is_cancelled_while_it_waits_in_a_gate_is_told():
 
 
 @pytest.mark.anyio
-async def test_a_session_that_is_cancelled_in_a_gate_is_told_where_something_else_fails_at_once():
+async def test_session_cancelled_in_a_gate_beside_a_failure_is_closed():
+    """A session that is cancelled in a gate is told, where something else fails at once."""
+
     class Slow:
         @contextlib.asynccontextmanager
         async def admit(self, session):
@@ -510,7 +513,7 @@ async def test_a_session_that_is_cancelled_in_a_gate_is_told_where_something_els
 
 @pytest.mark.parametrize("of_a_gate", [True, False])
 @pytest.mark.parametrize("slow", ["handler", "refusal"])
-def test_a_scope_that_is_cancelled_as_a_timeout_expires_knows_its_cancellation(slow, of_a_gate, monkeypatch):
+def test_scope_cancelled_as_a_timeout_expires_catches_its_own(slow, of_a_gate, monkeypatch):
     """anyio's scopes know their cancellation by what it says, and asyncio merges two of one turn."""
     monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.01)
 
@@ -571,7 +574,7 @@ def test_so_does_one_whose_last_word_was_cut_short_twice(monkeypatch):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("waits", [True, False])
-async def test_a_handler_that_is_shed_before_it_looks_finds_a_connect_first(waits, caplog):
+async def test_handler_shed_before_it_receives_finds_connect_first(waits, caplog):
     """Starlette takes a disconnect that comes first for a bug of the server's."""
     seen = []
 
@@ -608,7 +611,7 @@ async def test_a_handler_that_is_shed_before_it_looks_finds_a_connect_first(wait
         (None, None),
     ],
 )
-async def test_a_client_is_an_address_and_a_port_whatever_the_server_says(said, client):
+async def test_client_of_any_server_is_an_address_and_a_port(said, client):
     seen = []
     await Peer(client=said).visit(CloseCodeMiddleware(Handler(), Guard(Settings(), observers=[seen.append])))
     assert of(SessionClosed, seen)[0].session.client == client
