@@ -13,11 +13,11 @@ def names(guard):
     return [gate["name"] for gate in guard.snapshot()["gates"]]
 
 
-def test_without_limits_no_gate_is_shown():
+def test_gates_without_limits_are_not_shown():
     assert names(Guard(Settings())) == []
 
 
-def test_all_limits_are_gates_in_the_order_in_which_they_are_asked():
+def test_limits_are_gates_in_the_order_of_asking():
     limits = {
         "max_sessions": 100,
         "max_sessions_per_client": 5,
@@ -42,7 +42,7 @@ def test_memory_is_a_share_or_a_size(limit, refuse_above, sheds):
     assert (gate.shed_above is not None) is sheds
 
 
-def test_a_change_keeps_the_gates_that_count_and_what_they_know():
+def test_change_keeps_the_gates_that_count_and_what_they_know():
     seen = []
     guard = Guard(Settings(max_sessions=5, handshakes_per_second=10, max_loop_lag=1), observers=[seen.append])
     lag, sessions, rate = guard.gate.gates
@@ -57,7 +57,7 @@ def test_a_change_keeps_the_gates_that_count_and_what_they_know():
     assert of(LimitsChanged, seen)[-1].changed == {"handshakes_per_second": None, "max_loop_lag": 2}
 
 
-def test_a_change_is_made_as_a_whole_or_not_at_all():
+def test_change_is_made_as_a_whole_or_not_at_all():
     guard = Guard(Settings(max_sessions=5))
     with pytest.raises(SettingsError):
         guard.update(max_sessions=7, reject_with="no")
@@ -75,7 +75,7 @@ def test_limits_in_the_shadow_only_look():
 
 
 @pytest.mark.anyio
-async def test_the_longest_hint_is_the_same_for_all():
+async def test_longest_hint_is_the_same_for_all():
     guard = Guard(Settings(handshakes_per_second=0, max_retry_after=7))
     [rate] = [gate for gate in guard.gate.gates if isinstance(gate, HandshakeRate)]
     assert (await refused(rate)).retry_after == 7

@@ -218,7 +218,7 @@ def texts(values):
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_a_number_without_a_text_is_refused(name):
+def test_number_without_a_text_is_refused(name):
     """Python writes no number of more than 4300 digits."""
     with pytest.raises(SettingsError, match=rf"\n  {name}( = <int>)? \(or"):
         Settings(**{name: 10**5000})
@@ -289,7 +289,7 @@ async def test_update_refuses_what_is_read_at_the_start(name):
         assert guard.settings.max_sessions == 7
 
 
-def test_a_drain_on_sigterm_may_be_set_before_the_start():
+def test_drain_on_sigterm_may_be_set_before_the_start():
     guard = Guard()
     guard.update(drain_on_sigterm=True)
     assert guard.settings.drain_on_sigterm
@@ -305,7 +305,7 @@ def test_gates_are_asked_in_the_order_of_limits():
 
 
 @pytest.mark.parametrize("name", ["max_sessions", "log_burst", "shed_rate", "max_memory"])
-def test_a_huge_number_changes_nothing(name):
+def test_huge_number_changes_nothing(name):
     guard = Guard(Settings())
     with pytest.raises(SettingsError, match=f"{name} = 1000"):
         guard.update(**{"max_sessions": 5, name: 10**400})
@@ -314,7 +314,7 @@ def test_a_huge_number_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", NUMERIC)
-def test_the_largest_number_works(name):
+def test_largest_number_works(name):
     guard = Guard(Settings(**{name: 2**53}))
     json.dumps([guard.snapshot(), guard.settings.limits()])
 
@@ -324,19 +324,19 @@ def test_every_setting_has_good_and_bad_values_here():
 
 
 @pytest.mark.parametrize(("name", "value", "read"), cases(GOOD))
-def test_a_good_value_is_read_from_a_keyword(name, value, read):
+def test_good_value_is_read_from_a_keyword(name, value, read):
     assert get(name, value) == read
     assert type(get(name, value)) in {type(read), frozenset} or name == "max_memory"
 
 
 @pytest.mark.parametrize(("name", "value", "read"), cases(GOOD, as_text=True))
-def test_a_good_value_is_read_from_the_environment(monkeypatch, name, value, read):
+def test_good_value_is_read_from_the_environment(monkeypatch, name, value, read):
     monkeypatch.setenv(variable(name), value)
     assert getattr(Settings(), name) == read
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_a_number_in_the_environment_is_the_number_of_the_keyword(monkeypatch, name):
+def test_number_in_the_environment_is_that_of_the_keyword(monkeypatch, name):
     for value, read in GOOD[name]:
         if isinstance(value, (int, float)):
             monkeypatch.setenv(variable(name), str(value))
@@ -344,13 +344,13 @@ def test_a_number_in_the_environment_is_the_number_of_the_keyword(monkeypatch, n
 
 
 @pytest.mark.parametrize(("name", "value", "read"), cases(GOOD))
-def test_a_good_value_makes_a_guard(name, value, read):
+def test_good_value_makes_a_guard(name, value, read):
     guard = Guard(Settings(**{name: value}))
     assert getattr(guard.settings, name) == read
 
 
 @pytest.mark.parametrize(("name", "value"), cases(BAD))
-def test_a_bad_value_is_refused_as_a_keyword(name, value):
+def test_bad_value_is_refused_as_a_keyword(name, value):
     with pytest.raises(SettingsError, match=f"\n  {name} \\(or" if name == "redis_url" else f"\n  {name} = "):
         Settings(**{name: value})
 
@@ -358,7 +358,7 @@ def test_a_bad_value_is_refused_as_a_keyword(name, value):
 @pytest.mark.parametrize(
     ("name", "value"), [pytest.param(name, text, id=f"{name}-{text[:20]}") for name in BAD for text in texts(BAD[name])]
 )
-def test_a_bad_value_is_refused_from_the_environment(monkeypatch, name, value):
+def test_bad_value_is_refused_from_the_environment(monkeypatch, name, value):
     if value in {"True", "False"} and isinstance(Settings.model_fields[name].default, bool):
         pytest.skip("a boolean")
     monkeypatch.setenv(variable(name), value)
@@ -368,13 +368,13 @@ def test_a_bad_value_is_refused_from_the_environment(monkeypatch, name, value):
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_an_empty_variable_is_none(monkeypatch, name):
+def test_empty_variable_is_none(monkeypatch, name):
     monkeypatch.delenv("CLOSECODES_REDIS_URL", raising=False)
     monkeypatch.setenv(variable(name), "")
     assert Settings() == Settings.model_construct()
 
 
-def test_a_keyword_is_stronger_than_the_environment(monkeypatch):
+def test_keyword_is_stronger_than_the_environment(monkeypatch):
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "7")
     assert Settings().max_sessions == 7
     assert Settings(max_sessions=8).max_sessions == 8
@@ -396,7 +396,7 @@ def test_settings_do_not_change_in_place():
 
 
 @pytest.mark.parametrize(("name", "value", "read"), cases(GOOD))
-def test_a_change_keeps_all_the_rest(name, value, read):
+def test_change_keeps_all_the_rest(name, value, read):
     before = Settings(
         max_sessions=3, max_memory="512MiB", max_cpu="50%", shed_order=shortest, shadow="max_cpu", error_code=4000
     )
@@ -407,7 +407,7 @@ def test_a_change_keeps_all_the_rest(name, value, read):
         assert type(getattr(after, other)) is type(getattr(before, other))
 
 
-def test_a_change_does_not_read_the_environment_again(monkeypatch):
+def test_change_does_not_read_the_environment_again(monkeypatch):
     before = Settings()
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "7")
     monkeypatch.setenv("CLOSECODES_ERROR_CODE", "nonsense")
@@ -474,25 +474,25 @@ def test_one_wrong_setting_is_one_problem(name, value):
         ("max_sessions_per_ip", "max_sessions_per_client"),
     ],
 )
-def test_an_unknown_keyword_is_an_error_with_the_nearest_name(name, nearest):
+def test_unknown_keyword_is_an_error_with_the_nearest_name(name, nearest):
     with pytest.raises(SettingsError, match=f"\n  {name}.*no such setting; did you mean {nearest}\\?"):
         Settings(**{name: 1})
 
 
-def test_an_unknown_keyword_like_nothing_is_an_error_without_a_guess():
+def test_unknown_keyword_like_nothing_is_refused_without_a_guess():
     with pytest.raises(SettingsError, match=r"no such setting$"):
         Settings(xyzzy=1)
 
 
 @pytest.mark.parametrize("unknown", ["max_sessoins", "redis_password"])
-def test_the_value_of_what_is_no_setting_is_not_shown(unknown):
+def test_value_of_what_is_no_setting_is_not_shown(unknown):
     with pytest.raises(SettingsError) as raised:
         Settings(**{unknown: "hunter2"}, max_sessions=-1)
     assert unknown in str(raised.value)
     assert "hunter2" not in str(raised.value)
 
 
-def test_the_rest_of_the_environment_is_not_shown(monkeypatch):
+def test_rest_of_the_environment_is_not_shown(monkeypatch):
     monkeypatch.setenv("DATABASE_PASSWORD", "hunter2")
     monkeypatch.setenv("CLOSECODES_REDIS_PASSWORD", "hunter2")
     monkeypatch.setenv("MAX_SESSIONS", "hunter2")
@@ -503,7 +503,7 @@ def test_the_rest_of_the_environment_is_not_shown(monkeypatch):
     assert "'-1'" in str(raised.value)
 
 
-def test_a_settings_error_is_a_value_error_and_hides_pydantic():
+def test_settings_error_is_a_value_error_and_hides_pydantic():
     with pytest.raises(ValueError) as raised:
         Settings(max_sessions=-1)
     assert type(raised.value) is SettingsError
@@ -511,7 +511,7 @@ def test_a_settings_error_is_a_value_error_and_hides_pydantic():
     assert "pydantic" not in str(raised.value)
 
 
-def test_a_middleware_that_cannot_be_configured_is_not_built_outside_of_an_event_loop(monkeypatch):
+def test_middleware_misconfigured_outside_a_loop_is_not_built(monkeypatch):
     monkeypatch.setenv("CLOSECODES_MAX_SESSIONS", "-1")
     with pytest.raises(SettingsError, match="CLOSECODES_MAX_SESSIONS"):
         CloseCodeMiddleware(print)
@@ -530,7 +530,7 @@ def test_a_middleware_that_cannot_be_configured_is_not_built_outside_of_an_event
         ("CLOSECODES_QQQQQQQQQQQQQQQQQQQQQQQQ", None),
     ],
 )
-def test_an_unknown_name_is_a_warning_with_the_nearest_match(monkeypatch, caplog, name, nearest):
+def test_unknown_name_is_a_warning_with_the_nearest_match(monkeypatch, caplog, name, nearest):
     monkeypatch.setenv(name, "hunter2")
     seen = []
     with caplog.at_level(logging.INFO, "asgi_closecodes"):
@@ -571,7 +571,8 @@ def default_of(name):
     return Settings.model_fields[name].default
 
 
-def test_the_readme_has_every_setting_in_order_with_its_default_and_its_description():
+def test_readme_has_every_setting_with_default_and_description():
+    """The README has every setting in order, with its default and its description."""
     expected = [
         {
             "name": name,
@@ -584,7 +585,7 @@ def test_the_readme_has_every_setting_in_order_with_its_default_and_its_descript
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row["name"])
-def test_the_default_in_the_readme_can_be_set_by_the_name_in_the_readme(monkeypatch, row):
+def test_readme_default_can_be_set_by_the_readme_s_name(monkeypatch, row):
     name = row["name"]
     other = next(value for value, read in GOOD[name] if read not in (default_of(name), None))
     monkeypatch.setenv(variable(name), row["default"])
@@ -592,5 +593,5 @@ def test_the_default_in_the_readme_can_be_set_by_the_name_in_the_readme(monkeypa
     assert getattr(Settings(), name) == getattr(settings, name) == default_of(name)
 
 
-def test_the_readme_says_what_the_environment_names_are():
+def test_readme_says_what_the_environment_names_are():
     assert "environment variables with the prefix `CLOSECODES_`" in README.read_text(encoding="utf-8")
