@@ -51,7 +51,7 @@ def served(guard, authorize=allowed):
 # How it is made
 
 
-def test_it_cannot_be_made_by_accident(guard):
+def test_status_app_cannot_be_made_by_accident(guard):
     with pytest.raises(
         TypeError, match=r"authorize is missing; give a function .* authorize=None allows every request"
     ):
@@ -59,12 +59,12 @@ def test_it_cannot_be_made_by_accident(guard):
 
 
 @pytest.mark.parametrize("nonsense", ["secret", True, False, 0])
-def test_what_cannot_be_called_is_no_authorization(guard, nonsense):
+def test_authorization_that_cannot_be_called_is_refused(guard, nonsense):
     with pytest.raises(TypeError, match=f"authorize must be a function, not {nonsense!r}; give a function"):
         StatusApp(guard, authorize=nonsense)
 
 
-async def test_none_lets_everybody_pass_and_says_so(guard, caplog):
+async def test_authorization_none_admits_everybody_and_says_so(guard, caplog):
     app = StatusApp(guard, authorize=None)
     [record] = [record for record in caplog.records if record.name == "asgi_closecodes.config" and record.levelno > 20]
     assert record.levelno == logging.WARNING
@@ -77,7 +77,7 @@ async def test_none_lets_everybody_pass_and_says_so(guard, caplog):
 
 
 @pytest.mark.parametrize("how", ["app", "starlette", "fastapi"])
-async def test_the_unauthorized_learn_nothing(guard, how):
+async def test_unauthorized_learn_nothing(guard, how):
     status = StatusApp(guard, authorize=allowed)
     app = status
     if how != "app":
@@ -134,7 +134,7 @@ async def test_only_true_is_a_yes(returned):
     assert str(failed.exception) == f"authorize returned a {type(returned).__name__}; return True or False"
 
 
-async def test_an_authorization_that_fails_lets_nobody_pass(guard, caplog):
+async def test_authorization_that_fails_lets_nobody_pass(guard, caplog):
     def authorize(request):
         raise LookupError("a secret of the database")
 
@@ -146,7 +146,7 @@ async def test_an_authorization_that_fails_lets_nobody_pass(guard, caplog):
     assert "secret" not in record.getMessage()
 
 
-async def test_a_slow_authorization_does_not_stop_the_event_loop(guard):
+async def test_slow_authorization_does_not_stop_the_event_loop(guard):
     loop_runs = threading.Event()
 
     def authorize(request):
@@ -162,7 +162,7 @@ async def test_a_slow_authorization_does_not_stop_the_event_loop(guard):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_cancelled_authorization_is_cancelled(guard):
+async def test_cancelled_authorization_is_cancelled(guard):
     async def authorize(request):
         await anyio.sleep_forever()
 
@@ -175,7 +175,7 @@ async def test_a_cancelled_authorization_is_cancelled(guard):
 # What they see
 
 
-async def test_the_snapshot(guard):
+async def test_snapshot(guard):
     app = CloseCodeMiddleware(Handler(ValueError("a secret")), guard)
     await Peer().visit(app)
     async with served(guard) as client:
@@ -194,7 +194,7 @@ async def test_the_snapshot(guard):
         assert "a secret" not in response.text
 
 
-async def test_a_full_process_still_answers(guard):
+async def test_full_process_still_answers(guard):
     async with Stay(guard) as stay:
         await stay.come(2)
         app = CloseCodeMiddleware(StatusApp(guard, authorize=None), guard)
@@ -230,7 +230,7 @@ async def test_methods_and_paths(guard, method, path, status, allow, mounted):
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/view", "html"), ("/status.css", "css"), ("/status.js", "javascript")])
-async def test_the_page_is_bound_by_a_strict_policy(guard, path, kind):
+async def test_page_is_bound_by_a_strict_policy(guard, path, kind):
     async with served(guard) as client:
         response = await client.get(path)
     assert response.headers["content-type"] == f"text/{kind}; charset=utf-8"
@@ -244,7 +244,7 @@ async def test_the_page_is_bound_by_a_strict_policy(guard, path, kind):
 # Draining
 
 
-async def test_a_drain_answers_when_it_is_done(guard):
+async def test_drain_answers_when_it_is_done(guard):
     async with Stay(guard) as stay, served(guard) as client:
         await stay.come(2)
         response = await client.post("/drain?window=0")
@@ -254,7 +254,7 @@ async def test_a_drain_answers_when_it_is_done(guard):
     assert guard.snapshot()["sheds"] == {"drain": 2}
 
 
-async def test_a_drain_goes_on_when_its_caller_leaves(guard):
+async def test_drain_goes_on_when_its_caller_leaves(guard):
     async with Stay(guard) as stay, served(guard) as client:
         await stay.come(2)
         with anyio.move_on_after(0.05):
@@ -276,7 +276,7 @@ async def test_drain_with_patience_waits_for_busy_sessions(guard):
 
 
 @pytest.mark.parametrize("window", ["-1", "nan", "inf", "soon", ""])
-async def test_a_window_that_is_none_drains_nothing(guard, window):
+async def test_window_that_is_none_drains_nothing(guard, window):
     async with served(guard) as client:
         response = await client.post("/drain", params={"window": window})
     assert (response.status_code, response.text) == (
@@ -356,7 +356,7 @@ async def test_status_what_is_no_host_is_named(guard, hosts, error, said):
 # As an application of its own
 
 
-async def test_a_websocket_finds_nothing(guard):
+async def test_websocket_finds_nothing(guard):
     sent = []
 
     async def receive():
@@ -369,7 +369,7 @@ async def test_a_websocket_finds_nothing(guard):
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
-async def test_it_has_a_lifespan(guard):
+async def test_status_app_has_a_lifespan(guard):
     sent = []
     says = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
 
