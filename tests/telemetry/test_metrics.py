@@ -83,7 +83,7 @@ def routed(handler, template="/rooms/{id}"):
 
 
 @pytest.mark.anyio
-async def test_a_session_from_its_start_to_its_end(numbers):
+async def test_session_from_its_start_to_its_end(numbers):
     guard = Guard(Settings(max_sessions=5), observers=[numbers.observer])
     async with Stay(guard, routed(Handler())) as stay:
         assert numbers("sessions_active", route=UNKNOWN) == 0
@@ -102,7 +102,7 @@ async def test_a_session_from_its_start_to_its_end(numbers):
 
 
 @pytest.mark.anyio
-async def test_a_session_is_active_before_it_is_accepted(numbers):
+async def test_session_is_active_before_it_is_accepted(numbers):
     go_on = anyio.Event()
 
     async def slow(scope, receive, send):
@@ -204,7 +204,7 @@ def test_every_label_set_that_is_bounded_is_there_from_the_start(numbers):
     assert numbers("draining") == numbers("event_loop_lag_seconds") == 0
 
 
-def test_the_histograms_of_prometheus_too():
+def test_histograms_of_prometheus_too():
     numbers = Numbers("prometheus")
     for outcome in ("completed", "failed", "shed", "not_accepted"):
         assert numbers("session_duration_seconds_count", outcome=outcome) == 0
@@ -212,7 +212,7 @@ def test_the_histograms_of_prometheus_too():
         assert numbers("admission_seconds_bucket", result=result, le="0.001") == 0
 
 
-def test_what_the_logs_may_suppress_is_known():
+def test_metrics_of_what_the_logs_may_suppress_are_there():
     [known] = [metric.known for metric in METRICS if metric.name == "closecodes_log_suppressed_total"]
     assert {name for (name,) in known} == {line.name for line in messages.LINES.values() if line.sampler}
 
@@ -220,7 +220,7 @@ def test_what_the_logs_may_suppress_is_known():
 # How the gates stand
 
 
-def test_the_gates_as_they_are_now(numbers):
+def test_gates_as_they_are_now(numbers):
     dial, own = Dial(0.25), MaxSessionsPerKey(4)
     guard = Guard(Settings(max_sessions=5), gate=Pressure(dial, 0.5, 0.2), observers=[numbers.observer])
     other = Guard(Settings(max_sessions=1), gate=own, observers=[numbers.observer])
@@ -250,7 +250,7 @@ def test_the_gates_as_they_are_now(numbers):
 
 
 @pytest.mark.anyio
-async def test_a_stall(numbers):
+async def test_stall(numbers):
     async with Stay(Guard(Settings(), observers=[numbers.observer])) as stay:
         await stay.come(1)
         await anyio.sleep(0.15)
@@ -343,7 +343,7 @@ def test_no_event_is_too_much(numbers, event):
 
 
 @pytest.mark.anyio
-async def test_nothing_stays_active_whatever_happens(numbers):
+async def test_active_sessions_whatever_happens_return_to_zero(numbers):
     """1 500 sessions that are cancelled, crash, are shed, change their route, or end as they should."""
     rng = random.Random(6)
     guard = Guard(Settings(max_sessions=200, max_sessions_per_client=30, shed_grace=0.01), observers=[numbers.observer])
@@ -430,7 +430,7 @@ SYNCED = events.ClusterSynced(
 )
 
 
-def test_a_cluster_limit_in_numbers(numbers):
+def test_cluster_limit_in_numbers(numbers):
     numbers.observer(SYNCED)
     assert [numbers(f"cluster_{what}", name="chat") for what in ("limit", "used", "quota")] == [100, 3, 7]
     assert numbers("cluster_lease_age_seconds", name="chat") < 10
@@ -455,7 +455,7 @@ def filled(kind):
     return numbers
 
 
-def test_the_names_of_opentelemetry_have_dots():
+def test_names_of_opentelemetry_have_dots():
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     guard = Guard(Settings(max_sessions=1), observers=[observer := OpenTelemetryObserver(meter_provider=provider)])
@@ -481,7 +481,7 @@ def test_the_names_of_opentelemetry_have_dots():
     assert guard
 
 
-def test_a_registry_has_room_for_one():
+def test_registry_has_room_for_one():
     registry = CollectorRegistry()
     first = PrometheusObserver(registry=registry)
     with pytest.raises(ValueError, match=r"share one PrometheusObserver.*registry="):
@@ -562,7 +562,7 @@ async def test_headroom_is_the_least_that_is_left(numbers, gate, settings, room)
 
 
 @pytest.mark.anyio
-async def test_a_limit_of_nobody_leaves_no_room(numbers):
+async def test_limit_of_nobody_leaves_no_room(numbers):
     Guard(Settings(max_sessions=8), observers=[numbers.observer])
     guard = Guard(Settings(max_sessions=0), observers=[numbers.observer])
     assert numbers("headroom") == 0.0

@@ -78,7 +78,7 @@ def server_span(exporter):
 
 
 @pytest.mark.anyio
-async def test_a_failure_marks_the_span(build, provider, exporter, caplog):
+async def test_failure_marks_the_span(build, provider, exporter, caplog):
     peer = Peer("hello", path="/rooms/5")
     await peer.visit(build(KeyError("the secret"), observed(), provider))
     span = server_span(exporter)
@@ -104,7 +104,7 @@ async def test_no_spans_of_our_own(build, provider, exporter):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("error", [None, CloseWith(4000)])
-async def test_what_is_no_failure_does_not(build, provider, exporter, error):
+async def test_close_that_is_no_failure_does_not_mark_the_span(build, provider, exporter, error):
     await Peer("hello", path="/rooms/5").visit(build(error, observed(), provider))
     span = server_span(exporter)
     assert span.status.status_code is not StatusCode.ERROR
@@ -112,7 +112,8 @@ async def test_what_is_no_failure_does_not(build, provider, exporter, error):
 
 
 @pytest.mark.anyio
-async def test_an_exception_that_travels_on_is_marked_once_more_by_the_instrumentation(build, provider, exporter):
+async def test_exception_travelling_on_is_marked_again(build, provider, exporter):
+    """An exception that travels on is marked once more by the instrumentation."""
     with pytest.raises(ValueError, match="a bug"):
         await Peer("hello", path="/rooms/5").visit(build(ValueError("a bug"), observed(reraise=True), provider))
     span = server_span(exporter)
@@ -132,7 +133,7 @@ async def test_instrumentation_inside_marks_its_span_itself(provider, exporter):
 
 
 @pytest.mark.anyio
-async def test_a_span_of_the_handler_s_own_marks_itself(provider, exporter):
+async def test_span_of_the_handler_s_own_marks_itself(provider, exporter):
     tracer = provider.get_tracer("mine")
 
     async def handler(scope, receive, send):
@@ -147,6 +148,6 @@ async def test_a_span_of_the_handler_s_own_marks_itself(provider, exporter):
 
 
 @pytest.mark.anyio
-async def test_without_a_span_nothing_happens():
+async def test_failure_without_a_span_marks_nothing():
     peer = await Peer().visit(CloseCodeMiddleware(Handler(ValueError()), observed()))
     assert peer.closed[0] == 1011

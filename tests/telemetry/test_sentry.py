@@ -39,7 +39,7 @@ def test_before_send_with_its_option_leaves_no_variables():
     assert "'vars'" not in str(sent)
 
 
-def test_the_request_keeps_its_method_and_url():
+def test_request_keeps_its_method_and_url():
     event = {
         "request": {
             "method": "GET",
@@ -112,7 +112,7 @@ def test_headers_go_from_a_span():
         {"exception": [], "request": "", "threads": 5, "breadcrumbs": [], "contexts": ""},
     ],
 )
-def test_an_odd_event_is_sent_as_it_is(event):
+def test_odd_event_is_sent_as_it_is(event):
     """Sentry drops the event when this raises."""
     before = repr(event)
     assert repr(before_send(event, {})) == before

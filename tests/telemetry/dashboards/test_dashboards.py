@@ -51,7 +51,7 @@ def test_there_are_five_alerts():
 
 
 @pytest.mark.parametrize("expression", [*RULES.values(), *(one for all_of in PANELS.values() for one in all_of)])
-def test_a_query_asks_for_what_there_is(expression):
+def test_query_asks_for_what_there_is(expression):
     names = set(re.findall(r"\bclosecodes_\w+", expression))
     assert names
     assert names <= set(SERIES)
@@ -62,7 +62,7 @@ def test_a_query_asks_for_what_there_is(expression):
         assert set(re.split(r",\s*", grouping)) <= labels
 
 
-def test_the_dashboard_or_an_alert_shows_every_metric():
+def test_dashboard_or_an_alert_shows_every_metric():
     asked = " ".join([*RULES.values(), *(expression for expressions in PANELS.values() for expression in expressions)])
     assert {metric.name for metric in METRICS if metric.name not in asked} == set()
 
@@ -84,7 +84,7 @@ def test_grafana_s_own_model_knows_all_of_the_dashboard():
     assert list(lost(DASHBOARD, known)) == []
 
 
-def test_the_panels_do_not_overlap():
+def test_panels_do_not_overlap():
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     taken = set()
     for panel in DASHBOARD["panels"]:
@@ -122,7 +122,7 @@ QUIET = {
 }
 
 
-def test_a_real_prometheus_fills_every_panel(tmp_path):
+def test_real_prometheus_fills_every_panel(tmp_path):
     with serve(
         "uvicorn-sansio",
         "tests.live.servers.metered:app",

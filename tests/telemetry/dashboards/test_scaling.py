@@ -100,7 +100,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_queries_say_what_is_wanted(case, tmp_path):
+def test_queries_say_what_is_wanted(case, tmp_path):
     series, wanted, _ = CASES[case]
     test = {
         "interval": "1m",
@@ -120,7 +120,7 @@ def test_the_queries_say_what_is_wanted(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_that_makes_as_many_pods_as_are_needed(case):
+def test_queries_make_as_many_pods_as_are_needed(case):
     """An autoscaler divides by the threshold, rounds up, and takes the largest."""
     _, wanted, pods = CASES[case]
     assert max(math.ceil(value / float(TRIGGERS[name]["threshold"])) for name, value in wanted.items()) == pods
