@@ -40,10 +40,10 @@ def run(pytester, monkeypatch):
     return run
 
 
-def test_a_crash_is_seen_by_the_fixture(run):
+def test_crash_is_seen_by_the_fixture(run):
     run(USING).assert_outcomes(passed=2)
 
 
-def test_the_example_of_the_readme_passes(run):
+def test_example_of_the_readme_passes(run):
     section = (ROOT / "README.md").read_text().partition("## In tests")[2]
     run(section.partition("```python\n")[2].partition("```")[0]).assert_outcomes(passed=1)

@@ -46,7 +46,7 @@ def server(request):
         yield running
 
 
-def test_a_crash_is_its_close_and_its_record(server):
+def test_crash_is_its_close_and_its_record(server):
     client = server.connect("/number", subprotocols=["v1"])
     assert client.subprotocol == "v1"
     assert client.receive() == "ready"
@@ -62,14 +62,14 @@ def test_a_crash_is_its_close_and_its_record(server):
     assert close.hint is close.cause is None
 
 
-def test_a_refusal_has_a_hint_and_a_cause(server):
+def test_refusal_has_a_hint_and_a_cause(server):
     close = server.connect("/busy").wait_closed()
     assert (close.code, close.hint, close.cause, close.ref) == (1013, 7.0, "database", None)
     with pytest.raises(LookupError, match="has no ref"):
         _ = close.record
 
 
-def test_a_response_has_a_status_and_no_code(server):
+def test_response_has_a_status_and_no_code(server):
     client = server.connect("/deny")
     client.send("nobody hears it")
     close = client.wait_closed()
@@ -79,7 +79,7 @@ def test_a_response_has_a_status_and_no_code(server):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_retry_after_header_is_a_hint(server):
+def test_retry_after_header_is_a_hint(server):
     with serve(wrapped(reject_with="http", max_sessions=0), server) as running:
         close = running.connect("/number").wait_closed()
     assert (close.status, close.cause) == (503, "full")
@@ -95,7 +95,7 @@ def test_receive_of_a_crashed_session_shows_its_trace(server):
     assert "float(text)" in ended.value.__notes__[0]
 
 
-def test_a_session_that_stays_open_is_a_time_out(server):
+def test_session_that_stays_open_is_a_time_out(server):
     client = server.connect("/number")
     with pytest.raises(TimeoutError, match="/number is still open after 0.2 s; received: \\['ready'\\]"):
         client.wait_closed(0.2)
@@ -103,7 +103,7 @@ def test_a_session_that_stays_open_is_a_time_out(server):
         client.receive(0.1)
 
 
-def test_the_bare_application_is_seen_as_it_is():
+def test_bare_application_is_seen_as_it_is():
     with serve(app()) as running:
         client = running.connect("/number")
         client.send("x")
@@ -111,7 +111,7 @@ def test_the_bare_application_is_seen_as_it_is():
         assert client.wait_closed().messages == ()
 
 
-def test_a_session_holds_its_place_until_it_is_closed():
+def test_session_holds_its_place_until_it_is_closed():
     with serve(wrapped(max_sessions=1)) as running:
         with running.connect("/number") as first:
             assert first.receive() == "ready"
@@ -119,7 +119,7 @@ def test_a_session_holds_its_place_until_it_is_closed():
         assert running.connect("/number").receive() == "ready"
 
 
-def test_a_record_that_was_counted_instead_says_so(monkeypatch):
+def test_record_that_was_counted_instead_says_so(monkeypatch):
     monkeypatch.setattr(records, "RECORD_TIMEOUT_S", 0.1)
     with serve(wrapped(log_burst=1)) as running:
         closes = []
@@ -133,7 +133,7 @@ def test_a_record_that_was_counted_instead_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_an_application_that_does_not_start_is_an_error(server):
+def test_application_that_does_not_start_is_an_error(server):
     def lifespan(_app):
         raise ZeroDivisionError("cannot start")
 
@@ -141,12 +141,12 @@ def test_an_application_that_does_not_start_is_an_error(server):
         pytest.fail("it is served")
 
 
-def test_an_unknown_server_is_named():
+def test_unknown_server_is_named():
     with pytest.raises(ValueError, match="server='daphne': use uvicorn or hypercorn"), serve(wrapped(), "daphne"):
         pytest.fail("it is served")
 
 
-def test_a_handler_that_blocks_is_an_error(monkeypatch):
+def test_handler_that_blocks_is_an_error(monkeypatch):
     monkeypatch.setattr(running_server, "JOIN_TIMEOUT_S", 0.1)
     released = threading.Event()
 
@@ -165,7 +165,7 @@ def test_a_handler_that_blocks_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_nothing_is_left_when_it_ends(server):
+def test_serve_that_ends_leaves_nothing(server):
     with serve(wrapped(), server) as running:
         address = running.host, running.port
         client = running.connect("/number")
