@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "asgi_closecodes"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "asgi_closecodes"
+
+MAX_TEST_NAME_CHARACTERS = 60
 
 
 @pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
@@ -41,6 +44,19 @@ def test_docstring_opens_with_a_verb_or_a_noun(part):
     opening = re.compile(r"(what|how|where|who|whose)\b", re.IGNORECASE)
     assert files
     assert [text for file in files for text in _docstrings(file) if opening.match(text)] == []
+
+
+def test_test_names_are_short():
+    """A name that fits a line of a report; the sentence that it shortens is the docstring."""
+    long = [
+        f"{file.relative_to(TESTS)}:{node.lineno} {node.name}"
+        for file in sorted(TESTS.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and len(node.name) > MAX_TEST_NAME_CHARACTERS
+    ]
+    assert long == []
 
 
 def _docstrings(file):
