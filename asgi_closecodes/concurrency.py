@@ -27,7 +27,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=COUNTING.acquire, after_in_parent=COUNTING.release, after_in_child=COUNTING.release)
 
 _LOST_AFTER_S = 0.5
-"""Seconds between two looks at whether an event loop that is waited for still runs."""
+"""Seconds between two checks whether an event loop that is waited for still runs."""
 
 _Returned = TypeVar("_Returned")
 

@@ -87,12 +87,12 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
 
 def is_plain(error: BaseException) -> bool:
     """Whether the standard library can print ``error``: no overridden attributes, and not nested too deeply."""
-    pending, looked_at = [(error, 0)], 0
+    pending, visited = [(error, 0)], 0
     while pending:
         one, depth = pending.pop()
-        looked_at += 1
-        if depth > _MAX_GROUP_DEPTH or looked_at > _MAX_EXCEPTIONS:
-            return looked_at > _MAX_EXCEPTIONS
+        visited += 1
+        if depth > _MAX_GROUP_DEPTH or visited > _MAX_EXCEPTIONS:
+            return visited > _MAX_EXCEPTIONS
         try:
             lies = (
                 one.__class__ is not type(one)

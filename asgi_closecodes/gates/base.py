@@ -139,7 +139,7 @@ class GateBase(abc.ABC):
         return NO_PERMIT
 
     def sample(self) -> None:
-        """Look at the world."""
+        """Sample what the gate measures."""
 
     def pause(self) -> None:
         """Forget what was sampled: nobody samples for now."""

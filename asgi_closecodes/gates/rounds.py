@@ -11,7 +11,7 @@ ROUND_SHARE = 0.05
 """Share of the open sessions that a round sheds at most, but at least one session."""
 
 SETTLE_S = 2.0
-"""Seconds between the return of the memory and the next look: longer than a sensor's value may be old."""
+"""Seconds between the return of the memory and the next measurement: longer than a sensor's value may be old."""
 
 MIN_RETURN_SHARE = 0.25
 """Share of what its sessions held that a round has to bring back."""

@@ -29,7 +29,7 @@ class Sensor(Protocol):
         """A token for refused clients: the cause."""
 
     def sample(self) -> None:
-        """Look at the world; called about ten times a second, in the event loop."""
+        """Read the value anew; called about ten times a second, in the event loop."""
 
     def value(self) -> float | None:
         """Return the value now, or None if it is unknown."""

@@ -1,4 +1,4 @@
-"""Time of each session's last message: looked at now and then, so that a message costs nothing."""
+"""Time of each session's last message, found by its count of messages every 5 s: a message costs nothing."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import anyio.lowlevel
 
 from asgi_closecodes.session import Session
 
-LOOK_INTERVAL_S = 5.0
-"""Seconds between two looks: a last message is known as exactly as that."""
+ACTIVITY_INTERVAL_S = 5.0
+"""Seconds between two updates: a last message is known as exactly as that."""
 
-_LOOKS_A_TURN = 500
-"""Sessions that are looked at in one turn of the event loop."""
+_SESSIONS_A_TURN = 500
+"""Sessions whose count is read in one turn of the event loop."""
 
 
 class Activity:
-    """Finds out by looks at the counts of messages.
+    """Times at which the counts of messages were last seen to change.
 
     :param clock: monotonic seconds.
     """
@@ -29,18 +29,18 @@ class Activity:
         self._clock = clock
         self._seen: WeakKeyDictionary[Session, tuple[int, float]] = WeakKeyDictionary()  # messages, and since when
 
-    async def look(self, sessions: Iterable[Session]) -> None:
-        """Take note of who has had messages since the last look; other tasks run meanwhile."""
+    async def update(self, sessions: Iterable[Session]) -> None:
+        """Note the sessions that had messages since the last update; other tasks run meanwhile."""
         now = self._clock()
         before, self._seen = self._seen, WeakKeyDictionary()
         for number, session in enumerate([*sessions], 1):
             count = session.message_count
             seen = before.get(session)
             self._seen[session] = seen if seen is not None and seen[0] == count else (count, now)
-            if number % _LOOKS_A_TURN == 0:
+            if number % _SESSIONS_A_TURN == 0:
                 await anyio.lowlevel.checkpoint()
 
     def last_message_at(self, session: Session) -> float:
-        """Return when it had its last message, or arrived, where it has not been looked at."""
+        """Return when ``session`` had its last message, or when it arrived if no update has seen it yet."""
         seen = self._seen.get(session)
         return session.arrived_at if seen is None else seen[1]

@@ -20,7 +20,7 @@ from .shedding import ENDS_A_TURN
 CAUSE = "close_sessions"
 """Token for logs and counts."""
 
-_LOOKS_A_TURN = 250
+_SESSIONS_A_TURN = 250
 """Sessions that ``where`` is asked about in one turn of the event loop."""
 
 
@@ -59,7 +59,7 @@ async def close_sessions(
             if is_chosen:
                 chosen += 1
                 tasks.start_soon(close, session)
-            if number % _LOOKS_A_TURN == 0 or (is_chosen and chosen % ENDS_A_TURN == 0):
+            if number % _SESSIONS_A_TURN == 0 or (is_chosen and chosen % ENDS_A_TURN == 0):
                 await anyio.lowlevel.checkpoint()
     return closed
 

@@ -31,8 +31,8 @@ MAX_AGE_HINT_S = 5.0
 _ENDS_A_TURN = 10
 """Sessions that begin to end in one turn of the event loop."""
 
-_LOOKS_A_TURN = 250
-"""Entries that are looked at in one turn of the event loop."""
+_ENTRIES_A_TURN = 250
+"""Entries that are taken off the heap in one turn of the event loop."""
 
 _MAX_STALE = 100
 """Entries of sessions that are over which do not matter yet."""
@@ -109,7 +109,7 @@ class Deadlines:
     """The heap of one guard.
 
     :param sessions: the admitted ones that are not over.
-    :param wake: called when a deadline was set that somebody has to look at.
+    :param wake: called when a deadline was set, so that the ticker runs.
     :param clock: monotonic seconds.
     :param draw: returns a random number from 0 to 1.
     """
@@ -143,12 +143,12 @@ class Deadlines:
 
     @property
     def is_needed(self) -> bool:
-        """Whether there are any to look at."""
+        """Whether any session has a deadline, or may get one by a setting."""
         return self._current > 0 or not self._age == self._auth == _NEVER
 
     @property
     def next_at(self) -> float | None:
-        """Monotonic seconds of the next look, at the latest; None if there is nothing to look at."""
+        """Monotonic seconds of the first entry, which may be stale; None if there is none."""
         with COUNTING:
             return heap[0][0] if (heap := self._first_heap()) else None
 
@@ -259,8 +259,8 @@ class Deadlines:
         elif dated.auth_from is not None and session.key is None:
             dated.auth_at = dated.auth_from + self._auth
 
-    def look(self) -> Coroutine[Any, Any, None] | None:
-        """Return what ends those whose time is over, None if there is nobody."""
+    def check(self) -> Coroutine[Any, Any, None] | None:
+        """Return a coroutine that ends the sessions whose time is over; None if there are none."""
         with COUNTING:
             self._sweep(_SWEEPS_A_TICK)
         next_at = self.next_at
@@ -283,7 +283,7 @@ class Deadlines:
         now = self._clock()
         due: list[_Due] = []
         with COUNTING:
-            for _ in range(_LOOKS_A_TURN):
+            for _ in range(_ENTRIES_A_TURN):
                 if not (heap := self._first_heap()) or heap[0][0] > now:
                     return due, False
                 if len(due) >= _ENDS_A_TURN:
@@ -328,7 +328,7 @@ class Deadlines:
     # The heap
 
     def _schedule(self, dated: _Dated) -> None:
-        """Have it looked at in time."""
+        """Push an entry for the first of its deadlines."""
         if (entry := self._entry(dated)) is not None:
             heapq.heappush(self._heap, entry)
             self._sweep(_SWEEPS_A_PUSH)

@@ -71,10 +71,10 @@ class Dispatcher:
         """Report once that something which the user plugged in has failed."""
         self.report_once(key, events.CallbackFailed(name, error))
 
-    def watch(self, look: Callable[[], events.Snapshot | None]) -> None:
-        """Give ``look`` to the observers that ask for it."""
+    def watch(self, snapshot: Callable[[], events.Snapshot | None]) -> None:
+        """Give ``snapshot`` to the observers that ask for it."""
         for watcher in self._watchers:
-            watcher.watch(look)
+            watcher.watch(snapshot)
 
     def is_watched(self) -> bool:
         """Whether there are such observers."""

@@ -27,7 +27,7 @@ from asgi_closecodes.settings import Settings, checked_change, reject_misplaced_
 from asgi_closecodes.settings.gates import gates_of, set_limits
 
 from . import draining, sigterm, unused
-from .activity import LOOK_INTERVAL_S, Activity
+from .activity import ACTIVITY_INTERVAL_S, Activity
 from .busy import BusySessions
 from .close_sessions import close_sessions
 from .counters import Counters
@@ -473,14 +473,14 @@ class Guard:
                 lambda: logs.has_pending_summaries,
                 finish=partial(logs.flush_summaries, now=True),
             ),
-            Job("saturation", self._saturation.look, lambda: self._saturation.is_watched),
+            Job("saturation", self._saturation.check, lambda: self._saturation.is_watched),
             Job("loop lag", self._lag.sample, None, finish=self._lag.stop),
             Job("gates", shedding.sample, shedding.is_watched, finish=shedding.pause),
             Job("expired sessions", shedding.end_expired, shedding.is_watched),
             Job("shedding", shedding.shed, shedding.is_watched),
-            Job("activity", lambda: self._activity.look(self.sessions), shedding.needs_activity, LOOK_INTERVAL_S),
-            Job("timeouts", self._timeouts.look, lambda: self._timeouts.is_needed),
-            Job("deadlines", self.deadlines.look, lambda: self.deadlines.is_needed),
+            Job("activity", lambda: self._activity.update(self.sessions), shedding.needs_activity, ACTIVITY_INTERVAL_S),
+            Job("timeouts", self._timeouts.check, lambda: self._timeouts.is_needed),
+            Job("deadlines", self.deadlines.check, lambda: self.deadlines.is_needed),
             Job("observers", dispatcher.sample, dispatcher.is_watched, finish=dispatcher.sample),
         )
 

@@ -49,7 +49,7 @@ class Saturation:
         """Begin anew, in a child process."""
         self._spells.clear()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Report the gates that have recovered."""
         now = time.monotonic()
         with COUNTING:

@@ -18,7 +18,7 @@ SETTLED_AFTER_S = 10.0
 """Seconds after which a session may be shed like any other: younger ones go last."""
 
 _CHUNK = 500
-"""Sessions that are looked at in one turn of the event loop."""
+"""Sessions that are sorted in one turn of the event loop."""
 
 
 class ShedOrder:
@@ -89,7 +89,7 @@ def _arrival(session: Session) -> float:
 
 
 async def _first(sessions: list[Session], count: int, key: Callable[[Session], Any]) -> list[Session]:
-    # In chunks, each together with the first of those before it: no turn of the event loop looks at all of them.
+    # In chunks, each together with the first of those before it: no turn of the event loop sorts all of them.
     first: list[Session] = []
     chunk = max(_CHUNK, count)
     for start in range(0, len(sessions), chunk):

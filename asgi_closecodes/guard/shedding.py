@@ -74,7 +74,7 @@ class Shedding:
         return self._settings.shed_order == "idle" and self.is_watched()
 
     def sample(self) -> None:
-        """Have the gates look at the world."""
+        """Have the gates sample what they measure."""
         for gate in self._gates:
             self._dispatcher.ask(gate, gate.sample, bool, default=False)
 

@@ -1,6 +1,6 @@
 """Time limits of open sessions: idle ones, sends that do not end, handlers that go on without their peer.
 
-They are found by looking at a part of the sessions each tick. A message costs nothing, and no session has a timer.
+Each tick checks a part of the sessions. A message costs nothing, and no session has a timer.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ STALLED_AFTER_S = 5.0
 """Seconds in one ``send`` after which a session is called stalled."""
 
 _MIN_PERIOD_S = 0.45
-"""Seconds in which every session is looked at once: two of them stay below the second that a limit may be late."""
+"""Seconds in which every session is checked once: two of them stay below the second that a limit may be late."""
 
 _MAX_PERIOD_S = 5.0
-"""The same, of long limits: a session that is over stays in memory until its next look."""
+"""The same, of long limits: a session that is over stays in memory until its next check."""
 
-_MIN_LOOKS = 100
-"""Sessions that are looked at in every tick."""
+_MIN_CHECKS = 100
+"""Sessions that are checked in every tick."""
 
-_LOOKS_A_TURN = 2000
+_CHECKS_A_TURN = 2000
 """The same, at most, in one turn of the event loop."""
 
 _MAX_STEP_S = 1.0
@@ -67,7 +67,7 @@ class Limits(Protocol):
 
 
 class _Watched:
-    """Findings of the last look at a session."""
+    """Findings of the last check of a session."""
 
     __slots__ = (
         "active_at",
@@ -106,7 +106,7 @@ class _Watched:
 
 
 class SessionTimeouts:
-    """Looks at the sessions in turn, and ends those that are beyond a limit.
+    """Checks the sessions in turn, and ends those that are beyond a limit.
 
     :param sessions: the admitted ones that are not over.
     :param clock: monotonic seconds.
@@ -125,11 +125,11 @@ class SessionTimeouts:
         self._stalls: set[_Watched] = set()
         self._expired: dict[Session, TimedOut | TryAgainLater] = {}
         self._ending_in: EventLoop | None = None  # which may end without a word
-        self._looked_at = clock()
+        self._checked_at = clock()
         self._passed = 0.0  # seconds, by this object's own clock
 
     def follow(self, limits: Limits) -> None:
-        """Look for what is beyond ``limits``, in the sessions that are open too."""
+        """End what is beyond ``limits``, in the sessions that are open too."""
         before = self._send, self._cancels, self.is_needed
         self._idle = math.inf if limits.idle_timeout is None else limits.idle_timeout
         self._send = math.inf if limits.send_timeout is None else limits.send_timeout
@@ -156,12 +156,12 @@ class SessionTimeouts:
         self._expired.clear()
 
     def add(self, session: Session) -> None:
-        """Look at ``session`` too, from now on."""
+        """Check ``session`` too from now on."""
         if self.is_needed:
             self._ring.append(_Watched(session, self._now()))
 
     def stalled(self) -> int:
-        """Return how many open sessions have been in one ``send`` for over 5 s, as far as that is looked for."""
+        """Return how many open sessions have been in one ``send`` for over 5 s, as far as that is checked."""
         latest = self._now() - STALLED_AFTER_S
         return sum(
             watched.sending_since < latest and is_pending(watched.sending) and not watched.session.is_leaving
@@ -169,17 +169,17 @@ class SessionTimeouts:
         )
 
     def _now(self) -> float:
-        return self._passed + min(self._clock() - self._looked_at, _MAX_STEP_S)
+        return self._passed + min(self._clock() - self._checked_at, _MAX_STEP_S)
 
-    async def look(self) -> None:
-        """Look at the sessions whose turn it is; other tasks run meanwhile."""
-        now, elapsed = self._now(), self._clock() - self._looked_at
-        self._passed, self._looked_at = now, self._looked_at + elapsed
+    async def check(self) -> None:
+        """Check the sessions whose turn it is; other tasks run meanwhile."""
+        now, elapsed = self._now(), self._clock() - self._checked_at
+        self._passed, self._checked_at = now, self._checked_at + elapsed
         share = math.ceil(len(self._ring) * min(elapsed / self._period, 1.0))
-        looks = min(max(share, _MIN_LOOKS), len(self._ring))
-        while looks > 0:
-            self._look_at(min(looks, _LOOKS_A_TURN), now)
-            if (looks := looks - _LOOKS_A_TURN) > 0:
+        checks = min(max(share, _MIN_CHECKS), len(self._ring))
+        while checks > 0:
+            self._check_next(min(checks, _CHECKS_A_TURN), now)
+            if (checks := checks - _CHECKS_A_TURN) > 0:
                 await anyio.lowlevel.checkpoint()
         if self._expired and not (self._ending_in is not None and self._ending_in.is_alive):
             self._ending_in = EventLoop.running()
@@ -195,10 +195,10 @@ class SessionTimeouts:
         finally:
             self._ending_in = None
 
-    def _look_at(self, looks: int, now: float) -> None:
-        """Look at the next ones; every name of this loop counts, at 50 000 sessions."""
+    def _check_next(self, count: int, now: float) -> None:
+        """Check the next sessions of the ring; every name in this loop costs time at 50 000 sessions."""
         ring, idle, cancels = self._ring, self._idle, self._cancels
-        for _ in range(min(looks, len(ring))):
+        for _ in range(min(count, len(ring))):
             try:
                 watched = ring.popleft()
             except IndexError:
@@ -208,9 +208,9 @@ class SessionTimeouts:
                 self._stalls.discard(watched)
                 continue
             ring.append(watched)
-            count = session.received + session.sent
-            if count != watched.count:
-                watched.count, watched.active_at = count, now
+            messages = session.received + session.sent
+            if messages != watched.count:
+                watched.count, watched.active_at = messages, now
             elif now - watched.active_at >= idle:
                 self._end_idle(watched, now)
             sending = session.sending
@@ -218,9 +218,9 @@ class SessionTimeouts:
                 sending is None
                 or (type(sending) is CoroutineType and not sending.cr_suspended and watched.sending is None)
             ):
-                self._look_at_send(watched, now)
+                self._check_send(watched, now)
             if cancels and (session.has_departed or (watched.is_lost and not session.is_leaving)):
-                self._look_at_departed(watched, now)
+                self._check_departed(watched, now)
 
     def _expire(self, watched: _Watched, limit: str, refusal: TimedOut | TryAgainLater) -> None:
         if limit not in self._shadow:
@@ -237,7 +237,7 @@ class SessionTimeouts:
         if watched.sending is None and not watched.session.is_leaving:
             self._expire(watched, "idle_timeout", TimedOut(CloseCode.TIMEOUT, "idle timeout", "idle"))
 
-    def _look_at_send(self, watched: _Watched, now: float) -> None:
+    def _check_send(self, watched: _Watched, now: float) -> None:
         # What was found first counts until it has ended: a handler may send in several tasks at once.
         if watched.sending is None or not is_pending(watched.sending):
             watched.sending = watched.session.sending if is_pending(watched.session.sending) else None
@@ -252,7 +252,7 @@ class SessionTimeouts:
         if now - watched.taken_at >= self._send and not watched.session.is_leaving:
             self._expire(watched, "send_timeout", TryAgainLater(cause="slow", is_overload=False))
 
-    def _look_at_departed(self, watched: _Watched, now: float) -> None:
+    def _check_departed(self, watched: _Watched, now: float) -> None:
         if watched.departed_at is None:
             watched.departed_at = now
         if now - watched.departed_at >= self._grace:

@@ -24,8 +24,8 @@ _FIRST_DELAY_S = 0.001
 _LONGEST_DELAY_S = 0.1
 _LONGEST_DELAY_OF_REFUSED_S = 0.25
 """Nobody waits for their places: they have none."""
-_MOST_LOOKS_PER_SECOND = 2000
-"""Looks at all connections that are waited for together: 20 us each."""
+_MAX_CHECKS_PER_SECOND = 2000
+"""Checks of all connections that are waited for together: 20 us each."""
 
 
 class Step(enum.Enum):
@@ -67,15 +67,15 @@ class Departure:
         return Step.ABANDON if now >= self._abandon_at() else Step.WAIT
 
     def delay(self, now: float, waiting: int) -> float:
-        """Return the seconds until the next look: few at first, and later a share of those that it has taken.
+        """Return the seconds until the next check: few at first, and later a share of those that it has taken.
 
-        :param waiting: connections that are waited for: the more they are, the less each is looked at.
+        :param waiting: connections that are waited for: the more there are, the less often each is checked.
         """
         due = self._abandon_at()
         if not self._has_aborted:
             due = min(due, self.deadline.check_at)
         longest = _LONGEST_DELAY_OF_REFUSED_S if self.is_refused else _LONGEST_DELAY_S
-        longest = max(longest, waiting / _MOST_LOOKS_PER_SECOND)
+        longest = max(longest, waiting / _MAX_CHECKS_PER_SECOND)
         share = 1.0 if self.is_refused else 0.25
         return max(min((now - self._began_at) * share + _FIRST_DELAY_S, longest, due - now), 0.0)
 

@@ -29,8 +29,8 @@ from .channel import Channel, is_cancelled_too
 if TYPE_CHECKING:
     from .session import Session
 
-LOOK_INTERVAL_S = 0.25
-"""Seconds between two looks at whether a delayed session is over, of which no server tells that is not asked."""
+CHECK_INTERVAL_S = 0.25
+"""Seconds between two checks whether a delayed session is over: a server tells only who asks."""
 
 _PAUSE_S = 0.1
 """Seconds that messages have to be late, all of a spell together, for their peer to have paused."""
@@ -171,8 +171,8 @@ class LimitedReceive(_Metered):
                 self._is_closing = True
                 session.schedule_close(TooManyMessages(self._rate.per_second))
             session = None  # held by this coroutine it would outlive its handler
-            wake_at = now + LOOK_INTERVAL_S if self._is_closing else min(self._due_at, self._close_at)
-            await anyio.sleep(min(wake_at - now, LOOK_INTERVAL_S))
+            wake_at = now + CHECK_INTERVAL_S if self._is_closing else min(self._due_at, self._close_at)
+            await anyio.sleep(min(wake_at - now, CHECK_INTERVAL_S))
             now = self._clock()
         self._check_interrupted()
         self._ready_at = min(self._ready_at, now)

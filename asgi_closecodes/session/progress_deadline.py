@@ -69,9 +69,9 @@ class AbortTimer:
         self._arm(asyncio.get_running_loop())
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(max(self._deadline.check_at - time.monotonic(), 0.0), self._look, loop)
+        self._timer = loop.call_later(max(self._deadline.check_at - time.monotonic(), 0.0), self._check, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._connection.is_held(is_closed_here=self._is_closed_here):
             return
         if self._deadline.is_over(time.monotonic()):

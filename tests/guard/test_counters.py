@@ -42,14 +42,14 @@ def test_spell_of_refusals_begins_once_and_ends_once(clock):
     for _ in range(3):
         saturation(refused())
         clock.now += 2
-    saturation.look()
+    saturation.check()
     assert seen == [events.GateSaturated("max_sessions", "full", 5, 5)]
     assert saturation.is_watched
     clock.now += 7.9
-    saturation.look()
+    saturation.check()
     assert len(seen) == 1
     clock.now += 0.2
-    saturation.look()
+    saturation.check()
     assert seen[1:] == [events.GateRecovered("max_sessions", "full", 3, 4.0)]
     assert not saturation.is_watched
     saturation(refused())

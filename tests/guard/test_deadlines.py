@@ -90,7 +90,7 @@ class Looking:
     async def pass_time(self, seconds, tick=TICK_S):
         for _ in range(round(seconds / tick)):
             self.clock.now += tick
-            if (rest := self.deadlines.look()) is not None:
+            if (rest := self.deadlines.check()) is not None:
                 await rest
 
 

@@ -1121,14 +1121,14 @@ async def test_order_idle_keeps_no_session_alive():
     sessions = [Visitor() for _ in range(50)]
     held = [weakref.ref(session) for session in sessions]
     activity = Activity()
-    await activity.look(sessions)
+    await activity.update(sessions)
     sessions.clear()
     gc.collect()
     assert not [one for one in held if one() is not None]
 
 
 def test_guard_idle_keeps_no_session_alive(monkeypatch):
-    monkeypatch.setattr("asgi_closecodes.guard.guard.LOOK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("asgi_closecodes.guard.guard.ACTIVITY_INTERVAL_S", 0.0)
     guard = Guard(Settings(max_sessions=100, shed_order="idle"))
 
     async def main():

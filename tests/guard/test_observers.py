@@ -166,8 +166,8 @@ class Watcher:
     def __call__(self, event):
         self.seen.append(event)
 
-    def watch(self, look):
-        self.look = look
+    def watch(self, snapshot):
+        self.snapshot = snapshot
 
     def sample(self):
         self.samples += 1
@@ -194,16 +194,16 @@ async def test_watcher_sees_how_the_gates_stand_now():
     guard = Guard(Settings(max_sessions=5, shadow="max_sessions", max_sessions_per_client=3), observers=[watcher])
     async with Stay(guard) as stay:
         await stay.come(2)
-        assert watcher.look()["gates"] == [
+        assert watcher.snapshot()["gates"] == [
             gate_state("max_sessions_per_client", "client", 2, 3),
             gate_state("max_sessions", "full", 2, 5, shadow=True),
         ]
         guard.update(max_sessions=1)
-        assert watcher.look()["gates"][-1]["limit"] == 1
-        assert not watcher.look()["draining"]
+        assert watcher.snapshot()["gates"][-1]["limit"] == 1
+        assert not watcher.snapshot()["draining"]
         await guard.drain(0)
-        assert watcher.look()["draining"]
-    assert watcher.look()["gates"][-1]["usage"] == 0
+        assert watcher.snapshot()["draining"]
+    assert watcher.snapshot()["gates"][-1]["usage"] == 0
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_snapshot_of_other_gates(gate, state):
     watcher = Watcher()
     guard = Guard(gate=gate, observers=(one for one in [watcher]))
     seen = []
-    elsewhere = threading.Thread(target=lambda: seen.append(watcher.look()))
+    elsewhere = threading.Thread(target=lambda: seen.append(watcher.snapshot()))
     elsewhere.start()
     elsewhere.join()
     assert seen[0]["gates"][-1] == state
@@ -230,10 +230,10 @@ def test_snapshot_of_other_gates(gate, state):
 def test_watcher_does_not_keep_the_guard():
     watcher = Watcher()
     guard = Guard(gate=MaxSessions(1), observers=[watcher])
-    assert watcher.look()["gates"][-1]["name"] == "max_sessions"
+    assert watcher.snapshot()["gates"][-1]["name"] == "max_sessions"
     del guard
     gc.collect()
-    assert watcher.look() is None
+    assert watcher.snapshot() is None
 
 
 @pytest.mark.anyio
@@ -246,12 +246,12 @@ async def test_watcher_is_sampled_and_sees_a_stall(monkeypatch):
         await stay.come(1)
         await until(lambda: watcher.samples > 1)
         threading.Event().wait(0.4)  # in the event loop's thread, which is the fault
-        assert watcher.look()["loop_lag"] >= 0.2
+        assert watcher.snapshot()["loop_lag"] >= 0.2
         samples = watcher.samples
         await until(lambda: watcher.samples > samples + 2)
-        assert watcher.look()["loop_lag"] >= 0.2
+        assert watcher.snapshot()["loop_lag"] >= 0.2
     await until(lambda: not guard._ticker.is_running)
-    assert watcher.look()["loop_lag"] is None
+    assert watcher.snapshot()["loop_lag"] is None
 
 
 @pytest.mark.anyio

@@ -72,14 +72,14 @@ def test_idle_go_first():
     async def main():
         clock = Clock(time.monotonic())
         activity = Activity(clock)
-        await activity.look(sessions)
+        await activity.update(sessions)
         for session in sessions[1:]:
             session.message_count += 1
         clock.now += 0.01
-        await activity.look(sessions)
+        await activity.update(sessions)
         clock.now += 0.01
         sessions[2].message_count += 1
-        await activity.look(sessions)
+        await activity.update(sessions)
         return await ShedOrder("idle", print, activity.last_message_at).choose(sessions, 3)
 
     assert anyio.run(main) == sessions

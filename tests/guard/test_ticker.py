@@ -748,7 +748,7 @@ async def test_ticker_forgets_what_the_parent_process_runs():
 @pytest.mark.anyio
 async def test_guard_long_shedding_looks_at_activity_meanwhile(monkeypatch):
     """A look that was due meanwhile was lost for 5 s."""
-    monkeypatch.setattr("asgi_closecodes.guard.guard.LOOK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("asgi_closecodes.guard.guard.ACTIVITY_INTERVAL_S", 0.0)
     guard = Guard(Settings(max_sessions=10, shed_order="idle", shed_rate=1000))
     is_shedding, may_end = anyio.Event(), anyio.Event()
 

@@ -92,7 +92,7 @@ class Looking:
     async def pass_time(self, seconds, tick=0.1):
         for _ in range(round(seconds / tick)):
             self.clock.now += tick
-            await self.timeouts.look()
+            await self.timeouts.check()
         await until(lambda: self.timeouts._ending_in is None)
 
     async def first_end(self, within):
@@ -163,9 +163,9 @@ async def test_idle_look_at_50000_sessions_is_shared_out(monkeypatch):
     """No turn of the event loop looks at more than a few, and no tick at all of them."""
     looking = Looking(50_000, idle_timeout=60)
     looks = []
-    look_at = SessionTimeouts._look_at
+    check_next = SessionTimeouts._check_next
     monkeypatch.setattr(
-        SessionTimeouts, "_look_at", lambda self, count, now: looks.append(count) or look_at(self, count, now)
+        SessionTimeouts, "_check_next", lambda self, count, now: looks.append(count) or check_next(self, count, now)
     )
     await looking.pass_time(3)
     assert len(looks) >= 30
@@ -194,7 +194,7 @@ async def test_time_in_which_the_loop_stood_still_does_not_count():
     looking = Looking(idle_timeout=10)
     await looking.pass_time(1)
     looking.clock.now += 600
-    await looking.timeouts.look()
+    await looking.timeouts.check()
     await looking.pass_time(1)
     assert not looking.sessions[0].ended
 

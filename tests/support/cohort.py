@@ -42,7 +42,7 @@ def reconnect_peak(draw: Callable[[], float], count: int = 10_000, age: float = 
             members[member] = None
             deadlines.add(member)
             now = deadlines.next_at or 0.0
-            rest = deadlines.look()
+            rest = deadlines.check()
             assert rest is not None
             try:
                 rest.send(None)

@@ -151,11 +151,11 @@ class Connection(asyncio.Protocol):
             data = head + end
         self._head = b""
         self._handshake.receive_data(data)
-        self._look_at_handshake()
+        self._end_handshake()
         if self._handshake is None and frames:
             self._frames(frames)
 
-    def _look_at_handshake(self) -> None:
+    def _end_handshake(self) -> None:
         handshake = self._handshake
         assert handshake is not None
         if handshake.state is not OPEN and handshake.handshake_exc is None:
@@ -242,7 +242,7 @@ class Connection(asyncio.Protocol):
         """Tell a handshake that there is no more."""
         if self._handshake is not None:
             self._handshake.receive_eof()
-            self._look_at_handshake()
+            self._end_handshake()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Take note of an end without a close."""

@@ -241,9 +241,9 @@ class Search:
         opened = len(load.sessions) - before
         is_hurried = (time.process_time() - used) / took > _BUSY
         self._tell(f"{len(load.sessions)} sessions are open")
-        held = await self._look()
+        held = await self._hold()
         if percentile(held.latencies, 0.99) > plan.p99 and load.refusal is None:
-            held = await self._look()  # once more: something else may have been busy, here or there
+            held = await self._hold()  # once more: something else may have been busy, here or there
         sessions = len(load.sessions)
         grown = self._server.grown() if self._server is not None and grows else None
         return Step(
@@ -255,7 +255,7 @@ class Search:
             problem=self._problem(held),
         )
 
-    async def _look(self) -> Held:
+    async def _hold(self) -> Held:
         await self._load.settle(self._plan.p99, ANSWER_TIMEOUT_S)
         return await self._load.hold(max(self._plan.hold, self._plan.every), self._plan.p99)
 

@@ -157,11 +157,11 @@ class LogFile:
         """
         with self._explained(), self._open() as raw, _unpacked(raw) as stream:
             position = 0
-            looked = False
+            checked = False
             for block in whole_lines(stream):
-                if not looked and b"\0" in block and b'{"' not in block:
+                if not checked and b"\0" in block and b'{"' not in block:
                     raise UnreadableError(f"{self.name}: is binary; only text and gzip can be read")
-                looked = True
+                checked = True
                 yield block
                 if self.is_regular:
                     position, before = raw.tell(), position
