@@ -195,7 +195,7 @@ class TooManyMessages(TimedOut):
     """
 
     gate = "messages"
-    """Name in the place of a gate's, in events and snapshots; also the cause."""
+    """Name instead of a gate's, in events and snapshots; also the cause."""
 
     def __init__(self, limit: float) -> None:
         super().__init__(CloseCode.POLICY_VIOLATION, "too many messages", self.gate)

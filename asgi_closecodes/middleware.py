@@ -80,7 +80,7 @@ class CloseCodeMiddleware:
         if scope["type"] == "lifespan":
             return await self._live(scope, receive, send)
         if scope["type"] != "websocket" or self.guard.serves(scope):
-            return await self.app(scope, receive, send)  # one place a session, however often it comes by
+            return await self.app(scope, receive, send)  # one permit a session, however often it comes by
         session = self.guard.session(scope, receive, send)
         try:
             async with self.guard.admit(session) as session.permits:

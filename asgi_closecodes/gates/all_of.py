@@ -38,10 +38,10 @@ class AllOf(GateBase):
         self.entering: set[Permits] = set()
         """The permits of sessions that pass the gates, or have passed them and are not admitted yet."""
         self.is_inherited = False
-        """Whether its places are a parent process's: nothing is given back here."""
+        """Whether its permits are a parent process's: nothing is given back here."""
 
     def admit(self, session: Session, /) -> Permits:
-        """Return a context manager that holds the session's places in all gates."""
+        """Return a context manager that holds the session's permits in all gates."""
         return Permits(self, session)
 
     def replace(self, gates: Sequence[GateBase], admitted: Iterable[Permits]) -> None:
@@ -73,9 +73,9 @@ def _flat(gate: GateBase) -> Iterator[GateBase]:
 
 
 class Permits:
-    """The places of one session in the gates of an :class:`AllOf`.
+    """The permits of one session in the gates of an :class:`AllOf`.
 
-    Not an AsyncExitStack: that lets the error of one gate replace the handler's. And like the places of the gates here
+    Not an AsyncExitStack: that lets the error of one gate replace the handler's. And like the permits of the gates here
     no heir of AbstractAsyncContextManager, which before Python 3.13 gives each of them a dictionary.
     """
 

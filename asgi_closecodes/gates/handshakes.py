@@ -23,7 +23,7 @@ class HandshakesInProgress(Limited):
     """At most ``limit`` sessions between their handshake and its answer, in this process.
 
     A storm of reconnecting clients costs what their set-up costs (authentication, a database), and not
-    sessions. The place is free again as soon as the handler accepts or denies.
+    sessions. The permit is free again as soon as the handler accepts or denies.
 
     :param limit: handshakes; None is no limit, 0 admits nobody.
     :param handshake_timeout: seconds after which a handshake that is not answered is closed with 1013, where there
@@ -66,7 +66,7 @@ class HandshakesInProgress(Limited):
         return len(self._started)
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return a context manager that holds one of the places until the handshake is answered."""
+        """Return a context manager that holds one of the permits until the handshake is answered."""
         return Permit(self, session)
 
     def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
@@ -174,7 +174,7 @@ class HandshakeRate(GateBase):
         self._burst = burst
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Take one of this second's places; there is nothing to give back.
+        """Count one handshake of this second; there is nothing to release.
 
         :raises TryAgainLater: with the exact delay.
         """

@@ -19,7 +19,7 @@ from .sessions import Limited
 
 
 class _KeyedPermit(PlainPermit):
-    """One session's place in a gate that counts by key."""
+    """One session's permit in a gate that counts by key."""
 
     __slots__ = ("_gate", "_session", "key")
 
@@ -147,8 +147,8 @@ class MaxSessionsPerKey(Limited):
         whose key is None is not limited. A key without a session takes no memory. It is asked at admission, and
         again when the handler sets :attr:`Session.key`.
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the oldest of that key is shed and the new
-        one takes its place. Connections that have died without a word otherwise lock their own user out. While as many
-        as the limit were replaced and still count, the new session is refused.
+        one admitted. Without that, connections that died silently lock their own user out. While as many as the
+        limit were replaced and still count, the new session is refused.
     :param name: see :class:`GateBase`.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed.
     :raises TypeError: if ``key`` cannot be called, or is async.
@@ -181,7 +181,7 @@ class MaxSessionsPerKey(Limited):
 
     def _forget(self) -> None:
         self._sessions = SessionsByKey()
-        self._leaving = SessionsByKey()  # those whose place another one has, until they are over
+        self._leaving = SessionsByKey()  # those whose permit another one has, until they are over
         self.active = 0
         """Open sessions of all keys in this process."""
 
@@ -189,7 +189,7 @@ class MaxSessionsPerKey(Limited):
         self._lowered = self._limit is not None
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return a context manager that holds one of the places of the session's key."""
+        """Return a context manager that holds one of the permits of the session's key."""
         return _KeyedPermit(self, session)
 
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[None]:
@@ -226,7 +226,7 @@ class MaxSessionsPerKey(Limited):
             self._end_replaced(oldest)
 
     def acquire_or_refuse(self, key: Hashable, session: Session) -> None:
-        """Count one session of ``key`` more, or refuse it, also where it would take the place of the oldest."""
+        """Count one session of ``key`` more, or refuse it, also where it would replace the oldest."""
         with COUNTING:
             sessions = self._sessions.of(key)
             if self._limit is not None and key is not None and len(sessions) >= self._limit:

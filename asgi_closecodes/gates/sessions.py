@@ -23,7 +23,7 @@ class _Counter(Protocol):
 
 
 class Permit(PlainPermit):
-    """One session's place, or any's where they are alike: checked and taken without an await in between."""
+    """One session's permit, or any's where they are alike: checked and taken without an await in between."""
 
     __slots__ = ("_gate", "_session")
 
@@ -92,8 +92,8 @@ class MaxSessions(Limited):
     """At most ``limit`` open sessions in this process.
 
     :param reserve: shares of the limit that are kept from a priority: with ``{2: 0.2}`` sessions of priority 2 are
-        admitted only while less than 80 % of the places are taken. Lower numbers are more important; a priority
-        that is not named may take all places. See :attr:`Session.priority`.
+        admitted only while less than 80 % of the permits are taken. Lower numbers are more important; a priority
+        that is not named may take all permits. See :attr:`Session.priority`.
     :param name: see :class:`GateBase`.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed, or a share is not
         between 0 and 1.
@@ -117,8 +117,8 @@ class MaxSessions(Limited):
         self._permit = Permit(self, None)
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return a context manager that holds one of the places."""
-        return Permit(self, session) if self.reserve else self._permit  # where all places are alike
+        """Return a context manager that holds one of the permits."""
+        return Permit(self, session) if self.reserve else self._permit  # where all permits are alike
 
     def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Count a session that is open already."""

@@ -306,7 +306,7 @@ class Guard:
         return kind(self, scope, receive, send)
 
     def _arrive(self, loop: Any) -> None:
-        """Take note of an event loop, which may come in place of one that is gone, and have the ticker run."""
+        """Take note of an event loop, which may replace one that is gone, and have the ticker run."""
         self._drop_lost()
         if loop is not None:
             self._loops.add(loop)
@@ -318,8 +318,8 @@ class Guard:
         """End the sessions of event loops that were closed under them, and give back what they hold."""
         if not (gone := self._loops.drop_gone()):
             return
-        for places in [one for one in self.gate.entering.copy() if one.loop.is_among(gone)]:
-            places.let_go()
+        for permits in [one for one in self.gate.entering.copy() if one.loop.is_among(gone)]:
+            permits.let_go()
         for session in [one for one in [*self.sessions] if one.loop.is_among(gone)]:
             session.lost()
         self.departures.drop(gone)
@@ -391,7 +391,7 @@ class Guard:
             self.report(events.BackgroundFailed(name_of(function), error))
 
     def retry_after(self) -> float:
-        """Take the next place in the retry queue; return the seconds until its turn."""
+        """Take the next turn in the retry queue; return the seconds until then."""
         return self._queue.hint()
 
     def rejection_mode(self, session: HandlerProtocol, retry_after: float | None) -> Mode:

@@ -1,4 +1,4 @@
-"""Retry hints: places in a queue, so that refused clients come back one after another."""
+"""Retry hints: turns in a queue, so that refused clients come back one after another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asgi_closecodes.concurrency import COUNTING
 
 
 class RetryQueue:
-    """A virtual queue of refused clients; each refusal takes the next place.
+    """A virtual queue of refused clients; each refusal takes the next turn.
 
     It drains at the rate at which sessions end, and not faster than handshakes are admitted, so that the clients
     come back spread out, about as fast as they can be served. State is a few numbers, whatever the number of clients.
@@ -22,7 +22,15 @@ class RetryQueue:
     """
 
     __slots__ = (
-        "_clock", "_freed", "_freed_at", "_places", "_slot", "_start", "_uniform", "admits_per_second", "cap",
+        "_clock",
+        "_freed",
+        "_freed_at",
+        "_slot",
+        "_start",
+        "_turns",
+        "_uniform",
+        "admits_per_second",
+        "cap",
     )  # fmt: skip
 
     SLOWEST = 1.0
@@ -42,8 +50,8 @@ class RetryQueue:
         self._clock = clock
         self._uniform = uniform
         self._slot = self._start = 0.0
-        self._places = 0.0
-        """Those between the two."""
+        self._turns = 0.0
+        """Turns that were given between ``_start`` and ``_slot``."""
         self._freed = 0.0
         self._freed_at = clock()
 
@@ -55,26 +63,26 @@ class RetryQueue:
             self._freed_at = now
 
     def hint(self) -> float:
-        """Take the next place; return the seconds until its turn, at least 0.9."""
+        """Take the next turn; return the seconds until then, at least 0.9."""
         with COUNTING:
             now = self._clock()
             rate = self._freed * math.exp((self._freed_at - now) / self.MEMORY) / self.MEMORY
             rate = min(max(rate, self.SLOWEST), max(self.admits_per_second, 0.1))
             slot = max(self._slot, now + 1) + 1 / rate
-            if slot > now + self.cap:  # no place: it would be held for somebody who comes back long before it
+            if slot > now + self.cap:  # no turn: its client would come back long before it
                 return self._uniform(self.cap / 2, self.cap)
-            self._places = self._not_due(now) + 1
+            self._turns = self._not_due(now) + 1
             self._start = max(self._start, now) if slot - 1 / rate > now + 1 else now + 1
             self._slot = slot
             return (slot - now) * self._uniform(0.9, 1.1)
 
     def waiting(self) -> int:
-        """Return how many places were taken whose turn has not come."""
+        """Return how many turns have been given that have not come."""
         with COUNTING:
             return math.ceil(self._not_due(self._clock()) - 1e-9)
 
     def _not_due(self, now: float) -> float:
-        """Return how many of the places are later than ``now``, taken as evenly spread."""
+        """Return how many turns are later than ``now``, taken as evenly spread."""
         if now >= self._slot:
             return 0.0
-        return self._places * min((self._slot - now) / (self._slot - self._start), 1.0)
+        return self._turns * min((self._slot - now) / (self._slot - self._start), 1.0)

@@ -26,7 +26,7 @@ import anyio
 from asgi_closecodes import events
 from asgi_closecodes.concurrency import COUNTING, EventLoop, context_of_task, on_asyncio, running_loop, spawn
 from asgi_closecodes.error_identity import UNKNOWN, is_library, stack_fingerprint
-from asgi_closecodes.logs.stack_traces import Place, stack_text
+from asgi_closecodes.logs.stack_traces import CodePosition, stack_text
 from asgi_closecodes.session import Session
 from asgi_closecodes.session.facts import LateFacts
 
@@ -108,7 +108,7 @@ class StallWatch:
 class _Look(NamedTuple):
     """The stack inside of the event loop, outermost frame first; empty where it ran no Python code."""
 
-    stack: tuple[Place, ...]
+    stack: tuple[CodePosition, ...]
     session: events.SessionFacts | None
     owner: StallWatch | None
     stands_for: float = 1.0
@@ -152,17 +152,17 @@ class _Watched:
         stack = [frame, *_callers(frame)]
         stack.reverse()
         session = _session_of(stack, self.depth, self.loop)
-        places = tuple(map(_place, stack[self.depth :]))
+        positions = tuple(map(_position, stack[self.depth :]))
         del frame, stack
-        if places and places[0].module.startswith(_WAITING):
-            places = ()
+        if positions and positions[0].module.startswith(_WAITING):
+            positions = ()
         # Made now: it may be over at the next beat, and its route forgotten.
         facts = None if session is None else LateFacts(session).made()
         owner = next((one for one in [*self.watches] if session in one.sessions), None)
         if due == self.due:  # else it runs again
             stands_for = now - (self.looked_at if self.looks else due)
             self.looked_at = now
-            self.looks.append(_Look(places, facts, owner, stands_for))
+            self.looks.append(_Look(positions, facts, owner, stands_for))
 
 
 class _Watcher:
@@ -295,16 +295,16 @@ def _report(late: float, looks: Sequence[_Look], by: StallWatch) -> None:
         owner.report(events.LoopStalled(late, UNKNOWN, len(looks)))
         return
     stack = _common(same)
-    place = _innermost(stack)
+    position = _innermost(stack)
     owner.report(
         events.LoopStalled(
             duration=late,
             fingerprint=stack_fingerprint((one.code, one.module) for one in stack),
             looks=len(same),
             stack=stack_text(stack),
-            file=place.code.co_filename,
-            line=place.line,
-            function=place.code.co_qualname,
+            file=position.code.co_filename,
+            line=position.line,
+            function=position.code.co_qualname,
             session=next((look.session for look in reversed(same) if look.session is not None), None),
         )
     )
@@ -320,25 +320,25 @@ def _same(looks: Sequence[_Look]) -> Sequence[_Look]:
     """Return the most looks that found the same code of the application; else the last one."""
     for count in range(len(looks), 1, -1):
         for some in reversed([*combinations(looks, count)]):
-            if any(not is_library(place.code.co_filename) for place in _common(some)):
+            if any(not is_library(position.code.co_filename) for position in _common(some)):
                 return some
     return looks[-1:]
 
 
-def _common(looks: Sequence[_Look]) -> tuple[Place, ...]:
+def _common(looks: Sequence[_Look]) -> tuple[CodePosition, ...]:
     """Return the frames that all looks found, up to the first one that has gone on to another line."""
     first, *others = (look.stack for look in looks)
-    for depth, place in enumerate(first):
-        if any(depth >= len(other) or other[depth].code is not place.code for other in others):
+    for depth, position in enumerate(first):
+        if any(depth >= len(other) or other[depth].code is not position.code for other in others):
             return first[:depth]
-        if any(other[depth].line != place.line for other in others):
+        if any(other[depth].line != position.line for other in others):
             return first[: depth + 1]
     return first
 
 
-def _innermost(stack: Sequence[Place]) -> Place:
+def _innermost(stack: Sequence[CodePosition]) -> CodePosition:
     """Return the innermost frame of the application, else of a library."""
-    return next((place for place in reversed(stack) if not is_library(place.code.co_filename)), stack[-1])
+    return next((position for position in reversed(stack) if not is_library(position.code.co_filename)), stack[-1])
 
 
 def _callers(frame: FrameType) -> Iterator[FrameType]:
@@ -348,8 +348,8 @@ def _callers(frame: FrameType) -> Iterator[FrameType]:
         caller = caller.f_back
 
 
-def _place(frame: FrameType) -> Place:
-    return Place(frame.f_code, frame.f_lineno, str(frame.f_globals.get("__name__", "?")))
+def _position(frame: FrameType) -> CodePosition:
+    return CodePosition(frame.f_code, frame.f_lineno, str(frame.f_globals.get("__name__", "?")))
 
 
 def _depth_of_loop(frame: FrameType) -> int:

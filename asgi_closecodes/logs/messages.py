@@ -101,7 +101,7 @@ class Redactor:
         }
 
 
-def _location(session_keys: dict[str, Any]) -> str:
+def _route_of(session_keys: dict[str, Any]) -> str:
     """Return the route of a session, else its path."""
     route = session_keys["http.route"]
     return one_line(route) if route else session_keys["url.path"] or "unknown route"
@@ -193,7 +193,7 @@ def _session_failed(event: events.SessionFailed, redactor: Redactor) -> Message:
     }
     source = " (out of another session's socket)" if event.of_another_session else ""
     message = "%s%s in the WebSocket handler of %s; %s; ref=%s"
-    return Message(message, (kind, source, _location(session), _close_text(event.close), event.error_id), keys)
+    return Message(message, (kind, source, _route_of(session), _close_text(event.close), event.error_id), keys)
 
 
 @_record(
@@ -207,13 +207,13 @@ def _session_failed(event: events.SessionFailed, redactor: Redactor) -> Message:
 def _session_closed_with_error(event: events.SessionClosedWithError, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
     message = "the framework closed a session of %s because of an error; %s"
-    return Message(message, (_location(session), _close_text(event.close)), {**session, **_close_keys(event.close)})
+    return Message(message, (_route_of(session), _close_text(event.close)), {**session, **_close_keys(event.close)})
 
 
 @_record(events.RouteNotFound, SESSION, logging.INFO, sampler="refusal", keys=(*_SESSION_KEYS,))
 def _route_not_found(event: events.RouteNotFound, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    return Message("no route for %s", (_location(session),), session)
+    return Message("no route for %s", (_route_of(session),), session)
 
 
 @_record(
@@ -233,7 +233,7 @@ def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
     keys = {**session, **_close_keys(event.close), "websocket.close.sent": False}
     return Message(
         "close code %d could not be sent for %s: %s",
-        (event.close.code, _location(session), problem),
+        (event.close.code, _route_of(session), problem),
         keys,
     )
 
@@ -248,7 +248,7 @@ def _close_failed(event: events.CloseFailed, redactor: Redactor) -> Message:
 )
 def _close_repaired(event: events.CloseRepaired, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    who = f"the handler of {_location(session)}" if event.gate is None else f"gate {event.gate}"
+    who = f"the handler of {_route_of(session)}" if event.gate is None else f"gate {event.gate}"
     # For a refusal it is already a safe text.
     asked = event.asked if event.gate is not None and isinstance(event.asked, str) else shown(event.asked)
     return Message(
@@ -345,11 +345,11 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
     if event.mode == "shadow":
         what = "refused" if event.session.phase == "connecting" else "closed"
         message = "would have %s a session of %s: %s (%s)"
-        return Message(message, (what, _location(session), event.gate, event.cause), keys)
+        return Message(message, (what, _route_of(session), event.gate, event.cause), keys)
     hint = "; log_stalls names the line that blocks" if event.cause == "lag" else ""
     retry = f"; retry after {event.retry_after:.1f} s" if event.retry_after else ""
     return Message(
-        "refused a session of %s: %s (%s)%s", (_location(session), event.gate, event.cause, retry + hint), keys
+        "refused a session of %s: %s (%s)%s", (_route_of(session), event.gate, event.cause, retry + hint), keys
     )
 
 
@@ -363,8 +363,8 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
 )
 def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    place = _location(session)
-    what = f"drained a session of {place}" if event.cause == "drain" else f"shed a session of {place}: {event.cause}"
+    route = _route_of(session)
+    what = f"drained a session of {route}" if event.cause == "drain" else f"shed a session of {route}: {event.cause}"
     hint = None if event.retry_after is None else round(event.retry_after, 1)
     return Message(
         "%s; %s%s",
@@ -384,7 +384,7 @@ def _session_abandoned(event: events.SessionAbandoned, redactor: Redactor) -> Me
     session = redactor.keys(event.session)
     return Message(
         "abandoned a session of %s: the server still holds its connection %.1f s after the close",
-        (_location(session), event.after),
+        (_route_of(session), event.after),
         {**_close_keys(event.close), **session, **_stats_keys(event.session)},
     )
 
@@ -412,9 +412,9 @@ def _loop_stalled(event: events.LoopStalled, redactor: Redactor) -> Message:
     if event.file is None:
         message = "the event loop stood still for %.2f s in no code of its own: a thread held the GIL, or CPU was short"
         return Message(message, (event.duration,), keys)
-    where = f" of {_location(session)}" if session else ""
-    place = f"{one_line(event.file)}:{event.line} in {one_line(event.function or '?')}"
-    return Message("the event loop stood still for %.2f s at %s%s", (event.duration, place, where), keys)
+    where = f" of {_route_of(session)}" if session else ""
+    position = f"{one_line(event.file)}:{event.line} in {one_line(event.function or '?')}"
+    return Message("the event loop stood still for %.2f s at %s%s", (event.duration, position, where), keys)
 
 
 @_record(
@@ -483,7 +483,7 @@ def _shedding_futile(event: events.SheddingFutile, _redactor: Redactor) -> Messa
 @_record(events.SessionOpened, SESSION, logging.DEBUG, keys=(*_SESSION_KEYS,))
 def _session_opened(event: events.SessionOpened, redactor: Redactor) -> Message:
     session = redactor.keys(event.session)
-    return Message("opened %s", (_location(session),), session)
+    return Message("opened %s", (_route_of(session),), session)
 
 
 @_record(
@@ -498,7 +498,7 @@ def _session_closed(event: events.SessionClosed, redactor: Redactor) -> Message:
         **_stats_keys(event.session),
     }
     code = "none" if event.close is None else str(int(event.close.code))
-    return Message("closed %s by the %s; close code %s", (_location(session), event.closed_by, code), keys)
+    return Message("closed %s by the %s; close code %s", (_route_of(session), event.closed_by, code), keys)
 
 
 @_record(

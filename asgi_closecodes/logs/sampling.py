@@ -91,14 +91,14 @@ class LogSampler(Generic[About]):
         """
         with COUNTING:
             now = self._clock()
-            place: Hashable = key
-            kind = self._kinds.pop(place, None)
+            entry: Hashable = key
+            kind = self._kinds.pop(entry, None)
             if kind is None and not self._has_room(now):
-                place = key[0]
-                kind = self._kinds.pop(place, None)
+                entry = key[0]
+                kind = self._kinds.pop(entry, None)
             if is_first := kind is None:
-                kind = _Kind(about(), self._allowance(), is_rest=place is not key)
-            self._kinds[place] = kind
+                kind = _Kind(about(), self._allowance(), is_rest=entry is not key)
+            self._kinds[entry] = kind
             kind.used_at = now
             # The first of a kind is always written, but uses the allowances too.
             may = kind.allowance.take()
@@ -107,9 +107,9 @@ class LogSampler(Generic[About]):
                 if not self.pending:
                     self._flushed_at = now
                 kind.suppressed += 1
-                self.pending[place] = kind
+                self.pending[entry] = kind
                 return None
-            self.pending.pop(place, None)
+            self.pending.pop(entry, None)
             suppressed, kind.suppressed = kind.suppressed, 0
             return suppressed
 

@@ -1,8 +1,8 @@
 """Stack traces as the standard library's ``traceback`` prints them, with a cache of formatted frames.
 
-The text of a frame depends only on its place in the code. ``traceback`` computes it anew each time: it checks whether
-the source has changed, parses the line, and counts through the code's positions. That is most of a log record's cost.
-In a storm of errors the same frames recur.
+The text of a frame depends only on its position in the code. ``traceback`` computes it anew each time: it checks
+whether the source has changed, parses the line, and counts through the code's positions. That is most of a log
+record's cost. In a storm of errors the same frames recur.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def stack_trace(error: Error) -> str:
         return f"{frames}{type_name(error[0])} (its description raised {type_name(type(failure))})\n"
 
 
-class Place(NamedTuple):
-    """Place in the code where a thread stands."""
+class CodePosition(NamedTuple):
+    """Position in the code where a thread is."""
 
     code: CodeType
     line: int
     module: str
 
 
-def stack_text(stack: Sequence[Place]) -> str:
+def stack_text(stack: Sequence[CodePosition]) -> str:
     """Return the text of a stack, as the standard library's ``traceback`` prints it, within the caps of a stack trace.
 
     :param stack: outermost first; of a deep one the ends.
@@ -68,8 +68,8 @@ def stack_text(stack: Sequence[Place]) -> str:
     return capped(f"Stack (most recent call last):\n{frames}")
 
 
-def _summary(place: Place) -> traceback.FrameSummary:
-    return traceback.FrameSummary(place.code.co_filename, place.line, place.code.co_name, lookup_line=False)
+def _summary(at: CodePosition) -> traceback.FrameSummary:
+    return traceback.FrameSummary(at.code.co_filename, at.line, at.code.co_name, lookup_line=False)
 
 
 def capped(text: str, size: int = 32 * 1024) -> str:
@@ -147,14 +147,14 @@ def _frames(trace: TracebackType | None) -> Iterator[_Frame]:
 def _all_frames(trace: TracebackType | None) -> Iterator[_Frame]:
     while trace is not None:
         # By id: equal code objects may come from different files.
-        place = id(trace.tb_frame.f_code), trace.tb_lasti, trace.tb_lineno
-        frame = _frame_cache.get(place)
+        key = id(trace.tb_frame.f_code), trace.tb_lasti, trace.tb_lineno
+        frame = _frame_cache.get(key)
         if frame is None:
             frame = _Frame(trace)
             # A missing line may only mean that no more files can be opened now.
             if frame.line and len(frame.text) <= MAX_FRAME_CHARS:
                 if len(_frame_cache) >= MAX_CACHED_FRAMES:
                     _frame_cache.clear()
-                _frame_cache[place] = frame
+                _frame_cache[key] = frame
         yield frame
         trace = trace.tb_next

@@ -23,7 +23,7 @@ from .progress_deadline import ProgressDeadline
 _FIRST_DELAY_S = 0.001
 _LONGEST_DELAY_S = 0.1
 _LONGEST_DELAY_OF_REFUSED_S = 0.25
-"""Nobody waits for their places: they have none."""
+"""Longer: nobody waits for their permits, since they have none."""
 _MAX_CHECKS_PER_SECOND = 2000
 """Checks of all connections that are waited for together: 20 us each."""
 

@@ -97,12 +97,12 @@ class Session(ClosingProtocol):
     def _set_key(self, key: Hashable) -> None:
         before, self._key = self._key, key
         if self.permits is None or self.is_leaving:
-            return  # one that ends takes nobody's place: it counts where it did until it is over
+            return  # one that ends takes no permit of another key: it counts where it did until it is over
         try:
             self.permits.rekey()
         except BaseException:
             self._key = before
-            self.permits.rekey()  # nothing has run meanwhile: its places are free
+            self.permits.rekey()  # nothing has run meanwhile: its old permit is free
             raise
         if key is None:
             self._guard.deadlines.begin_auth(self)
@@ -124,7 +124,7 @@ class Session(ClosingProtocol):
         self._guard.deadlines.set_expiry(self, moment)
 
     def prepare(self) -> None:
-        """Get ready for the handler, now that the session has its places.
+        """Get ready for the handler, now that the session has its permits.
 
         :raises TryAgainLater: if it was to end before it began.
         """
@@ -202,12 +202,12 @@ class Session(ClosingProtocol):
 
     def lost(self) -> None:
         """Give notice that it has ended, and give back what it holds, since its event loop is gone."""
-        places = self.permits
+        permits = self.permits
         if self.phase not in OVER:
             self._move(Phase.DISCONNECTED)  # nobody knows what its peer was told
         self.release()
-        if places is not None:
-            places.let_go()
+        if permits is not None:
+            permits.let_go()
 
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
         """End this session from outside of its handler with 1013; return whether it was still open.
@@ -216,7 +216,7 @@ class Session(ClosingProtocol):
         from then on raises :class:`SessionEnded`, and after ``shed_grace`` seconds it is cancelled.
 
         :param cause: a token for the close reason and the log.
-        :param retry_after: seconds after which the client should come back; by default the next place
+        :param retry_after: seconds after which the client should come back; by default the next turn
             in the process's retry queue.
         """
         return await self.end(TryAgainLater(cause=cause, retry_after=retry_after))

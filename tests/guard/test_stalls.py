@@ -24,7 +24,7 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.events import LoopStalled
 from asgi_closecodes.guard import stalls
 from asgi_closecodes.guard.stalls import _common, _Look, _same, _weighty
-from asgi_closecodes.logs.stack_traces import Place
+from asgi_closecodes.logs.stack_traces import CodePosition
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import until
 
@@ -421,7 +421,7 @@ async def test_sessions_of_a_watched_guard_are_not_kept():
 
 
 def place(line=1, name="handle"):
-    return Place(_CODES[name], line, "app")
+    return CodePosition(_CODES[name], line, "app")
 
 
 def _handle():

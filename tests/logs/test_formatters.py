@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter, configure_logging
-from asgi_closecodes.logs.stack_traces import Place, stack_text
+from asgi_closecodes.logs.stack_traces import CodePosition, stack_text
 
 # What people send: line ends, terminal escapes, bidirectional controls, lone surrogates.
 nasty = st.text(st.one_of(st.sampled_from("\r\n\x1b\x00\u2028\u2029\u202e\x85\x9b\ud800\udfffa{}%"), st.characters()))
@@ -326,9 +326,9 @@ def test_library_frames_are_dimmed_only_where_colours_are_on():
 
 
 def test_console_dims_libraries_in_the_stack_of_a_stall():
-    place = Place(json.loads.__code__, json.loads.__code__.co_firstlineno, "json")
+    place = CodePosition(json.loads.__code__, json.loads.__code__.co_firstlineno, "json")
     here = sys._getframe()
-    stack = stack_text([place, Place(here.f_code, here.f_lineno, __name__)])
+    stack = stack_text([place, CodePosition(here.f_code, here.f_lineno, __name__)])
     record = record_of(**{"code.stacktrace": stack})
     _, title, *lines = ConsoleFormatter(colours=True).format(record).split("\n")
     assert title.strip() == "Stack (most recent call last):"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.logs import stack_traces
-from asgi_closecodes.logs.stack_traces import Place, stack_text, stack_trace
+from asgi_closecodes.logs.stack_traces import CodePosition, stack_text, stack_trace
 
 SOURCE = """
 def plainly(error):
@@ -318,7 +318,7 @@ def stack_of(depth):
     frames.reverse()
     return (
         traceback.extract_stack(frames[-1]),
-        [Place(frame.f_code, frame.f_lineno, frame.f_globals["__name__"]) for frame in frames],
+        [CodePosition(frame.f_code, frame.f_lineno, frame.f_globals["__name__"]) for frame in frames],
     )
 
 
@@ -338,7 +338,7 @@ def lines_of(text):
 def test_deep_stack_has_its_ends():
     _, places = stack_of(0)
     code = [compile("x", f"/app/{number}.py", "eval") for number in range(1000)]
-    text = stack_text([*places[:1], *(Place(one, 1, "app") for one in code), *places[-1:]])
+    text = stack_text([*places[:1], *(CodePosition(one, 1, "app") for one in code), *places[-1:]])
     assert "/app/0.py" in text
     assert "/app/999.py" in text
     assert "... 802 frames left out ..." in text

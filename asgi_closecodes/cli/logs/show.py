@@ -116,18 +116,18 @@ def _session_of(error: Record, log: Log, context: int) -> _Session:
     before, after = _Nearest(context), _Nearest(context)
     if not (needles and context):
         return _Session([], [], 0)
-    place: _Position | None = None  # of the error; its own file is read first
+    error_at: _Position | None = None  # of the error; its own file is read first
     for number, file in sorted(enumerate(log.files), key=lambda one: one[1].name != error.file):
         time = -math.inf
         for position, record in enumerate(log.records_of(file, *needles)):
-            if record.time is not None:  # records without a time keep their place
+            if record.time is not None:  # records without a time keep their order
                 time = max(time, record.time)
             at = time, number, position
             if record.error_id == error.error_id:
-                place = place or at
+                error_at = error_at or at
             elif not any(record.text(*names) == value for names, value in ties):
                 continue
-            elif place is None or at < place:
+            elif error_at is None or at < error_at:
                 before.add(at, record)
             else:
                 after.add((-time, -number, -position), record)
@@ -143,14 +143,14 @@ class _Nearest:
         self._kept: list[tuple[_Position, int, Record]] = []
         self._size = 0
 
-    def add(self, place: _Position, record: Record) -> None:
+    def add(self, at: _Position, record: Record) -> None:
         """Keep ``record``, shortened if long, unless the buffer has nearer ones."""
-        if len(self._kept) >= self._count and place < self._kept[0][0]:
+        if len(self._kept) >= self._count and at < self._kept[0][0]:
             self.left_out += 1
             return
         short = record.shortened()
         size = short.size() + _RECORD_OVERHEAD_BYTES
-        bisect.insort(self._kept, (place, size, short), key=itemgetter(0))
+        bisect.insort(self._kept, (at, size, short), key=itemgetter(0))
         self._size += size
         while len(self._kept) > self._count or self._size > MAX_KEPT_BYTES // 2:
             self._size -= self._kept.pop(0)[1]

@@ -122,7 +122,7 @@ class _Output:
         for name, line in lines:
             record = Record.parse(line, name)
             if record is not None and record.time is not None:
-                self._times[name] = record.time  # lines without a time, as text below a record, keep their place
+                self._times[name] = record.time  # lines without a time, as text below a record, keep their order
             timed.append((self._times.get(name, -math.inf), name, compact(line)))
             size += len(timed[-1][2])
             if size > 2 * MAX_KEPT_BYTES:  # many files: only the last lines of all are needed

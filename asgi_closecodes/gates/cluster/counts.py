@@ -1,6 +1,6 @@
 """Bookkeeping of one worker's sessions by key: a state machine over its syncs, without any I/O.
 
-A sync tells the store how many sessions of each key this worker has and how many ask for a place, and is answered with
+A sync tells the store how many sessions of each key this worker has and how many ask for a permit, and is answered with
 how many of those are admitted (``count.lua``). All that ask while a sync is under way are part of the next one.
 """
 
@@ -27,7 +27,7 @@ FULL_SYNC_INTERVAL_S = 8 * 3600.0
 
 
 class Pending(Protocol):
-    """A session that asks for a place."""
+    """A session that asks for a permit."""
 
     @property
     def session(self) -> Session:
@@ -47,7 +47,7 @@ class Sync(Generic[PendingT]):
 
     request: CountRequest
     pending: dict[str, list[PendingT]]
-    """Those that ask for a place, of each key of the request."""
+    """Those that ask for a permit, of each key of the request."""
     unnumbered: dict[str, list[Session]]
     """Sessions to which the store gives a number, of each key of the request."""
 
@@ -67,7 +67,7 @@ class Decisions(Generic[PendingT]):
     admitted: list[tuple[str, PendingT, int | None]] = field(default_factory=list)
     """With their keys, and the numbers that the store has given them."""
     replaced: list[tuple[str, Session]] = field(default_factory=list)
-    """Sessions, with their keys, whose places others have now."""
+    """Sessions, with their keys, whose permits others have now."""
 
 
 class Counts(Generic[PendingT]):
@@ -114,7 +114,7 @@ class Counts(Generic[PendingT]):
     # Sessions
 
     def ask_for(self, digest: str, pending: PendingT) -> None:
-        """Have the next sync ask for a place."""
+        """Have the next sync ask for a permit."""
         self._waiting.setdefault(digest, []).append(pending)
 
     def waiting_for(self, digest: str) -> int:
@@ -205,14 +205,14 @@ class Counts(Generic[PendingT]):
         decisions: Decisions[PendingT] = Decisions()
         if not reply.known and sync.request.seq > 1:  # it has lost what it knew
             self._report_all()
-        for (digest, pending), (places, first) in zip(sync.pending.items(), reply.admitted, strict=True):
+        for (digest, pending), (permits, first) in zip(sync.pending.items(), reply.admitted, strict=True):
             numbers: Iterator[int | None] = count(first) if first else repeat(None)
             self._set_numbers(digest, sync.unnumbered[digest], numbers)
             waiting = [one for one in pending if one.is_open]
-            if len(waiting) < places:  # who was cancelled meanwhile is counted there
+            if len(waiting) < permits:  # who was cancelled meanwhile is counted there
                 self._changed.add(digest)
-            refused = max(len(waiting) - places, 0)
-            (decisions.superseded if places and sync.request.replaces else decisions.refused).extend(waiting[:refused])
+            refused = max(len(waiting) - permits, 0)
+            (decisions.superseded if permits and sync.request.replaces else decisions.refused).extend(waiting[:refused])
             decisions.admitted.extend((digest, one, next(numbers)) for one in waiting[refused:])
         for name in reply.replaced:
             digest, _, number = name.rpartition(":")

@@ -47,7 +47,7 @@ FALLBACK_SHARE = 0.8
 """Share of the free permits that all workers together may use while the store is unreachable."""
 
 MAX_HEADROOM = 64
-"""Places that a worker asks for in advance, at most."""
+"""Permits that a worker asks for in advance, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ class Lease(Terms):
         self._known: Reply | None = None
         """The last answer of a store that knew of all workers; any other one for want of that."""
         self.is_full = False
-        """Whether the cluster had no place left at the last sync."""
+        """Whether the cluster had no permit left at the last sync."""
         self._sent_at = self._acked_at = self._failed_at = self._next = -math.inf
         self._failing_since = math.inf
         self._is_pending = self._in_fallback = False
@@ -212,7 +212,7 @@ class Lease(Terms):
     # Sessions
 
     def acquire(self) -> bool:
-        """Count one session more, if there is a place for it."""
+        """Count one session more, if there is a permit for it."""
         now = self._clock()
         if (now < self.ends and self.used < self.quota) or (self._is_in_fallback(now) and self.used < self._share()):
             self.used += 1
@@ -225,7 +225,7 @@ class Lease(Terms):
         self.used -= 1
 
     def record_shortfall(self) -> None:
-        """Count a session that got no place: the next sync asks for one."""
+        """Count a session that got no permit: the next sync asks for one."""
         self._shortfall += 1
 
     def _is_in_fallback(self, now: float) -> bool:
@@ -266,7 +266,7 @@ class Lease(Terms):
 
     @property
     def may_wait(self) -> bool:
-        """Whether the next sync may bring the place that a session did not get."""
+        """Whether the next sync may bring the permit that a session did not get."""
         if self.reply is None:
             return not self.in_fallback
         return self.time_left > 0 and not self.is_full
@@ -280,7 +280,7 @@ class Lease(Terms):
 
     @property
     def headroom(self) -> int:
-        """Places to have in advance: as many as two refreshes need, and at least a 16th of an equal part, up to 8."""
+        """Permits to have in advance: as many as two refreshes need, and at least a 16th of an equal part, up to 8."""
         workers, limit = (1, 0) if self.reply is None else (self.reply.workers, self.reply.limit)
         least = min(max(limit // (16 * max(workers, 1)), 1), 8)
         return min(max(math.ceil(2 * self._rate * self.lease_duration / 3), least), MAX_HEADROOM)
@@ -362,7 +362,7 @@ class Lease(Terms):
         self._failed_at, self._failing_since = -math.inf, math.inf
         self._shortfall = 0
         self._recorded = reply.grant
-        # Beyond the limit not even the places that become free are used again.
+        # Beyond the limit not even the permits that become free are used again.
         self.quota = max(reply.quota, self.used) if reply.alloc <= reply.limit else 0
         self.is_full = reply.alloc >= reply.limit or reply.learning > 0
         self._follow(reply, before)

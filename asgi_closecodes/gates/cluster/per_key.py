@@ -32,7 +32,7 @@ MAX_SUBSCRIBE_FAILURES = 3
 """Failed attempts to subscribe, while the store answers, after which that is reported."""
 
 _Answer: TypeAlias = "asyncio.Future[TryAgainLater | None]"
-"""The refusal of a session that asks for a place, or None where it is counted."""
+"""The refusal of a session that asks for a permit, or None where it is counted."""
 
 
 class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
@@ -52,7 +52,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         behind it where it is not ``default``.
     :param lease_duration: seconds after which the sessions of a process that died count no more.
     :param fallback: ``share`` and ``open`` mean the same here.
-    :param when_full: ``refuse`` the new session, or ``replace_oldest``: the new one takes the place of the key's oldest
+    :param when_full: ``refuse`` the new session, or ``replace_oldest``: the new one gets the permit of the key's oldest
         in any process, which is shed there within a round trip; where Redis' message to that process is lost, within
         ``lease_duration / 3``. A process that stands still cannot do it before it goes on. One newcomer brings a key
         that is above the limit, after an outage or since it was lowered, down to it. No process holds more than twice
@@ -95,7 +95,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             self._subscription.stop_soon()
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return a context manager that holds one of the places of the session's key.
+        """Return a context manager that holds one of the permits of the session's key.
 
         :raises TypeError: if the key is neither text, bytes nor a whole number.
         """
@@ -269,7 +269,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         await super().stop()
 
     def expired(self) -> Iterator[Session]:
-        """Yield the sessions for whose new key the store has no place."""
+        """Yield the sessions for whose new key the store has no permit."""
         yield from [session for session in self._refused.copy() if not session.is_leaving]
 
     def refuse_late(self, session: Session) -> None:
@@ -290,7 +290,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
 
 
 class PendingAdmission:
-    """A session that asks for a place, of a key that stands beside it; in whatever event loop."""
+    """A session that asks for a permit, of a key that stands beside it; in whatever event loop."""
 
     __slots__ = ("_is_settled", "_loop", "answer", "session")
 
@@ -320,7 +320,7 @@ class PendingAdmission:
 
 
 class _Permit:
-    """One session's place, and the one under another key that it has asked for."""
+    """One session's permit, and the one under another key that it has asked for."""
 
     __slots__ = ("_answer", "_digest", "_gate", "_next", "_session")
 
@@ -340,7 +340,7 @@ class _Permit:
             raise
 
     def rekey(self) -> None:
-        """Move to the key that the session has now as soon as the store has a place there, or refuse it and stay.
+        """Move to the key that the session has now as soon as the store has a permit there, or refuse it and stay.
 
         :raises TryAgainLater: if this process refuses it by itself.
         """

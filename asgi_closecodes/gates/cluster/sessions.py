@@ -18,13 +18,13 @@ from .redis.client import RedisStore
 from .store import LeaseStore
 
 PLACE_TIMEOUT_S = 3.0
-"""Seconds that a session waits for a place in a cluster that has some left."""
+"""Seconds that a session waits for a permit in a cluster that has some left."""
 
 
 class ClusterSessions(ClusterGate):
     """At most ``limit`` open sessions in all processes that share ``redis_url`` and ``name``.
 
-    Each process leases a part of the limit, and admits by itself from that. Its places come back at once when it
+    Each process leases a part of the limit, and admits by itself from that. Its permits come back at once when it
     stops, and within ``lease_duration`` when it dies. Open sessions are never closed because Redis is away.
 
     :param limit: sessions of the whole cluster; None is no limit, 0 admits nobody. The lowest that a process has holds.
@@ -71,7 +71,7 @@ class ClusterSessions(ClusterGate):
         return self._lease
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return a context manager that holds one of the places."""
+        """Return a context manager that holds one of the permits."""
         return self._permit
 
     def adopt(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
@@ -80,7 +80,7 @@ class ClusterSessions(ClusterGate):
         return self._permit
 
     async def wait_for_place(self) -> None:
-        """Count one session more as soon as a sync brings a place, or refuse it."""
+        """Count one session more as soon as a sync brings a permit, or refuse it."""
         lease = self._lease
         if self._limit is None:
             with COUNTING:
@@ -105,7 +105,7 @@ class ClusterSessions(ClusterGate):
         raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit)
 
     def acquire(self) -> bool:
-        """Count one session more, if there is a place for it now."""
+        """Count one session more, if there is a permit for it now."""
         with COUNTING:
             return self._lease.acquire()
 
@@ -144,7 +144,7 @@ class ClusterSessions(ClusterGate):
 
 
 class _Permit:
-    """Any session's place: checked and taken without an await in between, where there is quota."""
+    """Any session's permit: checked and taken without an await in between, where there is quota."""
 
     __slots__ = ("_gate",)
 

@@ -46,7 +46,7 @@ class KeyCount:
     open: int
     """Its sessions in this worker."""
     more: int
-    """Sessions that ask for a place."""
+    """Sessions that ask for a permit."""
     numbers: Sequence[int] = ()
     """Those that the store has given the open ones, from the oldest on; the last ones may have none yet."""
 
@@ -63,7 +63,7 @@ class CountRequest:
     """Sessions of one key; -1 is no limit."""
     counts: Sequence[KeyCount] = ()
     replaces: bool = False
-    """Whether who asks for a place gets that of the oldest session, where there is none."""
+    """Whether who asks for a permit gets that of the oldest session, where there is none."""
     acknowledged: Sequence[str] = ()
     """Those of its sessions that it knows to be replaced, as the store has named them."""
 
@@ -89,9 +89,10 @@ class CountReply:
     known: bool
     """Whether it knew this worker."""
     replaced: Sequence[str]
-    """Sessions of this worker that have lost their place, until it has acknowledged that: digest:number."""
+    """Sessions of this worker that have lost their permit, until it has acknowledged that: digest:number."""
     admitted: Sequence[tuple[int, int]]
-    """Of each key how many get a place, the last of those who ask, and the first number for those without one, or 0."""
+    """Of each key: how many of those who ask get a permit (the last ones), and the first number for sessions
+    that have none, or 0."""
 
 
 class CountStore(Store, Protocol):
@@ -117,7 +118,7 @@ class WorkerState:
     age: float
     """Seconds since its last sync."""
     expires_in: float
-    """Seconds after which its places are free, if it does not sync."""
+    """Seconds after which its permits are free, if it does not sync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class State:
 
     limit: int
     alloc: int
-    """Places that are granted, used or not."""
+    """Permits that are granted, used or not."""
     used: int
     learning: float
     """Seconds for which nobody gets more."""

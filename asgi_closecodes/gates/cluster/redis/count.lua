@@ -2,7 +2,7 @@
 -- worker, which says so every ttl / 3: there is no heartbeat a session.
 --
 -- Where the oldest session is replaced, each has a number: the time at which this server heard of it, made to grow
--- within its key whatever the clock does. The oldest loses its place at once. Its worker is called to count, and is
+-- within its key whatever the clock does. The oldest loses its permit at once. Its worker is called to count, and is
 -- told with every answer until it says that it has heard: a call that is lost makes that session leave later, no more.
 --
 -- KEYS[1]   ZSET  worker -> when it is dead; KEYS[1]:worker is the channel on which it is called

@@ -4,7 +4,7 @@
 -- KEYS[1]  meta    HASH  alloc, used: sums over the workers; beat, skew, doubt, learn, limit, limit_by,
 --                limit_until
 -- KEYS[2]  grants  HASH  worker -> grant:used:seq:since:anchor
--- KEYS[3]  expiry  ZSET  worker -> when its places are free again
+-- KEYS[3]  expiry  ZSET  worker -> when its permits are free again
 --
 -- Times are milliseconds of this server's clock, less `skew`: what it was seen to jump.
 
@@ -16,8 +16,8 @@ local elapsed = tonumber(ARGV[4])   -- ms since that answer, by the worker's own
 local is_leased = ARGV[5] == '1'    -- whether its lease is valid
 local used = tonumber(ARGV[6])      -- its open sessions
 local have = tonumber(ARGV[7])      -- what it may have open without asking
-local need = tonumber(ARGV[8])      -- sessions that lack a place
-local spare = tonumber(ARGV[9])     -- places that it would like to have in advance
+local need = tonumber(ARGV[8])      -- sessions that lack a permit
+local spare = tonumber(ARGV[9])     -- permits that it would like to have in advance
 local limit = tonumber(ARGV[10])
 local ttl = tonumber(ARGV[11])      -- ms
 local leaves = ARGV[12] == '1'
