@@ -13,9 +13,8 @@ from .concurrency import inside_event_loop
 from .events import Observer
 from .exceptions import ExceptionMapping, TryAgainLater
 from .gates import Gate
-from .guard import Guard
-from .guard.stalls import serves
-from .guard.unused import used
+from .guard import Guard, unused
+from .guard.stalls import has_session_variable
 from .naming import shown
 from .settings import Settings, reject_misplaced_settings
 
@@ -72,9 +71,9 @@ class CloseCodeMiddleware:
         parts = {"settings": settings, "gate": gate, "exceptions": exceptions, "subprotocol": subprotocol}
         self.app = app
         self.guard = _guard_of(guard, observers, **parts)
-        used(self.guard)
+        unused.discard(self.guard)
 
-    @serves
+    @has_session_variable
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Serve one connection; what the application returns for other scopes than WebSocket's is handed on."""
         if scope["type"] == "lifespan":

@@ -133,7 +133,7 @@ class Guard:
         self._report_settings()
         self._tell_stalls_unseen()
         self._dispatcher.watch(weak(self.snapshot))
-        unused.made(self)
+        unused.add(self)
 
     def _report_settings(self) -> None:
         for name, nearest in unknown_settings().items():
@@ -353,8 +353,8 @@ class Guard:
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:
-                unused.used(self)
-                unused.tell()
+                unused.discard(self)
+                unused.warn()
                 tell_few_files(self)
         if self.settings.drain_on_sigterm and not self._loops.lifespans and not self._has_warned:
             self._has_warned = True
@@ -427,7 +427,7 @@ class Guard:
         loop = running_loop()
         is_first = self._loops.begin_lifespan(loop)
         self._arrive(loop)
-        unused.tell()
+        unused.warn()
         self._logs.log_limits()
         tell_few_files(self)
         self._stalls.join()
@@ -450,17 +450,17 @@ class Guard:
             self.spawn(stop_all, gates, self._dispatcher)
 
     def warn_if_unused(self) -> None:
-        """Say so, once, if no middleware has this guard."""
-        if unused.used(self):
+        """Report once that no middleware has this guard, if that is so."""
+        if unused.discard(self):
             self._warn_unused()
 
     def warn_if_limits_unused(self) -> None:
-        """Say, once, that no middleware has this guard, if it is to limit somebody."""
-        if self._working_gates and unused.used(self):
+        """Report once that no middleware has this guard, if it has limits."""
+        if self._working_gates and unused.discard(self):
             self._warn_unused()
 
     def _warn_unused(self) -> None:
-        self.report(unused.warning(self.settings, self._own_gate_name))
+        self.report(unused.event(self.settings, self._own_gate_name))
 
     def _jobs(self) -> Iterable[Job]:
         """Return the background work, in the order in which a tick does it."""

@@ -1,8 +1,9 @@
-"""The code that blocks an event loop: a thread looks at the loop's thread while its beat is late.
+"""The code that blocks an event loop: a thread samples the loop's stack while a beat of the loop is late.
 
-The loop says when its next beat is due, and the thread sleeps until that is late. So a stall is measured by the loop
-itself: the thread may be late as well, while C code holds the GIL or the machine is busy. It looks, and reports
-nothing; the loop does at its next beat. The beat is a timer of its own, a third of the price of the guard's ticks.
+The loop says when its next beat is due, and the thread sleeps until that is late. It takes up to three samples, called
+looks, and reports nothing: the loop does at its next beat. So the loop itself measures the stall, since the thread may
+be late as well, while C code holds the GIL or the machine is busy. The beat is a timer of its own: it costs a third of
+the guard's ticks.
 """
 
 from __future__ import annotations
@@ -51,23 +52,25 @@ _MIN_PAUSE_S = 0.05
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
-_serving: set[CodeType] = set()
+_session_frames: set[CodeType] = set()
+"""Code of the functions whose frames have their session in a local variable."""
+
 _session: ContextVar[weakref.ref[Session] | None] = ContextVar("asgi_closecodes_session", default=None)
 
 
-def serves(call: _Call) -> _Call:
-    """Return ``call``, whose frame has the session that it serves in its local variable ``session``."""
-    _serving.add(call.__code__)
+def has_session_variable(call: _Call) -> _Call:
+    """Mark ``call`` as a function whose frame has its session in the local variable ``session``."""
+    _session_frames.add(call.__code__)
     return call
 
 
 def mark_task(session: Session) -> None:
-    """Have the current task, and those that it starts, tell the session that they are of."""
+    """Have the context of the current task, and of those that it starts, name ``session``."""
     _session.set(weakref.ref(session))
 
 
 class StallWatch:
-    """The wish of one guard to hear of stalls.
+    """One guard's subscription to stalls.
 
     :param sessions: the guard's.
     :param is_used: whether there are sessions or lifespans.
@@ -85,7 +88,7 @@ class StallWatch:
         self.seconds: float | None = None
 
     def follow(self, seconds: float | None) -> None:
-        """Hear of stalls of so many seconds from now on; None for none."""
+        """Report stalls of at least ``seconds`` from now on; none if it is None."""
         self.seconds = seconds
         if seconds is None:
             self.stop()
@@ -96,7 +99,7 @@ class StallWatch:
         return self.seconds is not None and CAN_LOOK
 
     def join(self) -> None:
-        """Watch the event loop that runs here, if it is on and that is news."""
+        """Watch the event loop that runs here, if it is on, and does not watch it yet."""
         if self.is_on:
             _watcher.join(self)
 
@@ -106,7 +109,7 @@ class StallWatch:
 
 
 class _Look(NamedTuple):
-    """The stack inside of the event loop, outermost frame first; empty where it ran no Python code."""
+    """A sample of the stack inside of the event loop, outermost frame first; empty where it ran no Python code."""
 
     stack: tuple[CodePosition, ...]
     session: events.SessionFacts | None
@@ -143,7 +146,7 @@ class _Watched:
         return planned if done == 0 else max(planned, self.looked_at + self.seconds * _LOOKS_AT[0])
 
     def look(self) -> None:
-        """Look at what the thread does."""
+        """Sample the stack of the thread."""
         due, now = self.due, time.monotonic()
         frame = sys._current_frames().get(self.ident)  # noqa: SLF001 - it is documented
         if frame is None:
@@ -287,14 +290,14 @@ class _Watcher:
 
 
 def _report(late: float, looks: Sequence[_Look], by: StallWatch) -> None:
-    same = _same(_weighty([look for look in looks if look.stack]))
+    same = _largest_agreeing(_substantial([look for look in looks if look.stack]))
     owner = next((look.owner for look in same if look.owner is not None), by)
     if owner.seconds is None or late < owner.seconds:
         owner = by
     if not same:
         owner.report(events.LoopStalled(late, UNKNOWN, len(looks)))
         return
-    stack = _common(same)
+    stack = _common_stack(same)
     position = _innermost(stack)
     owner.report(
         events.LoopStalled(
@@ -310,22 +313,22 @@ def _report(late: float, looks: Sequence[_Look], by: StallWatch) -> None:
     )
 
 
-def _weighty(looks: Sequence[_Look]) -> Sequence[_Look]:
+def _substantial(looks: Sequence[_Look]) -> Sequence[_Look]:
     """Return the looks that stand for a good part of the time: one after seconds of C code, and what came behind it."""
     longest = max((look.stands_for for look in looks), default=0.0)
     return [look for look in looks if look.stands_for >= longest / 3]
 
 
-def _same(looks: Sequence[_Look]) -> Sequence[_Look]:
-    """Return the most looks that found the same code of the application; else the last one."""
+def _largest_agreeing(looks: Sequence[_Look]) -> Sequence[_Look]:
+    """Return the largest group of looks that found the same code of the application; else the last look."""
     for count in range(len(looks), 1, -1):
         for some in reversed([*combinations(looks, count)]):
-            if any(not is_library(position.code.co_filename) for position in _common(some)):
+            if any(not is_library(position.code.co_filename) for position in _common_stack(some)):
                 return some
     return looks[-1:]
 
 
-def _common(looks: Sequence[_Look]) -> tuple[CodePosition, ...]:
+def _common_stack(looks: Sequence[_Look]) -> tuple[CodePosition, ...]:
     """Return the frames that all looks found, up to the first one that has gone on to another line."""
     first, *others = (look.stack for look in looks)
     for depth, position in enumerate(first):
@@ -364,7 +367,7 @@ def _depth_of_loop(frame: FrameType) -> int:
 def _session_of(stack: Sequence[FrameType], depth: int, loop: Any) -> Session | None:
     """Return the session that a thread serves: by the middleware's frame, else by the task's context."""
     for frame in reversed(stack[depth:]):
-        if frame.f_code in _serving:
+        if frame.f_code in _session_frames:
             session = frame.f_locals.get("session")
             return session if isinstance(session, Session) else None
     marked = None

@@ -15,26 +15,26 @@ from asgi_closecodes.settings import LIMITS, Settings
 
 class _Guard(Protocol):
     def warn_if_limits_unused(self) -> None:
-        """Say that no middleware has this guard."""
+        """Report that no middleware has this guard, if it has limits."""
 
 
 _unused: weakref.WeakSet[_Guard] = weakref.WeakSet()
 
 
-def made(guard: _Guard) -> None:
-    """Take note of a guard that no middleware has yet."""
+def add(guard: _Guard) -> None:
+    """Remember a guard that no middleware has yet."""
     _unused.add(guard)
 
 
-def used(guard: _Guard) -> bool:
-    """Take note that a middleware has ``guard``, or that it was told of; return whether that is new."""
+def discard(guard: _Guard) -> bool:
+    """Forget ``guard``: a middleware has it, or it was reported. Return whether it was remembered."""
     is_new = guard in _unused
     _unused.discard(guard)
     return is_new
 
 
-def tell() -> None:
-    """Have the guards say so that no middleware has now, when an application has started."""
+def warn() -> None:
+    """Report the guards that no middleware has although an application has started."""
     if _unused:
         waiting = _waiting()
         for guard in [*_unused]:
@@ -43,13 +43,13 @@ def tell() -> None:
 
 
 def _waiting() -> Collection[object]:
-    """Return what is given to middleware that Starlette has not built: it does so at an application's first call."""
+    """Return the arguments of middleware that Starlette has yet to build, as it does at the first call."""
     specs = [one for one in gc.get_objects() if type(one) is Middleware]  # no isinstance(): a proxy may raise
     return [given for spec in specs for given in (*spec.args, *spec.kwargs.values())]
 
 
-def warning(settings: Settings, own_gate: str | None) -> SettingIgnored:
-    """Return what there is to say of a guard with these settings.
+def event(settings: Settings, own_gate: str | None) -> SettingIgnored:
+    """Return the event for an unused guard with these settings.
 
     :param own_gate: the name of the class of the gate that was given to it.
     """

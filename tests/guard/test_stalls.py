@@ -23,7 +23,7 @@ from starlette.routing import WebSocketRoute
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.events import LoopStalled
 from asgi_closecodes.guard import stalls
-from asgi_closecodes.guard.stalls import _common, _Look, _same, _weighty
+from asgi_closecodes.guard.stalls import _common_stack, _largest_agreeing, _Look, _substantial
 from asgi_closecodes.logs.stack_traces import CodePosition
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import until
@@ -443,7 +443,7 @@ def look(*places):
 def test_looks_that_stand_for_little_time_do_not_count(seconds, kept):
     """One behind a long call of C code finds what is done with its result."""
     given = [look(("a", 1))._replace(stands_for=one) for one in seconds]
-    assert [*_weighty(given)] == [given[number] for number in kept]
+    assert [*_substantial(given)] == [given[number] for number in kept]
 
 
 def named(stack):
@@ -461,7 +461,7 @@ def named(stack):
     ],
 )
 def test_common_stack_ends_where_looks_part(looked, common):
-    assert named(_common([look(*places) for places in looked])) == common
+    assert named(_common_stack([look(*places) for places in looked])) == common
 
 
 @pytest.mark.parametrize(
@@ -476,4 +476,4 @@ def test_common_stack_ends_where_looks_part(looked, common):
 )
 def test_most_looks_with_code_of_the_application_count(looked, chosen):
     given = [look(*places) for places in looked]
-    assert [*_same(given)] == [given[number] for number in chosen]
+    assert [*_largest_agreeing(given)] == [given[number] for number in chosen]
