@@ -1,4 +1,4 @@
-"""Sessions in the middle of something that should not be cut: a call, a generation, a transfer."""
+"""Sessions in the middle of something that should not be interrupted: a call, a generation, a transfer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asgi_closecodes.session import Session
 
 
 class BusySessions:
-    """Counts the open blocks of each session that has one; others cost nothing.
+    """Counts the open ``busy()`` blocks of each session; sessions without one cost nothing.
 
     :param sessions: the admitted ones that are not over.
     """
@@ -26,7 +26,7 @@ class BusySessions:
 
     @contextmanager
     def mark(self, session: Session) -> Iterator[None]:
-        """Have ``session`` count as busy in the block; from any task and thread. Nothing, where it is over."""
+        """Count ``session`` as busy within the block, in any task or thread; do nothing if it is over."""
         with COUNTING:
             is_counted = session in self._sessions
             if is_counted:
@@ -45,11 +45,11 @@ class BusySessions:
                 self._blocks.pop(session, None)
 
     def drop(self, session: Session) -> None:
-        """Forget a session that is over: a task of its handler's may outlive it in a block."""
+        """Forget a session that is over: a task that its handler started may still be in a block."""
         self._blocks.pop(session, None)
 
     def count(self, leaving: Collection[Session]) -> int:
-        """Return how many are busy and not ``leaving``."""
+        """Return how many sessions are busy and not ``leaving``."""
         with COUNTING:
             return sum(session not in leaving for session in self._blocks)
 

@@ -1,4 +1,4 @@
-"""The close of open sessions that somebody chooses: to sign out, to revoke."""
+"""Closing of the open sessions that a function chooses, as to sign a user out."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def close_sessions(
         for number, session in enumerate([*sessions], 1):
             try:
                 is_chosen = not session.is_leaving and _answer(where, session)
-            except (Exception, asyncio.CancelledError) as error:  # of a future that it asked: nobody cancels a call
+            except (Exception, asyncio.CancelledError) as error:  # cancelled: a future that it reads
                 if not has_failed:
                     has_failed = True
                     report(CallbackFailed(f"where={name_of(where)}", error, session.facts()))

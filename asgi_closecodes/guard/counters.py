@@ -13,7 +13,7 @@ from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.error_identity import type_name
 
 _MOST_GROUPS = 20
-"""Different errors that a snapshot tells of."""
+"""Different bugs that a snapshot lists."""
 
 
 class Counts(TypedDict):
@@ -30,25 +30,25 @@ class Counters:
     """Counts for :meth:`Guard.snapshot`."""
 
     COUNTED = (events.SessionRefused, events.SessionShed, events.SessionFailed)
-    """The events that it is for."""
+    """Events that are counted here."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, in a child process too: what was counted there is the parent's."""
+        """Reset all counts: at the start, and in a child process, which inherits its parent's."""
         self._groups: dict[str, dict[str, Any]] = {}  # by fingerprint, the latest last
         self.errors = 0
         self.refusals: Counter[str] = Counter()
         self.sheds: Counter[str] = Counter()
         self.closes: Counter[int | str] = Counter()
-        # Causes and codes may come from outside; one table of labels each, so that what is counted adds up.
+        # Causes and codes may come from clients. A bounded table of labels each keeps the sums right.
         self._refusal_causes = FirstOnes()
         self._shed_causes = FirstOnes()
         self._codes = FirstOnes(MAX_LABELS + len(CloseCode), known=map(str, map(int, CloseCode)))
 
     def closed(self, close: Close | None) -> None:
-        """Count a session that is over; None is an HTTP response, or a code that nobody knows."""
+        """Count a session that is over; ``close`` is None for an HTTP response and for an unknown code."""
         if close is not None:
             with COUNTING:
                 self.closes[self._label_of(close.code)] += 1
@@ -83,7 +83,7 @@ class Counters:
                     pass
 
     def counts(self) -> Counts:
-        """Return all counts, of one and the same moment."""
+        """Return all counts, taken at the same moment."""
         with COUNTING:
             return {
                 "errors": self.errors,
@@ -94,6 +94,6 @@ class Counters:
             }
 
     def groups(self) -> list[dict[str, Any]]:
-        """Return what failed lately, by bug, the latest first."""
+        """Return the latest failures, one entry a bug, the latest first."""
         with COUNTING:
             return [dict(group) for group in reversed(self._groups.values())]

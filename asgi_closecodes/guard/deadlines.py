@@ -1,8 +1,8 @@
-"""Deadlines of sessions that are dates: the longest age, the time to authenticate, the expiry of credentials.
+"""Deadlines of sessions: the longest age, the time to authenticate, the expiry of credentials.
 
-All are in one heap, and a tick looks at its first entries. A session without deadlines takes nothing here. One
-with deadlines has one current entry, for the earliest. When that moves away, its entry stays, and is put back when its
-turn comes. Stale entries, as of sessions that are over, go when their turn comes, or when they are the greater part.
+All are in one heap, and each tick checks its first entries. A session without deadlines takes no memory here. One with
+deadlines has one current entry, for the earliest. When that deadline moves, its old entry stays in the heap as stale.
+Stale entries, and those of sessions that are over, are dropped when they come first, or when they are the majority.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
 MAX_AGE_HINT_S = 5.0
-"""Longest retry hint of a session that has reached its age."""
+"""Longest retry hint in the close of a session that has reached its age."""
 
 _ENDS_A_TURN = 10
 """Sessions that begin to end in one turn of the event loop."""
@@ -35,13 +35,13 @@ _ENTRIES_A_TURN = 250
 """Entries that are taken off the heap in one turn of the event loop."""
 
 _MAX_STALE = 100
-"""Entries of sessions that are over which do not matter yet."""
+"""Stale entries that are always tolerated."""
 
 _SWEEPS_A_PUSH = 8
-"""Entries that are swept when another one is added: all are, before as many stale ones have come again."""
+"""Entries that are swept at each push: enough to sweep all before as many new ones are stale."""
 
 _SWEEPS_A_TICK = 250
-"""The same, at every tick."""
+"""Entries that are swept at each tick."""
 
 _NEVER = math.inf
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,7 +58,7 @@ class Limits(Protocol):
 
     @property
     def auth_timeout(self) -> float | None:
-        """Seconds that it may have no key."""
+        """Seconds within which a session needs a key."""
 
     @property
     def shadow(self) -> Collection[str]:
@@ -85,24 +85,24 @@ class _Dated:
         self.age_at = self.auth_at = self.expires_at = _NEVER
         self.auth_from: float | None = None
         self.expires_on: float | None = None  # POSIX seconds
-        self.entry = 0  # the number of its current one, which comes at:
+        self.entry = 0  # number of its current entry in the heap, 0 for none; it is due at:
         self.entry_at = _NEVER
         self.reported: tuple[str, ...] = ()  # limits in the shadow that were reported
 
     @property
     def next_at(self) -> float:
-        """The earliest of them."""
+        """Earliest of the deadlines."""
         return min(self.age_at, self.auth_at, self.expires_at)
 
     def clear(self) -> None:
-        """Have no deadlines any more."""
+        """Remove all deadlines."""
         self.age_at = self.auth_at = self.expires_at = _NEVER
 
 
 _Entry = tuple[float, int, _Dated]
 
 _Due = tuple[Session, TryAgainLater | EndedFromOutside, str | None]
-"""A session, its close, and the limit that would have closed it, if that is in the shadow."""
+"""A session, its close, and the name of the limit if that is in the shadow and closes nobody."""
 
 
 class Deadlines:
@@ -129,15 +129,15 @@ class Deadlines:
         self._age = self._auth = _NEVER
         self._shadow: frozenset[str] = frozenset()
         self.is_used = False
-        """Whether any deadline was ever set: without one, sessions need not come by."""
+        """Whether any deadline was ever set. Until then the guard adds no sessions."""
         self.forget()
 
     def forget(self) -> None:
         """Begin anew, in a child process too: the sessions are the parent's."""
-        # Weak, for those that set an expiry in a gate, and are refused by the next one.
+        # Weak: a session may set its expiry in a gate, and be refused by the next gate.
         self._dated: weakref.WeakKeyDictionary[Session, _Dated] = weakref.WeakKeyDictionary()
         self._heap: list[_Entry] = []
-        self._unswept: list[_Entry] = []  # a second heap: what the first one was when half of it was stale
+        self._unswept: list[_Entry] = []  # the former heap, while its stale entries are swept; a heap too
         self._current = 0  # entries that are not stale
         self._number = 0
 
@@ -155,7 +155,7 @@ class Deadlines:
     # From sessions
 
     def add(self, session: Session) -> None:
-        """Take note of an admitted session, in its event loop."""
+        """Add an admitted session; called in its event loop."""
         has_limits = not self._age == self._auth == _NEVER
         with COUNTING:
             if (dated := self._dated.get(session)) is None:
@@ -176,7 +176,7 @@ class Deadlines:
                 self._drop_entry(dated)
 
     def begin_auth(self, session: Session) -> None:
-        """Give ``session`` time for a key from when it is open; in its event loop."""
+        """Start the time to authenticate once ``session`` is open; called in its event loop."""
         if self._auth == _NEVER:
             return
         if not session.is_answered:
@@ -190,7 +190,7 @@ class Deadlines:
                 self._schedule(dated)
 
     def expiry_of(self, session: Session) -> datetime | None:
-        """Return when it expires."""
+        """Return when the credentials of ``session`` expire; None if no expiry was set."""
         dated = self._dated.get(session)
         if dated is None or dated.expires_on is None:
             return None
@@ -217,7 +217,7 @@ class Deadlines:
 
     # From the guard
 
-    def follow(self, limits: Limits) -> None:
+    def apply(self, limits: Limits) -> None:
         """Apply ``limits``, to the sessions that are open too; from any thread."""
         before = self._age, self._auth, self._shadow
         age = _NEVER if limits.max_session_age is None else limits.max_session_age
@@ -248,7 +248,7 @@ class Deadlines:
             return
         now = self._clock()
         dated.age_at = session.arrived_at + self._age * (1 + self._draw()) / 2
-        if is_open and dated.age_at <= now:  # so are many then, which are not to leave at once
+        if is_open and dated.age_at <= now:  # a lowered limit expires many at once: spread their closes
             dated.age_at = now + self._age * self._draw() / 2
 
     def _set_auth(self, dated: _Dated, session: Session, *, is_new: bool) -> None:
@@ -279,7 +279,7 @@ class Deadlines:
             await anyio.lowlevel.checkpoint()
 
     def _take_due(self) -> tuple[list[_Due], bool]:
-        """Return some of those whose time is over, and whether there may be more."""
+        """Return some of the sessions whose time is over, and whether there may be more."""
         now = self._clock()
         due: list[_Due] = []
         with COUNTING:
@@ -300,7 +300,7 @@ class Deadlines:
         return due, True
 
     def _reached(self, dated: _Dated, session: Session, now: float) -> Iterable[_Due]:
-        """Yield what ends ``session`` now, at most one, and what would have."""
+        """Yield the close that ends ``session`` now, if any, and those of limits in the shadow."""
         if dated.expires_at <= now:
             dated.clear()
             yield session, TimedOut(CloseCode.UNAUTHORIZED, "credentials expired", "expired"), None
@@ -334,7 +334,7 @@ class Deadlines:
             self._sweep(_SWEEPS_A_PUSH)
 
     def _entry(self, dated: _Dated) -> _Entry | None:
-        """Return its new entry, None if it has one that comes early enough."""
+        """Return a new entry for the heap; None if its current one is early enough."""
         if dated.session is None or (at := dated.next_at) >= dated.entry_at:
             return None
         self._drop_entry(dated)
@@ -349,19 +349,19 @@ class Deadlines:
             self._current -= 1
 
     def _first_heap(self) -> list[_Entry]:
-        """Return the heap whose first entry comes first."""
+        """Return that of the two heaps whose first entry is earlier."""
         if self._unswept and not (self._heap and self._heap[0] < self._unswept[0]):
             return self._unswept
         return self._heap
 
     def _sweep(self, count: int) -> None:
-        """Drop stale entries once there are too many, a few at a time: all at once would keep the event loop."""
+        """Drop up to ``count`` stale entries if too many are stale; all at once would block the event loop."""
         if not self._unswept:
             if len(self._heap) <= 2 * self._current + _MAX_STALE:
                 return
             self._heap, self._unswept = [], self._heap
         for _ in range(min(count, len(self._unswept))):
-            entry = self._unswept.pop()  # without its last one a heap is a heap
+            entry = self._unswept.pop()  # popping the last one keeps the heap valid
             if entry[1] == entry[2].entry:
                 heapq.heappush(self._heap, entry)
 

@@ -1,4 +1,4 @@
-"""Events to observers. One that fails is reported once, and called again."""
+"""Delivery of events to observers. An observer that fails is reported once, and still called."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MAX_ONCE = 256
 
 
 class Dispatcher:
-    """Hands each event to the observers that it is for.
+    """Hands each event to the observers of its class.
 
-    :param own: observers of some kinds of events, which hear of them first.
+    :param own: observers of some classes of events, which are called first.
     :param followers: observers of all events.
     """
 
@@ -39,11 +39,11 @@ class Dispatcher:
             for kind in events.KINDS
         }
         self._reported: set[Hashable] = set()
-        objects: list[object] = [*followers]  # for mypy, which takes a function for nothing else
+        objects: list[object] = [*followers]  # annotated for mypy: else it takes a function for no more than that
         self._watchers = [observer for observer in objects if isinstance(observer, events.WatchingObserver)]
 
     def report(self, event: events.Event) -> None:
-        """Hand ``event`` to every observer that it is for."""
+        """Hand ``event`` to every observer of its class."""
         for observer in self._observers.get(type(event)) or self._observers_of(type(event)):
             try:
                 returned = observer(event)
@@ -51,15 +51,15 @@ class Dispatcher:
                     reject_coroutine(returned)
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # a CancelledError too: of a future that it asked, nobody cancels a call
+            except BaseException as error:  # CancelledError too: of a future that it reads; nobody cancels a call
                 self.failed_once(f"observer {name_of(observer)}", id(observer), error)
 
     def _observers_of(self, kind: type) -> tuple[events.Observer, ...]:
-        """Return the observers of an event class of the user's, whose gate may report its own: by its base class."""
+        """Return the observers of an event class that a user's gate defines: those of its base class."""
         return next((self._observers[base] for base in kind.__mro__ if base in self._observers), self.followers)
 
     def report_once(self, key: Hashable, event: events.Event) -> None:
-        """Report the first of all events of one ``key``; those of too many keys are one together."""
+        """Report only the first event of each ``key``; beyond a number of keys, all others count as one."""
         with COUNTING:
             key = key if key in self._reported or len(self._reported) < _MAX_ONCE else None
             is_new = key not in self._reported
@@ -68,7 +68,7 @@ class Dispatcher:
             self.report(event)
 
     def failed_once(self, name: str, key: Hashable, error: BaseException) -> None:
-        """Report once that something which the user plugged in has failed."""
+        """Report once that a callback of the user's has failed."""
         self.report_once(key, events.CallbackFailed(name, error))
 
     def watch(self, snapshot: Callable[[], events.Snapshot | None]) -> None:
@@ -77,11 +77,11 @@ class Dispatcher:
             watcher.watch(snapshot)
 
     def is_watched(self) -> bool:
-        """Whether there are such observers."""
+        """Whether an observer wants snapshots regularly."""
         return bool(self._watchers)
 
     def sample(self) -> None:
-        """Have those that ask by themselves do so."""
+        """Let the observers that read snapshots regularly do so."""
         for watcher in self._watchers:
             if isinstance(watcher, events.SamplingObserver):
                 self.ask(watcher, watcher.sample, bool, default=False)
@@ -94,9 +94,9 @@ class Dispatcher:
         *,
         default: _Read,
     ) -> _Read:
-        """Return what a method of a gate's or an observer's answers, or ``default`` where it fails.
+        """Return what a method of a gate or an observer returns, or ``default`` if it fails.
 
-        :param read: makes the answer what it should be.
+        :param read: converts the answer.
         """
         try:
             answer = question()
@@ -110,7 +110,7 @@ class Dispatcher:
 
 
 def reject_coroutine(returned: object) -> None:
-    """Do nothing.
+    """Refuse a coroutine, as of an async function where a plain one is called.
 
     :raises TypeError: if ``returned`` is a coroutine, which nobody awaits.
     """
@@ -122,7 +122,7 @@ def reject_coroutine(returned: object) -> None:
 def checked_observers(observers: Iterable[events.Observer]) -> list[events.Observer]:
     """Return ``observers``.
 
-    :raises TypeError: if they are no list, or one of them cannot be called.
+    :raises TypeError: if they are not iterable, or one of them cannot be called.
     """
     try:
         observers = [*observers]
@@ -139,7 +139,7 @@ def checked_observers(observers: Iterable[events.Observer]) -> list[events.Obser
 
 
 def weak(method: Callable[_Arguments, _Returned]) -> Callable[_Arguments, _Returned | None]:
-    """Return a function that does what ``method`` does as long as its object lives, then nothing."""
+    """Return a function that calls ``method`` while its object is alive, and then does nothing."""
     reference = weakref.WeakMethod(method)
 
     def call_if_alive(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Returned | None:

@@ -1,4 +1,4 @@
-"""The drain of a process that is about to stop: nobody comes in, and everybody leaves."""
+"""Draining of a process that is about to stop: new sessions are refused, and open ones are closed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .shedding import ENDS_A_TURN
 from .ticker import TICK_S
 
 NAME = "draining"
-"""Stands for a gate where refusals during a drain are reported."""
+"""Name that refusals during a drain have instead of a gate's."""
 
 
 @dataclass(slots=True)
@@ -37,13 +37,13 @@ class _Running:
     window: float
     patience: float
     tasks: TaskGroup
-    told: set[Session] = field(default_factory=set)
-    """Sessions that were told to end: in another event loop it takes a while until that shows."""
+    scheduled: set[Session] = field(default_factory=set)
+    """Sessions whose end is scheduled; in another event loop it begins only later."""
     checked: set[Session] = field(default_factory=set)
-    """Sessions that are about to be told, unless they are busy when their own event loop gets to it."""
+    """Sessions that end in their own event loop unless they are busy by then."""
 
     def is_patient(self, now: float) -> bool:
-        """Whether busy sessions are spared still."""
+        """Whether busy sessions are still spared."""
         return now - self.started_at < self.patience
 
 
@@ -51,8 +51,8 @@ class Draining:
     """The drain of one guard, and whether it is on.
 
     :param sessions: the admitted ones that are not over.
-    :param staying: returns those of them that are not about to end.
-    :param busy: sessions in the middle of something, which are spared while there is patience.
+    :param open_sessions: returns those of them that are not about to end.
+    :param busy: busy sessions, which are spared for ``patience`` seconds.
     :param shed_order: chooses who goes first.
     :param report: gets events.
     :param clock: monotonic seconds.
@@ -61,7 +61,7 @@ class Draining:
     def __init__(
         self,
         sessions: Collection[Session],
-        staying: Callable[[], list[Session]],
+        open_sessions: Callable[[], list[Session]],
         busy: Container[Session],
         shed_order: ShedOrder,
         report: events.Observer,
@@ -70,7 +70,7 @@ class Draining:
     ) -> None:
         self.is_on = False
         self._sessions = sessions
-        self._staying = staying
+        self._open_sessions = open_sessions
         self._busy = busy
         self._shed_order = shed_order
         self._report = report
@@ -81,7 +81,7 @@ class Draining:
     def check(self) -> None:
         """Refuse a session with 1012 while the drain is on.
 
-        :raises TryAgainLater: then.
+        :raises TryAgainLater: while it is on.
         """
         if self.is_on:
             refusal = _service_restart()
@@ -99,7 +99,7 @@ class Draining:
         while (holder := self._claim.take()) is None:  # noqa: ASYNC110 - an event would have to survive its event loop
             await anyio.sleep(TICK_S)
         try:
-            if not self.is_on or self._staying():
+            if not self.is_on or self._open_sessions():
                 self.is_on = True
                 await self._drain(window, patience)
         finally:
@@ -116,14 +116,14 @@ class Draining:
                 await self._end_all(running)
             finally:
                 self._running = None
-        self._report(events.DrainFinished(len(running.told), self._clock() - start))
+        self._report(events.DrainFinished(len(running.scheduled), self._clock() - start))
 
     async def _end_idle(self, running: _Running) -> None:
-        """End those that are not busy, at the drain's pace, until its patience is over or nobody is left."""
+        """End the sessions that are not busy at the drain's pace, until ``patience`` is over or none is left."""
         pace = _pace(running.sessions, running.window, self._clock)
-        pace.burst = pace.per_second * TICK_S + 1  # nobody leaves for long, and then no second has more than its share
-        while self.is_on and running.is_patient(self._clock()) and (untold := self._untold(running)):
-            idle = [one for one in untold if one not in self._busy and one not in running.checked]
+        pace.burst = pace.per_second * TICK_S + 1  # else tokens pile up while sessions are busy
+        while self.is_on and running.is_patient(self._clock()) and (rest := self._unscheduled(running)):
+            idle = [one for one in rest if one not in self._busy and one not in running.checked]
             due = pace.take_all() if running.window else len(idle)
             chosen = await self._shed_order.choose(idle, due)
             running.checked.update(chosen)
@@ -133,16 +133,16 @@ class Draining:
     async def _end_all(self, running: _Running) -> None:
         """End all that are left, evenly over the window."""
         start, window = self._clock(), running.window
-        pace = _pace(len(self._untold(running)), window, self._clock)
-        while self.is_on and (untold := self._untold(running)):
+        pace = _pace(len(self._unscheduled(running)), window, self._clock)
+        while self.is_on and (rest := self._unscheduled(running)):
             if self._clock() - start < window:
-                untold = await self._shed_order.choose(untold, pace.take_all())
-            running.told.update(untold)
-            await self._start_each(running, untold, _end)
+                rest = await self._shed_order.choose(rest, pace.take_all())
+            running.scheduled.update(rest)
+            await self._start_each(running, rest, _end)
             await anyio.sleep(TICK_S)
 
-    def _untold(self, running: _Running) -> list[Session]:
-        return [session for session in self._staying() if session not in running.told]
+    def _unscheduled(self, running: _Running) -> list[Session]:
+        return [session for session in self._open_sessions() if session not in running.scheduled]
 
     async def _start_each(
         self, running: _Running, sessions: list[Session], end: Callable[[_Running, Session], Coroutine[Any, Any, None]]
@@ -153,13 +153,13 @@ class Draining:
                 await anyio.lowlevel.checkpoint()
 
     async def _end_unless_busy(self, running: _Running, session: Session) -> None:
-        """End ``session``; look once more, where no handler can begin something between the look and the end."""
+        """End ``session`` unless it is busy, checked in its own event loop: no handler can run in between."""
         if not session.loop.is_here:
             await session.loop.run(self._end_unless_busy, running, session)
             return
         running.checked.discard(session)
         if session not in self._busy:
-            running.told.add(session)
+            running.scheduled.add(session)
             await _end(running, session)
 
     def state(self, remaining: int) -> events.DrainState | None:

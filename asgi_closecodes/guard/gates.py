@@ -1,4 +1,4 @@
-"""The end of gates, the refusal of those that they shed, and their state as plain data."""
+"""Calls of gates that must not fail: to stop, to refuse, to describe their state."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from asgi_closecodes.gates import GateBase, Shadow
 from .dispatch import Dispatcher
 
 STOP_TIMEOUT_S = 10.0
-"""Seconds that a gate may take to stop: a server's shutdown waits for it, uvicorn's without an end."""
+"""Seconds that a gate may take to stop: the server's shutdown waits for it, and uvicorn's has no limit."""
 
 
 async def stop_all(gates: Iterable[GateBase], dispatcher: Dispatcher) -> None:
-    """Stop ``gates``, whatever one of them does."""
+    """Stop all ``gates``; report those that fail or take too long."""
     for gate in gates:
         try:
             with anyio.fail_after(STOP_TIMEOUT_S):
                 await gate.stop()
-        except (Exception, asyncio.CancelledError) as error:  # this too: of a task that it has cancelled itself
+        except (Exception, asyncio.CancelledError) as error:  # cancelled: a task of the gate's
             if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
                 raise
             dispatcher.failed_once(f"{gate.name}.stop", (id(gate), "stop"), error)
 
 
 def refusal_of(gate: GateBase) -> TryAgainLater:
-    """Return what ends a session for ``gate``."""
+    """Return the refusal with which ``gate`` sheds a session."""
     try:
         cause, is_overload = gate.cause, gate.is_overload
     except Exception:  # of one of the user's
@@ -41,7 +41,7 @@ def refusal_of(gate: GateBase) -> TryAgainLater:
 
 
 def state_of(gate: GateBase) -> GateState:
-    """Return its state, for a snapshot."""
+    """Return the state of ``gate`` for a snapshot."""
     return {
         "name": gate.name,
         "cause": refusal_of(gate).cause or "unknown",
@@ -52,7 +52,7 @@ def state_of(gate: GateBase) -> GateState:
 
 
 def _number(read: Callable[[], float | None]) -> float | None:
-    """Return the number; None for none, and where a gate of the user's raises."""
+    """Return the number that ``read`` returns; None if it is none, or a user's gate raises."""
     try:
         return finite(read())
     except Exception:

@@ -10,16 +10,17 @@ import time
 from collections.abc import Callable
 
 MAX_PAUSE_S = 0.1
-"""Seconds that a full collection may keep the event loop."""
+"""Seconds for which a full garbage collection may block the event loop."""
 
 _trim: threading.Thread | None = None
 _seconds_a_block = 200e-9
-"""As on a slow machine (130 ms for 220 000 tracked objects in 650 000 blocks), until a collection was measured here.
-Blocks stand for those objects, which can only be counted by listing them."""
+"""Time of a full collection for each allocated block. The first value is that of a slow machine: 130 ms for 650 000
+blocks, of which 220 000 were tracked objects. Each collection here updates it. Tracked objects would be the better
+measure, but counting them means listing them."""
 
 
 def collect_garbage() -> None:
-    """Collect all garbage, where that is quick enough and the application has not switched the collector off."""
+    """Collect all garbage, unless that would take too long or the application has disabled the collector."""
     global _seconds_a_block  # noqa: PLW0603 - of this process
     count = getattr(sys, "getallocatedblocks", None)  # CPython's
     if count is None or not gc.isenabled():
@@ -33,7 +34,7 @@ def collect_garbage() -> None:
 
 
 def trim() -> None:
-    """Begin to return what malloc keeps, in a thread: one at a time in a process."""
+    """Start a thread that returns the memory that malloc keeps; one at a time in a process."""
     global _trim  # noqa: PLW0603 - of this process
     if not is_trimming() and (malloc_trim := _malloc_trim()) is not None:
         _trim = threading.Thread(target=malloc_trim, args=(0,), name="malloc_trim", daemon=True)
@@ -41,12 +42,12 @@ def trim() -> None:
 
 
 def is_trimming() -> bool:
-    """Whether the thread is at work."""
+    """Whether that thread is running."""
     return _trim is not None and _trim.is_alive()
 
 
 def _malloc_trim() -> Callable[[int], int] | None:
-    """Return glibc's function, None where malloc is somebody else's."""
+    """Return glibc's ``malloc_trim``; None if another allocator is used."""
     import ctypes  # noqa: PLC0415 - only where memory is limited
 
     try:

@@ -39,7 +39,7 @@ from .headroom import headroom
 from .loops import EventLoops
 from .memory import round_shedders
 from .message_rates import MessageRates
-from .open_files import tell_few_files
+from .open_files import warn_few_files
 from .rejection import Mode, Rejection
 from .retry_after import RetryQueue
 from .saturation import Saturation
@@ -51,7 +51,7 @@ from .timeouts import SessionTimeouts
 
 
 class Guard:
-    """State of one process that the middleware asks and reports to; share one to inspect and to change it at run time.
+    """Per-process state behind the middleware. Share one to inspect it, and to change settings while running.
 
     :param settings: by default read from the environment.
     :param gate: asked after the gates that the settings describe.
@@ -87,7 +87,7 @@ class Guard:
             )
         observers = checked_observers(observers)
         self.has_observers = bool(observers)
-        """Whether events are for more than logs and counts."""
+        """Whether the user has given observers, beside logs and counts."""
         self.settings = Settings() if settings is None else settings
         self.exceptions = checked_mapping(exceptions)
         self.subprotocol = subprotocol
@@ -97,24 +97,24 @@ class Guard:
         self.departures = Departures()
         self._counters = Counters()
         self._saturation = Saturation(self.report)
-        # Weak, since what is left to be said at the exit of the process should not keep the guard.
-        self._logs = LogObserver(report=weak(self.report) if observers else None, wake=weak(self._keep_watch))
+        # Weak: the finalizer that flushes the logs at exit must not keep the guard alive.
+        self._logs = LogObserver(report=weak(self.report) if observers else None, wake=weak(self._start_ticker))
         weakref.finalize(self, self._logs.flush_summaries, now=True)
         own: dict[events.Observer, Iterable[type]] = {
             self._counters: Counters.COUNTED,
             self._logs: LogObserver.WRITTEN,
             self._saturation: (events.SessionRefused,),
-            self._keep_watch: (events.GateSaturated,),
+            self._start_ticker: (events.GateSaturated,),
         }
         self._dispatcher = Dispatcher(own, observers)
-        self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that somebody who looks now and then finds it
+        self._lag = LoopLag(half_life=15.0)  # longer than the gate's, so that who polls rarely still sees a lag
         self.gate = AllOf()
         self._gates: dict[str, GateBase] = {}
         self._working_gates: tuple[GateBase, ...] = ()
         self._queue = RetryQueue()
         self._rejection = Rejection(self._dispatcher.failed_once)
         self._timeouts = SessionTimeouts(self.sessions)
-        self.deadlines = Deadlines(self.sessions, self._keep_watch)
+        self.deadlines = Deadlines(self.sessions, self._start_ticker)
         self.message_rates = MessageRates(self.sessions)
         self._activity = Activity()
         self._stalls = StallWatch(self.sessions, self._is_used, self.report)
@@ -122,16 +122,16 @@ class Guard:
         self.busy_sessions = BusySessions(self.sessions)
         shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at, busy=self.busy_sessions)
         self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
-        self._draining = Draining(self.sessions, self._staying, self.busy_sessions, shed_order, self.report)
+        self._draining = Draining(self.sessions, self._open_sessions, self.busy_sessions, shed_order, self.report)
         self.check_draining = self._draining.check
-        """Asked once more when a session has passed the gates: a drain may have begun meanwhile."""
+        """Called again when a session has passed the gates: a drain may have begun meanwhile."""
         self._loops = EventLoops()
         self._ticker = Ticker(self._jobs(), self._loops, is_used=self._is_used, failed=self._job_failed)
         self._has_begun = self._has_warned = False
-        self._follow(self.settings)
+        self._apply(self.settings)
         _guards.add(self)
         self._report_settings()
-        self._tell_stalls_unseen()
+        self._warn_stalls_unseen()
         self._dispatcher.watch(weak(self.snapshot))
         unused.add(self)
 
@@ -143,8 +143,8 @@ class Guard:
             problem = "it is given in code too, which comes first: take one of the two away"
             self.report(events.SettingIgnored(name, problem))
 
-    def _follow(self, settings: Settings) -> None:
-        # What may fail comes first, what others see last.
+    def _apply(self, settings: Settings) -> None:
+        # What may fail comes first, and visible changes last: all or nothing.
         rules = Rules(
             error_code=settings.error_code,
             try_again_code=settings.try_again_code,
@@ -172,9 +172,9 @@ class Guard:
         set_limits(gates, settings)
         self.settings = settings
         self.rules = rules
-        self._timeouts.follow(settings)
-        self.deadlines.follow(settings)
-        # Else only events need the ticker, and say so themselves. A gate of the user's may change its mind.
+        self._timeouts.apply(settings)
+        self.deadlines.apply(settings)
+        # Otherwise only some events need the ticker, and start it. What a user's gate needs may change at any time.
         self._may_need_ticks = (
             bool(self._own_gates)
             or self._timeouts.is_needed
@@ -182,8 +182,8 @@ class Guard:
             or self._dispatcher.is_watched()
             or any(gate.is_watched for gate in gates.values())
         )
-        self._stalls.follow(settings.log_stalls)
-        self.message_rates.follow(settings)
+        self._stalls.apply(settings.log_stalls)
+        self.message_rates.apply(settings)
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
@@ -194,8 +194,8 @@ class Guard:
         self._queue.cap = settings.max_retry_after
         rate = settings.handshakes_per_second
         self._queue.admits_per_second = math.inf if rate is None else rate
-        self._rejection.follow(settings)
-        self._shedding.follow(settings, working, shedders)
+        self._rejection.apply(settings)
+        self._shedding.apply(settings, working, shedders)
 
     def update(self, **changes: Any) -> None:
         """Change settings while running: ``guard.update(max_sessions=500)``. All changes are made, or none.
@@ -205,7 +205,7 @@ class Guard:
         :raises SettingsError: if the settings cannot be used, or not be changed while the application runs.
         :raises ValueError: if a gate of one's own has been given the name of a limit that is set.
         """
-        with COUNTING:  # two threads that change settings lose neither's
+        with COUNTING:  # else one of two threads that change settings would lose its change
             before = self.settings
             try:
                 settings = checked_change(before, before.changed(**changes), is_running=bool(self._loops.lifespans))
@@ -213,18 +213,18 @@ class Guard:
                 changes.clear()  # a traceback keeps it, and there may be a password in it
                 raise
             try:
-                self._follow(settings)
+                self._apply(settings)
             except BaseException:
                 with suppress(Exception):  # the first error counts
-                    self._follow(before)
+                    self._apply(before)
                 raise
         changed = {name: getattr(settings, name) for name in changes}
         self.report(events.LimitsChanged(settings.limits(), changed))
-        self._tell_stalls_unseen()
+        self._warn_stalls_unseen()
         self._ticker.start_if_needed()
         self._loops.call_all(self._stalls.join)
 
-    def _tell_stalls_unseen(self) -> None:
+    def _warn_stalls_unseen(self) -> None:
         if self.settings.log_stalls is not None and not CAN_LOOK:
             problem = "the frames of another thread cannot be read on free-threaded Python"
             self.report_once("log_stalls", events.SettingIgnored("log_stalls", problem))
@@ -253,8 +253,7 @@ class Guard:
         """Refuse new sessions with 1012, and close the open ones with 1012, evenly over ``window``.
 
         For ``patience`` seconds those in a block of :meth:`Session.busy` are spared; each leaves when its block has
-        ended. Then whoever is left leaves over ``window``. It returns when every session has been told. A second call
-        waits for the first.
+        ended. Then the rest is closed over ``window``. It returns when all are closed. A second call waits for the first.
 
         :param window: seconds, by default the setting ``drain_window``; 0 closes all at once.
         :param patience: seconds, by default the setting ``drain_patience``.
@@ -266,10 +265,10 @@ class Guard:
         )
 
     async def close_sessions(self, where: Callable[[Session], object], code: int, reason: str = "") -> int:
-        """Close the open sessions that ``where`` chooses: to sign a user out, to revoke a token.
+        """Close the open sessions that ``where`` chooses, as to sign a user out or to revoke a token.
 
-        It returns how many, when every one has been told: a peer that reads nothing takes up to 10 s. Sessions of other
-        event loops are closed in theirs. Their handlers see what they see when they are shed.
+        It returns how many, once all are closed: a peer that reads nothing takes up to 10 s. Sessions of other event
+        loops are closed in theirs. Handlers see what they see when their session is shed.
 
         :param where: called with each session. One for which it raises stays open; the first error is logged.
         :param code: close code, as 3000 for "authenticate again", 3003 for "forbidden".
@@ -291,9 +290,9 @@ class Guard:
     def draining(self, draining: bool) -> None:
         self._draining.is_on = draining
 
-    def _staying(self) -> list[Session]:
+    def _open_sessions(self) -> list[Session]:
         self._drop_lost()
-        return [session for session in [*self.sessions] if not session.is_leaving]  # copied: other threads have some
+        return [session for session in [*self.sessions] if not session.is_leaving]  # copied: other threads add some
 
     # What sessions need
 
@@ -306,7 +305,7 @@ class Guard:
         return kind(self, scope, receive, send)
 
     def _arrive(self, loop: Any) -> None:
-        """Take note of an event loop, which may replace one that is gone, and have the ticker run."""
+        """Register an event loop, clean up after those that are gone, and start the ticker if needed."""
         self._drop_lost()
         if loop is not None:
             self._loops.add(loop)
@@ -315,7 +314,7 @@ class Guard:
         self._ticker.start_if_needed()
 
     def _drop_lost(self) -> None:
-        """End the sessions of event loops that were closed under them, and give back what they hold."""
+        """End the sessions of event loops that were closed under them, and release their permits."""
         if not (gone := self._loops.drop_gone()):
             return
         for permits in [one for one in self.gate.entering.copy() if one.loop.is_among(gone)]:
@@ -337,15 +336,15 @@ class Guard:
         return Permits(self.gate, session)
 
     def on_admitted(self, session: Session) -> None:
-        """Take note of an admitted session."""
-        with COUNTING:  # a change of the gates in another thread finds the session once
+        """Register an admitted session."""
+        with COUNTING:  # so that a change of gates in another thread finds the session exactly once
             self.sessions[session] = None
             if (permits := session.permits) is not None:
                 permits.admitted()
         self._timeouts.add(session)
         if self.deadlines.is_used:
             self.deadlines.add(session)
-            self._keep_watch()
+            self._start_ticker()
         if self._stalls.is_on:
             mark_task(session)
             self._stalls.join()
@@ -355,19 +354,19 @@ class Guard:
             if not self._loops.lifespans:
                 unused.discard(self)
                 unused.warn()
-                tell_few_files(self)
+                warn_few_files(self)
         if self.settings.drain_on_sigterm and not self._loops.lifespans and not self._has_warned:
             self._has_warned = True
             sigterm.arm(self)
 
     def on_closing(self, session: Session) -> None:
-        """Take note that an admitted session has ended, or is about to, while its handler still runs."""
+        """Count an admitted session as leaving: it has ended or is about to, while its handler still runs."""
         with COUNTING:
             if session in self.sessions:
                 self._leaving.add(session)
 
     def on_closed(self, session: Session) -> bool:
-        """Take note that it is over; return whether that is news."""
+        """Forget a session that is over; return False if that was done before."""
         with COUNTING:
             if session not in self.sessions:
                 return False
@@ -381,7 +380,7 @@ class Guard:
         return True
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
-        """Run ``function`` in the background; what it raises is reported."""
+        """Run ``function`` in the background; report an exception that it raises."""
         concurrency.spawn(self._contained, function, *arguments)
 
     async def _contained(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
@@ -395,32 +394,32 @@ class Guard:
         return self._queue.hint()
 
     def rejection_mode(self, session: HandlerProtocol, retry_after: float | None) -> Mode:
-        """Decide how a handshake is rejected that has no answer yet.
+        """Decide how to reject a handshake that has no answer yet.
 
-        :param retry_after: the hint, where a gate refuses; else None.
+        :param retry_after: the hint if a gate refuses; else None.
         """
         return self._rejection.mode(session, retry_after)
 
     @property
     def is_followed(self) -> bool:
-        """Whether anybody wants to know how a session goes where nothing is wrong with it."""
+        """Whether somebody wants the events of sessions without a fault: an observer, or the log at its level."""
         return bool(self._dispatcher.followers) or self._logs.is_detailed
 
     def report(self, event: events.Event) -> None:
-        """Hand ``event`` to every observer that it is for."""
+        """Hand ``event`` to every observer of its class."""
         self._dispatcher.report(event)
 
     def report_once(self, key: Hashable, event: events.Event) -> None:
-        """Report the first of all events of one ``key``."""
+        """Report only the first event of each ``key``."""
         self._dispatcher.report_once(key, event)
 
     # Background work
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncGenerator[None]:
-        """Do the background work while the application runs, whether it has sessions or not.
+        """Do the background work for as long as the application runs, with sessions or without.
 
-        :raises RuntimeError: if a gate cannot do its own here.
+        :raises RuntimeError: if a gate cannot start here.
         """
         for gate in self._working_gates:
             gate.start()
@@ -429,7 +428,7 @@ class Guard:
         self._arrive(loop)
         unused.warn()
         self._logs.log_limits()
-        tell_few_files(self)
+        warn_few_files(self)
         self._stalls.join()
         try:
             with sigterm.drain_at_sigterm(self) if self.settings.drain_on_sigterm and is_first else nullcontext():
@@ -441,7 +440,7 @@ class Guard:
                 await stop_all(self._working_gates, self._dispatcher)
 
     def _stop_soon(self, gates: Collection[GateBase]) -> None:
-        """Stop gates that are asked no more, in an event loop where they may have work."""
+        """Stop gates that are no longer asked, in an event loop that may run their tasks."""
         if not gates:
             return
         if running_loop() is None:
@@ -490,17 +489,17 @@ class Guard:
     def _job_failed(self, name: str, error: BaseException) -> None:
         self.report_once(("job", name), events.BackgroundFailed(name, error))
 
-    def _keep_watch(self, _event: events.Event | None = None) -> None:
-        """Have the ticker look after what has begun."""
+    def _start_ticker(self, _event: events.Event | None = None) -> None:
+        """Start the ticker: a session or an event may need it."""
         self._ticker.start_if_needed()
 
     def _pause_sensors(self) -> None:
-        """Have the sensors forget what they knew, which is long past."""
+        """Have the sensors forget their last values, which are out of date."""
         self._lag.stop()
         self._shedding.pause()
 
     def _forget(self) -> None:
-        """Begin anew in a child process: sessions, event loops, counts and drains are the parent's."""
+        """Reset this guard in a child process: sessions, event loops, counts and drains are the parent's."""
         self.gate.is_inherited = True
         self.gate = AllOf(*self.gate.gates, failure=self.gate.failure)
         self.sessions.clear()

@@ -9,9 +9,9 @@ from asgi_closecodes.gates import GateBase, Shadow
 
 
 def headroom(gates: Iterable[GateBase]) -> float | None:
-    """Return the least of ``(limit - usage) / limit``; a limit of 0 has none, None is no such gate.
+    """Return the least ``(limit - usage) / limit`` of the gates: 0 for a limit of 0, None without such a gate.
 
-    A shadow refuses nobody, and one client at its own limit is no reason for another process.
+    Gates in the shadow do not count: they refuse nobody. Nor do limits of one client: another process would not help.
     """
     return min((room for gate in gates if (room := _room_of(gate)) is not None), default=None)
 
@@ -26,7 +26,7 @@ def _room_of(gate: GateBase) -> float | None:
 
 
 def _read(attribute: Callable[[], object]) -> object:
-    """Return it; None where a gate of the user's raises."""
+    """Return the attribute; None if a user's gate raises."""
     try:
         return attribute()
     except Exception:

@@ -9,7 +9,7 @@ from asgi_closecodes.concurrency import COUNTING, EventLoop
 
 
 class EventLoops:
-    """The event loops where sessions or lifespans are or were, until they are gone; asyncio's and trio's own."""
+    """Event loops, asyncio's or trio's, that have had sessions or lifespans, until they are closed."""
 
     __slots__ = ("known", "lifespans")
 
@@ -19,12 +19,12 @@ class EventLoops:
         """The event loop of each lifespan that has not ended."""
 
     def add(self, loop: Any) -> None:
-        """Take note of another one."""
+        """Add an event loop."""
         with COUNTING:
             self.known.add(loop)
 
     def drop_gone(self) -> set[Any]:
-        """Forget those that were closed; return them."""
+        """Forget the event loops that were closed; return them."""
         gone = {loop for loop in self.known.copy() if EventLoop(loop).is_gone}
         if gone:
             with COUNTING:
@@ -33,13 +33,13 @@ class EventLoops:
         return gone
 
     def begin_lifespan(self, loop: Any) -> bool:
-        """Take note of a lifespan; return whether it is the only one."""
+        """Register a lifespan; return whether it is the only one."""
         with COUNTING:
             self.lifespans.append(loop)
             return len(self.lifespans) == 1
 
     def end_lifespan(self, loop: Any) -> bool:
-        """Take note of its end; return whether it was the last one."""
+        """Register the end of a lifespan; return whether it was the last one."""
         with COUNTING:
             if loop not in self.lifespans:  # its event loop was given up
                 return False
@@ -47,18 +47,18 @@ class EventLoops:
             return not self.lifespans
 
     def call_elsewhere(self, call: Callable[..., object], *arguments: object) -> None:
-        """Have ``call`` called in one that runs in another thread, if there is any."""
+        """Schedule ``call`` in one event loop that runs in another thread, if there is any."""
         for loop in self.known.copy():
             other = EventLoop(loop)
             if not other.is_here and other.is_alive and other.call_soon(call, *arguments):
                 return
 
     def call_all(self, call: Callable[..., object], *arguments: object) -> None:
-        """Have ``call`` called in each that runs."""
+        """Schedule ``call`` in each event loop that runs."""
         for loop in self.known.copy():
             EventLoop(loop).call_soon(call, *arguments)
 
     def forget(self) -> None:
-        """Begin anew, in a child process: they are the parent's."""
+        """Forget all, in a child process: they are the parent's."""
         self.known.clear()
         self.lifespans.clear()

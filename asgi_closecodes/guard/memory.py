@@ -21,9 +21,9 @@ def round_shedders(
     sessions: Collection[Session],
     report: Observer,
 ) -> dict[GateBase, RoundShedder]:
-    """Return a driver for each gate that sheds in rounds, those in ``existing`` as they are.
+    """Return a driver for each gate that sheds in rounds; reuse those in ``existing``.
 
-    Where no session is open, a new one knows the usage without any.
+    A new driver measures the memory used without sessions, if none is open.
     """
     shedders: dict[GateBase, RoundShedder] = {}
     for gate in gates:
@@ -52,9 +52,9 @@ class RoundShedder:
         self._has_had_sessions = False
 
     def measure_baseline(self) -> None:
-        """Take note of the usage now as that without a session.
+        """Record the current usage as that without sessions.
 
-        The sensor forgets it: nobody samples before the first session, where there is no lifespan.
+        The sensor is stopped then: without a lifespan nobody samples it before the first session.
         """
         sensor = self.gate.sensor
         assert isinstance(sensor, Memory)
@@ -100,7 +100,7 @@ class RoundShedder:
         return self._rounds.remaining
 
     def record_shed(self, sessions: Iterable[Session]) -> None:
-        """Take note that these were told to leave."""
+        """Add ``sessions``, which were told to end, to the round."""
         shed = [*sessions]
         self._shed += shed
         self._rounds.record_shed(len(shed))
@@ -109,6 +109,6 @@ class RoundShedder:
         for session in self._shed:
             break_cycles(session)
         self._shed.clear()
-        if self._rounds.has_been_poor:  # else it is not needed, and keeps the event loop
+        if self._rounds.has_been_poor:  # else it is not needed, and would block the event loop
             give_back.collect_garbage()
         give_back.trim()

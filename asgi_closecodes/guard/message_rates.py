@@ -1,4 +1,4 @@
-"""The limit of messages in all sessions of a guard."""
+"""Message rate limit for all sessions of a guard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asgi_closecodes.settings import Settings
 
 
 class MessageRates:
-    """Has the handlers of all sessions receive at the rate that the settings say.
+    """Limits the rate at which handlers receive, in all sessions of a guard.
 
     :param sessions: the admitted ones that are not over.
     """
@@ -22,20 +22,20 @@ class MessageRates:
         self._sessions = sessions
         self.rate: MessageRate | None = None
 
-    def follow(self, settings: Settings) -> None:
-        """Limit as ``settings`` say from now on, in the sessions that are open too."""
+    def apply(self, settings: Settings) -> None:
+        """Apply ``settings``, to open sessions too."""
         before, self.rate = self.rate, _rate_of(settings)
         if self.rate != before:
             for session in [*self._sessions]:
                 limit_messages(session, self.rate)
 
     def add(self, session: Session) -> None:
-        """Limit ``session`` too, where there is a limit."""
+        """Limit ``session``, if there is a limit."""
         if self.rate is not None:
             limit_messages(session, self.rate)
 
     def state(self) -> list[GateState]:
-        """Return the limit as the state of a gate, for a snapshot; none where there is no limit."""
+        """Return the limit in the form of a gate's state for a snapshot; empty if there is no limit."""
         if (rate := self.rate) is None:
             return []
         name = TooManyMessages.gate

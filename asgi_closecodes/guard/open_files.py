@@ -1,4 +1,4 @@
-"""Whether the sessions that are to be admitted fit what the process may open: each holds a socket, which is a file."""
+"""Check of ``max_sessions`` against the limit of open files: each session holds a socket, which is a file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Guard(Protocol):
         """Report the first of all events of one ``key``."""
 
 
-def tell_few_files(guard: _Guard) -> None:
-    """Say so, once, where the sessions of ``max_sessions`` need more files than this process may open.
+def warn_few_files(guard: _Guard) -> None:
+    """Report once if ``max_sessions`` sessions need more files than this process may open.
 
-    A server that has none left cannot accept, and so cannot refuse: clients see no close code, but wait.
+    A server without free files cannot accept, and so cannot refuse either: clients wait instead of seeing a close code.
     """
     sessions = guard.settings.max_sessions
     if sessions is None or resource is None:

@@ -1,4 +1,4 @@
-"""Pages that hammer: those that come back at once after each refusal, since they reset their back-off in `onopen`."""
+"""Pages that hammer: they come back at once after each refusal, since they reset their back-off in `onopen`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.session import client_of
 
 MAX_EARLY = 3
-"""Refusals of a page that came before its hint, within :data:`PERIOD_S`: then it hammers."""
+"""Early refusals of a page within :data:`PERIOD_S` with which it counts as hammering."""
 
 PERIOD_S = 3.0
-"""Seconds in which those are counted, and for which a page that hammers has to stay away."""
+"""Seconds in which early refusals count. A page stops hammering when it has stayed away for as long."""
 
 HINT_PRECISION_S = 0.1
-"""Seconds by which a client that obeys may come too early: a reason has one decimal, and timers are no better."""
+"""Seconds by which an obedient client may come early: hints have one decimal, and timers are imprecise."""
 
 MAX_PAGES = 4096
-"""Pages that are remembered; those that were refused longest ago are forgotten, so that forged ones do no harm."""
+"""Pages that are remembered. Those refused longest ago are forgotten first, so forged ones do no harm."""
 
 MAX_HINTS = 256
 """Hints of one page that are remembered, where many browsers look like one."""
@@ -37,7 +37,7 @@ _MASKED = re.compile(rb"2\|([0-9a-f]{8})\|((?:[0-9a-f]{8}){1,16})\|")
 
 
 def page_of(scope: Scope) -> bytes:
-    """Return a keyed hash of what tells one page from another, of which nothing can be read."""
+    """Return a keyed hash of the headers that tell one page from another; it reveals none of them."""
     client = client_of(scope)
     path = scope.get("path") or ""
     parts = [
@@ -59,8 +59,8 @@ def _unmasked(cookie: re.Match[bytes]) -> bytes:
 class Pages:
     """Pages that were refused by close, and those of them that hammer.
 
-    A page may be many browsers that look alike, behind one address. So each hint stands for one refusal at or after
-    it, which is not counted.
+    One page may be many browsers behind one address that cannot be told apart. So each hint excuses one refusal at or
+    after its time.
 
     :param clock: monotonic seconds.
     """
@@ -70,7 +70,7 @@ class Pages:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._refused: OrderedDict[bytes, _Page] = OrderedDict()  # the latest refusal comes last
-        self._hammering: OrderedDict[bytes, float] = OrderedDict()  # when each was here, the latest comes last
+        self._hammering: OrderedDict[bytes, float] = OrderedDict()  # by last visit, the latest comes last
 
     def __len__(self) -> int:
         return len(self._refused) + len(self._hammering)
@@ -81,7 +81,7 @@ class Pages:
         self._hammering.clear()
 
     def is_hammering(self, page: bytes) -> bool:
-        """Whether ``page`` hammers; if so, it has not been away."""
+        """Whether ``page`` hammers; if so, this visit counts as one more."""
         if not self._hammering:
             return False
         with COUNTING:
@@ -118,7 +118,7 @@ class Pages:
 
 
 class _Page:
-    """One page that was refused by close: when it came too early, and when it was told to come."""
+    """Times at which one page came too early, and at which it was told to come back."""
 
     __slots__ = ("_early", "_hints")
 
@@ -127,14 +127,14 @@ class _Page:
         self._hints: list[float] = []  # a heap
 
     def take_hint(self, now: float) -> bool:
-        """Whether somebody was told to come by ``now``; one is told no more."""
+        """Use up one hint that is due by ``now``; return whether there was one."""
         if self._hints and self._hints[0] <= now:
             heapq.heappop(self._hints)
             return True
         return False
 
     def count_early(self, now: float) -> int:
-        """Count a refusal that came too early; return how many did of late."""
+        """Count an early refusal; return how many there were within the period."""
         self._early = (*(at for at in self._early if now - at <= PERIOD_S), now)
         return len(self._early)
 

@@ -1,4 +1,4 @@
-"""Rejection of handshakes that have no answer yet: accept and close, so that browsers see why, or an HTTP response."""
+"""Choice how to reject a handshake: accept and close, so that browsers see the reason, or an HTTP response."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Rejection:
         self._closes: TokenBucket | Unlimited = TokenBucket(0, 0)
         self._graphql_closes: TokenBucket | Unlimited = TokenBucket(0, 0)
 
-    def follow(self, settings: Settings) -> None:
-        """Decide by ``settings`` from now on."""
+    def apply(self, settings: Settings) -> None:
+        """Apply ``settings``."""
         self._reject_with = settings.reject_with
         limit = settings.max_refusals_per_second
         self._closes = _limited(self._closes, limit)
@@ -46,7 +46,7 @@ class Rejection:
         self._pages.forget()
 
     def mode(self, session: HandlerProtocol, retry_after: float | None) -> Mode:
-        """Decide about one handshake; a close is counted.
+        """Decide how to reject one handshake; a close uses up the budget.
 
         :param retry_after: the hint of a refusal; None where a handler has failed, or closes by itself.
         """
@@ -56,7 +56,7 @@ class Rejection:
         reject_with = self._chosen(session) if callable(self._reject_with) else self._reject_with
         if reject_with == "http" or (reject_with == "auto" and _prefers_http(scope)):
             return "http"
-        # graphql-ws takes a handshake that fails for fatal: a budget of its own, and it backs off by itself.
+        # graphql-ws gives up for ever when a handshake fails. It backs off after a close, so it has its own budget.
         is_graphql = any(name.startswith("graphql-") for name in offered_subprotocols(scope))
         page = page_of(scope) if reject_with == "auto" and retry_after is not None and not is_graphql else None
         if page is not None and self._pages.is_hammering(page):
@@ -68,7 +68,7 @@ class Rejection:
         return "close"
 
     def _chosen(self, session: HandlerProtocol) -> object:
-        """Return what the user's function chooses, or "close" where it fails."""
+        """Return what the user's function chooses; "close" if it fails."""
         choose: Any = self._reject_with
         try:
             chosen = choose(session)
@@ -84,14 +84,14 @@ class Rejection:
 def _prefers_http(scope: Scope) -> bool:
     """Whether a close would do harm.
 
-    Engine.IO's clients take it for a session that has begun; over HTTP/2 hypercorn ends all sockets of the connection.
+    Engine.IO's clients take the accept for a session. Over HTTP/2 hypercorn ends all sockets of the connection.
     """
     query = scope.get("query_string") or b""
     return query.startswith(b"EIO=") or b"&EIO=" in query or not scope.get("http_version", "1.1").startswith("1.")
 
 
 def _limited(bucket: TokenBucket | Unlimited, per_second: float | None) -> TokenBucket | Unlimited:
-    """Return a budget of ``per_second``: ``bucket``, where it is one, with what it has left."""
+    """Return a budget of ``per_second``; ``bucket`` is reused, with the tokens that it has left."""
     if per_second is None:
         return Unlimited()
     if not isinstance(bucket, TokenBucket):

@@ -13,8 +13,8 @@ from asgi_closecodes.concurrency import COUNTING
 class RetryQueue:
     """A virtual queue of refused clients; each refusal takes the next turn.
 
-    It drains at the rate at which sessions end, and not faster than handshakes are admitted, so that the clients
-    come back spread out, about as fast as they can be served. State is a few numbers, whatever the number of clients.
+    It drains as fast as sessions end, but no faster than handshakes are admitted. So clients come back about as fast as
+    they can be served. The state is a few numbers, whatever the number of clients.
 
     :param cap: the longest hint, in seconds; beyond it hints are spread over the upper half.
     :param clock: monotonic seconds.
@@ -34,7 +34,7 @@ class RetryQueue:
     )  # fmt: skip
 
     SLOWEST = 1.0
-    """Sessions a second that are expected to end when fewer do: clients back off by themselves beyond it."""
+    """Lowest rate of ending sessions that is assumed, a second. With a lower one clients back off by themselves."""
     MEMORY = 10.0
     """Seconds over which the rate of ending sessions is averaged."""
 

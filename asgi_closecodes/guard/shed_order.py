@@ -24,10 +24,10 @@ _CHUNK = 500
 class ShedOrder:
     """Chooses sessions in ``order``.
 
-    :param order_failed: called with what a custom order raises; the newest go first then.
-    :param last_message_at: what the order ``idle`` goes by.
+    :param order_failed: called with the exception of a custom order; the newest go first then.
+    :param last_message_at: returns the time that the order ``idle`` compares.
     :param clock: monotonic seconds.
-    :param busy: sessions in the middle of something, which go after equals that are not.
+    :param busy: busy sessions, which go after others.
     """
 
     __slots__ = ("_busy", "_clock", "_last_message_at", "_order_failed", "order")
@@ -49,8 +49,8 @@ class ShedOrder:
     async def choose(self, sessions: Collection[Session], count: int) -> list[Session]:
         """Return the ``count`` sessions to go first, of those that are not leaving yet.
 
-        The order is: those that are exempt or younger than 10 s after all others, then busy ones last, then important
-        ones last, and among equals ``order``. It takes a pass over the sessions, in which other tasks run.
+        Last go those that are exempt or younger than 10 s, before them busy ones, before them important ones. Among
+        equals ``order`` decides. Other tasks run during the pass over the sessions.
         """
         if count <= 0:
             return []

@@ -1,4 +1,4 @@
-"""The end of open sessions for a gate: those beyond its time, those that it names, those above its limit."""
+"""Shedding of open sessions: those that have expired, those that a gate names, those above its limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .memory import RoundShedder
 from .shed_order import ShedOrder
 
 ENDS_A_TURN = 25
-"""Sessions that begin to end in one turn of the event loop, so that it is not late for the others."""
+"""Sessions that begin to end in one turn of the event loop; more would delay the others."""
 
 _NOBODY: Sequence[Session] = ()
 
@@ -29,7 +29,7 @@ class Shedding:
 
     :param sessions: the admitted ones that are not over.
     :param leaving: those of them that are about to end.
-    :param on_closing: told at once of each that is to end: in another event loop it takes a while until that shows.
+    :param on_closing: called at once for each session that will end; in another event loop that begins only later.
     :param shed_order: chooses who goes.
     :param dispatcher: told of gates that fail.
     :param clock: monotonic seconds.
@@ -55,10 +55,10 @@ class Shedding:
         self._gates: tuple[GateBase, ...] = ()
         self.round_shedders: Mapping[GateBase, RoundShedder] = {}
 
-    def follow(
+    def apply(
         self, settings: Settings, gates: tuple[GateBase, ...], round_shedders: Mapping[GateBase, RoundShedder]
     ) -> None:
-        """Shed for ``gates`` from now on; for those with ``round_shedders`` in rounds."""
+        """Shed for ``gates`` from now on, in rounds for those with ``round_shedders``."""
         self._settings = settings
         self._gates = gates
         self.round_shedders = round_shedders
@@ -70,7 +70,7 @@ class Shedding:
         return any(gate.is_watched for gate in self._gates)
 
     def needs_activity(self) -> bool:
-        """Whether it has to be known when sessions had their last message."""
+        """Whether the shed order needs the time of each last message."""
         return self._settings.shed_order == "idle" and self.is_watched()
 
     def sample(self) -> None:
@@ -79,18 +79,18 @@ class Shedding:
             self._dispatcher.ask(gate, gate.sample, bool, default=False)
 
     def pause(self) -> None:
-        """Have the gates forget what they have sampled: nobody samples for now."""
+        """Have the gates forget their samples, since nobody samples for now."""
         for gate in self._gates:
             self._dispatcher.ask(gate, gate.pause, bool, default=False)
 
     def end_expired(self) -> None:
-        """End sessions that have to leave now, whatever the setting ``shed_order`` says."""
+        """End the sessions that gates say have expired, whatever ``shed_order`` says."""
         for gate in self._gates:
             for session in self._dispatcher.ask(gate, gate.expired, _listed, default=_NOBODY):
                 self._end_soon(session, gate)
 
     def shed(self) -> Coroutine[Any, Any, None] | None:
-        """Return what ends those whose turn it is, None if there is nobody."""
+        """Return a coroutine that sheds the sessions whose turn it is; None if there are none."""
         if self._settings.shed_order == "never":
             return None
         excess, fullest = self._excess()
@@ -108,7 +108,7 @@ class Shedding:
         return self._end(to_shed[:due], min(excess, due - len(to_shed)), fullest)
 
     def _excess(self) -> tuple[int, GateBase | None]:
-        """Return how many sessions, whichever, have to leave, and for which gate."""
+        """Return how many sessions are above a limit, and the gate that is furthest above its own."""
         excess, fullest = max(
             ((self._dispatcher.ask(gate, gate.excess, int, default=0), gate) for gate in self._gates),
             key=lambda each: each[0],

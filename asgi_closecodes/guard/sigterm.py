@@ -18,8 +18,8 @@ from asgi_closecodes.concurrency import EventLoop, on_asyncio
 from asgi_closecodes.settings import Settings
 
 SAME_SIGNAL_S = 2.0
-"""Seconds in which another SIGTERM is the same one: systemd signals every process of a unit, and then uvicorn's parent
-its workers once more; gunicorn signals a worker that it replaces every second until that is gone."""
+"""Seconds in which another SIGTERM counts as the same one. systemd signals every process of a unit, and then uvicorn's
+parent its workers. gunicorn signals a worker that it replaces every second until that is gone."""
 
 
 class Drainable(Protocol):
@@ -46,11 +46,11 @@ def drain_at_sigterm(guard: Drainable) -> Iterator[None]:
 
 
 def arm(guard: Drainable) -> SigtermHandler | None:
-    """At the first SIGTERM, drain ``guard`` and let the server's handler run then; a later one goes straight there.
+    """Drain ``guard`` at the first SIGTERM, and call the server's handler then; a later signal goes straight there.
 
-    uvicorn closes every socket within 60 ms of the signal, before ``lifespan.shutdown``: a drain has to come
-    first. It sets its handler by :func:`signal.signal` before the lifespan starts, and so it can be chained. hypercorn
-    asks the event loop for it, and granian is told by its parent process: there this only reports why not.
+    uvicorn closes every socket within 60 ms of the signal, before ``lifespan.shutdown``: a drain has to come first.
+    uvicorn sets its handler by :func:`signal.signal` before the lifespan starts, so it can be chained. hypercorn sets
+    its own in the event loop, and granian's parent process stops its workers: there this only reports why not.
     """
     before = signal.getsignal(signal.SIGTERM)
     if (reason := _why_not(before)) is not None:
@@ -95,7 +95,7 @@ def _graceful_timeout(before: object) -> float | None:
 
 
 class SigtermHandler:
-    """A signal handler that drains guards, all at once, and then calls the one that was there before."""
+    """Signal handler that drains guards, all at once, and then calls the previous handler."""
 
     def __init__(self, before: Callable[[int, FrameType | None], Any], loop: EventLoop) -> None:
         self.before = before
@@ -104,12 +104,12 @@ class SigtermHandler:
         self._signalled_at: float | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, and stop at one that is not the same."""
+        """Drain at the first signal; stop at another one after :data:`SAME_SIGNAL_S`."""
         now, last = time.monotonic(), self._signalled_at
         self._signalled_at = now
         if (
             not self.loop.is_alive
-        ):  # it was closed under the lifespan, or is a parent process's: nobody would drain here
+        ):  # the event loop was closed under the lifespan, or is the parent process's: no drain can run
             self.before(number, frame)
         elif last is None:
             self.loop.call_soon(concurrency.spawn, self._drain_and_stop)
@@ -117,13 +117,13 @@ class SigtermHandler:
             self.before(number, frame)
 
     def add(self, guard: Drainable) -> None:
-        """Drain ``guard`` too, at once where the signal has come already."""
+        """Drain ``guard`` too, at once if the signal has already come."""
         self.guards.add(guard)
         if self._signalled_at is not None:
             concurrency.spawn(guard.drain)
 
     def remove(self, guard: Drainable) -> None:
-        """Leave ``guard`` alone; without any, the signal is the server's again."""
+        """Drain ``guard`` no more; restore the server's handler if it was the last."""
         self.guards.discard(guard)
         before = self.before
         if not self.guards and signal.getsignal(signal.SIGTERM) is self:

@@ -34,13 +34,13 @@ from asgi_closecodes.session.facts import LateFacts
 from .ticker import LINGER_S
 
 CAN_LOOK = getattr(sys, "_is_gil_enabled", lambda: True)()
-"""Whether the frames of another thread stand still while they are read: not on free-threaded Python."""
+"""Whether another thread's frames can be read safely: not on free-threaded Python, where it runs meanwhile."""
 
 _LOOKS_AT = (0.5, 1.0, 2.0)
 """Times of the looks after the due beat, in units of ``log_stalls``."""
 
 _WAITING = ("trio._core._io", "asyncio.windows_events")
-"""Modules where an event loop waits for something to do, in a frame of its own below that which runs tasks."""
+"""Modules in which an idle event loop waits, in a frame below the one that runs tasks."""
 
 _INTERVAL_S = 0.25
 """Time between two beats. Ten a second took 0.18 % of a busy core, with the looks of the thread; four 0.10 %."""
@@ -87,7 +87,7 @@ class StallWatch:
         self.report = report
         self.seconds: float | None = None
 
-    def follow(self, seconds: float | None) -> None:
+    def apply(self, seconds: float | None) -> None:
         """Report stalls of at least ``seconds`` from now on; none if it is None."""
         self.seconds = seconds
         if seconds is None:
@@ -104,7 +104,7 @@ class StallWatch:
             _watcher.join(self)
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         _watcher.leave(self)
 
 
@@ -142,7 +142,7 @@ class _Watched:
         if done == len(_LOOKS_AT):
             return time.monotonic() + _MIN_PAUSE_S
         planned = self.due + self.seconds * _LOOKS_AT[done]
-        # Those missed while C code held the GIL are not made up for: that would find what came behind it.
+        # Looks missed while C code held the GIL are skipped: late, they would find the code after it.
         return planned if done == 0 else max(planned, self.looked_at + self.seconds * _LOOKS_AT[0])
 
     def look(self) -> None:
@@ -151,7 +151,7 @@ class _Watched:
         frame = sys._current_frames().get(self.ident)  # noqa: SLF001 - it is documented
         if frame is None:
             return
-        # No frame is kept: that would keep its variables, and might have them die in this thread.
+        # No frame is kept: its variables would live on, and might be finalized in this thread.
         stack = [frame, *_callers(frame)]
         stack.reverse()
         session = _session_of(stack, self.depth, self.loop)
@@ -159,17 +159,17 @@ class _Watched:
         del frame, stack
         if positions and positions[0].module.startswith(_WAITING):
             positions = ()
-        # Made now: it may be over at the next beat, and its route forgotten.
+        # Now: at the next beat the session may be over, and its route forgotten.
         facts = None if session is None else LateFacts(session).made()
         owner = next((one for one in [*self.watches] if session in one.sessions), None)
-        if due == self.due:  # else it runs again
+        if due == self.due:  # else the loop runs again
             stands_for = now - (self.looked_at if self.looks else due)
             self.looked_at = now
             self.looks.append(_Look(positions, facts, owner, stands_for))
 
 
 class _Watcher:
-    """The thread, of which there is one in a process, and only while some event loop is watched."""
+    """The watching thread: one in a process, and only while an event loop is watched."""
 
     __slots__ = ("_bell", "_thread", "_watched")
 
@@ -177,7 +177,7 @@ class _Watcher:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, in a child process: it has no such thread."""
+        """Reset in a child process, which has no such thread."""
         self._watched: dict[int, _Watched] = {}
         self._thread: threading.Thread | None = None
         self._bell = threading.Lock()
@@ -208,17 +208,17 @@ class _Watcher:
             await anyio.sleep(_INTERVAL_S)
 
     def _beat(self, watched: _Watched, frame: FrameType) -> bool:
-        """Report a stall that is over, and say when the next beat is due; return whether there is to be one."""
+        """Report a stall that is over, and set when the next beat is due; return False if there is none."""
         now = time.monotonic()
         late, looks, limit = now - watched.due, watched.looks, watched.seconds
         with COUNTING:
-            by = next((watch for watch in watched.watches if watch.is_on), None)  # also where it is dropped now
+            reporter = next((watch for watch in watched.watches if watch.is_on), None)  # also if it leaves below
             for watch, used_at in [*watched.watches.items()]:
-                if watch.is_on and watch.is_used():  # whenever it was before: a stall may last longer than LINGER_S
+                if watch.is_on and watch.is_used():  # whatever used_at says: a stall may last longer than LINGER_S
                     watched.watches[watch] = now
                 elif not watch.is_on or now - used_at > LINGER_S:
                     del watched.watches[watch]
-            # It may have been given up, as a loop that did not run for a while.
+            # The thread drops a loop that does not run for a while; such a one is added again.
             goes_on = bool(watched.watches) and self._watched.setdefault(watched.ident, watched) is watched
             if not goes_on and self._watched.get(watched.ident) is watched:
                 del self._watched[watched.ident]
@@ -229,12 +229,12 @@ class _Watcher:
                 watched.due = now + _INTERVAL_S
         if watched.seconds != limit or not goes_on or self._thread is None:
             self._start_or_ring()
-        if by is not None:
+        if reporter is not None:
             if late >= limit:
-                _report(late, looks, by)
+                _report(late, looks, reporter)
             if (failure := watched.failure) is not None:
                 watched.failure = None
-                by.report(events.BackgroundFailed("look at a stall", failure))
+                reporter.report(events.BackgroundFailed("look at a stall", failure))
         return goes_on
 
     def leave(self, watch: StallWatch) -> None:
@@ -284,16 +284,16 @@ class _Watcher:
             watched.failure = error
             watched.looks.append(_Look((), None, None))
             return
-        with COUNTING:  # it was closed, or stopped for now
+        with COUNTING:  # the loop was closed, or does not run for now
             if self._watched.get(watched.ident) is watched:
                 del self._watched[watched.ident]
 
 
-def _report(late: float, looks: Sequence[_Look], by: StallWatch) -> None:
+def _report(late: float, looks: Sequence[_Look], reporter: StallWatch) -> None:
     same = _largest_agreeing(_substantial([look for look in looks if look.stack]))
-    owner = next((look.owner for look in same if look.owner is not None), by)
+    owner = next((look.owner for look in same if look.owner is not None), reporter)
     if owner.seconds is None or late < owner.seconds:
-        owner = by
+        owner = reporter
     if not same:
         owner.report(events.LoopStalled(late, UNKNOWN, len(looks)))
         return
@@ -314,7 +314,7 @@ def _report(late: float, looks: Sequence[_Look], by: StallWatch) -> None:
 
 
 def _substantial(looks: Sequence[_Look]) -> Sequence[_Look]:
-    """Return the looks that stand for a good part of the time: one after seconds of C code, and what came behind it."""
+    """Return the looks that stand for much of the stall, as one after seconds of C code, without brief ones."""
     longest = max((look.stands_for for look in looks), default=0.0)
     return [look for look in looks if look.stands_for >= longest / 3]
 
@@ -356,10 +356,10 @@ def _position(frame: FrameType) -> CodePosition:
 
 
 def _depth_of_loop(frame: FrameType) -> int:
-    """Return the number of frames up to the event loop, which runs ``frame`` or the task that it is in."""
+    """Return the number of frames from the outermost to the event loop's, below those of ``frame``'s task."""
     depth = 0
     for caller in _callers(frame):
-        # A session starts the first beat, in its own task.
+        # The first beat is called in a session's task: frames of coroutines are above the loop's.
         depth = 0 if caller.f_code.co_flags & inspect.CO_COROUTINE else depth + 1
     return depth
 

@@ -1,4 +1,4 @@
-"""Periodic work: a list of jobs, and one task that runs those that are due, as long as any of them is needed."""
+"""Periodic work: a list of jobs, and one task that runs those due, for as long as any is needed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ TICK_S = 0.1
 """Seconds between two ticks."""
 
 LINGER_S = 15.0
-"""Seconds that the ticks go on after the last session, where no lifespan says whether there will be more."""
+"""Seconds the ticker keeps running after the last session when no lifespan is active."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Work that is done again and again.
+    """Periodic piece of work.
 
-    :param name: in the report of a failure.
-    :param run: does it, or returns an awaitable that does. That one is awaited in a task of its own; until it has ended
-        this job does not run again, and other jobs do.
-    :param is_needed: whether the ticker has to run for it; it does not run while it is not needed. None: it runs along
-        with the others, and nothing ticks for it alone.
+    :param name: name in the report of a failure.
+    :param run: does the work, or returns an awaitable that does. That is awaited in a task of its own. Until it has
+        ended, other jobs run, but not this one.
+    :param is_needed: returns whether the job has to run, which keeps the ticker running. None: it runs whenever the
+        ticker does.
     :param interval: seconds between two runs, at least; by default it runs at every tick.
     :param finish: called when the ticker stops.
     """
@@ -40,9 +40,9 @@ class Job:
     interval: float = 0.0
     finish: Callable[[], object] | None = None
     due_at: float = field(default=-math.inf, init=False)
-    """Monotonic seconds; while it is in progress it stays due."""
+    """Monotonic seconds of the next run; a job in progress stays due."""
     progress: Claim = field(default_factory=Claim, init=False)
-    """The event loop in which the awaitable of the last run goes on."""
+    """Event loop in which the awaitable of the last run is in progress."""
 
 
 class Ticker:
@@ -53,9 +53,9 @@ class Ticker:
     :param jobs: in the order in which they run.
     :param loops: where the ticker may run.
     :param is_used: whether there are sessions or lifespans.
-    :param failed: called with the name of a job, and with what it has raised.
+    :param failed: called with the name of a job and its exception.
     :param clock: monotonic seconds.
-    :param sleep: waits for so many of them.
+    :param sleep: waits for a number of seconds.
     """
 
     __slots__ = ("_claim", "_clock", "_failed", "_is_used", "_jobs", "_loops", "_needy", "_sleep")
@@ -71,7 +71,7 @@ class Ticker:
         sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
     ) -> None:
         self._jobs = (*jobs,)
-        # Each need once, since they are asked for each session.
+        # Each function once: they are called for every session.
         self._needy = (*{job.is_needed: job for job in self._jobs if job.is_needed is not None}.values(),)
         self._loops = loops
         self._is_used = is_used
@@ -91,7 +91,7 @@ class Ticker:
         return self._claim.is_lost
 
     def start_if_needed(self) -> None:
-        """Begin to tick if any job is needed: here, or from a plain thread in an event loop of the guard's."""
+        """Start ticking if any job is needed: in this event loop, or in one of the guard's if none runs here."""
         if self.is_running or not self._is_any_needed(self._needy):
             return
         if running_loop() is None:
@@ -110,7 +110,7 @@ class Ticker:
                 self.tick()
                 await self._sleep(TICK_S)
         finally:
-            if self._claim.release(holder):  # else another one has taken over
+            if self._claim.release(holder):  # else another event loop has taken over
                 for job in self._jobs:
                     if job.finish is not None:
                         self._call(job, job.finish)
@@ -160,5 +160,5 @@ class Ticker:
     def _call(self, job: Job, function: Callable[..., object], *arguments: object) -> None:
         try:
             function(*arguments)
-        except (Exception, asyncio.CancelledError) as error:  # of a future that it asked: nobody cancels a call
+        except (Exception, asyncio.CancelledError) as error:  # cancelled: a future that it reads
             self._failed(job.name, error)

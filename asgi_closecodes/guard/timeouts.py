@@ -1,4 +1,4 @@
-"""Time limits of open sessions: idle ones, sends that do not end, handlers that go on without their peer.
+"""Time limits of open sessions: idle ones, blocked sends, handlers that go on without their peer.
 
 Each tick checks a part of the sessions. A message costs nothing, and no session has a timer.
 """
@@ -27,19 +27,19 @@ STALLED_AFTER_S = 5.0
 """Seconds in one ``send`` after which a session is called stalled."""
 
 _MIN_PERIOD_S = 0.45
-"""Seconds in which every session is checked once: two of them stay below the second that a limit may be late."""
+"""Seconds in which every session is checked once. A limit may be two periods late: less than a second."""
 
 _MAX_PERIOD_S = 5.0
-"""The same, of long limits: a session that is over stays in memory until its next check."""
+"""The same for long limits. No longer: a session that is over stays in memory until its next check."""
 
 _MIN_CHECKS = 100
 """Sessions that are checked in every tick."""
 
 _CHECKS_A_TURN = 2000
-"""The same, at most, in one turn of the event loop."""
+"""Sessions that are checked in one turn of the event loop, at most."""
 
 _MAX_STEP_S = 1.0
-"""Seconds that may pass between two ticks. While the event loop stands still no message arrives, and none is missed."""
+"""Seconds between two ticks that count, at most: while the event loop is blocked, sessions are not idle."""
 
 
 class Limits(Protocol):
@@ -59,11 +59,11 @@ class Limits(Protocol):
 
     @property
     def cancel_after_disconnect(self) -> bool:
-        """Whether handlers are cancelled whose peer has left."""
+        """Whether to cancel handlers whose peer has left."""
 
     @property
     def shed_grace(self) -> float:
-        """Seconds that they have before."""
+        """Seconds until then."""
 
 
 class _Watched:
@@ -86,7 +86,7 @@ class _Watched:
     def __init__(self, session: Session, now: float) -> None:
         self.session = session
         self.count = session.message_count
-        self.active_at = now  # when the count was another one, or later
+        self.active_at = now  # when the count last changed, or somewhat later
         self.sending: object = None  # an awaitable that has not ended yet
         self.sending_since = self.taken_at = self.measured_at = now
         self.unsent: int | None = None  # bytes, when they were measured
@@ -124,11 +124,11 @@ class SessionTimeouts:
         self._ring: deque[_Watched] = deque()
         self._stalls: set[_Watched] = set()
         self._expired: dict[Session, TimedOut | TryAgainLater] = {}
-        self._ending_in: EventLoop | None = None  # which may end without a word
+        self._ending_in: EventLoop | None = None  # a loop may be closed while it runs that
         self._checked_at = clock()
         self._passed = 0.0  # seconds, by this object's own clock
 
-    def follow(self, limits: Limits) -> None:
+    def apply(self, limits: Limits) -> None:
         """End what is beyond ``limits``, in the sessions that are open too."""
         before = self._send, self._cancels, self.is_needed
         self._idle = math.inf if limits.idle_timeout is None else limits.idle_timeout
@@ -202,9 +202,9 @@ class SessionTimeouts:
             try:
                 watched = ring.popleft()
             except IndexError:
-                return  # another thread has taken the limits away
+                return  # another thread has removed the limits
             session = watched.session
-            if session.permits is None:  # it is over; a property takes as long as all the rest
+            if session.permits is None:  # it is over; an attribute, since a property would double the time of this loop
                 self._stalls.discard(watched)
                 continue
             ring.append(watched)
@@ -233,12 +233,12 @@ class SessionTimeouts:
         if is_early(watched.session):
             watched.active_at = now  # a message may wait that messages_per_second delays
             return
-        # A message that is on its way to a slow peer is the affair of send_timeout.
+        # A message in flight to a slow peer is left to send_timeout.
         if watched.sending is None and not watched.session.is_leaving:
             self._expire(watched, "idle_timeout", TimedOut(CloseCode.TIMEOUT, "idle timeout", "idle"))
 
     def _check_send(self, watched: _Watched, now: float) -> None:
-        # What was found first counts until it has ended: a handler may send in several tasks at once.
+        # A handler may send in several tasks at once: the first pending send found counts until it has ended.
         if watched.sending is None or not is_pending(watched.sending):
             watched.sending = watched.session.sending if is_pending(watched.session.sending) else None
             watched.sending_since = watched.taken_at = watched.measured_at = now

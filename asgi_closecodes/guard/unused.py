@@ -1,4 +1,4 @@
-"""Guards that no middleware has: they limit nobody, whatever their settings say."""
+"""Guards that no middleware has, and which therefore limit nobody."""
 
 from __future__ import annotations
 

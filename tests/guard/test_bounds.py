@@ -85,11 +85,11 @@ def test_lines_about_causes_from_outside_are_sampled(make, name, kind, causes, c
 
 
 def test_saturated_gates_are_bounded(caplog):
-    """Each cause of a user's gate may begin a spell; the log has a line each of the first, the tick a few spells to look at."""
+    """Each cause of a user's gate may begin an episode; the log has a line each of the first, the tick a few to check."""
     caplog.set_level("INFO", "asgi_closecodes")
     guard = Guard()
     for number in range(MANY):
         guard.report(refused(f"room-{number}"))
-    assert len(guard._saturation._spells) == MAX_LABELS + 1
+    assert len(guard._saturation._episodes) == MAX_LABELS + 1
     names = [getattr(record, "event.name", "") for record in caplog.records]
     assert names.count("closecodes.gate.saturated") <= MAX_LABELS + 1

@@ -70,7 +70,7 @@ class Looking:
         self.clock = Clock()
         self.sessions = {}
         self.deadlines = Deadlines(self.sessions, lambda: None, clock=self.clock)
-        self.deadlines.follow(limits(**some))
+        self.deadlines.apply(limits(**some))
 
     def come(self, count=1, **some):
         come = [Dated(self.clock.now, **some) for _ in range(count)]
@@ -266,7 +266,7 @@ async def test_age_that_is_set_later_applies_to_open_sessions():
     old = looking.come(1000)
     await looking.pass_time(500, 100)
     young = looking.come(1000)
-    looking.deadlines.follow(limits(max_session_age=100))
+    looking.deadlines.apply(limits(max_session_age=100))
     await looking.pass_time(5, 1)
     assert 0 < sum(bool(session.ended) for session in old) < 250
     await looking.pass_time(46, 1)
@@ -280,7 +280,7 @@ async def test_age_that_is_unset_ends_nobody():
     looking = Looking(max_session_age=10)
     [session] = looking.come()
     await looking.pass_time(4)
-    looking.deadlines.follow(limits())
+    looking.deadlines.apply(limits())
     await looking.pass_time(20)
     assert not session.ended
     assert not looking.deadlines.is_needed
@@ -317,10 +317,10 @@ async def test_auth_timeout_that_changes_applies_to_open_sessions(is_answered):
     looking = Looking()
     [session] = looking.come(is_answered=is_answered)
     await looking.pass_time(60, 1)
-    looking.deadlines.follow(limits(auth_timeout=20))
+    looking.deadlines.apply(limits(auth_timeout=20))
     session.answer()
     await looking.pass_time(10)
-    looking.deadlines.follow(limits(auth_timeout=5))
+    looking.deadlines.apply(limits(auth_timeout=5))
     await looking.pass_time(0.1)
     assert causes(session) == ["auth"]
 
@@ -334,7 +334,7 @@ async def test_deadline_in_the_shadow_is_reported_once_a_session():
     looking = Looking(max_session_age=10, auth_timeout=2, shadow=both)
     [session] = looking.come()
     await looking.pass_time(50)
-    looking.deadlines.follow(limits(max_session_age=11, auth_timeout=2, shadow=both))
+    looking.deadlines.apply(limits(max_session_age=11, auth_timeout=2, shadow=both))
     looking.deadlines.begin_auth(session)
     await looking.pass_time(50)
     assert not session.ended
@@ -343,7 +343,7 @@ async def test_deadline_in_the_shadow_is_reported_once_a_session():
         ("auth_timeout", "auth", "shadow", False),
         ("max_session_age", "age", "shadow", False),
     ]
-    looking.deadlines.follow(limits(max_session_age=11))
+    looking.deadlines.apply(limits(max_session_age=11))
     await looking.pass_time(6)
     assert causes(session) == ["age"]
 

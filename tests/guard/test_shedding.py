@@ -155,7 +155,7 @@ class Bench:
         dispatcher = Dispatcher({}, [self.seen.append])
         shed_order = ShedOrder("oldest", print, Activity().last_message_at)
         self.shedding = Shedding(sessions, self.leaving, self.leaving.add, shed_order, dispatcher, clock=self.clock)
-        self.shedding.follow(Settings(**{"shed_order": "oldest", **settings}), gates, {})
+        self.shedding.apply(Settings(**{"shed_order": "oldest", **settings}), gates, {})
 
     def shed(self):
         self.clock.now += 1.0

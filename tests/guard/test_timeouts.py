@@ -87,7 +87,7 @@ class Looking:
         self.clock = Clock()
         self.sessions = [Watched() for _ in range(count)]
         self.timeouts = SessionTimeouts(self.sessions, self.clock)
-        self.timeouts.follow(limits(**some))
+        self.timeouts.apply(limits(**some))
 
     async def pass_time(self, seconds, tick=0.1):
         for _ in range(round(seconds / tick)):

@@ -33,7 +33,7 @@ def reconnect_peak(draw: Callable[[], float], count: int = 10_000, age: float = 
     now = 0.0
     members: Any = {}
     deadlines = Deadlines(members, lambda: None, clock=lambda: now, draw=draw)
-    deadlines.follow(Settings.model_construct(max_session_age=age))
+    deadlines.apply(Settings.model_construct(max_session_age=age))
     arrivals, counts = [0.0] * count, [0] * int((GENERATIONS + 1) / PERIOD_SHARE)
     for _ in range(GENERATIONS):
         for place, arrived_at in enumerate(arrivals):
