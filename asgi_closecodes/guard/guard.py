@@ -253,7 +253,7 @@ class Guard:
         """Refuse new sessions with 1012, and close the open ones with 1012, evenly over ``window``.
 
         For ``patience`` seconds those in a block of :meth:`Session.busy` are spared; each leaves when its block has
-        ended. Then the rest is closed over ``window``. It returns when all are closed. A second call waits for the first.
+        ended. Then the rest is closed over ``window``. It returns when all are closed. A second call waits for it.
 
         :param window: seconds, by default the setting ``drain_window``; 0 closes all at once.
         :param patience: seconds, by default the setting ``drain_patience``.

@@ -15,9 +15,9 @@ from asgi_closecodes.concurrency import cancelled_from_outside, on_asyncio
 
 
 class Interruption:
-    """State of ``receive()`` once its session was ended from outside: it returns ``messages``, each once, then waits.
+    """State of ``receive()`` after its session was ended from outside: it returns ``messages``, each once, then waits.
 
-    :param messages: a disconnect, and what has to come before it.
+    :param messages: a disconnect, and the messages that have to come before it.
     """
 
     __slots__ = ("_messages", "_parked", "is_delivered")
@@ -29,14 +29,14 @@ class Interruption:
         """Whether a ``receive()`` has returned the disconnect."""
 
     def take(self) -> Message:
-        """Return the next message; the disconnect is the last one, which receives that wait get each."""
+        """Return the next message. The last one is the disconnect, which every waiting ``receive()`` gets."""
         if len(self._messages) > 1:
             return self._messages.pop(0)
         self.is_delivered = True
         return self._messages[0]
 
     async def wait(self) -> NoReturn:
-        """Wait until the task is cancelled: a disconnect that is always ready would keep the event loop."""
+        """Wait until the task is cancelled. A handler that loops over a disconnect would block the event loop."""
         if not on_asyncio():
             await anyio.sleep_forever()
         future = asyncio.get_running_loop().create_future()
@@ -48,7 +48,7 @@ class Interruption:
         raise AssertionError(future)
 
     def release(self) -> None:
-        """Cancel the tasks that wait, which nobody else would do once the handler has ended."""
+        """Cancel the tasks that wait here, since the handler has ended."""
         for future in [*self._parked]:
             future.cancel()
 
@@ -75,12 +75,12 @@ class Channel:
     def __init__(self, receive: Receive, send: Send) -> None:
         self.server_receive = receive
         self.server_send = send
-        self._deliver: Send | None = None  # gets the handler's data, where it needs no second look
+        self._deliver: Send | None = None  # takes data that need not be checked, on an open session
         self._interruption: Interruption | None = None
         self.sending: object = None
-        """The last awaitable that ``send`` has returned, where ``send_timeout`` is set."""
-        self._waiting: Any = None  # what can be cancelled where receive() waits,
-        self._others: tuple[Any, ...] = ()  # and where it does in more tasks at the same time
+        """Last awaitable that ``send`` returned; only with ``send_timeout``."""
+        self._waiting: Any = None  # awaitable that can be cancelled while receive() waits,
+        self._others: tuple[Any, ...] = ()  # and those of other tasks that receive at the same time
         self.received = 0
         """Messages with data that the handler received."""
         self.sent = 0
@@ -88,16 +88,16 @@ class Channel:
 
     @abc.abstractmethod
     def _on_control_message(self, message: Message) -> None:
-        """Take note of a message to the handler that is not data."""
+        """Handle a message to the handler that is not data."""
 
     @abc.abstractmethod
     async def _control(self, message: Message) -> None:
-        """Pass on what the handler sends besides data, or data out of season."""
+        """Validate and forward everything except data on an open session."""
 
     def interrupt_receive(self, interruption: Interruption) -> bool:
-        """Have ``receive()`` do what ``interruption`` says; where it waits, it returns at once.
+        """Have ``receive()`` return the messages of ``interruption``, at once if it waits.
 
-        It returns False where that could not be done now: the caller is to try once more, a little later.
+        Return False if that is not possible now: try again a little later.
         """
         self._interruption = interruption
         interrupted = [_interrupted(waiting) for waiting in (self._waiting, *self._others) if waiting is not None]
@@ -113,8 +113,8 @@ class Channel:
         """Whether the session was ended from outside."""
         return self._interruption is not None
 
-    # No coroutine function: it returns the server's own coroutine. That is one less a message, and an
-    # error of the server has the server's frame in its traceback.
+    # Not a coroutine function: it returns the server's coroutine. That saves one a message, and the traceback of a
+    # server's error has the server's frame.
     def _send_on(self, message: Message) -> Awaitable[None]:
         if message["type"] == "websocket.send" and (deliver := self._deliver) is not None:
             self.sent += 1
@@ -124,9 +124,9 @@ class Channel:
     async def _receive_on_asyncio(self) -> Message:
         """Receive at next to no cost until it is interrupted.
 
-        What is remembered is the server's coroutine, not the task: asking for the current task takes longer than the
-        whole of ``receive``. The future at the bottom of a coroutine that waits is what gets cancelled then; the
-        task is not, so that no cancellation of somebody else's is ever mistaken for this one.
+        The server's coroutine is remembered, not the task: ``current_task()`` takes longer than the whole of
+        ``receive``. An interruption cancels the innermost future of that coroutine. The task itself is not cancelled,
+        so a cancellation by somebody else is never mistaken for the interruption.
         """
         if self._waiting is not None or self._interruption is not None:
             return await self._receive_beside()
@@ -147,7 +147,7 @@ class Channel:
         return message
 
     async def _receive_beside(self) -> Message:
-        """Receive where another task of the handler's waits for the server, too, or nothing comes of it any more."""
+        """Receive while another task of the handler also waits for the server, or after an interruption."""
         if self._interruption is not None:
             return await self._receive_interrupted(self._interruption)
         waiting = self.server_receive()
@@ -193,25 +193,25 @@ def _without(one: object, several: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 async def is_cancelled_too() -> bool:
-    """Whether somebody else has cancelled this task of asyncio at the same moment."""
+    """Whether somebody else has cancelled this asyncio task in the same turn of the event loop."""
     if not cancelled_from_outside():
         return False
-    await asyncio.sleep(0)  # anyio's scopes repeat their cancellations, and know them by what they say
+    await asyncio.sleep(0)  # anyio's scopes repeat their cancellations, and know them by their message
     return True
 
 
 def _interrupted(waiting: Any) -> bool:
-    """Cancel what is waited for in the end; return False if that fails for now."""
+    """Cancel the innermost awaitable; return False if it can't be cancelled yet."""
     bottom = waiting
     while (deeper := getattr(bottom, "cr_await", None) or getattr(bottom, "gi_yieldfrom", None)) is not None:
         bottom = deeper
-    # What a coroutine awaits is a future's iterator, which knows its future but does not say so; granian
+    # The innermost awaitable of a coroutine is a future's iterator, which does not name its future. granian
     # awaits an object of its own that is both.
     for candidate in (bottom, *gc.get_referents(bottom)):
         if callable(cancel := getattr(candidate, "cancel", None)):
             try:
                 cancel()
-            except Exception:  # an object of Rust's may be in use by another thread
+            except Exception:  # another thread may be using granian's object, which is Rust's
                 return False
             return True
-    return False  # it is between two waits
+    return False  # the task is between two waits

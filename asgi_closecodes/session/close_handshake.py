@@ -1,4 +1,4 @@
-"""The close of this side: sent once, in time, and the connection counted until the server lets go of it."""
+"""Close of this side: sent once and in time. The connection counts until the server has closed it."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ CANCELLED_CLOSE_TIMEOUT_S = 1.0
 
 
 class ClosingProtocol(HandlerProtocol):
-    """The close that this side sends, whatever has ended the session, and the connection after it."""
+    """Part of a session that sends its one close, and waits for the server to close the connection."""
 
     __slots__ = ()
 
     @abc.abstractmethod
     async def _close(self, plan: ClosePlan, *, private_use: bool = True) -> bool:
-        """Send the close, and end the handler too, where :meth:`Session.fail` ends it; see :meth:`_send_close`."""
+        """Send the close, see :meth:`_send_close`. :meth:`Session.fail` also ends the handler by this."""
 
     async def _send_close(self, plan: ClosePlan, *, private_use: bool = True, timeout: float | None = None) -> bool:
-        """End the session as ``plan`` says unless it has ended; return whether the server took it.
+        """End the session as ``plan`` says, unless it has ended; return whether the server took the close.
 
-        :param private_use: whether the private code may stand for one that the server refuses; if not,
-            that it was refused is for the caller to report.
+        :param private_use: whether to try the private-use code if the server refuses the code. If not, the caller
+            reports that it was refused.
         :param timeout: seconds that the server may take, by default ``protocol.CLOSE_TIMEOUT_S``.
         """
         timeout = protocol.CLOSE_TIMEOUT_S if timeout is None else timeout
         foreign = False
         if self._ending is not None and plan is not self._ending.plan:
-            # Somebody else ends this session. It is waited for: hypercorn closes the connection when its application
-            # returns, on trio before it has sent what another task is sending.
+            # Another task is ending this session. Wait for it: hypercorn closes the connection when its application
+            # returns, on trio even before it has sent the other task's message.
             with move_on_after(timeout):
                 await self._ending.is_sent.wait()
             plan, private_use, foreign = self._ending.plan, True, True
@@ -62,8 +62,8 @@ class ClosingProtocol(HandlerProtocol):
 
         try:
             if not await limited(self._send_close_once(plan, private_use=private_use), limit):
-                return self.phase is Phase.CLOSED and not foreign  # or the peer left before it was asked to
-            self._move(Phase.CLOSED)  # nothing more will be said to a peer that does not read
+                return self.phase is Phase.CLOSED and not foreign  # else the peer has left, before the close
+            self._move(Phase.CLOSED)  # the peer does not read: send nothing more
             if connection is not None:
                 connection.abort()
         except OSError:
@@ -80,12 +80,12 @@ class ClosingProtocol(HandlerProtocol):
         except (Exception, GeneratorExit):
             raise
         except BaseException as error:
-            # Cancelled, maybe between the accept and the close, or in the middle of a response.
+            # Cancelled: maybe between the accept and the close, or in the middle of a response.
             try:
                 if self.phase not in OVER:
                     with anyio.move_on_after(CANCELLED_CLOSE_TIMEOUT_S, shield=True), contextlib.suppress(Exception):
                         await self._send_close_in_phase(plan, private_use=True)
-            finally:  # protocol.CLOSE_TIMEOUT_S may expire meanwhile, which no scope of anyio's keeps out
+            finally:  # CLOSE_TIMEOUT_S may expire meanwhile; a shield of anyio's does not stop that
                 await repeat_cancellation(error)
             raise
 
@@ -111,7 +111,7 @@ class ClosingProtocol(HandlerProtocol):
         await self._pass_on(body, Phase.CLOSED)
 
     def _echoed_subprotocol(self) -> str | None:
-        """Return an offered subprotocol: without one a browser that offered some hides the close code."""
+        """Return an offered subprotocol: a browser that gets none of those it offered hides the close code."""
         offered = offered_subprotocols(self.scope)
         if not offered:
             return None
@@ -128,7 +128,7 @@ class ClosingProtocol(HandlerProtocol):
     async def _accept_early_close(self, message: Message) -> None:
         """Accept a handshake that the handler is about to close, so that a browser sees the code.
 
-        A close that says nothing stays a handshake that fails, as frameworks close what they have no route for.
+        A close without a code stays a failed handshake: so frameworks answer a path without a route.
         """
         says_nothing = closing.asked_by(message) == closing.COMPLETED.close
         if not says_nothing and self._ending is None and self._handshake_mode() == "close":
@@ -136,9 +136,9 @@ class ClosingProtocol(HandlerProtocol):
             await self._pass_on(accept, Phase.OPEN)
 
     async def refuse(self, refusal: TryAgainLater, plan: ClosePlan | None = None) -> None:
-        """End this session, of which a gate did not admit the handshake or the key.
+        """End this session because a gate refused its handshake, or its key.
 
-        :param plan: what ``refusal`` means, where it is known.
+        :param plan: the close of ``refusal``, if it is known already.
         """
         facts = self.facts()
         if (plan := plan or self._plan_if_usable(refusal)) is None:
@@ -161,14 +161,14 @@ class ClosingProtocol(HandlerProtocol):
                     is_overload=refusal.is_overload,
                 )
             )
-            # It is settled. Frames in its traceback hold it, or the group that it came in: a cycle, which would keep
-            # the session until the next garbage collection, and granian's socket open as long.
+            # Break the cycle of the error and its traceback's frames. It would keep the session until the next garbage
+            # collection, and granian's socket open for as long.
             refusal.__traceback__ = refusal.__context__ = refusal.__cause__ = None
         if self.permits is None:
             await self._depart(began_at, refused=True)
 
     async def close_cancelled(self) -> bool:
-        """Tell the peer of a cancelled session, within a second or not at all; return whether the server took it."""
+        """Close a cancelled session, within a second or not at all; return whether the server took the close."""
         plan = closing.of_cancellation(self._handshake_mode())
         with anyio.CancelScope(shield=True):
             sent = await self._send_close(plan, timeout=CANCELLED_CLOSE_TIMEOUT_S)
@@ -177,7 +177,7 @@ class ClosingProtocol(HandlerProtocol):
         return sent
 
     async def _depart(self, began_at: float, *, refused: bool = False) -> None:
-        """Wait while the server holds the connection, so that it counts; no longer than ``abandon_after``.
+        """Count the connection for as long as the server holds it, at most ``abandon_after``.
 
         :param began_at: when this side began to close, if it had not done so before.
         """
@@ -197,16 +197,16 @@ class ClosingProtocol(HandlerProtocol):
             self.report(events.SessionAbandoned(self.facts(), self.closed_with, time.monotonic() - began_at))
 
     def _held_connection(self) -> Connection | None:
-        """Return the connection if the server holds it, though this side or the peer has closed."""
+        """Return the connection if the server still holds it after this side or the peer has closed."""
         if self.phase not in OVER or (self.phase is Phase.CLOSED and self.closed_with is None):
-            return None  # nor is it ours to look after where an HTTP response has answered
+            return None  # nor after an HTTP response: the server closes it
         connection = self.connection
         if connection is None or not connection.is_held(is_closed_here=self.phase is Phase.CLOSED):
             return None
         return connection
 
     def _plan_if_usable(self, wish: CloseWith) -> ClosePlan | None:
-        """Return what ``wish`` means; None also where that raises: a class of the user's may make anything of it."""
+        """Return the close that ``wish`` asks for; None if that raises, as a user's class may."""
         try:
             if isinstance(wish, TryAgainLater):
                 _ = wish.gate, wish.usage, wish.limit  # read later, for the event
@@ -216,9 +216,9 @@ class ClosingProtocol(HandlerProtocol):
 
 
 async def repeat_cancellation(error: BaseException) -> None:
-    """Raise once more the cancellation of a scope of anyio's, where ``error`` is one.
+    """Raise the cancellation of an anyio scope again, if ``error`` is one.
 
-    It is known by what it says, and a timeout of asyncio's that has expired in the same turn says nothing.
+    anyio knows it by its message. A timeout of asyncio that has expired in the same turn has none.
     """
     if issubclass(type(error), anyio.get_cancelled_exc_class()):
         await anyio.lowlevel.checkpoint_if_cancelled()

@@ -1,4 +1,4 @@
-"""The close of a session, whatever its phase. Nothing here sends anything, or knows the session."""
+"""Plans of closes: what each cause of an end means, as plain data. Nothing here sends, or knows the session."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from asgi_closecodes.exceptions import CloseWith, TryAgainLater, close_for_statu
 from .scope import can_deny, is_served
 
 HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
-"""The answer to a handshake that has none yet: accept and close, an HTTP response, or ASGI's plain HTTP 403."""
+"""Answer to a handshake that has none yet: accept and close, an HTTP response, or ASGI's plain HTTP 403."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Settings that decide how sessions end, by the same names."""
+    """Settings that decide how sessions end, under the same names."""
 
     error_code: int
     try_again_code: int
@@ -36,7 +36,7 @@ class Rules:
 
 
 class ClosePlan(NamedTuple):
-    """The end of a session, in whatever phase it is then."""
+    """Close of a session, or the answer to its handshake if it has none yet."""
 
     close: Close
     mode: HandshakeMode = "reject"
@@ -46,27 +46,27 @@ class ClosePlan(NamedTuple):
     retry_after: float | None = None
     """Seconds for the header ``Retry-After`` of that response."""
     asked: Close | None = None
-    """The close that was asked for, where its code may not be sent."""
+    """Close that was asked for, if it may not be sent as it is."""
 
 
 COMPLETED = ClosePlan(Close(CloseCode.NORMAL_CLOSURE))
-"""The handler just returned."""
+"""Close of a session whose handler has returned."""
 
 
 def of_cancellation(mode: HandshakeMode) -> ClosePlan:
-    """Return how a session ends that is cancelled from outside."""
+    """Return the close of a session that is cancelled from outside."""
     return ClosePlan(Close(CloseCode.SERVICE_RESTART), mode, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def of_failure(error: BaseException, error_id: str, rules: Rules, mode: HandshakeMode) -> ClosePlan:
-    """Return how a session ends whose handler failed; only with ``debug`` does the client see the error's text."""
+    """Return the close of a session whose handler failed; the client sees the error's text only with ``debug``."""
     text = _described(error) if rules.debug else "internal error"
     close = Close(rules.error_code, fit_reason(text, f"; ref={error_id}"))
     return ClosePlan(close, mode, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def of_missing_route(scope: Scope) -> ClosePlan:
-    """Return how a handshake ends for which the application has no route: as one over HTTP, else as ASGI refuses."""
+    """Return the answer to a handshake without a route: HTTP 404 if the server can, else ASGI's refusal."""
     mode: HandshakeMode = "http" if can_deny(scope) else "reject"
     return ClosePlan(Close(CloseCode.POLICY_VIOLATION, "404 Not Found"), mode, HTTPStatus.NOT_FOUND)
 
@@ -74,10 +74,10 @@ def of_missing_route(scope: Scope) -> ClosePlan:
 def of_wish(
     wish: CloseWith, rules: Rules, mode: Callable[[float | None], HandshakeMode], retry_after: Callable[[], float]
 ) -> ClosePlan:
-    """Return how a session ends as ``wish`` says; it may raise, as a class of the user's may make anything of it.
+    """Return the close that ``wish`` asks for. It may raise anything: ``wish`` may be of a user's class.
 
-    :param mode: how a handshake is rejected, by the hint of a refusal.
-    :param retry_after: the next hint for a client that is to come back, where ``wish`` has none.
+    :param mode: returns how to reject a handshake, given the hint of a refusal.
+    :param retry_after: returns the next hint, for a ``wish`` without one.
     """
     hint: float | None = None
     if isinstance(wish, TryAgainLater):
@@ -87,13 +87,13 @@ def of_wish(
         asked = Close(code, wish.reason_with(hint))
     else:
         asked = Close(wish.code, wish.reason)
-    close, status = asked.sendable(), _status_of(wish)  # they may raise; what ``mode`` returns is counted
+    close, status = asked.sendable(), _status_of(wish)  # first, as they may raise; ``mode`` counts a close
     is_sendable = close is asked or may_be_sent(asked.code)
     return ClosePlan(close, mode(hint), status, hint, None if is_sendable else asked)
 
 
 def wish_of_denial(message: Message) -> CloseWith:
-    """Return what an HTTP response to an accepted handshake, as Starlette sends one, means as a close."""
+    """Return the close for an HTTP response that comes after the accept, as Starlette sends one."""
     delays = [value for name, value in message.get("headers", ()) if name.lower() == b"retry-after"]
     return close_for_status(message["status"], float(delays[0]) if delays and delays[0].isdigit() else None)
 
@@ -105,12 +105,12 @@ def asked_by(message: Message) -> Close:
 
 
 def reraises(rules: Rules, scope: Scope) -> bool:
-    """Whether what the handler raised travels on after the close."""
+    """Whether the handler's exception travels on after the close."""
     return not is_served(scope) if rules.reraise == "auto" else rules.reraise
 
 
 def denial(plan: ClosePlan, scope: Scope) -> Iterator[Message]:
-    """Yield the messages of the HTTP response; the body in one: granian delivers no second."""
+    """Yield the messages of the HTTP response, with the body in one: granian delivers no second."""
     body = plan.close.reason.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
     if scope.get("http_version", "1.1").startswith("1."):
@@ -122,7 +122,7 @@ def denial(plan: ClosePlan, scope: Scope) -> Iterator[Message]:
 
 
 def _status_of(wish: CloseWith) -> int:
-    """Return the HTTP status of ``wish``, which a class of the user's may have set to anything."""
+    """Return the HTTP status of ``wish``; a user's class may have set it to anything."""
     status = wish.status
     if isinstance(status, int) and 200 <= status <= 599:
         return status

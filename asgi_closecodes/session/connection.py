@@ -1,6 +1,6 @@
 """The connection behind a server's ``send``, as far as public attributes lead there: uvicorn's and hypercorn's.
 
-What is found is not believed to work: whatever it raises, the answer is "unknown", and nothing else happens.
+Nothing that is found there is trusted. Whatever it raises, the answer is "unknown", and nothing else happens.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _MAX_HOPS = 6
 
 
 class Connection:
-    """A connection whose transport takes the session's messages: it lives on when the application has returned.
+    """Connection whose transport takes the session's messages, and which outlives the application's return.
 
-    :param transport: what looks like one of asyncio's. It is not believed to work.
+    :param transport: an object that looks like an asyncio transport. It is not trusted to work.
     """
 
     __slots__ = ("_transport",)
@@ -28,13 +28,13 @@ class Connection:
         self._transport = transport
 
     def is_held(self, *, is_closed_here: bool) -> bool:
-        """Whether the server holds the socket, though the session is over; False where that cannot be told.
+        """Whether the server still holds the socket after the session; False if that is unknown.
 
         :param is_closed_here: whether this side has closed, so that the server waits for the peer's answer.
         """
         try:
             return self._is_held(is_closed_here)
-        except (Exception, asyncio.CancelledError):  # of an attribute: nothing is awaited
+        except (Exception, asyncio.CancelledError):  # raised by an attribute: nothing is awaited
             return False
 
     def _is_held(self, is_closed_here: bool, /) -> bool:
@@ -61,10 +61,10 @@ class Connection:
     def unsent(self) -> int | None:
         """Bytes that the peer's system has not taken yet; None if that is unknown, as on Windows.
 
-        What the transport keeps counts too: the system's part is filled up from it.
+        The bytes that the transport buffers count too: the socket's buffer is refilled from them.
 
-        Fewer of them are the only sign that a slow peer reads: a server's ``send`` may wait for minutes until there is
-        room for a whole message again.
+        A falling number is the only sign that a slow peer reads. The server's ``send`` may wait for minutes, until
+        there is room for a whole message.
         """
         size = array.array("i", [0])
         try:
@@ -73,7 +73,7 @@ class Connection:
 
             ioctl(self._socket().fileno(), TIOCOUTQ, size)
             return size[0] + self._buffered()
-        except (Exception, asyncio.CancelledError):  # it is closed, or no socket at all
+        except (Exception, asyncio.CancelledError):  # the socket is closed, or none at all
             return None
 
     def _buffered(self) -> int:
@@ -83,26 +83,26 @@ class Connection:
         return self._transport.get_extra_info("socket")
 
     def abort(self) -> None:
-        """Drop the connection, with what is not sent yet."""
+        """Drop the connection, and everything that is not sent yet."""
         try:
             self._transport.abort()
         except (Exception, asyncio.CancelledError):
             return
 
     def abort_later(self, deadline: ProgressDeadline, *, is_closed_here: bool) -> AbortTimer | None:
-        """Abort it if it is still held then, where nobody waits for that."""
+        """Abort it after ``deadline`` if it is still held, by a timer: no task waits for that."""
         try:
             return AbortTimer(self, deadline, is_closed_here=is_closed_here)
-        except RuntimeError:  # trio, or the coroutine is thrown away
+        except RuntimeError:  # on trio, or the event loop is gone
             return None
 
     def cancel(self, deadline: ProgressDeadline, *, is_closed_here: bool) -> None:
-        """Do what is to be done when the wait for it is cancelled: have it aborted in time."""
+        """Have the connection aborted in time although the wait for it is cancelled."""
         self.abort_later(deadline, is_closed_here=is_closed_here)
 
 
 class StreamConnection(Connection):
-    """A connection that the server closes when its application returns: only what is not written keeps the socket."""
+    """Connection that the server closes when its application returns: only unwritten data keeps the socket."""
 
     __slots__ = ()
 
@@ -110,12 +110,12 @@ class StreamConnection(Connection):
         return bool(self._transport.get_write_buffer_size() > 0)
 
     def cancel(self, deadline: ProgressDeadline, *, is_closed_here: bool) -> None:  # noqa: ARG002 - at once
-        """Abort it: hypercorn's stop waits for what is not written, unless that is cancelled instead of this."""
+        """Abort it at once: otherwise hypercorn's shutdown waits for the unwritten data."""
         self.abort()
 
 
 class TrioConnection(Connection):
-    """A connection of trio's, where nothing is written behind the server's back; and its writes cannot be cancelled."""
+    """Connection on trio, which buffers nothing, and whose writes cannot be cancelled."""
 
     __slots__ = ()
 
@@ -132,7 +132,7 @@ class TrioConnection(Connection):
         return 0
 
     def abort(self) -> None:
-        """Close the socket: whoever writes to it or reads from it gets an error."""
+        """Close the socket: tasks that read from it or write to it get an error."""
         try:
             self._transport.close()
         except (Exception, asyncio.CancelledError):
@@ -142,15 +142,15 @@ class TrioConnection(Connection):
 def connection_of(send: Any) -> Connection | None:
     """Return the connection that a server's ``send`` leads to, or None.
 
-    A protocol of asyncio's has its transport itself; a server over streams has it behind more methods called ``send``.
-    Closures are not looked into, but for those that say what they wrap.
+    An asyncio protocol has its transport itself. A server over streams has it behind more methods called ``send``.
+    Closures are not followed, except for those with ``__wrapped__``.
     """
     try:
         for _ in range(_MAX_HOPS):
             owner = getattr(getattr(send, "__wrapped__", send), "__self__", None)
             if owner is None:
                 return None
-            if isinstance(owner, Channel):  # another middleware of this library stands around
+            if isinstance(owner, Channel):  # another middleware of this library is around this one
                 send = owner.server_send
                 continue
             if (found := _connection_at(owner)) is not None:

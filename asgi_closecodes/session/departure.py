@@ -1,9 +1,9 @@
 """The connection of a session that is over: whether the server still holds it, and for how long that counts.
 
-After a close each server keeps the socket of a peer that reads or answers nothing for a time of its own. Its words are
-no proof: uvicorn's ``receive`` returns the application's own close, granian's a disconnect whatever the peer does. Its
-transport is proof, where the ``send`` that it handed over leads there by public attributes. Where nothing does, nothing
-is waited for: the return of the application ends the connection (granian), or the server does so soon (daphne).
+After a close each server keeps the socket of a silent peer for a time of its own. ``receive`` does not tell for how
+long: uvicorn's returns the application's own close, granian's a disconnect whatever the peer does. The transport tells,
+if public attributes of the server's ``send`` lead there. If not, there is nothing to wait for: the connection ends when
+the application returns (granian), or soon after (daphne).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .progress_deadline import ProgressDeadline
 _FIRST_DELAY_S = 0.001
 _LONGEST_DELAY_S = 0.1
 _LONGEST_DELAY_OF_REFUSED_S = 0.25
-"""Longer: nobody waits for their permits, since they have none."""
+"""Longer than that of admitted sessions: refused ones hold no permit that another session waits for."""
 _MAX_CHECKS_PER_SECOND = 2000
-"""Checks of all connections that are waited for together: 20 us each."""
+"""Checks of all connections together, at 20 us each."""
 
 
 class Step(enum.Enum):
-    """The next step with a connection."""
+    """Next step with a connection."""
 
     WAIT = "the server holds it"
     ABORT = "it has been held for as long as a close may take"
@@ -38,12 +38,12 @@ class Step(enum.Enum):
 
 
 class Departure:
-    """Decides how long a connection that is held counts, and when it is aborted. It does nothing itself.
+    """Decides how long a held connection counts, and when it is aborted. Does nothing itself.
 
-    :param now: when the wait for it begins.
-    :param deadline: after which it is aborted.
-    :param abandon_at: tells when it counts no more, which may change meanwhile.
-    :param is_refused: whether it was never admitted.
+    :param now: start of the wait, in monotonic seconds.
+    :param deadline: after which the connection is aborted.
+    :param abandon_at: returns when it stops counting; that may change meanwhile.
+    :param is_refused: whether its session was never admitted.
     """
 
     __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "deadline", "is_refused")
@@ -58,7 +58,7 @@ class Departure:
         self.deadline = deadline
 
     def step(self, now: float, *, is_held: bool) -> Step:
-        """Return what is to be done now."""
+        """Return the step to take now."""
         if not is_held:
             return Step.GONE
         if not self._has_aborted and self.deadline.is_over(now):
@@ -67,9 +67,9 @@ class Departure:
         return Step.ABANDON if now >= self._abandon_at() else Step.WAIT
 
     def delay(self, now: float, waiting: int) -> float:
-        """Return the seconds until the next check: few at first, and later a share of those that it has taken.
+        """Return the seconds until the next check: few at first, later a share of the time waited so far.
 
-        :param waiting: connections that are waited for: the more there are, the less often each is checked.
+        :param waiting: number of connections being waited for: the more, the less often each is checked.
         """
         due = self._abandon_at()
         if not self._has_aborted:
@@ -81,12 +81,12 @@ class Departure:
 
     @property
     def is_to_be_aborted(self) -> bool:
-        """Whether that has not been done."""
+        """Whether it has not been aborted yet."""
         return not self._has_aborted
 
 
 class Departures:
-    """The connections of a guard that are waited for."""
+    """Connections of a guard that are held after their session."""
 
     __slots__ = ("_waiting",)
 
@@ -95,20 +95,20 @@ class Departures:
 
     @property
     def refused(self) -> int:
-        """Those of sessions that were refused."""
+        """Number of those whose session was refused."""
         with COUNTING:
             return sum(departure.is_refused for departure in self._waiting)
 
     def drop(self, loops: Container[object]) -> None:
-        """Wait for none of these event loops' any more, which are gone."""
+        """Forget the connections of event loops that are gone."""
         with COUNTING:
             for departure in [one for one, loop in self._waiting.items() if loop.is_among(loops)]:
                 del self._waiting[departure]
 
     async def wait(self, connection: Connection, departure: Departure, *, is_closed_here: bool) -> bool:
-        """Wait until ``connection`` is gone; return False if it was given up.
+        """Wait until ``connection`` is gone; return False if it was abandoned.
 
-        It is aborted in time even then, and if this is cancelled.
+        It is aborted in time in any case, also if this is cancelled.
         """
         with COUNTING:
             self._waiting[departure] = EventLoop(running_loop())
@@ -127,7 +127,7 @@ class Departures:
                         await anyio.lowlevel.checkpoint()
                     case Step.WAIT:
                         await anyio.sleep(departure.delay(now, len(self._waiting)))
-        except GeneratorExit:  # the coroutine is thrown away: its event loop is gone, or this is a child process
+        except GeneratorExit:  # the event loop is gone, or this is a child process
             raise
         except BaseException:
             connection.cancel(departure.deadline, is_closed_here=is_closed_here)

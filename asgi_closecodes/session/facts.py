@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LateFacts(SessionFacts):
-    """Facts of which the costly ones are made when they are read, for those who read them at once or never."""
+    """Facts that are computed when they are read. Only for readers that read them at once: see :meth:`made`."""
 
     __slots__ = ("_session",)
     _session: HandlerProtocol
@@ -29,33 +29,33 @@ class LateFacts(SessionFacts):
 
     @property
     def id(self) -> str:
-        """The session's id, which is made when somebody asks for it."""
+        """Id of the session, which is drawn when it is first read."""
         return self._session.id
 
     @property
     def route(self) -> str | None:
-        """The template that matched."""
+        """Template of the route that matched."""
         return route_of(self._session.scope, self._session.server_scope)
 
     @property
     def path(self) -> str:
-        """The decoded path."""
+        """Decoded path."""
         path: str = self._session.server_scope.get("path", "")
         return path
 
     @property
     def scheme(self) -> str:
-        """The scheme of the URL."""
+        """Scheme of the URL."""
         scheme: str = self._session.scope.get("scheme", "ws")
         return scheme
 
     @property
     def client(self) -> tuple[str, int] | None:
-        """The peer's address and port."""
+        """Address and port of the peer."""
         return client_of(self._session.scope)
 
     def made(self) -> SessionFacts:
-        """Return all of them as they are now, for whoever keeps them."""
+        """Return all facts as they are now, to keep."""
         return SessionFacts(
             self.id,
             self.route,

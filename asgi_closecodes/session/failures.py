@@ -1,7 +1,7 @@
-"""The meaning of an exception that has ended a handler, and whose socket it came out of.
+"""Meaning of an exception that has ended a handler: whose socket raised it, if one did.
 
-The socket decides, never the class: the departure of one's own peer is no error, that of another session's is one.
-Nothing here trusts an exception: its attributes may lie or raise.
+The socket decides, never the class. If the session's own peer has left, that is no error. If another session's has, it
+is one. Exceptions are not trusted: their attributes may lie or raise.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from asgi_closecodes.exceptions import SessionEnded, leaves
 from .protocol import HandlerProtocol, session_in
 
 _SENDERS = frozenset({"_control", "_pass_on", "_send_and_notice"})
-"""Methods of a session whose frame says that its socket raised."""
+"""Methods of a session whose frame in a traceback shows that its socket raised."""
 
 
 _STARLETTE = WebSocket.send.__code__.co_filename
 
 
 class Origin(enum.Enum):
-    """The socket that an exception of a handler is about."""
+    """Socket that a handler's exception is about."""
 
     OWN = "the session's own peer has left"
     UNSURE = "it has left, or this is misuse: a close that the server takes tells"
@@ -38,11 +38,11 @@ class Origin(enum.Enum):
     OTHER_SESSION = "the peer of another session has left"
     ELSEWHERE = "nothing"
 
-    __hash__ = object.__hash__  # an Enum's own is a function of Python's
+    __hash__ = object.__hash__  # C code; an Enum's own is Python code
 
 
 def origin_of(error: BaseException, session: HandlerProtocol, *, has_left: bool) -> Origin:
-    """Return what ``error``, which has ended the handler of ``session``, says of sockets.
+    """Return the socket that ``error`` is about, which has ended the handler of ``session``.
 
     :param has_left: whether the peer is known to have left, or this side has ended the session.
     """
@@ -54,10 +54,10 @@ def origin_of(error: BaseException, session: HandlerProtocol, *, has_left: bool)
     is_own = socket.has_raised(error)
     if is_own is None:
         if not is_departure:
-            return Origin.ELSEWHERE  # of a file, a database
+            return Origin.ELSEWHERE  # an OSError of a file, or a database
         return Origin.OWN if has_left else Origin.UNKNOWN
     if issubclass(kind, RuntimeError):
-        # Disconnected is autobahn's, under daphne; uvicorn raises the same for a peer that has left and for misuse.
+        # Disconnected is autobahn's, under daphne. uvicorn raises the same error for a departed peer and for misuse.
         if has_left or type_name(kind).endswith(".Disconnected"):
             return Origin.OWN if is_own else Origin.OTHER_SESSION
         return Origin.UNSURE if is_own and socket.has_sent(error) else Origin.ELSEWHERE
@@ -65,30 +65,30 @@ def origin_of(error: BaseException, session: HandlerProtocol, *, has_left: bool)
 
 
 class _Socket:
-    """The ways in which an exception may come out of one session's socket."""
+    """One session's socket, which recognises the exceptions that it has raised."""
 
     def __init__(self, session: HandlerProtocol) -> None:
         self._sessions = [session]
         while (around := session_in(session.server_scope)) is not None:
-            session = around  # another middleware of this library stands around this one
+            session = around  # another middleware of this library is around this one
             self._sessions.append(session)
         self._code, self._bound = _code_of(session.server_send)
 
     def has_raised(self, error: BaseException) -> bool | None:
-        """Whether ``error`` came out of this socket; False if out of another one, None if its frames do not tell."""
+        """Whether this socket raised ``error``; False if another one did, None if its frames do not tell."""
         verdict = None
-        for frame in _frames(traceback_of(error)):  # the innermost that tells counts
+        for frame in _frames(traceback_of(error)):  # the innermost frame that tells counts
             told = self._is_own(frame)
             verdict = verdict if told is None else told
         return verdict
 
     def has_sent(self, error: BaseException) -> bool:
-        """Whether it is the server's ``send`` that has raised ``error``; granian's has no frame."""
+        """Whether the server's ``send`` has raised ``error``; granian's leaves no frame."""
         codes = [frame.f_code for frame in _frames(traceback_of(error))]
         return self._code in codes or codes[-1].co_name == "_pass_on"
 
     def _is_of(self, session: HandlerProtocol | None) -> bool:
-        """Whether ``session`` is of this socket: this one, or one of a middleware around or inside of this one's."""
+        """Whether ``session`` has this socket: it is this one, or that of a middleware around or inside."""
         while session is not None:
             if session in self._sessions:
                 return True
@@ -113,9 +113,9 @@ class _Socket:
 
 
 def _is_over(websocket: Any, operation: str) -> bool | None:
-    """Whether Starlette's ``websocket`` is over, so that its errors say that; None if they say something else.
+    """Whether Starlette's ``websocket`` is over, which its error then means; None if it means something else.
 
-    Calling ``send`` before ``accept`` is a bug, whether the peer has left or not.
+    A ``send`` before ``accept`` is a bug, whether the peer has left or not.
     """
     over = WebSocketState.DISCONNECTED
     states = websocket.client_state, websocket.application_state
@@ -130,7 +130,7 @@ def _frames(trace: TracebackType | None) -> Iterator[FrameType]:
 
 
 def _code_of(call: Any) -> tuple[CodeType | None, dict[str, Any]]:
-    """Return the code that runs when ``call`` is called, and the names in its frame that are this ``call``'s alone."""
+    """Return the code of ``call``, and the values in its frame that tell it from other calls of that code."""
     call = inspect.unwrap(call)
     bound: list[Any] = []
     while isinstance(call, functools.partial):  # daphne's send is one
@@ -148,7 +148,7 @@ def _code_of(call: Any) -> tuple[CodeType | None, dict[str, Any]]:
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
         try:
             names[name] = cell.cell_contents
-        except ValueError:  # empty so far
+        except ValueError:  # an empty cell
             continue
     return code, names
 
@@ -156,8 +156,8 @@ def _code_of(call: Any) -> tuple[CodeType | None, dict[str, Any]]:
 def is_closed_by_library(error: BaseException) -> bool:
     """Whether an installed package has caught ``error``, and now sends a close itself.
 
-    The frame that has caught an exception is the outermost one of its traceback. Code of the application between it
-    and this one may have chosen the close.
+    The outermost frame of a traceback is the one that caught the exception. If code of the application is between it
+    and this frame, that may have chosen the close.
     """
     trace = traceback_of(error)
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - there is no other way to it that is as cheap
@@ -169,15 +169,15 @@ def is_closed_by_library(error: BaseException) -> bool:
 
 
 def is_cancelled(error: BaseException, cancelled_before: int) -> bool:
-    """Whether somebody has cancelled the handler; a future that somebody cancels raises a CancelledError, too.
+    """Whether somebody has cancelled the handler. Awaiting a cancelled future raises a CancelledError, too.
 
-    :param error: what has ended the handler, no Exception.
+    :param error: exception that has ended the handler; no subclass of Exception.
     :param cancelled_before: how often its task was cancelled before it began.
     """
     try:
         task = asyncio.current_task()
     except RuntimeError:
-        return True  # on trio nothing but a scope raises it
+        return True  # on trio only a scope raises Cancelled
     if task is None or task.cancelling() > cancelled_before:
         return True
     kinds = {type(one) for one in leaves(error)}

@@ -1,10 +1,10 @@
-"""The rate of messages that a handler receives: beyond it the server is asked for the next one later.
+"""Limit of the rate at which a handler receives: beyond it, the server is asked later for the next message.
 
-So TCP pushes back, and a cancelled ``receive()`` loses nothing. The limiter stands in for the server's ``receive``; a
-session without a limit has none.
+So TCP's backpressure slows the peer, and a cancelled ``receive()`` loses nothing. The limiter replaces the server's
+``receive``; a session without a limit has none.
 """
 
-# ruff: noqa: SLF001 - a property takes as long as all the rest of what is done for a message
+# ruff: noqa: SLF001 - a property would double the time spent on a message
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ CHECK_INTERVAL_S = 0.25
 """Seconds between two checks whether a delayed session is over: a server tells only who asks."""
 
 _PAUSE_S = 0.1
-"""Seconds that messages have to be late, all of a spell together, for their peer to have paused."""
+"""Seconds by which messages have to be late in sum before their peer counts as having paused."""
 
 _PROMPT_S = 0.001
-"""Seconds that a message takes that was there already, at most, if the event loop is not busy."""
+"""Seconds that receiving a message takes at most that was already there, if the event loop is idle."""
 
 
 class MessageRate(NamedTuple):
-    """A limit of messages: GCRA, the leaky bucket as a meter."""
+    """Limit of messages by GCRA, the leaky bucket as a meter."""
 
     per_second: float
     burst: float
@@ -56,12 +56,12 @@ class MessageRate(NamedTuple):
 
     @property
     def tolerance(self) -> float:
-        """Seconds that a message may come before its time."""
+        """Seconds by which a message may come early."""
         return (self.burst - 1) * self.interval
 
 
 def limit_messages(session: Session, rate: MessageRate | None) -> None:
-    """Have the handler of ``session`` receive no faster than ``rate``, from now on; from any thread."""
+    """Limit the handler of ``session`` to ``rate`` from now on; from any thread."""
     receive = session.server_receive
     limited = getattr(receive, "__self__", None)
     if isinstance(limited, _Metered):
@@ -96,9 +96,9 @@ def refused(
 
 
 class _Metered:
-    """A server's ``receive`` whose messages are counted.
+    """Server's ``receive`` whose messages are metered.
 
-    :param session: held weakly: it holds this.
+    :param session: held weakly, since it holds this object.
     :param clock: monotonic seconds.
     """
 
@@ -116,16 +116,16 @@ class _Metered:
         self._rate = rate
         self._interval, self._tolerance = rate.interval, rate.tolerance
         self._clock = clock
-        self._due_at = -math.inf  # when the next message conforms
-        self._since: float | None = None  # when messages began to be too many
+        self._due_at = -math.inf  # when the next message is due
+        self._since: float | None = None  # when messages began to exceed the rate
 
     def retire(self) -> None:
-        """Have the session ask somebody else from now on."""
+        """Stop metering: the session has another ``receive`` from now on."""
         self._due_at = math.inf
 
 
 class LimitedReceive(_Metered):
-    """A server's ``receive`` that is called when the next message is due."""
+    """Server's ``receive`` that is called only when the next message is due."""
 
     __slots__ = ("_delayed_at", "_is_closing", "_is_delayed", "_late", "_ready_at", "_received_at")
 
@@ -138,15 +138,15 @@ class LimitedReceive(_Metered):
     ) -> None:
         super().__init__(session, server_receive, rate, clock)
         self._received_at = -math.inf
-        self._delayed_at: float | None = None  # when the next message began to be delayed,
-        self._ready_at = math.inf  # and when the server was asked for it then
-        self._late = 0.0  # seconds that the messages of this spell have let the server wait
-        self._is_delayed = False  # whether there is something to note when a message has come
+        self._delayed_at: float | None = None  # when the delay of the next message began,
+        self._ready_at = math.inf  # and when the server was asked for it after that
+        self._late = 0.0  # seconds by which messages were late, in sum
+        self._is_delayed = False  # whether the next message has to be noted
         self._is_closing = False
 
     async def receive(self) -> Message:
-        """Receive the next message, not before it is due."""
-        if self._due_at > self._received_at:  # else it is due, whatever the time is by now
+        """Receive the next message once it is due."""
+        if self._due_at > self._received_at:  # else it is due: the clock need not be read
             await self._wait()
         receive = self.server_receive
         message = await receive()
@@ -160,7 +160,7 @@ class LimitedReceive(_Metered):
         return message
 
     async def _wait(self) -> None:
-        """Wait until a message is due; close where that has gone on for too long."""
+        """Wait until a message is due; close if messages have been too many for too long."""
         now = self._clock()
         if now < self._due_at and self._delayed_at is None:
             self._delayed_at, self._ready_at, self._is_delayed = now, math.inf, True
@@ -170,7 +170,7 @@ class LimitedReceive(_Metered):
             if self._close_at <= now and not self._is_closing:
                 self._is_closing = True
                 session.schedule_close(TooManyMessages(self._rate.per_second))
-            session = None  # held by this coroutine it would outlive its handler
+            session = None  # this coroutine must not keep it alive
             wake_at = now + CHECK_INTERVAL_S if self._is_closing else min(self._due_at, self._close_at)
             await anyio.sleep(min(wake_at - now, CHECK_INTERVAL_S))
             now = self._clock()
@@ -182,7 +182,7 @@ class LimitedReceive(_Metered):
         return math.inf if self._since is None else self._since + self._rate.patience
 
     def _limited_session(self) -> Session | None:
-        """Return the session; None where it is over, or limited by another rate by now."""
+        """Return the session; None if it is over or has another limit by now."""
         session = self._session()
         if session is None or session.is_leaving or getattr(session.server_receive, "__self__", None) is not self:
             return None
@@ -190,19 +190,19 @@ class LimitedReceive(_Metered):
         return None if connection is not None and connection.is_lost else session
 
     def _check_interrupted(self) -> None:
-        """Give the server no call where the session was ended in the very turn in which the delay was over.
+        """Check that the session was not ended in the turn in which the delay was over: else do not call the server.
 
-        :raises CancelledError: then, as the interruption would have: the session's own ``receive`` expects it.
+        :raises CancelledError: if it was, as an interruption does: the session's own ``receive`` expects that.
         """
         session = self._session()
         if session is not None and session.is_interrupted and on_asyncio():
             raise asyncio.CancelledError
 
     def _note(self, now: float) -> None:
-        """Take note whether the message that has come now was waiting to be received."""
+        """Record whether the message that has come now was already waiting."""
         if self._delayed_at is None:
             late = now - self._due_at
-            late = late if late > _PAUSE_S else 0.0  # the handler's own time, or an event loop that was busy
+            late = late if late > _PAUSE_S else 0.0  # less is due to the handler, or a busy event loop
         else:
             late = max(now - self._ready_at - _PROMPT_S, 0.0)
         self._late += late
@@ -215,9 +215,9 @@ class LimitedReceive(_Metered):
 
 
 def metered_receive(channel: Channel, receive: Receive) -> Receive:
-    """Return what a handler receives by on asyncio: ``receive`` in one function with its limit, for 100 ns a message.
+    """Return a handler's ``receive`` for asyncio that contains the limit: 100 ns a message.
 
-    :param receive: the channel's own, which is called wherever a message may have to wait, or the limit has changed.
+    :param receive: the channel's own, called if a message may have to wait, or the limit has changed.
     """
     limited = getattr(channel.server_receive, "__self__", None)
     if not isinstance(limited, LimitedReceive):
@@ -254,7 +254,7 @@ def metered_receive(channel: Channel, receive: Receive) -> Receive:
 
 
 class ShadowedReceive(_Metered):
-    """A server's ``receive``, and one report of a session that the limit would have closed."""
+    """Server's ``receive`` that reports once if the limit would have closed the session."""
 
     __slots__ = ("_has_reported",)
 
@@ -269,7 +269,7 @@ class ShadowedReceive(_Metered):
         self._has_reported = False
 
     def retire(self) -> None:
-        """Report nothing any more."""
+        """Stop reporting."""
         self._has_reported = True
 
     async def receive(self) -> Message:

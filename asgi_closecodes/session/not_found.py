@@ -1,4 +1,4 @@
-"""Exceptions by which frameworks say that they have no route for a handshake, which is no failure of theirs."""
+"""Exceptions by which frameworks say that they have no route for a handshake, which is no failure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ NOT_FOUND = frozenset(
         "sanic.exceptions.NotFound",
     }
 )
-"""The functions that raise them, and their classes, as ``module.qualname``: nothing has to be imported for that."""
+"""Functions that raise them, and their classes, as ``module.qualname``: so no framework has to be imported."""
 
 
 def says_not_found(error: BaseException) -> bool:
-    """Whether ``error`` says that there is no route: it is of such a class, or such a function raised it itself."""
+    """Whether ``error`` says that there is no route: by its class, or by the function that raised it."""
     if not NOT_FOUND.isdisjoint(map(type_name, type.mro(type(error)))):
         return True
     trace = traceback_of(error)

@@ -1,6 +1,6 @@
-"""The time that a peer has for a close: more of it while it reads what was sent before.
+"""Time that a peer has for a close: more while it reads what was sent before.
 
-A slow peer takes minutes for a last large message, and the server alone would deliver it all.
+A slow peer takes minutes for a last large message. Without this middleware, the server would deliver it all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ProgressDeadline:
-    """Decides when a connection is to be dropped after its close.
+    """Decides when to drop a connection after its close.
 
     :param seconds: time for a close. A peer that reads something in its second half gets more.
     :param until: monotonic seconds of the end for a peer that goes on reading.
@@ -33,15 +33,15 @@ class ProgressDeadline:
 
     @property
     def check_at(self) -> float:
-        """Monotonic seconds when :meth:`is_over` is worth asking again."""
+        """Monotonic seconds of the next useful call of :meth:`is_over`."""
         return self._due if self._has_begun else self._due - self._seconds / 2
 
     def is_over(self, now: float) -> bool:
-        """Whether the connection is to be dropped now."""
+        """Whether to drop the connection now."""
         if not self._has_begun and now >= self.check_at:
             self._has_begun = True
             if self._measure() and self._until > self._due:
-                self._due = max(self._due, now + self._seconds / 2)  # its close may have waited for all of the time
+                self._due = max(self._due, now + self._seconds / 2)  # its close may have waited all that time
         if now < self._due:
             return False
         if now < self._until and (before := self._unsent) and 0 < self._measure() < before:
@@ -55,7 +55,7 @@ class ProgressDeadline:
 
 
 class AbortTimer:
-    """Aborts a connection of asyncio's when its ``deadline`` is over, unless it is gone by then.
+    """Timer that aborts an asyncio connection after its ``deadline``, unless it is gone by then.
 
     :raises RuntimeError: if no event loop of asyncio runs.
     """
@@ -80,5 +80,5 @@ class AbortTimer:
             self._arm(loop)
 
     def cancel(self) -> None:
-        """Leave the connection alone."""
+        """Stop the timer."""
         self._timer.cancel()

@@ -1,4 +1,4 @@
-"""A handler's messages to the server, by the phase of the session; what it does to the handshake and to the close."""
+"""Messages of a handler to the server, checked and repaired according to the phase of the session."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from .progress_deadline import ProgressDeadline
 from .scope import can_deny, never_tells_codes
 from .state import OVER, TRANSITIONS, UNANSWERED, Phase
 
-if TYPE_CHECKING:  # the parts of a guard know sessions; that a session knows its guard is for type checkers alone
+if TYPE_CHECKING:  # the guard imports this package
     from asgi_closecodes.gates.all_of import Permits
     from asgi_closecodes.guard import Guard
 
 CLOSE_TIMEOUT_S = 10.0
-"""Seconds that the server may take to accept a close: its ``send`` waits for a peer that does not read."""
+"""Seconds that the server may take to send a close: its ``send`` waits for a peer that does not read."""
 
 MAX_HELD_BYTES = 1 << 20
-"""Bytes of a handler's HTTP response that are gathered for a server that takes it in one message only."""
+"""Bytes of a handler's HTTP response that are collected for a server that takes only one body message."""
 
 _TERMINAL_MESSAGES = frozenset({"websocket.close", "websocket.http.response.start", "websocket.http.response.body"})
-"""Sent once more after the close they change nothing; servers differ in whether they raise."""
+"""Messages that are ignored after the close: servers differ in whether they raise."""
 
 
 class Ending(NamedTuple):
-    """The end of a session while its handler runs."""
+    """End of a session from outside while its handler runs."""
 
     plan: ClosePlan
     is_sent: anyio.Event
@@ -51,7 +51,7 @@ class Ending(NamedTuple):
 
 
 class HandlerProtocol(Channel):
-    """The messages of one handler in their order, the server that they go to, and what is known of the session."""
+    """Part of a session that forwards its handler's messages, and keeps the facts of the session."""
 
     __slots__ = (
         "_answered",
@@ -76,22 +76,24 @@ class HandlerProtocol(Channel):
         super().__init__(receive, send)
         self._guard = guard
         self._answered: tuple[Callable[[Any], None], ...] = ()  # called with the session
-        self._held: bytearray | None = None  # of the handler's HTTP response, what the server does not take in parts
+        self._held: bytearray | None = (
+            None  # body of the handler's HTTP response so far, for a server that takes it only whole
+        )
         self._key: Hashable = None
         self._loop = running_loop()
-        self._ending: Ending | None = None  # where somebody else than the handler ends the session
+        self._ending: Ending | None = None  # set when the session is ended from outside
         self._outcome: events.Outcome = "not_accepted"
         self._closed_by: Literal["client", "handler", "middleware"] = "middleware"
-        self._is_followed = False  # whether somebody wants to know how it goes, from when it was admitted
-        self._id = ""  # until somebody asks: most sessions are never told of
+        self._is_followed = False  # Guard.is_followed at its admission
+        self._id = ""  # drawn on first use: most sessions never need it
         self.server_scope = scope
-        """The server's."""
+        """ASGI scope that the server made."""
         self.scope = scope
-        """The ASGI scope of the handshake."""
+        """ASGI scope that the application gets."""
         self.phase = Phase.ARRIVED
         self.arrived_at = time.monotonic()
         self.closed_with: Close | None = None
-        """The close that ended the session, as far as it is known."""
+        """Close that ended the session, if it is known."""
         self.permits: Permits | None = None
         """Permits of the gates, from the admission until the session is over."""
 
@@ -99,7 +101,7 @@ class HandlerProtocol(Channel):
         return f"<Session {self.id} {self.phase.name}>"
 
     def facts(self) -> events.SessionFacts:
-        """Return what is known of this session now, for an event."""
+        """Return the facts of this session now, for an event."""
         facts = LateFacts(self)
         return facts.made() if self._guard.has_observers else facts
 
@@ -117,7 +119,7 @@ class HandlerProtocol(Channel):
         self._guard.report(event)
 
     def report_once(self, key: Hashable, event: events.Event) -> None:
-        """Hand the first of all events of one ``key`` to every observer of the guard."""
+        """Hand only the first event of each ``key`` to the observers of the guard."""
         self._guard.report_once(key, event)
 
     @property
@@ -137,7 +139,7 @@ class HandlerProtocol(Channel):
 
     @property
     def connection(self) -> Connection | None:
-        """The connection that the server sends to, where its ``send`` leads there."""
+        """Connection behind the server's ``send``; None if it does not lead there."""
         return connection_of(self.server_send)
 
     def _move(self, phase: Phase) -> None:
@@ -150,10 +152,10 @@ class HandlerProtocol(Channel):
 
     # Time limits of guard/timeouts.py
 
-    _remembers_sends = False  # whether the handler's own ``send`` does
+    _remembers_sends = False  # whether the handler's ``send`` remembers its awaitable
 
     def follow_rules_soon(self) -> None:
-        """Send as changed rules say, where the session is open already; from any thread."""
+        """Apply changed rules to ``send`` if the session is open; from any thread."""
         self.loop.call_soon(self._follow_rules)
 
     def _follow_rules(self) -> None:
@@ -161,7 +163,7 @@ class HandlerProtocol(Channel):
             self._deliver = self._data_sender()
 
     def _data_sender(self) -> Send:
-        """Return what gets the handler's data: the server's ``send``, unless a rule needs to know of each message."""
+        """Return the ``send`` for the handler's data: the server's, unless a rule has to see each message."""
         rules = self._guard.rules
         if rules.send_timeout is not None and not self._remembers_sends:
             return self._send_and_remember
@@ -173,7 +175,7 @@ class HandlerProtocol(Channel):
         return sending
 
     async def _send_and_notice(self, message: Message) -> None:
-        """Send; where the server raises since the peer has left, take note of that."""
+        """Send; record that the peer has left if the server raises because of that."""
         try:
             await self.server_send(message)
         except OSError:
@@ -188,13 +190,13 @@ class HandlerProtocol(Channel):
         self._on_closing()
 
     def _on_control_message(self, message: Message) -> None:
-        """Take note of a message to the handler that is not data."""
+        """Handle a message to the handler that is not data."""
         if message["type"] == "websocket.disconnect" and self._interruption is not None:
             self._interruption.is_delivered = True
         if message["type"] == "websocket.connect" and self.phase is Phase.ARRIVED:
             self._move(Phase.CONNECTING)
         elif message["type"] == "websocket.disconnect" and self.phase not in OVER:
-            code = message.get("code")  # None where there was none; and whatever a server or middleware makes up
+            code = message.get("code")  # None for none, and anything that a server or middleware makes up
             reason = message.get("reason") or ""
             close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason)
             self._on_disconnect(
@@ -203,10 +205,10 @@ class HandlerProtocol(Channel):
 
     @abc.abstractmethod
     def _on_closing(self) -> None:
-        """Take note that the session has ended, or is about to, while its handler still runs."""
+        """Count the session as leaving: it has ended or is about to, while its handler still runs."""
 
     async def _control(self, message: Message) -> None:
-        """Pass on what the handler sends besides data, or data out of season.
+        """Validate and forward everything except data on an open session.
 
         :raises RuntimeError: if the phase does not allow it, as uvicorn and Starlette do.
         :raises SessionEnded: if the session was ended from outside.
@@ -216,14 +218,16 @@ class HandlerProtocol(Channel):
         kind = message["type"]
         phase = self.phase
         if self._ending is not None:
-            await anyio.lowlevel.checkpoint()  # a handler that swallows this and goes on keeps nobody from running
+            await (
+                anyio.lowlevel.checkpoint()
+            )  # a handler that swallows the error and loops must not block the event loop
             raise SessionEnded(f"this session was closed with {self._ending.plan.close.code}")
         if phase is Phase.DISCONNECTED:
             await anyio.lowlevel.checkpoint()
             await self.server_send(message)  # ASGI leaves it to the server whether this raises
         elif phase is Phase.CLOSED and kind in _TERMINAL_MESSAGES:
             await anyio.lowlevel.checkpoint()
-            return  # servers differ in whether a second one raises; it harms nobody
+            return  # ignored: servers differ in whether a second one raises
         elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not can_deny(self.scope)):
             await self._close_instead_of_denial(message)
         elif kind == "websocket.close" and phase is Phase.OPEN:
@@ -239,13 +243,13 @@ class HandlerProtocol(Channel):
             raise RuntimeError(f"the handler sent {shown(kind)} when {phase.sentence}")
 
     def _as_denial(self, message: Message) -> Message:
-        """Return a message of a plain HTTP response, as Sanic answers a handshake, as ASGI wants it here."""
+        """Return ASGI's denial message for one of a plain HTTP response, with which Sanic answers a handshake."""
         if self.phase in UNANSWERED and message.get("status") == HTTPStatus.NOT_FOUND:
             self.report(events.RouteNotFound(self.facts()))
         return {**message, "type": f"websocket.{message['type']}"}
 
     async def _pass_on_body(self, message: Message) -> None:
-        """Pass on a part of the handler's HTTP response; all in one to a server that takes no parts, as granian."""
+        """Forward a part of the handler's HTTP response; collect the parts for a server that takes one, as granian."""
         is_last = not message.get("more_body", False)
         if self._held is not None:
             self._held += message.get("body", b"")
@@ -265,16 +269,16 @@ class HandlerProtocol(Channel):
 
     def _opened(self) -> None:
         if self.permits is None:
-            return  # a task of the handler's that outlived the session
+            return  # sent by a task that outlived the session
         if self._outcome == "not_accepted":
             self._outcome = "completed"
         if self._is_followed:
             self.report(events.SessionOpened(self.facts()))
 
     async def _close_instead_of_denial(self, message: Message) -> None:
-        """Close where the handler starts an HTTP response that cannot be given (any more).
+        """Close if the handler starts an HTTP response that is not possible, or no longer.
 
-        Starlette does so for an HTTPException after accept; servers turn it into 1006, or hang.
+        Starlette does so for an HTTPException after the accept. Servers turn it into 1006, or hang.
         """
         if self.phase in UNANSWERED:
             self._closed_by = "handler"
@@ -294,7 +298,7 @@ class HandlerProtocol(Channel):
         return {**message, "code": close.code, "reason": close.reason}
 
     async def _pass_on(self, message: Message, following: Phase) -> None:
-        """Hand ``message`` to the server; the phase moves first, as servers' own state does."""
+        """Forward ``message`` to the server. The phase changes before, as a server's own state does."""
         phase = self.phase
         self._move(following)
         try:
@@ -303,12 +307,12 @@ class HandlerProtocol(Channel):
             self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
             raise
         except Exception as error:
-            # So uvicorn's "--ws websockets" says that the peer left before its handshake was answered.
+            # uvicorn's "--ws websockets" says so when the peer left before the answer to its handshake.
             if isinstance(error, AttributeError) and error.name == "transfer_data_task":
                 self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
                 raise ConnectionError("the peer left before its handshake was answered") from error
-            if self.phase is following:  # and nobody else has moved on meanwhile
-                self._move(phase)  # not taken
+            if self.phase is following:  # no other task has changed the phase meanwhile
+                self._move(phase)  # the server did not take the message
             raise
         if following is Phase.CLOSED:
             self._on_closing()
@@ -329,7 +333,7 @@ class HandlerProtocol(Channel):
             await self._send_close_message({**message, "code": code}, private_use=False)
 
     async def _send_handlers_close(self, message: Message) -> None:
-        """Send the handler's own close; a peer that reads nothing is dropped when it has had its time for it."""
+        """Send the handler's own close; drop a peer that reads nothing when its time is over."""
         self._closed_by = "handler"
         timer = None
         if (connection := self.connection) is not None:
@@ -341,16 +345,16 @@ class HandlerProtocol(Channel):
                 timer.cancel()
 
     def _abort_deadline(self, connection: Connection, began_at: float | None = None) -> ProgressDeadline:
-        """Return how long the connection is kept from when this side began to close.
+        """Return how long the connection is kept after this side began to close.
 
-        Only what a handler has ended by itself lasts longer for a peer that reads: a drain is waited for.
+        A peer that reads gets more time only if the handler closed by itself: somebody waits for a drain.
         """
         began_at = time.monotonic() if began_at is None else began_at
         until = began_at + self._guard.rules.abandon_after if self._ending is None else began_at
         return ProgressDeadline(connection, CLOSE_TIMEOUT_S, until, began_at)
 
     def _plan_for(self, wish: CloseWith) -> ClosePlan:
-        """Return what ``wish`` means."""
+        """Return the close that ``wish`` asks for."""
         plan = closing.of_wish(wish, self._guard.rules, self._handshake_mode, self._guard.retry_after)
         if plan.asked is not None:
             self._report_repaired(plan.asked, plan.close)
@@ -359,7 +363,7 @@ class HandlerProtocol(Channel):
         return plan
 
     def report_repairs(self, refusal: TryAgainLater, close: Close) -> None:
-        """Report what of ``refusal`` could not be sent, once for its gate or its handler."""
+        """Report once for each gate or handler that its ``refusal`` could not be sent as it was."""
         if refusal.repairs:
             facts = self.facts()
             event = events.CloseRepaired(facts, ", ".join(refusal.repairs), close, refusal.gate)
@@ -369,7 +373,7 @@ class HandlerProtocol(Channel):
         self.report(events.CloseRepaired(self.facts(), asked.code, close))
 
     def _handshake_mode(self, retry_after: float | None = None) -> Literal["close", "http"]:
-        """Decide how a handshake that is not answered yet is rejected.
+        """Decide how to reject a handshake without an answer.
 
         :param retry_after: the hint of a refusal.
         """
@@ -377,6 +381,6 @@ class HandlerProtocol(Channel):
 
 
 def session_in(scope: Scope) -> HandlerProtocol | None:
-    """Return the session that runs with ``scope``, that of the innermost middleware, or None."""
+    """Return the session of ``scope``, that of the innermost middleware; None if there is none."""
     session = (scope.get("extensions") or {}).get("closecodes")
     return session if isinstance(session, HandlerProtocol) else None

@@ -12,9 +12,9 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
 
 def client_of(scope: Scope) -> tuple[str, int] | None:
-    """Return the peer's address and port, None on a unix socket; granian has ports as strings, and ("", "0") there.
+    """Return the peer's address and port; None on a unix socket. granian has ports as strings, and ("", "0") there.
 
-    A port, brackets or quotes that a proxy's header brought along with the address are taken off.
+    A port, brackets or quotes in the address, as from a proxy's header, are removed.
     """
     client = scope.get("client")
     if not isinstance(client, (tuple, list)) or not client or not client[0]:
@@ -29,7 +29,7 @@ def can_deny(scope: Scope) -> bool:
 
 
 def is_served(scope: Scope) -> bool:
-    """Whether a server made ``scope``: ASGI has every server name its version there.
+    """Whether a server made ``scope``: a server names the version of ASGI there.
 
     Test clients that call the application themselves (Starlette's, httpx-ws's, asgiref's and Channels') do not.
     """
@@ -42,10 +42,10 @@ def offered_subprotocols(scope: Scope) -> list[str]:
 
 
 def never_tells_codes(scope: Scope) -> bool:
-    """Whether 1006 may stand for anything: hypercorn says it of every peer that leaves.
+    """Whether 1006 may stand for any code: hypercorn reports it for every peer that leaves.
 
-    It is known by the version of ASGI that the server's scope names, which no middleware changes. granian, which names
-    the same one, never says 1006.
+    hypercorn is recognised by the ASGI version in the server's scope, which no middleware changes. granian names the
+    same one, but never reports 1006.
     """
     return (scope.get("asgi") or {}).get("spec_version") == "2.3"
 
@@ -53,16 +53,16 @@ def never_tells_codes(scope: Scope) -> bool:
 def route_of(scope: Scope, servers_scope: Scope) -> str | None:
     """Return the template of the route that matched, or None if it is not known for sure.
 
-    Starlette leaves its route, Litestar and the integration of Quart the template. A mount leaves its actual path in
-    ``root_path``: that is its template only if it has no parameters.
+    Starlette leaves its route in the scope; Litestar and the integration of Quart leave the template. A mount leaves
+    its actual path in ``root_path``, which is its template only without parameters.
     """
     route = scope.get("route")
     if route is None and "path_template" in scope:
         return _path_template(scope, servers_scope)
     path = getattr(route, "path_format", None)
-    if not isinstance(path, str) or hasattr(route, "routes"):  # a mount's own is "/{path}", whatever it leads to
+    if not isinstance(path, str) or hasattr(route, "routes"):  # a mount's own path is "/{path}", whatever it leads to
         return None
-    # Inside of a mount of Starlette's root_path holds its path too.
+    # Within one of Starlette's mounts, root_path includes the mount's path.
     root_path: str = servers_scope.get("app_root_path", servers_scope.get("root_path", ""))
     mount = scope.get("root_path", "").removeprefix(root_path)
     of_route = getattr(route, "param_convertors", {})
@@ -74,5 +74,7 @@ def route_of(scope: Scope, servers_scope: Scope) -> str | None:
 def _path_template(scope: Scope, servers_scope: Scope) -> str | None:
     template = scope["path_template"]
     is_mounted = scope.get("root_path", "") != servers_scope.get("root_path", "")
-    leads_elsewhere = getattr(scope.get("route_handler"), "is_mount", False)  # Litestar's has "/", whatever it leads to
+    leads_elsewhere = getattr(
+        scope.get("route_handler"), "is_mount", False
+    )  # a mount of Litestar's has "/", whatever it leads to
     return template if isinstance(template, str) and not (is_mounted or leads_elsewhere) else None

@@ -1,4 +1,4 @@
-"""A session that remembers what ``send`` waits for, so that somebody may notice that it waits for too long."""
+"""Session that remembers the awaitable of its last ``send``, for ``send_timeout`` to check."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .session import Session
 
 
 class SendRememberingSession(Session):
-    """A session whose handler begins where ``send_timeout`` is set."""
+    """Session whose handler starts while ``send_timeout`` is set."""
 
     __slots__ = ()
 
     _remembers_sends = True
 
-    # Not by calling the other _send_on: that call alone takes longer than all that is allowed.
+    # Not by calling the base's _send_on: that call would cost more than all the rest.
     def _send_on(self, message: Message) -> Awaitable[None]:
         if message["type"] == "websocket.send" and (deliver := self._deliver) is not None:
             self.sent += 1
@@ -27,9 +27,9 @@ class SendRememberingSession(Session):
 
 
 def is_pending(awaitable: object) -> bool:
-    """Whether ``awaitable`` is waited for, and has not ended; False where it does not tell.
+    """Whether somebody waits for ``awaitable`` and it has not ended; False if that is unknown.
 
-    It is a coroutine mostly; Cython's know no ``cr_suspended``, and granian returns an object like a future.
+    It is mostly a coroutine. Cython's have no ``cr_suspended``, and granian returns an object like a future.
     """
     try:
         if (is_suspended := getattr(awaitable, "cr_suspended", None)) is not None:

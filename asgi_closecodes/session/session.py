@@ -1,8 +1,8 @@
 """One connection: its life from the handshake to the close, and what ends it.
 
-A session is built in layers, each a class in a file: its handler's receive and send (channel.py), the order of their
-messages (protocol.py), the close of this side (close_handshake.py), and here what a session is for the guard, the gates
-and its handler. However it ends, failures.py says whose fault that is, and closing.py what the session is closed with.
+A session is built in layers, each a class in a file: the handler's ``receive`` and ``send`` (channel.py), the order of
+messages (protocol.py), the close of this side (close_handshake.py). This file has the rest: what the guard, the gates
+and the handler use. For each end, failures.py finds whose fault it is, and closing.py the close.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ class Session(ClosingProtocol):
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(guard, scope, receive, send)
         self._cancelling = 0  # how often the handler's task was cancelled before it began
-        self._error: Exception | None = None  # what others ended it by: before its handler began, or by fail()
-        self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # what cancels it while it runs
+        self._error: Exception | None = None  # error given to fail(), or that ended it before its handler began
+        self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = (
+            None  # cancels the handler while it runs
+        )
         self.priority = 0
         """0 is the most important: sessions of higher numbers are shed first, see also ``MaxSessions(reserve=)``."""
         self.shed_exempt = False
@@ -77,11 +79,11 @@ class Session(ClosingProtocol):
         """Owner of the session, such as a user's id; None until it is set.
 
         It is for gates as ``MaxSessionsPerKey(5, key=lambda session: session.key)``. A gate sets it for those after
-        it, or the handler when it knows: best before it accepts. Setting it there has the gates count the session
-        again.
+        it, or the handler does as soon as it knows, best before it accepts. Then the gates count the session again,
+        under its new key.
 
-        :raises TryAgainLater: if one has no room for the key, which stays what it was. Not caught by the handler,
-            that closes the session with 1013.
+        :raises TryAgainLater: if a gate has no room for the key, which then stays as it was. If the handler does not
+            catch it, it closes the session with 1013.
         """
         return self._key
 
@@ -124,9 +126,9 @@ class Session(ClosingProtocol):
         self._guard.deadlines.set_expiry(self, moment)
 
     def prepare(self) -> None:
-        """Get ready for the handler, now that the session has its permits.
+        """Prepare the session for its handler, after the gates have admitted it.
 
-        :raises TryAgainLater: if it was to end before it began.
+        :raises TryAgainLater: if it was ended before its handler began.
         """
         try:
             self._guard.check_draining()
@@ -140,33 +142,33 @@ class Session(ClosingProtocol):
         self.scope = {**self.server_scope, "extensions": extensions}
 
     def run(self, app: ASGIApp) -> Awaitable[None]:
-        """Return what is to be awaited: ``app``, which can be cancelled from elsewhere from now on."""
+        """Return the awaitable that runs ``app``, cancellable from elsewhere."""
         self._guard.on_admitted(self)
         self._is_followed = self._guard.is_followed
         if self._is_followed:
             self.report(events.SessionAdmitted(self.facts()))
         if not isinstance(self._loop, asyncio.AbstractEventLoop):
             return self._run_in_scope(app)
-        # Neither a coroutine nor a scope around it: they take 0.4 KiB for as long as the session lasts.
+        # No coroutine or scope around it: they would take 0.4 KiB for as long as the session lasts.
         self._handler = task = asyncio.current_task()
         assert task is not None
         self._cancelling = task.cancelling()
         receive: Receive = self._receive_on_asyncio
         if self._guard.message_rates.rate is not None:
             receive = metered_receive(self, receive)
-        return app(self.scope, receive, self._send_on)  # not kept, which would be a cycle
+        return app(self.scope, receive, self._send_on)  # not stored: that would be a cycle
 
     async def _run_in_scope(self, app: ASGIApp) -> None:
         with anyio.CancelScope() as self._handler:
             await app(self.scope, self._receive_on_trio, self._send_on)
 
     async def close_after_handler(self, error: BaseException | None = None) -> bool:
-        """Close after the handler has ended; return whether nobody else has to know its ``error``."""
+        """Close after the handler has ended; return True if ``error`` was handled here."""
         if isinstance(self._handler, Timeout) and self._handler.stop(error):
-            error = None  # it overstayed
+            error = None  # it was cancelled after shed_grace
         self._handler = None
         began_at = time.monotonic()
-        is_over = error is None or issubclass(type(error), Exception)  # else it is cancelled, and nothing is waited for
+        is_over = error is None or issubclass(type(error), Exception)  # else it is cancelled: wait for nothing
         is_settled = True
         try:
             if error is not None:
@@ -186,12 +188,12 @@ class Session(ClosingProtocol):
         return is_settled
 
     def release(self) -> None:
-        """Give notice that it has ended."""
+        """Release the session from its guard: it has ended."""
         if not self._guard.on_closed(self):
-            return  # its event loop was closed under it, or it is a parent process's
+            return  # done before: its event loop was closed under it, or it is the parent process's
         if self._is_followed:
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._closed_by, self._outcome))
-        # No cycles are left: the session is gone with its last reference, not with the next collection.
+        # Break all cycles: the session is freed with its last reference, not by the next garbage collection.
         self.scope = self.server_scope
         self.permits = self.sending = self._error = None
         if self._interruption is not None:
@@ -201,10 +203,10 @@ class Session(ClosingProtocol):
         self._guard.on_closing(self)
 
     def lost(self) -> None:
-        """Give notice that it has ended, and give back what it holds, since its event loop is gone."""
+        """Release the session and its permits, since its event loop is gone."""
         permits = self.permits
         if self.phase not in OVER:
-            self._move(Phase.DISCONNECTED)  # nobody knows what its peer was told
+            self._move(Phase.DISCONNECTED)  # whether a close was sent is unknown
         self.release()
         if permits is not None:
             permits.let_go()
@@ -212,8 +214,8 @@ class Session(ClosingProtocol):
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:
         """End this session from outside of its handler with 1013; return whether it was still open.
 
-        The handler sees ``websocket.disconnect`` with that code, as if its peer had left; what it sends
-        from then on raises :class:`SessionEnded`, and after ``shed_grace`` seconds it is cancelled.
+        The handler sees ``websocket.disconnect`` with that code, as if its peer had left. From then on its ``send``
+        raises :class:`SessionEnded`. After ``shed_grace`` seconds it is cancelled.
 
         :param cause: a token for the close reason and the log.
         :param retry_after: seconds after which the client should come back; by default the next turn
@@ -224,8 +226,8 @@ class Session(ClosingProtocol):
     def busy(self) -> AbstractContextManager[None]:
         """Return a context manager that marks a call, a generation, a transfer: ``with session.busy(): ...``.
 
-        A drain with ``patience`` waits for its end, and other sessions are shed first. Blocks may nest, and be in other
-        tasks and threads than the handler's. In a session that is over they change nothing.
+        A drain with ``patience`` waits for the end of the block, and other sessions are shed first. Blocks may nest, in
+        any task or thread. In a session that is over they change nothing.
         """
         return self._guard.busy_sessions.mark(self)
 
@@ -238,22 +240,22 @@ class Session(ClosingProtocol):
 
     @property
     def is_answered(self) -> bool:
-        """Whether the handshake is."""
+        """Whether the handshake has an answer."""
         return self.phase not in UNANSWERED
 
     def on_handshake_answered(self, call: Callable[[Session], None]) -> None:
-        """Have ``call`` called once the handshake is answered, by whatever."""
+        """Call ``call`` with this session when its handshake is answered in any way."""
         self._answered += (call,)
 
     async def end(self, refusal: TryAgainLater | EndedFromOutside) -> bool:
         """End this session as ``refusal`` says; see :meth:`shed`."""
-        if not self.loop.is_here:  # what it waits for, and the server's send, are that event loop's
+        if not self.loop.is_here:  # its futures and the server's send belong to its own event loop
             return bool(await self.loop.run(self.end, refusal))
         if self.phase in OVER or self._ending is not None:
             return False
-        if self.permits is None:  # it waits in a gate: its handler is not to start
+        if self.permits is None:  # it waits in a gate: keep its handler from starting
             if not isinstance(refusal, TryAgainLater):
-                return False  # it is over: deadlines are those of admitted sessions
+                return False  # it is over: only admitted sessions have deadlines
             self._error = refusal
             return True
         facts = self.facts()
@@ -277,15 +279,14 @@ class Session(ClosingProtocol):
         return True
 
     async def fail(self, error: Exception) -> bool:
-        """End this session as if its handler had raised ``error``; return whether that was news.
+        """End this session as if its handler had raised ``error``; return whether it was still open.
 
-        So ``exceptions=`` counts, and what is not mapped is 1011 with a record of its ref. It is for an error that
-        somebody has caught before it could end the handler: a framework, a callback, a task. What the handler sees then
-        is what it sees when it is shed. It may raise the same error later, which changes nothing.
+        So ``exceptions=`` counts; an error that is not mapped is 1011 with a log record and a ref. It is for errors
+        that cannot end the handler: a framework, a callback or a task has caught them. The handler sees the same as
+        when it is shed. It may raise the same error later, which changes nothing.
 
-        It may be awaited in any task and event loop; a thread without one calls
-        ``anyio.from_thread.run(session.fail, error)`` or ``asyncio.run(session.fail(error))``. Nothing happens when the
-        handler has ended, or when it is called again.
+        Await it in any task and event loop; a thread without one calls ``anyio.from_thread.run(session.fail, error)``
+        or ``asyncio.run(session.fail(error))``. After the handler has ended it does nothing, nor does a second call.
 
         :raises TypeError: if ``error`` is no exception.
         """
@@ -304,24 +305,24 @@ class Session(ClosingProtocol):
 
     async def _control_close(self, message: Message) -> None:
         if self._error is not None:
-            await anyio.lowlevel.checkpoint()  # a framework has told of its error, and closes as always
+            await anyio.lowlevel.checkpoint()  # the framework has reported its error, and now sends its usual close
             return
         if (error := sys.exception()) is not None:
-            await self._close_as_caught(error)  # what follows is its second close then, which changes nothing
+            await self._close_as_caught(error)  # the close that follows is a second one then, and is ignored
         was_open = self.phase is Phase.OPEN
         if self._guard.rules.deliver_early_closes and self.phase in UNANSWERED:
             await self._accept_early_close(message)
         await super()._control(message)
         if not was_open or self.closed_with is None or (code := self.scope.get("closecodes.error_code")) is None:
             return
-        if message.get("code") == code:  # an integration has said that the framework closes with it for an error
+        if message.get("code") == code:  # an integration has said that the framework closes with this code for errors
             self.report(events.SessionClosedWithError(self.facts(), self.closed_with))
 
     async def _close_as_caught(self, error: BaseException) -> None:
-        """Close as ``error`` or its causes ask, where a framework has caught it and is about to close."""
+        """Close as ``error`` or one of its causes asks, since a framework has caught it and is about to close."""
         if self._ending is not None or self.phase not in (Phase.OPEN, *UNANSWERED) or not is_closed_by_library(error):
             return
-        mapping = without_defaults(self._guard.exceptions)  # frameworks know Starlette's own
+        mapping = without_defaults(self._guard.exceptions)  # frameworks handle Starlette's exceptions themselves
         for one in chain_of(error):
             wish = self._deliberate_close(leaves(one), mapping)
             if wish is not None and (plan := self._plan_if_usable(wish)) is not None:
@@ -334,19 +335,19 @@ class Session(ClosingProtocol):
         return await self._send_close(plan, private_use=private_use)
 
     async def _end(self, plan: ClosePlan) -> bool:
-        """Close while the handler runs: it sees a disconnect, cannot send, and is cancelled in the end."""
+        """Close while the handler runs: it sees a disconnect, cannot send, and is cancelled after ``shed_grace``."""
         ending = self._ending = Ending(plan, anyio.Event(), time.monotonic())
         self._on_closing()
         code, reason = int(plan.close.code), plan.close.reason
         disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
-        # Applications take a disconnect that comes first for a bug of the server's.
+        # Applications take a disconnect before the connect for a bug of the server.
         connect = ({"type": "websocket.connect"},) if self.phase is Phase.ARRIVED else ()
         interruption = Interruption(*connect, disconnect)
         try:
-            self._move(self.phase)  # what the handler sends is for us now
+            self._move(self.phase)  # so that _control() sees what the handler sends
             self._cancel_after(self._guard.rules.shed_grace)
             is_interrupted = self.interrupt_receive(interruption)
-            # granian sends nothing as long as a receive() waits
+            # granian sends nothing while a receive() waits
             for _ in range(_RECEIVE_TURNS):
                 if not self.is_received_from:
                     break
@@ -364,17 +365,17 @@ class Session(ClosingProtocol):
 
     @property
     def has_departed(self) -> bool:
-        """Whether the peer has left, and nobody else than the handler is to end the session."""
+        """Whether the peer has left, and the session is not being ended from outside."""
         return self.phase is Phase.DISCONNECTED and self._ending is None
 
     def cancel_soon(self) -> None:
-        """Cancel the handler, which goes on though its peer has left; from any thread."""
+        """Cancel the handler, which goes on although its peer has left; from any thread."""
         self.loop.call_soon(self._cancel_after, 0)
 
     async def _ended_by(self, error: BaseException) -> bool:
-        """Close the session for what its handler raised; return whether nobody else has to know."""
+        """Close the session for ``error``, which its handler raised; return True if it was handled here."""
         if issubclass(type(error), GeneratorExit):
-            return False  # the coroutine is being thrown away: nothing may be awaited any more
+            return False  # the coroutine is being closed: nothing may be awaited
         origins: set[Origin] = set()
         known: list[BaseException] = []
         causes: list[BaseException] = []
@@ -406,7 +407,7 @@ class Session(ClosingProtocol):
             await self._close(plan)
 
     def _is_told_of(self, error: BaseException) -> bool:
-        """Whether ``error``, which has ended the handler, was given to :meth:`fail` before, or comes of what was."""
+        """Whether ``error``, which has ended the handler, or one of its causes was given to :meth:`fail` before."""
         if self._error is None or self._handler is not None:
             return False
         known = {id(self._error), *map(id, leaves(self._error))}
@@ -423,13 +424,13 @@ class Session(ClosingProtocol):
         try:
             sent = await self.close_cancelled()
         finally:
-            if any(issubclass(type(cause), Exception) for cause in causes):  # it failed while it was cancelled
+            if any(issubclass(type(cause), Exception) for cause in causes):  # it failed while being cancelled
                 self._failed(facts, new_error_id(), error, sent=sent)
         await repeat_cancellation(error)
         return False
 
     async def _ended_by_router(self) -> bool:
-        """Answer a handshake for which the application has no route as one over HTTP; else as ASGI refuses."""
+        """Answer a handshake without a route by HTTP 404 if the server can, else by ASGI's refusal."""
         facts = self.facts()
         try:
             await self._close(closing.of_missing_route(self.scope))
@@ -448,9 +449,9 @@ class Session(ClosingProtocol):
             # the event loop; after that turn the failing close tells it from the handler's own error.
             if maybe_departed := origins <= {Origin.UNSURE, Origin.UNKNOWN}:
                 await anyio.lowlevel.checkpoint()
-            is_ended = self._ending is not None  # meanwhile, by somebody else: it knows its close
+            is_ended = self._ending is not None  # from outside meanwhile: that has its own close
             plan = closing.of_failure(error, error_id, rules, self._handshake_mode())
-            # Shielded, or a cancellation would replace the error, where that travels on; and it would end fail().
+            # Shielded: a cancellation would replace an error that travels on, and would end fail().
             with anyio.CancelScope(shield=True) if reraises or self._handler is not None else nullcontext():
                 sent = await self._close(plan, private_use=False)
             # A server that refuses 1011 refuses it of a session that is there, too.
@@ -458,7 +459,7 @@ class Session(ClosingProtocol):
                 if not is_ended:
                     self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
             elif self.phase not in OVER and self._handler is None:
-                self.closed_with = Close(CloseCode.INTERNAL_ERROR)  # daphne's own, when it sees the error
+                self.closed_with = Close(CloseCode.INTERNAL_ERROR)  # sent by daphne when it sees the error
         finally:
             if not departed:
                 self._failed(
@@ -470,7 +471,7 @@ class Session(ClosingProtocol):
                 )
         if self.phase in OVER:
             return departed or not reraises
-        return False  # the server refuses 1011: daphne sends it by itself when it sees the error
+        return False  # daphne refuses 1011: it sends it by itself when it sees the error
 
     def _failed(
         self,
@@ -489,7 +490,7 @@ class Session(ClosingProtocol):
         has_left = self.phase is Phase.DISCONNECTED or self._ending is not None
         try:
             return origin_of(error, self, has_left=has_left)
-        except Exception:  # frames hold whatever the application has
+        except Exception:  # reading frames may raise: they hold the application's objects
             return Origin.ELSEWHERE
 
     def _deliberate_close(

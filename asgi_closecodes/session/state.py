@@ -1,4 +1,4 @@
-"""The phases of a session, and the messages of its handler that lead from one to another."""
+"""Phases of a session, and the messages of its handler that lead from one to the next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from asgi_closecodes import events
 
 
 class Phase(enum.Enum):
-    """The phase of a session."""
+    """Phase of a session."""
 
     ARRIVED = "the handshake has come, its connect event was not received yet", "connecting"
     CONNECTING = "the handshake waits for an answer", "connecting"
@@ -17,12 +17,12 @@ class Phase(enum.Enum):
     CLOSED = "this side has closed", "closed"
     DISCONNECTED = "the peer is gone", "closed"
 
-    __hash__ = object.__hash__  # an Enum's own is a function of Python's
+    __hash__ = object.__hash__  # C code; an Enum's own is Python code
 
     def __init__(self, sentence: str, public: events.Phase) -> None:
         self.sentence = sentence
         self.public = public
-        """The name of the phase that events and logs carry."""
+        """Name of the phase in events and logs."""
 
 
 _ANSWERS = {
