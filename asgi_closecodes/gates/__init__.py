@@ -1,4 +1,4 @@
-"""Load gates: who may come in. Compose them with :class:`AllOf`, or write your own."""
+"""Load gates decide which sessions are admitted. Compose them with :class:`AllOf`, or write your own."""
 
 from .all_of import AllOf
 from .base import Gate, GateBase

@@ -21,11 +21,11 @@ from .shadow import Shadow, ShadowedPermit, unshadowed
 
 
 class AllOf(GateBase):
-    """All ``gates`` at once: entered in order; the first refusal gives back what was entered, in reverse.
+    """All ``gates`` as one. They are entered in order; the first refusal releases the permits before it, in reverse.
 
-    A gate that fails is reported and does not keep the others from admitting, refusing or releasing.
+    A gate that fails is reported. The others still admit, refuse and release.
 
-    :param failure: what a gate that fails on entry stands for: ``open`` admits past it, ``closed`` refuses.
+    :param failure: effect of a gate that fails on entry: ``open`` admits past it, ``closed`` refuses.
     """
 
     _own_name = "all_of"
@@ -36,9 +36,9 @@ class AllOf(GateBase):
         self.gates: tuple[GateBase, ...] = tuple(one for gate in gates for one in _flat(as_gate(gate)))
         self.failure = failure
         self.entering: set[Permits] = set()
-        """The permits of sessions that pass the gates, or have passed them and are not admitted yet."""
+        """Permits of sessions that are passing the gates, or have passed them but are not admitted yet."""
         self.is_inherited = False
-        """Whether its permits are a parent process's: nothing is given back here."""
+        """Whether its permits are the parent process's: none is released here."""
 
     def admit(self, session: Session, /) -> Permits:
         """Return a context manager that holds the session's permits in all gates."""
@@ -47,8 +47,8 @@ class AllOf(GateBase):
     def replace(self, gates: Sequence[GateBase], admitted: Iterable[Permits]) -> None:
         """Ask ``gates`` from now on, in any event loop, also for sessions that are passing the gates.
 
-        New gates adopt the sessions: the ``admitted`` ones, and those that are passing. Permits of other gates are
-        dropped with them.
+        New gates adopt the sessions: the ``admitted`` ones and those that are passing. Removed gates are dropped
+        together with their permits.
         """
         changes: dict[tuple[int, int], _Change] = {}
         with COUNTING:
@@ -57,13 +57,13 @@ class AllOf(GateBase):
             self.gates = gates
             following = [*admitted, *self.entering]
             if self.entering:
-                following.sort(key=_arrived_at)  # the order in which gates would have been asked
+                following.sort(key=_arrived_at)  # the order in which the gates would have been asked
             for permits in following:
                 permits.follow(gates, changes)
 
 
 def _flat(gate: GateBase) -> Iterator[GateBase]:
-    """Yield the gates that ``gate`` consists of: one that fails is contained without its neighbours."""
+    """Yield the gates that ``gate`` consists of, so that a failure affects only its own gate."""
     if isinstance(gate, AllOf):
         yield from gate.gates
     elif isinstance(gate, Shadow) and isinstance(gate.gate, AllOf):
@@ -73,22 +73,22 @@ def _flat(gate: GateBase) -> Iterator[GateBase]:
 
 
 class Permits:
-    """The permits of one session in the gates of an :class:`AllOf`.
+    """Permits of one session in the gates of an :class:`AllOf`.
 
-    Not an AsyncExitStack: that lets the error of one gate replace the handler's. And like the permits of the gates here
-    no heir of AbstractAsyncContextManager, which before Python 3.13 gives each of them a dictionary.
+    Not an AsyncExitStack: with that, the error of one gate would replace the handler's. No permit here inherits from
+    AbstractAsyncContextManager: before Python 3.13 that gives each instance a dictionary.
     """
 
     __slots__ = ("_all", "_entered", "_gates", "_session")
 
     def __init__(self, all_of: AllOf, session: Session) -> None:
         self._all = all_of
-        self._gates: tuple[GateBase, ...] | None = ()  # of this session; None when it is over
+        self._gates: tuple[GateBase, ...] | None = ()  # that this session passes; None when it is over
         self._session = session
-        self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # one for each gate that it has passed
+        self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # the permit of each gate passed so far
 
     async def __aenter__(self) -> Self:
-        with COUNTING:  # a change of the gates in another thread finds it from now on
+        with COUNTING:  # so that a change of gates in another thread finds it from now on
             self._all.entering.add(self)
             self._gates = gates = self._all.gates
         gate = gates[0] if gates else None
@@ -103,17 +103,17 @@ class Permits:
                 except (Exception, asyncio.CancelledError) as error:
                     if not issubclass(type(error), Exception) and cancelled_from_outside():
                         raise
-                    self._refuse_or_admit_past(gate, error)  # nobody has cancelled this: a future that it awaits was
+                    self._refuse_or_admit_past(gate, error)  # not this task was cancelled, but a future that it awaits
                     permit = NO_PERMIT
                 gate = self._hold(gate, permit)
             return self
         except BaseException as error:
-            if await self.__aexit__(type(error), error, error.__traceback__):  # ended by a gate
+            if await self.__aexit__(type(error), error, error.__traceback__):  # swallowed by a gate
                 raise TryAgainLater(cause="gate") from error
             raise
 
     def _hold(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> GateBase | None:
-        """Keep ``permit``, unless its gate is not asked any more; return the next one to ask, if one is left."""
+        """Keep ``permit`` if its gate is still asked; return the next gate to ask, if one is left."""
         with COUNTING:
             gates, count = self._gates or (), len(self._entered)
             if count == len(gates):
@@ -122,17 +122,17 @@ class Permits:
                 if unshadowed(asked) is not unshadowed(gate):
                     return asked
                 permit = self._kept(asked, permit)
-            self._entered += (permit,)  # no list: that takes more for as long as the session lasts
+            self._entered += (permit,)  # a tuple: a list takes more memory for as long as the session lasts
             return gates[count + 1] if count + 1 < len(gates) else None
 
     def admitted(self) -> None:
-        """Note that :meth:`AllOf.replace` is given these permits from now on."""
+        """Leave ``entering``: from now on the caller of :meth:`AllOf.replace` passes these permits."""
         self._all.entering.discard(self)
 
     def follow(self, gates: tuple[GateBase, ...], changes: dict[tuple[int, int], _Change]) -> None:
-        """Hold permits of ``gates``; the caller has the lock.
+        """Hold permits of ``gates`` instead; the caller holds the lock.
 
-        :param changes: by the gates and the number of permits of a session, kept for others that hold the same.
+        :param changes: cache, by the gates and the number of permits, for other sessions that hold the same.
         """
         if self._gates is None:
             return
@@ -146,7 +146,7 @@ class Permits:
         )
 
     def _kept(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> AbstractAsyncContextManager[Any]:
-        """Return ``permit`` as ``gate`` holds it now: in the shadow or not."""
+        """Return ``permit`` as ``gate`` holds it now: wrapped if it is a shadow."""
         if isinstance(gate, Shadow):
             return gate.shadowed(self._session, permit)
         return permit.permit if isinstance(permit, ShadowedPermit) else permit
@@ -154,24 +154,24 @@ class Permits:
     def _adopted(self, gate: GateBase) -> AbstractAsyncContextManager[Any]:
         try:
             return gate.adopt(self._session)
-        except Exception as error:  # as of a function for its key
+        except Exception as error:  # as raised by its key function
             self._session.report_once((id(gate), "adopt"), self._failed(gate, error, "admit", admitted=True))
             return NO_PERMIT
 
     @property
     def arrived_at(self) -> float:
-        """Arrival of their session in monotonic seconds."""
+        """Arrival of the session in monotonic seconds."""
         return self._session.arrived_at
 
     @property
     def loop(self) -> EventLoop:
-        """The event loop of their session."""
+        """Event loop of the session."""
         return self._session.loop
 
     def let_go(self) -> None:
-        """Give all back where nothing can be awaited, since the event loop of the session is gone.
+        """Release all permits without awaiting, since the event loop of the session is gone.
 
-        A gate of the user's that awaits something is left there, as by the garbage collector.
+        A user's gate that awaits something stops there, as if garbage-collected.
         """
         most = len(self._entered)
         leaving = self.__aexit__(None, None, None)
@@ -181,9 +181,9 @@ class Permits:
                 leaving.throw(GeneratorExit())
 
     def rekey(self) -> None:
-        """Have those gates that count by the session's key count it under its new one.
+        """Have the gates that count by key count the session under its new key.
 
-        :raises TryAgainLater: if one has no room for it there.
+        :raises TryAgainLater: if one has no room under that key.
         """
         with COUNTING:
             held = [*zip(self._gates or (), self._entered, strict=False)]
@@ -197,7 +197,7 @@ class Permits:
         if (refusal := refusal_in(error)) is not None:
             try:
                 refusal.gate = refusal.gate or gate.name
-            except Exception:  # a class of the user's may make anything of its attributes
+            except Exception:  # a user's class may do anything with its attributes
                 refusal = TryAgainLater(cause="gate")
                 refusal.gate = gate.name
             raise refusal from (error if error is not refusal else None)
@@ -222,18 +222,18 @@ class Permits:
                     permit.release()
                     continue
                 swallows = await permit.__aexit__(None if pending is None else type(pending), pending, trace)
-                # A gate may end its session by a scope of its own. An error is not its to settle: daphne closes for it.
+                # A gate may end its session by its own scope. It must not swallow errors: daphne has to see them.
                 if swallows and not issubclass(type(pending), Exception):
                     pending = None
             except Exception as failure:
-                # contextlib re-raises what it throws into a generator, and task groups wrap it: no failure.
+                # contextlib re-raises the error it throws into a generator, and task groups wrap it: no failure.
                 if any(leaf is not pending for leaf in leaves(failure)):
                     gate = next(gate for gate, its in zip(gates, entered, strict=False) if its is permit)
                     self._report(gate, failure, "release", admitted=True)
                 if _is_cancelled(pending) and not cancelled_from_outside():
                     pending = None  # the cancellation of a task group or a scope of the gate's own,
                     try:
-                        await anyio.lowlevel.checkpoint_if_cancelled()  # unless there is more of it
+                        await anyio.lowlevel.checkpoint_if_cancelled()  # unless somebody else cancels too
                     except BaseException as cancellation:
                         pending = cancellation
             except BaseException as cancellation:
@@ -258,7 +258,7 @@ def _arrived_at(permits: Permits) -> float:
 
 
 class _Change:
-    """Gates ``after`` instead of ``before``, for a session that has passed ``count`` of these."""
+    """Change from gates ``before`` to ``after``, for a session that has passed ``count`` of ``before``."""
 
     __slots__ = ("before", "gates", "held")
 
@@ -267,12 +267,12 @@ class _Change:
         passed = {unshadowed(gate): index for index, gate in enumerate(before[:count])}
         left = {*map(unshadowed, before[count:])}
         self.held = [(gate, passed.get(unshadowed(gate))) for gate in after if unshadowed(gate) not in left]
-        """The gates that hold something of the session, and which of its permits that was; None is a new gate."""
+        """Gates that hold a permit of the session, each with its index in the old permits; None for a new gate."""
         to_ask = [gate for gate in after if unshadowed(gate) in left]
         self.gates = (*(gate for gate, _ in self.held), *to_ask) if to_ask else after
 
 
 def _is_cancelled(error: BaseException | None) -> bool:
     if error is None or issubclass(type(error), (Exception, GeneratorExit)):
-        return False  # where no event loop may run, to ask for what it raises
+        return False  # returns early: without a running event loop the class below is unknown
     return issubclass(type(error), anyio.get_cancelled_exc_class())

@@ -1,7 +1,7 @@
-"""Gates: they decide whether there is room for one more session.
+"""Gates decide whether there is room for one more session.
 
-A gate is anything with ``admit(session)`` that returns an async context manager: entering it reserves
-capacity or raises :class:`TryAgainLater`, leaving it gives the capacity back. There is no release call.
+A gate is anything with ``admit(session)`` that returns an async context manager. Entering it takes a permit or raises
+:class:`TryAgainLater`; leaving it releases the permit.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{_MAX_NAME}}}")
 class Gate(Protocol):
     """Decides whether there is room for one more session. Inherit :class:`GateBase` for more than that.
 
-    The context manager may be a :class:`KeyedPermit` too: its ``rekey`` follows a session's new ``key``.
+    The context manager may also be a :class:`KeyedPermit`: its ``rekey`` is called when the session's ``key`` changes.
     """
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
         """Return a context manager that holds the session's permit.
 
-        Entering it raises :class:`TryAgainLater` to refuse the session. Anything else that it raises is a
-        fault of the gate: it is logged, and the setting ``gate_failure`` decides.
+        Entering it raises :class:`TryAgainLater` to refuse the session. Any other exception is a fault of the gate: it
+        is logged, and the setting ``gate_failure`` decides.
         """
 
 
 @runtime_checkable
 class KeyedPermit(Protocol):
-    """A permit of a gate that counts by key."""
+    """Permit of a gate that counts by key."""
 
     def rekey(self) -> None:
         """Move to the key that the session has now.
 
-        :raises TryAgainLater: if there is no room under it; it stays where it is then.
+        :raises TryAgainLater: if there is no room under it; the permit then keeps its old key.
         """
 
 
 class GateBase(abc.ABC):
-    """A gate with a name, numbers to show, and work beside admission. Only ``admit`` has to be there.
+    """Gate with a name, numbers for metrics, and background work. Only ``admit`` is required.
 
     About ten times a second the background ticker calls ``sample``, ``excess``, ``to_shed`` and ``expired``.
 
@@ -59,8 +59,8 @@ class GateBase(abc.ABC):
 
     __slots__ = ("_given_name", "_name")
 
-    _class_name: ClassVar[str | None] = None  # the attribute ``name`` of a class, which heirs inherit
-    _own_name: ClassVar[str | None] = None  # of a gate of ours, whose class may be renamed; not of its heirs
+    _class_name: ClassVar[str | None] = None  # the attribute ``name`` of a class; subclasses inherit it
+    _own_name: ClassVar[str | None] = None  # of the library's gates, whose classes may be renamed; not inherited
     _is_ticked: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -68,7 +68,7 @@ class GateBase(abc.ABC):
         cls._is_ticked = any(getattr(cls, name) is not getattr(GateBase, name) for name in _TICKED)
         if isinstance(name := vars(cls).get("name"), str):
             cls._class_name = name
-            del cls.name  # or it would hide the name of each gate
+            del cls.name  # else it would hide the property
 
     def __init__(self, name: str | None = None) -> None:
         _check_admit(self, type(self).__qualname__)
@@ -89,7 +89,7 @@ class GateBase(abc.ABC):
 
     @property
     def is_named(self) -> bool:
-        """Whether the name was given; else it is a default."""
+        """Whether the name was given explicitly."""
         return self._given_name is not None or type(self).name is not GateBase.name
 
     def name_apart_from(self, taken: Container[str]) -> None:
@@ -100,30 +100,30 @@ class GateBase(abc.ABC):
             suffix = f"_{(number := number + 1)}"
             self._name = f"{default[: _MAX_NAME - len(suffix)]}{suffix}"
 
-    # Properties for type checkers, so that a property may take their place; attributes, so that one may as well.
+    # Properties for type checkers, attributes at run time: a subclass may define either.
     if TYPE_CHECKING:
 
         @property
         def cause(self) -> str:
-            """A token for the clients that this gate refuses or sheds."""
+            """Token that tells clients why this gate refuses or sheds them."""
 
         @property
         def is_overload(self) -> bool:
-            """Whether its refusals say that the process lacks something; one client's own limit does not."""
+            """Whether its refusals mean that the process is overloaded, not that a client is at its own limit."""
 
         @property
         def limit(self) -> float | None:
-            """The limit, None where there is none."""
+            """Limit; None if there is none."""
 
         @property
         def usage(self) -> float | None:
-            """The part of the limit that is in use, None if it is unknown."""
+            """Part of the limit that is in use; None if it is unknown."""
     else:
         cause, is_overload, limit, usage = "shed", True, None, None
 
     @property
     def is_watched(self) -> bool:
-        """Whether the ticker has something to do for it."""
+        """Whether the ticker has work to do for this gate."""
         return self._is_ticked
 
     @abc.abstractmethod
@@ -131,42 +131,42 @@ class GateBase(abc.ABC):
         """Return a context manager that holds the session's permit; see :meth:`Gate.admit`."""
 
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[Any]:
-        """Return the same for :class:`Shadow`: it may refuse, and has no other session leave."""
+        """Return the same for :class:`Shadow`: a permit that may refuse, but never sheds another session for it."""
         return self.admit(session)
 
     def adopt(self, _session: Session, /) -> AbstractAsyncContextManager[Any]:
-        """Return the permit of a session that was open before this gate was asked: it is counted, never refused."""
+        """Return the permit of a session that was open before this gate was set: it is counted, never refused."""
         return NO_PERMIT
 
     def sample(self) -> None:
         """Sample what the gate measures."""
 
     def pause(self) -> None:
-        """Forget what was sampled: nobody samples for now."""
+        """Forget the last sample: none will be taken for now."""
 
     def excess(self) -> int:
-        """Return how many sessions, whichever, should leave."""
+        """Return how many sessions should be shed, no matter which."""
         return 0
 
     def to_shed(self) -> Iterable[Session]:
-        """Return sessions that should leave, at the pace of the setting ``shed_rate``."""
+        """Return the sessions that should be shed, at the pace of the setting ``shed_rate``."""
         return ()
 
     def expired(self) -> Iterable[Session]:
-        """Return sessions that have to leave now, whatever the setting ``shed_order`` says."""
+        """Return the sessions that have to end now, whatever the setting ``shed_order`` says."""
         return ()
 
     def attach(self, report: Observer) -> None:
-        """Tell events to ``report`` from now on."""
+        """Report events to ``report`` from now on."""
 
     def start(self) -> None:
-        """Begin to work in the background: the application starts.
+        """Start background work, as the application starts.
 
-        :raises RuntimeError: to keep it from starting.
+        :raises RuntimeError: to keep the application from starting.
         """
 
     async def stop(self) -> None:
-        """End that work: the application has stopped. It may take 10 s."""
+        """Stop background work, as the application has stopped; within 10 s."""
 
 
 _TICKED = ("sample", "excess", "to_shed", "expired")
@@ -174,7 +174,7 @@ _ABILITIES = (*_TICKED, "adopt", "attach", "start", "stop")
 
 
 class _BareGate(GateBase):
-    """A gate that an object with ``admit`` is, with those of :class:`GateBase`'s methods and numbers that it has."""
+    """Wrapper of an object with ``admit``; uses those of :class:`GateBase`'s methods and numbers that it has."""
 
     def __init__(self, gate: Any) -> None:
         self._gate = gate
@@ -224,12 +224,12 @@ class _BareGate(GateBase):
 
 
 def as_gate(gate: Gate, what: str = "a gate") -> GateBase:
-    """Return ``gate``, wrapped if it is no :class:`GateBase`: the wrapper uses what the object has.
+    """Return ``gate``, wrapped if it is no :class:`GateBase`.
 
-    Nothing else looks at what an object has.
+    No other code checks what attributes a gate has.
 
-    :param what: what it is, for the error.
-    :raises TypeError: if it is no gate, such as the class of one, which has all of its methods.
+    :param what: name of the argument, for the error.
+    :raises TypeError: if it is no gate; a class is none, though it has the methods.
     :raises ValueError: if its name is no token.
     """
     kind = gate.__qualname__ if isinstance(gate, type) else type(gate).__qualname__
@@ -240,7 +240,7 @@ def as_gate(gate: Gate, what: str = "a gate") -> GateBase:
         return _BareGate(gate)
     try:
         name = gate.name
-    except AttributeError:  # a subclass that does not call __init__
+    except AttributeError:  # a subclass that has not called __init__
         GateBase.__init__(gate)
         name = gate.name
     _checked_name(name)
@@ -248,9 +248,9 @@ def as_gate(gate: Gate, what: str = "a gate") -> GateBase:
 
 
 def name_gates(gates: Iterable[GateBase], reserved: Container[str] = ()) -> None:
-    """Have each gate have a name of its own, and none of those that are ``reserved``.
+    """Give each gate a unique name, other than those ``reserved``.
 
-    :raises ValueError: if two have been given the same one.
+    :raises ValueError: if two have been given the same name explicitly.
     """
     gates = {id(gate): gate for gate in gates}.values()
     taken: set[str] = set()
@@ -275,7 +275,7 @@ def default_name(kind: type) -> str:
 
 
 def token(text: str) -> str:
-    """Return the nearest name that a gate may have."""
+    """Return ``text`` as the nearest valid name of a gate."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:_MAX_NAME] or "gate"
 
 
@@ -296,18 +296,18 @@ def _checked_name(name: str) -> str:
 
 
 class PlainPermit:
-    """A permit that is taken and given back without an await; :class:`AllOf` makes no coroutines for it."""
+    """Permit that is acquired and released without an await: :class:`AllOf` needs no coroutine for it."""
 
     __slots__ = ()
 
     def acquire(self) -> None:
-        """Take it.
+        """Take the permit.
 
         :raises TryAgainLater: to refuse the session.
         """
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the permit."""
 
     async def __aenter__(self) -> None:
         self.acquire()
@@ -317,10 +317,10 @@ class PlainPermit:
 
 
 NO_PERMIT = PlainPermit()
-"""Permit of a gate that counts nothing: there is nothing to release."""
+"""Permit of a gate that counts nothing."""
 
 
 def rekey(permit: AbstractAsyncContextManager[Any]) -> None:
-    """Have the gate of ``permit`` count its session under the key that it has now, if it counts by key."""
+    """Move ``permit`` to its session's current key, if its gate counts by key."""
     if isinstance(permit, KeyedPermit):
         permit.rekey()

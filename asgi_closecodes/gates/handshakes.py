@@ -1,4 +1,4 @@
-"""Gates that look at handshakes: how many are in progress, and how many arrive a second."""
+"""Gates on handshakes: how many are in progress, and how many arrive a second."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from .sessions import Limited, Permit
 class HandshakesInProgress(Limited):
     """At most ``limit`` sessions between their handshake and its answer, in this process.
 
-    A storm of reconnecting clients costs what their set-up costs (authentication, a database), and not
-    sessions. The permit is free again as soon as the handler accepts or denies.
+    In a storm of reconnecting clients the load is their set-up (authentication, a database), not their sessions. The
+    permit is released as soon as the handler accepts or denies.
 
     :param limit: handshakes; None is no limit, 0 admits nobody.
-    :param handshake_timeout: seconds after which a handshake that is not answered is closed with 1013, where there
-        is a limit.
+    :param handshake_timeout: seconds after which an unanswered handshake is closed with 1013, if there is a limit.
     :param name: see :class:`GateBase`.
     :raises ValueError: if ``limit`` or ``handshake_timeout`` cannot be used, here or when it is changed.
     """
@@ -70,10 +69,10 @@ class HandshakesInProgress(Limited):
         return Permit(self, session)
 
     def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Count a handshake that is in progress already, from its arrival."""
+        """Count a handshake that is already in progress, from its arrival on."""
         self._started[session] = session.arrived_at
         session.on_handshake_answered(self.release)
-        if session.is_answered:  # asked last: this may be another thread than the session's
+        if session.is_answered:  # last: this may be another thread than the session's
             self.release(session)
             return NO_PERMIT
         return Permit(self, session)
@@ -95,21 +94,21 @@ class HandshakesInProgress(Limited):
         if self._limit is None:
             return
         latest = self._clock() - self._handshake_timeout
-        for session, started in self._started.copy().items():  # another thread may change it
+        for session, started in self._started.copy().items():  # copied: another thread may change it
             if started > latest:
-                break  # the rest is younger
+                break  # all others are younger
             yield session
 
     def forked(self) -> None:
-        """Begin anew in a child process."""
+        """Reset in a child process."""
         self._started = {}
 
 
 class HandshakeRate(GateBase):
     """At most ``rate`` new sessions a second in this process, and ``burst`` at once.
 
-    A refused client is told the moment at which its turn comes: the next one that no other refused client
-    was told. For ``ramp`` seconds after the start the rate grows from a third: caches are cold then.
+    A refused client is told when its turn comes, and no two get the same turn. For ``ramp`` seconds after the start the
+    rate grows from a third, since caches are cold.
 
     :param rate: sessions a second.
     :param burst: sessions at once after a pause, by default as many as come in a second.
@@ -195,7 +194,7 @@ class HandshakeRate(GateBase):
         if self._rate == 0:
             return self.cap
         turn = max(self._turn + 1 / self._rate_at(max(self._turn, now)), now + self._limiter.wait())
-        if turn > now + self.cap:  # none: it would be held for somebody who comes back long before it
+        if turn > now + self.cap:  # no turn: its client would come back long before it
             return random.uniform(self.cap / 2, self.cap)  # noqa: S311
         self._turn = turn
         return turn - now

@@ -1,4 +1,4 @@
-"""The gate that counts the open sessions of each key."""
+"""Gate that limits the open sessions of each key."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .sessions import Limited
 
 
 class _KeyedPermit(PlainPermit):
-    """One session's permit in a gate that counts by key."""
+    """Permit of one session in a gate that counts by key."""
 
     __slots__ = ("_gate", "_session", "key")
 
     def __init__(self, gate: MaxSessionsPerKey, session: Session) -> None:
         self._gate = gate
-        self.key = gate.key(session)  # kept: the session may have another one by the time it leaves
+        self.key = gate.key(session)  # stored: the session's own key may change
         self._session = session
 
     def acquire(self) -> None:
@@ -43,12 +43,12 @@ class _KeyedPermit(PlainPermit):
             self.key = key
 
     def release(self) -> None:
-        """Count it no more."""
+        """Stop counting the session."""
         self._gate.release(self.key, self._session)
 
 
 class _ShadowPermit(_KeyedPermit):
-    """The same, for which no other session leaves."""
+    """Permit of a shadow, which replaces no other session."""
 
     __slots__ = ()
 
@@ -59,8 +59,8 @@ class _ShadowPermit(_KeyedPermit):
 def client_network(session: Session) -> str | None:
     """Return the peer's address as the server knows it, IPv6 by its /64; None on a unix socket.
 
-    A port, brackets or quotes that a proxy's header brought along are taken off, and IPv4 in IPv6 is IPv4.
-    A forwarded header is never read: anybody can send one. Servers have options for trusted proxies.
+    A port, brackets or quotes in the address, as from a proxy's header, are removed; IPv4 in IPv6 becomes IPv4. Headers
+    such as X-Forwarded-For are never read, since anybody can send them: servers have options for trusted proxies.
     """
     client = session.scope.get("client")
     if not client or client[0] == "":  # granian's on a unix socket is ("", "0")
@@ -72,29 +72,29 @@ def client_network(session: Session) -> str | None:
         address = ipaddress.IPv6Address(host)
     except ValueError:
         return host
-    return str(ipaddress.IPv6Network((int(address), 64), strict=False))  # one subscriber has at least a /64
+    return str(ipaddress.IPv6Network((int(address), 64), strict=False))  # one subscriber has a /64 at least
 
 
 class SessionsByKey(dict[Hashable, "Session | tuple[Session, int] | dict[Session, int | None]"]):
-    """The open sessions of each key, the oldest first, each with a number where a cluster gives numbers.
+    """Open sessions of each key, the oldest first, each with the number that a cluster has given it.
 
-    Most keys have one session, which stands for itself: a dictionary of one takes 0.2 KiB.
+    Most keys have one session, which is stored without a dictionary: that would take 0.2 KiB.
     """
 
     __slots__ = ("_keys_with", "_most")
 
     def __init__(self) -> None:
         super().__init__()
-        self._keys_with: dict[int, int] = {}  # how many keys have so many sessions: two or more
+        self._keys_with: dict[int, int] = {}  # from a number of sessions, two or more, to how many keys have it
         self._most = 1
 
     @property
     def most(self) -> int:
-        """Sessions of the key that has most of them; None is no key."""
+        """Sessions of the key that has most; None is not a key."""
         return self._most if self._most > 1 or len(self) > (None in self) else 0
 
     def of(self, key: Hashable) -> dict[Session, int | None]:
-        """Return the sessions of ``key``, to be read."""
+        """Return the sessions of ``key``; do not change the result."""
         held = self.get(key)
         if held is None:
             return {}
@@ -120,7 +120,7 @@ class SessionsByKey(dict[Hashable, "Session | tuple[Session, int] | dict[Session
                 self._most = max(self._most, count)
 
     def drop(self, key: Hashable, session: Session) -> bool:
-        """Take a session of ``key`` away; return whether it was there."""
+        """Remove a session of ``key``; return whether it was there."""
         if self.get(key) is not session:
             sessions = self.of(key)
             if session not in sessions:
@@ -171,21 +171,21 @@ class MaxSessionsPerKey(Limited):
             raise ValueError(f"when_full={shown(when_full)}: use 'refuse' or 'replace_oldest'")
         if not callable(key):
             raise TypeError(f"key={shown(key)} cannot be called; use a function of the session")
-        if inspect.iscoroutinefunction(key):  # each coroutine would be a key of its own
+        if inspect.iscoroutinefunction(key):  # each coroutine would be a different key
             raise TypeError(f"key={shown(key)} is async; it is called, not awaited: use a plain function")
         self._forget()
         self.key = key
-        """The key of a session."""
+        """Function that returns the key of a session."""
         self.when_full = when_full
         super().__init__(limit, name)
 
     def _forget(self) -> None:
         self._sessions = SessionsByKey()
-        self._leaving = SessionsByKey()  # those whose permit another one has, until they are over
+        self._leaving = SessionsByKey()  # replaced sessions that are not over yet
         self.active = 0
         """Open sessions of all keys in this process."""
 
-    def _follow_limit(self) -> None:
+    def _on_limit_changed(self) -> None:
         self._lowered = self._limit is not None
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
@@ -193,18 +193,18 @@ class MaxSessionsPerKey(Limited):
         return _KeyedPermit(self, session)
 
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return the same, for which no other session leaves."""
+        """Return the same without replacing another session."""
         return _ShadowPermit(self, session)
 
     def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Count a session that is open already."""
+        """Count a session that is already open."""
         permit = _KeyedPermit(self, session)
         self._hold(permit.key, session)
         return permit
 
     @property
     def usage(self) -> int:
-        """Open sessions of the key that has most of them: what there is of the limit."""
+        """Open sessions of the key that has most, which is nearest to the limit."""
         return self._sessions.most
 
     def active_of(self, key: Hashable) -> int:
@@ -226,7 +226,7 @@ class MaxSessionsPerKey(Limited):
             self._end_replaced(oldest)
 
     def acquire_or_refuse(self, key: Hashable, session: Session) -> None:
-        """Count one session of ``key`` more, or refuse it, also where it would replace the oldest."""
+        """Count one session of ``key`` more, or refuse it, without replacing the oldest."""
         with COUNTING:
             sessions = self._sessions.of(key)
             if self._limit is not None and key is not None and len(sessions) >= self._limit:
@@ -244,12 +244,12 @@ class MaxSessionsPerKey(Limited):
         return next(iter(sessions))
 
     def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:
-        """Count a session of ``key``; the caller has the lock."""
+        """Count a session of ``key``; the caller holds the lock."""
         self._sessions.put(key, session, number)
         self.active += 1
 
     def _holds_twice(self, key: Hashable, limit: int, asking: int = 0) -> bool:
-        """Whether ``key`` has twice its limit, with those that were replaced and are not over yet."""
+        """Whether ``key`` has twice its limit, including replaced sessions that are not over yet."""
         open_here = min(len(self._sessions.of(key)) + asking, limit)
         return open_here + len(self._leaving.of(key)) >= 2 * limit
 
@@ -274,11 +274,11 @@ class MaxSessionsPerKey(Limited):
                 self._leaving.drop(key, session)
 
     def to_shed(self) -> Iterator[Session]:
-        """Yield the newest sessions of each key that has more than a limit that was lowered allows."""
+        """Yield the newest sessions of each key that is above a lowered limit."""
         if not self._lowered:
             return
-        self._lowered = False  # until proven otherwise: the pass over all keys is not for every tick
-        limit = self._limit  # not before: another thread may lower it meanwhile
+        self._lowered = False  # reset first: the pass over all keys is too slow for every tick
+        limit = self._limit  # read after the reset: another thread may lower it meanwhile
         if limit is None:
             return
         for key in [*self._sessions]:
@@ -289,5 +289,5 @@ class MaxSessionsPerKey(Limited):
                 yield from [session for session in sessions if not session.is_leaving][limit:]
 
     def forked(self) -> None:
-        """Begin anew in a child process."""
+        """Reset in a child process."""
         self._forget()

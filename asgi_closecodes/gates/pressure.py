@@ -1,4 +1,4 @@
-"""A gate that looks at how the process fares: it refuses while a sensor is high."""
+"""Gate that refuses while a sensor of the process is high."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIN_REFUSING_S = 5.0
 """Seconds that refusing lasts at least."""
 
 ESCAPE_AFTER_S = 30.0
-"""Seconds without growth after which sessions are let in again, however high the value is."""
+"""Seconds without growth after which some sessions are admitted, however high the value is."""
 
 FULL_REFUSAL_FACTOR = 1.25
 """At this multiple of ``refuse_above`` all sessions are refused, below it a share."""
@@ -32,18 +32,18 @@ MIN_REFUSAL_SHARE = 0.1
 
 
 class Pressure(GateBase):
-    """Refuses new sessions while ``sensor`` is high, and holds nothing.
+    """Refuses new sessions while ``sensor`` is high, and counts none.
 
-    It begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``. A tenth is
-    refused at ``refuse_above``, all at 1.25 times it, a growing share between: the load settles instead of swinging.
-    A value that has not grown for 30 s lets one session in during the next second, two in the one after, and so
-    on: memory that is never given back must not close a service for ever. An unknown value refuses nobody.
+    Refusing begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``. At
+    ``refuse_above`` a tenth is refused, at 1.25 times that all, and between them a growing share, so that the load does
+    not swing. If the value has not grown for 30 s, one session is admitted in the next second, two in the one after,
+    and so on: else memory that is never given back would close a service for ever. An unknown value refuses nobody.
 
     :param sensor: see :class:`Sensor`; its name is the cause that clients are told.
     :param refuse_above: in the sensor's unit.
     :param resume_below: lower than that.
     :param shed_above: from this value on nobody is admitted, and open sessions are shed; above ``refuse_above``. None
-        sheds nobody. Where the sensor is a :class:`Memory`, that happens in rounds, see :class:`Rounds`.
+        sheds nobody. With a :class:`Memory` sensor they are shed in rounds, see :class:`Rounds`.
     :param name: see :class:`GateBase`; by default the sensor's.
     :raises ValueError: for thresholds in another order, or that are no numbers.
     """
@@ -68,7 +68,7 @@ class Pressure(GateBase):
         self.sensor = sensor
         super().__init__(name)
         self.rounds = Rounds(clock) if isinstance(sensor, Memory) else None
-        """In which sessions are shed, where what that brings shows only later."""
+        """Rounds of shedding, for a sensor whose value falls only some time after it; else None."""
         self._clock = clock
         self._refusing_since: float | None = None
         self._highest = -math.inf
@@ -118,7 +118,7 @@ class Pressure(GateBase):
         return self.sensor.limit if isinstance(self.sensor, Memory) else None
 
     def take_over(self, other: Pressure) -> None:
-        """Keep what ``other``, which this gate stands in for, knows of the usage without a session."""
+        """Take over the measured usage without sessions from ``other``, which this gate replaces."""
         mine, theirs = self._bytes, other._bytes
         if self.rounds is not None and other.rounds is not None and other.rounds.baseline is not None:
             if mine is None or theirs is None:
@@ -142,7 +142,7 @@ class Pressure(GateBase):
         return self.sensor.value()
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Let the session pass, or refuse it; there is nothing to give back.
+        """Admit or refuse the session; there is nothing to release.
 
         :raises TryAgainLater: while the sensor is high.
         """
@@ -163,12 +163,12 @@ class Pressure(GateBase):
         if value > self._highest:
             self._highest, self._grown_at, self._let_in = value, now, 0
         if (stuck := now - self._grown_at) >= ESCAPE_AFTER_S:
-            # One in the first second, two in the next, four: 2 ** n - 1 after n of them.
+            # One in the first second, two in the next, four: 2 ** n - 1 after n seconds.
             if self._let_in < 2 ** min(1 + int(stuck - ESCAPE_AFTER_S), 30) - 1:
                 self._let_in += 1
                 return False
             return True
-        # On its way down, below refuse_above, it refuses as much as it did at its highest.
+        # Below refuse_above, on its way down, refuse the share of the highest value.
         self._debt += self._share(value if value >= self.refuse_above else self._highest)
         if self._debt < 1:
             return False
@@ -185,32 +185,32 @@ class Pressure(GateBase):
         if since is None and value >= self.refuse_above:
             self._refusing_since = self._grown_at = now
             self._highest, self._let_in = value, 0
-            self._debt = 1.0  # the first one is refused
+            self._debt = 1.0  # so that the first session is refused
         elif since is not None and value < self.resume_below and now - since >= MIN_REFUSING_S:
             self._refusing_since = None
         return self._refusing_since is not None
 
     def attach(self, report: Observer) -> None:
-        """Have the sensor tell events to ``report``, if it has any."""
+        """Have the sensor report events to ``report``, if it has any."""
         if isinstance(self.sensor, ReportingSensor):
             self.sensor.attach(report)
 
     def sample(self) -> None:
-        """Let the sensor take a sample; the background ticker calls it."""
+        """Take a sample; the background ticker calls this."""
         self.sensor.sample()
         if (value := self.sensor.value()) is not None:
             with COUNTING:
                 self._is_refusing(value, self._clock())
 
     def pause(self) -> None:
-        """Have the sensor forget what it knew, if it can: nobody samples for now."""
+        """Have the sensor forget its last sample, if it can: none will be taken for now."""
         if isinstance(self.sensor, ForgettingSensor):
             self.sensor.stop()
 
     def excess(self) -> int:
-        """Return how many sessions are too many: any number, as long as the value is too high.
+        """Return how many sessions to shed: without end while the value is too high.
 
-        It is 0 where they are shed in :attr:`rounds`.
+        It is 0 if they are shed in :attr:`rounds`.
         """
         if self.rounds is not None:
             return 0

@@ -1,4 +1,4 @@
-"""Shedding in rounds, for a sensor that shows only later what shedding brought. A state machine without I/O."""
+"""Shedding in rounds, for a sensor that shows the effect of shedding only later. A state machine without I/O."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 
 ROUND_SHARE = 0.05
-"""Share of the open sessions that a round sheds at most, but at least one session."""
+"""Share of the open sessions that a round sheds; at least one session."""
 
 SETTLE_S = 2.0
 """Seconds between the return of the memory and the next measurement: longer than a sensor's value may be old."""
 
 MIN_RETURN_SHARE = 0.25
-"""Share of what its sessions held that a round has to bring back."""
+"""Share of the memory of its sessions that a round has to bring back, or it is poor."""
 
 MAX_POOR_ROUNDS = 2
 """Poor rounds in a row that end the shedding."""
@@ -28,23 +28,23 @@ class Phase(enum.Enum):
     RELEASING = enum.auto()
     """The sessions of the round clean up."""
     RETURNING = enum.auto()
-    """The memory is given back."""
+    """Freed memory is being returned to the operating system."""
     SETTLING = enum.auto()
     FUTILE = enum.auto()
-    """Shedding is over: the memory is not the sessions'."""
+    """Shedding has ended: the memory does not belong to sessions."""
 
 
 class Rounds:
     """Decides when to shed how many sessions, and when that is futile.
 
-    A round sheds at most 5 % of the open sessions, waits until they are released and the memory is given back, and
-    then looks at what it brought. It is poor if that is less than a quarter of what its sessions held, or so little
-    that more sessions than are worth it would have to follow: more than there are, or where less than half came back,
-    a greater share of them than that. Two poor rounds in a row end the shedding, until the usage has been below the
+    A round sheds at most 5 % of the open sessions, waits until they are released and their memory is returned, and
+    then measures the gain. It is poor in two cases. Either less than a quarter of what its sessions held came back. Or
+    so little that too many sessions would have to follow: more than there are, or, if less than half came back, a
+    greater share of them than that share. Two poor rounds in a row end the shedding until usage has been below the
     limit.
 
-    Whoever drives it calls :meth:`advance` again and again, sheds :attr:`remaining` sessions at its own pace, and
-    gives memory back whenever the phase becomes ``RETURNING``.
+    The caller calls :meth:`advance` regularly, sheds :attr:`remaining` sessions at its own pace, and returns memory
+    whenever the phase becomes ``RETURNING``.
 
     :param clock: monotonic seconds.
     """
@@ -58,23 +58,23 @@ class Rounds:
         self._clock = clock
         self.phase = Phase.WATCHING
         self.baseline: float | None = None
-        """Usage without a session; None if it is unknown."""
+        """Usage without sessions; None if it is unknown."""
         self.shed = 0
         """Sessions shed since the usage was below the limit."""
         self.has_been_poor = False
-        """Whether a round has been since then: what sessions leave has to be collected."""
+        """Whether one of these rounds was poor: then garbage has to be collected too."""
         self._poor = 0
-        self._quota = self._shed = self._open_at_start = 0  # of this round
+        self._quota = self._shed = self._open_at_start = 0  # counts of this round
         self._usage_at_start = 0.0
         self._deadline = math.inf
 
     @property
     def remaining(self) -> int:
-        """Sessions that this round has still to shed."""
+        """Sessions that this round still has to shed."""
         return self._quota - self._shed if self.phase is Phase.SHEDDING else 0
 
     def record_shed(self, count: int) -> None:
-        """Take note that ``count`` sessions were told to leave."""
+        """Count sessions that were told to end."""
         self._shed += count
         self.shed += count
 
@@ -96,7 +96,7 @@ class Rounds:
         :param limit: usage below which a new try is allowed after two poor rounds.
         :param open_sessions: those that are not leaving.
         :param unreleased: sessions of this round that still hold something.
-        :param release_timeout: seconds that they are waited for.
+        :param release_timeout: seconds to wait for them.
         :param is_returning: whether memory is being given back.
         """
         now = self._clock()
@@ -140,7 +140,7 @@ class Rounds:
         returned = self._usage_at_start - usage
         if returned <= 0:
             return True
-        worth = None  # the share of what the sessions held that came back
+        worth = None  # share of the sessions' memory that came back
         if self.baseline is not None:
             held = max(self._usage_at_start - self.baseline, 0.0) * self._shed / self._open_at_start
             worth = returned / held if held else math.inf

@@ -1,7 +1,7 @@
 """Sensors of the process: delay of its event loop, use of its memory, load of its cores.
 
-A sensor is sampled by the background ticker and asked at every admission. What cannot be read is unknown,
-which is None and refuses nobody; it says so once.
+The background ticker samples a sensor, and every admission reads its value. A value that cannot be read is None, which
+refuses nobody; the sensor reports that once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from asgi_closecodes.naming import shown
 
 
 class Sensor(Protocol):
-    """Something that can be too high."""
+    """Measure of load that can be too high."""
 
     @property
     def name(self) -> str:
-        """A token for refused clients: the cause."""
+        """Token for refused clients, as ``cause``."""
 
     def sample(self) -> None:
         """Read the value anew; called about ten times a second, in the event loop."""
@@ -37,7 +37,7 @@ class Sensor(Protocol):
 
 @runtime_checkable
 class ReportingSensor(Sensor, Protocol):
-    """One that reports events."""
+    """Sensor that reports events."""
 
     def attach(self, report: Observer) -> None:
         """Report to ``report`` from now on."""
@@ -45,17 +45,17 @@ class ReportingSensor(Sensor, Protocol):
 
 @runtime_checkable
 class ForgettingSensor(Sensor, Protocol):
-    """One whose samples are worth nothing after a pause."""
+    """Sensor whose samples are out of date after a pause."""
 
     def stop(self) -> None:
-        """Forget them: nobody samples for now."""
+        """Forget the samples: none will be taken for now."""
 
 
 class LoopLag:
     """Delay of the event loop in seconds.
 
-    The ticker wakes every ``interval`` seconds, or later. Between its visits the time since the last one counts:
-    the first handshake after a stall finds it, whether the ticker was faster or not.
+    The ticker wakes every ``interval`` seconds, or later. Between its samples the time since the last one counts.
+    So the first handshake after a stall sees it, even if it runs before the ticker.
 
     :param interval: seconds between two samples.
     :param half_life: seconds after which a stall counts half.
@@ -82,18 +82,18 @@ class LoopLag:
         if self._last is not None:
             elapsed = now - self._last
             late = max(elapsed - self._interval, 0.0)
-            # It rises at once and falls slowly: a stall is over when it is over, but not forgotten.
+            # Rise at once and fall slowly: a stall counts for some time after it.
             self._lag = max(late, self._lag * 0.5 ** (elapsed / self._half_life))
         self._last = now
 
     def stop(self) -> None:
-        """Forget the last sample: nobody samples for now."""
+        """Forget the last sample: none will be taken for now."""
         self._last = None
         self._lag = 0.0
 
     def value(self) -> float | None:
         """Return the lag in seconds."""
-        last = self._last  # once: another thread's ticker may stop meanwhile
+        last = self._last  # read once: the ticker of another thread may stop meanwhile
         if last is None:
             return None
         return max(self._lag, self._clock() - last - self._interval)
@@ -104,7 +104,7 @@ def _nobody(_event: Event) -> None:
 
 
 class _Slow(abc.ABC):
-    """A sensor that reads files, about once a second."""
+    """Sensor that reads files, about once a second."""
 
     name: str
     INTERVAL = 1.0
@@ -117,11 +117,11 @@ class _Slow(abc.ABC):
         self._report: Observer = _nobody
 
     def attach(self, report: Observer) -> None:
-        """Tell ``report`` if it cannot be read."""
+        """Report to ``report`` if the sensor cannot be read."""
         self._report = report
 
     def sample(self) -> None:
-        """Read the files, if the last time is long enough ago."""
+        """Read the files, unless they were read within the last second."""
         now = self._clock()
         if now < self._next:
             return
@@ -135,7 +135,7 @@ class _Slow(abc.ABC):
                 self._report(SensorUnknown(self.name, f"{type(error).__name__}: {error}"))
 
     def stop(self) -> None:
-        """Forget the last value: nobody samples for now."""
+        """Forget the last value: none will be read for now."""
         self._value = None
         self._next = -math.inf
 
@@ -144,16 +144,16 @@ class _Slow(abc.ABC):
         """Return the value now; None if it is unknown."""
 
     def value(self) -> float | None:
-        """Return the value as it was read last."""
+        """Return the value that was read last."""
         return self._value
 
 
 class Memory(_Slow):
     """Used share of the memory that this process may use.
 
-    The tightest limit of its cgroup and of all that it is in (version 2: ``memory.max`` and ``memory.high``; version 1:
-    ``memory.limit_in_bytes``), without the page cache that the kernel takes back by itself. Without a
-    cgroup's limit, the resident memory of this process over the machine's (psutil).
+    It is measured against the tightest limit of its cgroup and of their parents (version 2: ``memory.max`` and
+    ``memory.high``; version 1: ``memory.limit_in_bytes``). Page cache that the kernel can reclaim does not count.
+    Without such a limit, it is the resident memory of this process over the machine's memory (psutil).
 
     :param limit: bytes to compare this process's resident memory with, instead of the cgroup's limit.
     :param root: where ``/proc`` and ``/sys`` are.
@@ -172,7 +172,7 @@ class Memory(_Slow):
 
     @property
     def is_readable(self) -> bool:
-        """Whether it can be read here at all: without psutil it takes a cgroup's limit, and no other."""
+        """Whether it can be read here: without psutil only a cgroup's limit will do."""
         return importlib.util.find_spec("psutil") is not None or (self.limit is None and bool(self._shares()))
 
     def _shares(self) -> list[float]:
@@ -199,7 +199,7 @@ class Memory(_Slow):
     def _shares_v1(self) -> Iterator[float]:
         for group in _cgroups(self._root, "memory"):
             limit = _number(group / "memory.limit_in_bytes")
-            if not limit or limit >= 1 << 60:  # "none" is the largest multiple of a page
+            if not limit or limit >= 1 << 60:  # no limit is the largest multiple of a page
                 continue
             stat = _table(group / "memory.stat")
             usage = _number(group / "memory.usage_in_bytes")
@@ -211,9 +211,11 @@ class Memory(_Slow):
 class Cpu(_Slow):
     """Share of time in which this process lacks a core.
 
-    The share of scheduling periods in which its cgroup was throttled; without a quota, the share of time in which
-    somebody had to wait for a core (pressure stall information, over 10 s); without that, the processor time that
-    the process used of the cores that it may use.
+    The first of these that is available:
+
+    * with a CPU quota: share of scheduling periods in which its cgroup was throttled;
+    * pressure stall information: share of the last 10 s in which some task waited for a core;
+    * processor time of this process as a share of the cores that it may use.
 
     :param root: where ``/proc`` and ``/sys`` are.
     """
@@ -253,7 +255,7 @@ class Cpu(_Slow):
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the directories of this process's cgroup and of those that it is in; "" is version 2."""
+    """Yield the directories of this process's cgroup and of its parents; controller "" is version 2."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controller not in controllers.split(","):
@@ -262,7 +264,7 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
         if not mount.exists():
             mount = root / "sys/fs/cgroup" / controller
         own = mount / path.strip().lstrip("/")
-        # In a container the path may be the host's, and only the root is there.
+        # In a container the path may be the host's, of which only the root exists here.
         while own.is_relative_to(mount):
             if own.exists():
                 yield own
@@ -279,7 +281,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _number(file: Path) -> int | None:
-    """Return the number in ``file``; None if there is no such file, or it says that there is no limit."""
+    """Return the number in ``file``; None without such a file, and for no limit."""
     lines = _lines(file)
     return None if not lines or lines[0].strip() == "max" else int(lines[0])
 

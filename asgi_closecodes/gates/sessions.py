@@ -1,4 +1,4 @@
-"""The gate that counts open sessions, and what limits have in common."""
+"""Gate that limits the open sessions of a process, and the base of gates with a limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Counter(Protocol):
 
 
 class Permit(PlainPermit):
-    """One session's permit, or any's where they are alike: checked and taken without an await in between."""
+    """Permit of one session, or one for all if they are alike; taken without an await after the check."""
 
     __slots__ = ("_gate", "_session")
 
@@ -36,12 +36,12 @@ class Permit(PlainPermit):
         self._gate.acquire(self._session)
 
     def release(self) -> None:
-        """Count it no more."""
+        """Stop counting the session."""
         self._gate.release(self._session)
 
 
 class Limited(GateBase):
-    """A limit that may be changed at any time, to below what is in use too."""
+    """Gate with a limit that may change at any time, even to below its usage."""
 
     __slots__ = ("__weakref__", "_limit")
 
@@ -52,12 +52,12 @@ class Limited(GateBase):
 
     @property
     def is_watched(self) -> bool:
-        """Whether the ticker has something to do for it: where there is a limit."""
+        """Whether the ticker has work to do for this gate, as it has if there is a limit."""
         return self._is_ticked and self._limit is not None
 
     @property
     def limit(self) -> int | None:
-        """The most that may be in use at once; None is no limit, 0 admits nobody."""
+        """Highest usage at once; None is no limit, 0 admits nobody."""
         return self._limit
 
     @limit.setter
@@ -67,13 +67,13 @@ class Limited(GateBase):
                 f"limit={shown(limit)}: use a whole number, 0 or more, or None for no limit; at most {MAX_NUMBER}"
             )
         self._limit = limit
-        self._follow_limit()
+        self._on_limit_changed()
 
-    def _follow_limit(self) -> None:
-        """Do what a new limit asks for."""
+    def _on_limit_changed(self) -> None:
+        """Apply a new limit."""
 
     def forked(self) -> None:
-        """Begin anew in a child process: the sessions are the parent's."""
+        """Reset in a child process: the sessions are the parent's."""
 
 
 _limits: weakref.WeakSet[Limited] = weakref.WeakSet()
@@ -91,9 +91,9 @@ if hasattr(os, "register_at_fork"):
 class MaxSessions(Limited):
     """At most ``limit`` open sessions in this process.
 
-    :param reserve: shares of the limit that are kept from a priority: with ``{2: 0.2}`` sessions of priority 2 are
-        admitted only while less than 80 % of the permits are taken. Lower numbers are more important; a priority
-        that is not named may take all permits. See :attr:`Session.priority`.
+    :param reserve: share of the limit that a priority may not use. With ``{2: 0.2}`` sessions of priority 2 are
+        admitted only while less than 80 % of the permits are taken. Lower numbers are more important. A priority that
+        is not named may take all permits. See :attr:`Session.priority`.
     :param name: see :class:`GateBase`.
     :raises ValueError: if ``limit`` is no number of sessions, here or when it is changed, or a share is not
         between 0 and 1.
@@ -103,7 +103,7 @@ class MaxSessions(Limited):
     _own_name = "max_sessions"
     cause = "full"
     usage: int
-    """Open sessions, without a limit too: one that is set later finds them."""
+    """Open sessions. They are counted without a limit too, for one that is set later."""
 
     def __init__(
         self, limit: int | None, reserve: Mapping[int, float] | None = None, *, name: str | None = None
@@ -118,10 +118,10 @@ class MaxSessions(Limited):
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the permits."""
-        return Permit(self, session) if self.reserve else self._permit  # where all permits are alike
+        return Permit(self, session) if self.reserve else self._permit  # without priorities all permits are alike
 
     def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Count a session that is open already."""
+        """Count a session that is already open."""
         self.usage += 1
         return self.admit(session)
 
@@ -141,10 +141,10 @@ class MaxSessions(Limited):
             self.usage -= 1
 
     def excess(self) -> int:
-        """Return how many sessions are too many, after the limit was lowered."""
+        """Return how many sessions are above a lowered limit."""
         limit = self._limit
         return 0 if limit is None else max(self.usage - limit, 0)
 
     def forked(self) -> None:
-        """Begin anew in a child process."""
+        """Reset in a child process."""
         self.usage = 0

@@ -1,4 +1,4 @@
-"""A gate that refuses nobody, and says whom it would have refused."""
+"""Gate in the shadow: it refuses nobody, and reports whom it would have refused."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .base import NO_PERMIT, Gate, GateBase, as_gate, rekey
 class Shadow(GateBase):
     """Asks ``gate``, and refuses nobody: it only counts and logs what ``gate`` would have refused.
 
-    A limit can be tried this way before it bites. Sessions that would have been refused are not held by ``gate``, and
-    nobody leaves for it. It has the name and the numbers of ``gate``.
+    So a limit can be tried without effect. ``gate`` does not count sessions that it would have refused, and none is
+    shed for it. The shadow has the name and the numbers of ``gate``.
     """
 
     __slots__ = ("gate",)
@@ -38,7 +38,7 @@ class Shadow(GateBase):
 
     @property
     def is_named(self) -> bool:
-        """Whether the gate was given its name."""
+        """Whether the gate's name was given explicitly."""
         return self.gate.is_named
 
     def name_apart_from(self, taken: Container[str]) -> None:
@@ -52,7 +52,7 @@ class Shadow(GateBase):
 
     @property
     def is_overload(self) -> bool:
-        """Whether its refusals would say that the process lacks something."""
+        """Whether its refusals would mean that the process is overloaded."""
         return self.gate.is_overload
 
     @property
@@ -62,7 +62,7 @@ class Shadow(GateBase):
 
     @property
     def usage(self) -> float | None:
-        """The part of it that is in use."""
+        """Usage of the gate."""
         return self.gate.usage
 
     @property
@@ -75,11 +75,11 @@ class Shadow(GateBase):
         return ShadowedPermit(self.gate, session)
 
     def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Have the gate count a session that is open already."""
+        """Have the gate count a session that is already open."""
         return ShadowedPermit(self.gate, session, self.gate.adopt(session))
 
     def shadowed(self, session: Session, permit: AbstractAsyncContextManager[Any]) -> AbstractAsyncContextManager[None]:
-        """Return ``permit``, which the gate may have given itself, as one of the shadow."""
+        """Return ``permit`` of the gate, wrapped unless it is wrapped already."""
         return permit if isinstance(permit, ShadowedPermit) else ShadowedPermit(self.gate, session, permit)
 
     def sample(self) -> None:
@@ -87,24 +87,24 @@ class Shadow(GateBase):
         self.gate.sample()
 
     def pause(self) -> None:
-        """Have the gate forget them."""
+        """Have the gate forget its samples."""
         self.gate.pause()
 
     def attach(self, report: Observer) -> None:
-        """Have the gate tell events to ``report``."""
+        """Have the gate report events to ``report``."""
         self.gate.attach(report)
 
     def start(self) -> None:
-        """Have the gate begin to work in the background."""
+        """Start the gate's background work."""
         self.gate.start()
 
     async def stop(self) -> None:
-        """Have the gate end that work."""
+        """Stop the gate's background work."""
         await self.gate.stop()
 
 
 def unshadowed(gate: GateBase) -> GateBase:
-    """Return the gate that counts: of a shadow, the one that it asks."""
+    """Return the gate of a shadow; any other gate as it is."""
     return gate.gate if isinstance(gate, Shadow) else gate
 
 
@@ -130,7 +130,7 @@ def report_in_shadow(session: Session, name: str, wish: TryAgainLater | EndedFro
 
 
 class ShadowedPermit:
-    """A permit of ``gate``, or none without a refusal."""
+    """Permit of ``gate``, or none if it would have refused."""
 
     __slots__ = ("_gate", "_session", "permit")
 
@@ -162,7 +162,7 @@ class ShadowedPermit:
             refusal.gate = refusal.gate or self._gate.name
             self._session.report_repairs(refusal, Close(refusal.code, refusal.reason))
             report_in_shadow(self._session, self._gate.name, refusal)
-            # Their frames hold the session, and Python 3.13 keeps the circle.
+            # Their frames hold the session: a cycle, which Python 3.13 would keep.
             error.__traceback__ = refusal.__traceback__ = None
 
     async def __aexit__(

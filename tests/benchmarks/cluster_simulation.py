@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from asgi_closecodes.gates.cluster.lease import Lease
-from asgi_closecodes.gates.cluster.sessions import PLACE_TIMEOUT_S
+from asgi_closecodes.gates.cluster.sessions import PERMIT_TIMEOUT_S
 
 from .cluster_model import Model
 
@@ -42,7 +42,7 @@ class Simulation:
         self.is_away = False
         self.leases = [self.lease() for _ in range(workers)]
         self.used = np.zeros(workers, dtype=np.int64)
-        self.waiting = np.zeros((workers, round(PLACE_TIMEOUT_S / STEP)), dtype=np.int64)
+        self.waiting = np.zeros((workers, round(PERMIT_TIMEOUT_S / STEP)), dtype=np.int64)
         """Sessions that wait for a place, by the time that they have left."""
         self.alive = np.ones(workers, dtype=bool)
         self.dead = np.zeros((0, 2))

@@ -1,4 +1,4 @@
-"""One limit over many processes and hosts, on a Redis or Valkey: quota is leased to workers, not one key a session."""
+"""One limit over many processes and hosts, on a Redis or Valkey. Quota is leased to workers: no key a session."""
 
 from .per_key import ClusterSessionsPerKey
 from .redis.client import RedisStore

@@ -1,4 +1,4 @@
-"""Common part of the gates over a cluster: work of the process beside its sessions, and two parameters."""
+"""Common part of the cluster gates: the task beside the sessions, and two parameters."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .lease import Fallback, Terms
 from .task import ProcessTask
 
 MIN_LEASE_DURATION_S = 2.0
-"""Seconds: a lease has to outlast a refresh, one that fails after a second, and another one."""
+"""Shortest lease: it has to outlast a refresh, another one that fails after a second, and a third."""
 
 
 class ClusterGate(Limited):
-    """A gate whose processes meet in a store: a task of each talks to it."""
+    """Gate that shares its limit through a store; a task in each process talks to it."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class ClusterGate(Limited):
     ) -> None:
         """Build the gate.
 
-        :param parameters: those of the next class, as the limit.
+        :param parameters: those of the next base class, such as the limit.
         """
         self._cluster_name = cluster_name
         self._task = task
@@ -47,14 +47,14 @@ class ClusterGate(Limited):
         name = super()._default_name()
         return name if self._cluster_name == "default" else token(f"{name}.{self._cluster_name}")
 
-    def _follow_limit(self) -> None:
-        super()._follow_limit()
+    def _on_limit_changed(self) -> None:
+        super()._on_limit_changed()
         if self._limit is None:
             self._task.stop_soon()
 
     @property
     def lease_duration(self) -> float:
-        """Seconds after which what a process held that has died is free, and for which one may go on by itself."""
+        """Seconds after which a dead process's permits are free, and for which a process may admit by itself."""
         return self._terms.lease_duration
 
     @lease_duration.setter
@@ -78,14 +78,14 @@ class ClusterGate(Limited):
         self._terms.fallback = fallback
 
     def attach(self, report: events.Observer) -> None:
-        """Tell events to ``report`` from now on."""
+        """Report events to ``report`` from now on."""
         self._report = report
 
     def _tell(self, event: events.Event) -> None:
         self._report(event)
 
     def start(self) -> None:
-        """Begin to talk to the store.
+        """Start the task that talks to the store.
 
         :raises RuntimeError: on trio.
         """
@@ -94,19 +94,19 @@ class ClusterGate(Limited):
             self._task.start()
 
     def sample(self) -> None:
-        """Have said what is due, unless this process has left: the ticker goes on for a while after the lifespan."""
+        """Wake the task if a sync is due, unless this process has left: the ticker outlasts the lifespan a little."""
         if not self._is_stopped:
             self.start()
             self._task.wake_if_due()
 
     async def stop(self) -> None:
-        """Stop until it is started or asked again, and give back what this process held."""
+        """Release this process's permits, and stop until it is started or asked again."""
         self._is_stopped = True
         await self._task.stop()
 
     @abc.abstractmethod
     def forked(self) -> None:
-        """Begin anew in a child process: tasks and connections are the parent's."""
+        """Reset in a child process: tasks and connections are the parent's."""
 
 
 def _nobody(_event: events.Event) -> None:

@@ -1,7 +1,7 @@
 """Bookkeeping of one worker's sessions by key: a state machine over its syncs, without any I/O.
 
-A sync tells the store how many sessions of each key this worker has and how many ask for a permit, and is answered with
-how many of those are admitted (``count.lua``). All that ask while a sync is under way are part of the next one.
+A sync tells the store, for each key, how many sessions this worker has and how many more ask for a permit. The answer
+says how many of these are admitted (``count.lua``). Sessions that ask during a sync are part of the next one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .lease import RETRY_INTERVAL_S, worker_id
 from .store import CountReply, CountRequest, KeyCount
 
 MAX_KEYS_PER_SYNC = 500
-"""Keys in one call, so that it does not hold up the server's others."""
+"""Keys in one call; more would delay the server's other clients."""
 
 FULL_SYNC_INTERVAL_S = 8 * 3600.0
-"""Seconds after which all keys are reported anew; the store forgets what nobody reports for a day."""
+"""Seconds after which all keys are reported again; the store forgets keys that are not reported for a day."""
 
 
 class Pending(Protocol):
-    """A session that asks for a permit."""
+    """Session that asks for a permit."""
 
     @property
     def session(self) -> Session:
@@ -35,7 +35,7 @@ class Pending(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it still waits for the decision."""
+        """Whether it still waits for a decision."""
 
 
 PendingT = TypeVar("PendingT", bound=Pending)
@@ -43,35 +43,35 @@ PendingT = TypeVar("PendingT", bound=Pending)
 
 @dataclass(frozen=True, slots=True)
 class Sync(Generic[PendingT]):
-    """One call of the store, and what has to be known when its answer comes."""
+    """One call of the store, and the state that its answer refers to."""
 
     request: CountRequest
     pending: dict[str, list[PendingT]]
-    """Those that ask for a permit, of each key of the request."""
+    """Sessions that ask for a permit, by key."""
     unnumbered: dict[str, list[Session]]
-    """Sessions to which the store gives a number, of each key of the request."""
+    """Open sessions to which the store will give a number, by key."""
 
     def still_open(self) -> Iterator[tuple[str, PendingT]]:
-        """Yield those that still wait for the decision, with their keys."""
+        """Yield the sessions that still wait for a decision, with their keys."""
         for digest, pending in self.pending.items():
             yield from ((digest, one) for one in pending if one.is_open)
 
 
 @dataclass(frozen=True, slots=True)
 class Decisions(Generic[PendingT]):
-    """An answer of the store, as it concerns single sessions."""
+    """Answer of the store, as decisions about single sessions."""
 
     refused: list[PendingT] = field(default_factory=list)
     superseded: list[PendingT] = field(default_factory=list)
-    """Refused too: of more than the limit that came at once, each would have been replaced by one of the last."""
+    """Refused too: more than the limit came at once, and the last of them would have replaced these."""
     admitted: list[tuple[str, PendingT, int | None]] = field(default_factory=list)
-    """With their keys, and the numbers that the store has given them."""
+    """Admitted sessions, with their keys, and the numbers that the store has given them."""
     replaced: list[tuple[str, Session]] = field(default_factory=list)
-    """Sessions, with their keys, whose permits others have now."""
+    """Open sessions, with their keys, whose permits other sessions have now."""
 
 
 class Counts(Generic[PendingT]):
-    """Knows what the store does not know yet, and what its answers mean.
+    """Knows which changes the store has not been told yet, and what its answers mean.
 
     :param sessions: the open ones by the digests of their keys. The owner adds and drops them, and calls
         :meth:`mark_changed`; their numbers are set here.
@@ -98,7 +98,7 @@ class Counts(Generic[PendingT]):
         self._clock = clock
         self._synced_at = -math.inf
         self._waiting: dict[str, list[PendingT]] = {}
-        self._in_flight: Sync[PendingT] | None = None  # its event loop may be closed under it: then it is asked again
+        self._in_flight: Sync[PendingT] | None = None  # repeated if its event loop was closed during the call
         self._is_notified = False
         self._last_replaces = False
         self._reset()
@@ -108,41 +108,41 @@ class Counts(Generic[PendingT]):
         """Name of this worker in the store."""
         self._seq = 0
         self._full_sync_at = -math.inf
-        self._changed: set[str] = set()  # keys of which the store does not know the number
-        self._acknowledged: set[str] = set()  # replaced sessions, until the store knows that this worker knows
+        self._changed: set[str] = set()  # keys whose count the store does not know
+        self._acknowledged: set[str] = set()  # replaced sessions, until the store has seen the acknowledgement
 
     # Sessions
 
     def ask_for(self, digest: str, pending: PendingT) -> None:
-        """Have the next sync ask for a permit."""
+        """Ask for a permit with the next sync."""
         self._waiting.setdefault(digest, []).append(pending)
 
     def waiting_for(self, digest: str) -> int:
-        """Return how many of a key the next sync asks for."""
+        """Return how many permits of a key the next sync asks for."""
         return len(self._waiting.get(digest, ()))
 
     def take_waiting(self) -> list[tuple[str, PendingT]]:
-        """Return those, with their keys, that wait for a sync which does not come."""
+        """Remove and return the waiting sessions, with their keys, since no sync will come."""
         waiting, self._waiting = self._waiting, {}
         return [(digest, one) for digest, pending in waiting.items() for one in pending if one.is_open]
 
     def mark_changed(self, digest: str) -> None:
-        """Have the next sync report a key, whose sessions are others now."""
+        """Report a key whose sessions have changed with the next sync."""
         self._changed.add(digest)
 
     def mark_all_changed(self) -> None:
-        """Have the next sync report all keys."""
+        """Report all keys with the next sync."""
         self._full_sync_at = -math.inf
 
     def notify(self) -> None:
-        """Have the next sync come now: one of the sessions may have been replaced."""
+        """Sync now: one of the sessions may have been replaced."""
         self._is_notified = True
 
     # Syncs
 
     @property
     def is_first(self) -> bool:
-        """Whether this worker has asked the store at most once."""
+        """Whether this worker has synced at most once."""
         return self._seq <= 1
 
     @property
@@ -198,18 +198,18 @@ class Counts(Generic[PendingT]):
         return KeyCount(digest, len(sessions), more, numbers)
 
     def answer(self, sync: Sync[PendingT], reply: CountReply) -> Decisions[PendingT]:
-        """Return what the answer to ``sync`` means; the caller carries it out before it does anything else.
+        """Return the decisions in the answer to ``sync``; the caller carries them out at once.
 
-        Those that were decided meanwhile, as by an answer of another sync, are left out.
+        Sessions that were decided meanwhile, as by the answer to another sync, are left out.
         """
         decisions: Decisions[PendingT] = Decisions()
-        if not reply.known and sync.request.seq > 1:  # it has lost what it knew
+        if not reply.known and sync.request.seq > 1:  # the store has lost its data
             self._report_all()
         for (digest, pending), (permits, first) in zip(sync.pending.items(), reply.admitted, strict=True):
             numbers: Iterator[int | None] = count(first) if first else repeat(None)
             self._set_numbers(digest, sync.unnumbered[digest], numbers)
             waiting = [one for one in pending if one.is_open]
-            if len(waiting) < permits:  # who was cancelled meanwhile is counted there
+            if len(waiting) < permits:  # the store also counts those cancelled meanwhile
                 self._changed.add(digest)
             refused = max(len(waiting) - permits, 0)
             (decisions.superseded if permits and sync.request.replaces else decisions.refused).extend(waiting[:refused])
@@ -229,7 +229,7 @@ class Counts(Generic[PendingT]):
                 self._sessions.put(digest, session, number)
 
     def abandon(self, sync: Sync[PendingT]) -> list[tuple[str, PendingT]]:
-        """Return who waits for the decision of a sync that failed, with their keys; it may have been recorded."""
+        """Return the sessions, with their keys, that wait for a sync that failed; the store may have counted it."""
         self._changed.update(sync.pending)
         self._end(sync)
         return [*sync.still_open()]
@@ -239,9 +239,9 @@ class Counts(Generic[PendingT]):
             self._in_flight = None
 
     def leave(self) -> CountRequest:
-        """Return the last sync of this worker, and go on as another one.
+        """Return the last sync of this worker, and go on as a new worker.
 
-        Without any time left it is dead at once.
+        Its lease duration is 0, so the store takes the old worker for dead at once.
         """
         request = CountRequest(self.worker, self._seq + 1, lease_duration=0, limit=-1)
         self._reset()

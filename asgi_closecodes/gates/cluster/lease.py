@@ -1,7 +1,7 @@
-"""The permits that one worker may give by itself: a state machine over its syncs, without any I/O.
+"""Lease of one worker on a part of the limit: a state machine over its syncs, without any I/O.
 
-A worker holds a *quota*: the sessions that it may have open without asking anybody, for as long as its *lease*
-lasts. A sync tells the cluster what it holds, and is answered with the next quota and a new lease (``sync.lua``).
+A worker holds a *quota*: the number of sessions that it may have open without asking, for as long as its *lease*
+lasts. A sync tells the store what the worker holds; the answer is its next quota and a new lease (``sync.lua``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 Fallback: TypeAlias = Literal["share", "open", "closed"]
 """Rule of admission after the lease has ended because the store is unreachable, see :class:`ClusterSessions`."""
 
-# It goes on while the machine sleeps, as the clock of the store does.
+# A clock that goes on while the machine sleeps, as the store's does.
 _CLOCK: Callable[[], float] = (
     partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 )
@@ -29,19 +29,19 @@ SYNC_TIMEOUT_S = 1.0
 """Seconds that a sync may take."""
 
 FIRST_SYNC_TIMEOUT_S = 3.0
-"""Seconds that it may take where there is no connection yet: TLS, a password and Sentinels are many round trips."""
+"""The same without a connection: TLS, a password and Sentinels take many round trips."""
 
 LEASE_SHARE = 0.95
-"""Share of its duration that a lease lasts, from before it was asked for: the store waits for all of it."""
+"""Share of its duration after which a lease ends here, counted from the request. The store waits for all of it."""
 
 MAX_REFRESH_SHARE = 0.4
-"""Share of the duration of a lease within which every worker syncs, give or take; the script knows it too."""
+"""Share of a lease's duration within which every worker has synced, roughly; ``sync.lua`` has it too."""
 
 RETRY_INTERVAL_S = 1.0
-"""Seconds between two syncs while the store is away."""
+"""Seconds between two syncs while the store is unreachable."""
 
 UNREACHABLE_FOR_S = 5.0
-"""Seconds for which a failed sync says that the store is away."""
+"""Seconds for which the store counts as unreachable after a failed sync."""
 
 FALLBACK_SHARE = 0.8
 """Share of the free permits that all workers together may use while the store is unreachable."""
@@ -78,27 +78,27 @@ class Reply:
 
     seq: int
     grant: int
-    """Sessions that are recorded for this worker."""
+    """Permits that the store has recorded for this worker."""
     quota: int
-    """Sessions that it may have."""
+    """Sessions that this worker may have open."""
     alloc: int
-    """Sessions that are recorded for all workers."""
+    """Permits that the store has recorded for all workers."""
     used: int
-    """Open sessions of all workers, as each said last."""
+    """Open sessions of all workers, as last reported."""
     workers: int
     limit: int
-    """The lowest one that a worker has."""
+    """Lowest limit that any worker has."""
     learning: int
-    """Milliseconds for which nobody gets more, since the store has lost what it knew; 0 if it has not."""
+    """Milliseconds for which nobody gets more permits, since the store has lost its data; 0 if it has not."""
 
 
 def worker_id() -> str:
-    """Return host, process and a number that is never used again."""
+    """Return host, process and a random number, as an id that is never used again."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class Terms:
-    """Rules for a process without the store, and their duration.
+    """Rules for a process without the store, and the duration of its lease.
 
     :param lease_duration: seconds.
     """
@@ -171,20 +171,20 @@ class Lease(Terms):
         self.limit = limit
 
     def reset(self) -> None:
-        """Begin as a new worker: another process, another store, or a new event loop."""
+        """Start as a new worker: in another process, on another store, or in a new event loop."""
         self.worker = worker_id()
         self.quota = 0
         self.ends = -math.inf
-        """The moment at which the lease ends."""
+        """Monotonic seconds of the lease's end."""
         self.seq = self._acked = 0
         self.timeout = FIRST_SYNC_TIMEOUT_S
         """Seconds that the next sync may take."""
         self._lasts = 0.0
         self.reply: Reply | None = None
         self._known: Reply | None = None
-        """The last answer of a store that knew of all workers; any other one for want of that."""
+        """Last answer of a store that knew all workers; before there is one, the last answer."""
         self.is_full = False
-        """Whether the cluster had no permit left at the last sync."""
+        """Whether the store had no permit left at the last sync."""
         self._sent_at = self._acked_at = self._failed_at = self._next = -math.inf
         self._failing_since = math.inf
         self._is_pending = self._in_fallback = False
@@ -212,7 +212,7 @@ class Lease(Terms):
     # Sessions
 
     def acquire(self) -> bool:
-        """Count one session more, if there is a permit for it."""
+        """Count one session more if the quota, or the fallback, allows it; return whether it does."""
         now = self._clock()
         if (now < self.ends and self.used < self.quota) or (self._is_in_fallback(now) and self.used < self._share()):
             self.used += 1
@@ -230,13 +230,13 @@ class Lease(Terms):
 
     def _is_in_fallback(self, now: float) -> bool:
         if now >= self.ends:
-            # That the lease has ended is not enough: this process may have been stopped, and others taken over.
+            # An ended lease is not enough: this process may have been stopped, and others have its permits.
             has_failed = now - self._failed_at < UNREACHABLE_FOR_S
             self._in_fallback = has_failed and (self.reply is not None or self._is_unreachable_for_long())
         return self._in_fallback
 
     def _is_unreachable_for_long(self) -> bool:
-        # At the start: one slow sync among many processes that start together is no reason for all to help themselves.
+        # At the start one slow sync is no outage: many processes that start together are slow.
         return self._failed_at - self._failing_since >= UNREACHABLE_FOR_S
 
     def _share(self) -> float:
@@ -248,8 +248,8 @@ class Lease(Terms):
             case "share":
                 if self._known is None:
                     return int(FALLBACK_SHARE * self.limit)
-                # Together not more than the limit, however the sessions are spread, if all know the same of it: each
-                # keeps what it had, and of what was free all get the same.
+                # All shares together stay within the limit if all workers know the same answer: each keeps its grant,
+                # and the free permits are divided equally.
                 limit, alloc = min(self._known.limit, self.limit), max(self._known.alloc, 1)
                 free = FALLBACK_SHARE * max(limit - alloc, 0) / max(self._known.workers, 1)
                 return int(self._known.grant * min(limit / alloc, 1) + free)
@@ -261,7 +261,7 @@ class Lease(Terms):
 
     @property
     def in_fallback(self) -> bool:
-        """Whether the fallback decides: the store is away, or has lost what it knew before this worker was back."""
+        """Whether the fallback decides: the store is unreachable, or came back without its data."""
         return self._is_in_fallback(self._clock())
 
     @property
@@ -273,21 +273,21 @@ class Lease(Terms):
 
     @property
     def excess(self) -> int:
-        """Sessions that should leave since the limit was lowered: this worker's share of those of the cluster."""
+        """Sessions to shed after the limit was lowered: this worker's share of the cluster's excess."""
         return 0 if self._target is None else max(self.used - self._target, 0)
 
     # Syncs
 
     @property
     def headroom(self) -> int:
-        """Permits to have in advance: as many as two refreshes need, and at least a 16th of an equal part, up to 8."""
+        """Permits to hold in advance: those for two refreshes, but at least a 16th of an equal share, up to 8."""
         workers, limit = (1, 0) if self.reply is None else (self.reply.workers, self.reply.limit)
         least = min(max(limit // (16 * max(workers, 1)), 1), 8)
         return min(max(math.ceil(2 * self._rate * self.lease_duration / 3), least), MAX_HEADROOM)
 
     @property
     def pace(self) -> float:
-        """The shortest time between two syncs, so that all together do not burden the store."""
+        """Shortest time between two syncs, in seconds; it grows with the workers, to spare the store."""
         return min(max((0 if self.reply is None else self.reply.workers) / 2000, 0.1), 2.0)
 
     def wait(self) -> float:
@@ -308,7 +308,7 @@ class Lease(Terms):
         )
 
     def ask(self, *, leave: bool = False) -> Request:
-        """Return the next sync; what it gives back is not used from now on."""
+        """Return the next sync; permits that it gives back are not used from now on."""
         now = self._clock()
         is_valid = now < self.ends
         self._measure(now)
@@ -316,7 +316,7 @@ class Lease(Terms):
         self.timeout = SYNC_TIMEOUT_S if is_connected else FIRST_SYNC_TIMEOUT_S
         self._lasts = self.lease_duration * LEASE_SHARE
         if not is_valid:
-            self.quota = self.used  # others may have the rest by now
+            self.quota = self.used  # other workers may have the rest by now
         elif leave:
             self.quota = 0
         elif self.quota - self.used > 2 * self.headroom:
@@ -347,7 +347,7 @@ class Lease(Terms):
         self._admitted = 0
 
     def answer(self, reply: Reply) -> None:
-        """Take the answer to the last sync; any other one is late, and of no worth."""
+        """Apply the answer to the last sync; ignore stale answers."""
         if reply.seq != self.seq or not self._is_pending:
             return
         self._is_pending = False
@@ -362,30 +362,30 @@ class Lease(Terms):
         self._failed_at, self._failing_since = -math.inf, math.inf
         self._shortfall = 0
         self._recorded = reply.grant
-        # Beyond the limit not even the permits that become free are used again.
+        # Above the limit not even a released permit may be used again.
         self.quota = max(reply.quota, self.used) if reply.alloc <= reply.limit else 0
         self.is_full = reply.alloc >= reply.limit or reply.learning > 0
-        self._follow(reply, before)
+        self._shed_after_lowering(reply, before)
 
-    def _follow(self, reply: Reply, before: Reply | None) -> None:
-        # Only a limit that was lowered makes sessions leave: not one that was exceeded while the store was away.
+    def _shed_after_lowering(self, reply: Reply, before: Reply | None) -> None:
+        # Only a lowered limit sheds sessions. One that was exceeded while the store was away does not.
         over = 0 if reply.learning else reply.used - reply.limit
         was_lowered = self._target is not None or (before is not None and reply.limit < before.limit)
         if over <= 0 or not was_lowered:
             self._target = None
             return
-        # Not anew with every sync: what the others have shed since is not known yet, and would be shed twice.
+        # Not at every sync: sessions that others have shed meanwhile are not reported yet, and would be shed twice.
         if self._target is None or self._acked_at - self._target_at >= MAX_REFRESH_SHARE * self.lease_duration:
-            # Rounded at random, so that all workers together come to the limit, and not each below its own part.
+            # Rounded at random, so that the workers' sum meets the limit, although each sheds whole sessions.
             self._target = self.used - int(self.used * over / reply.used + self._jitter(0, 1))
             self._target_at = self._acked_at
 
     def fail(self) -> None:
-        """Take note that the last sync was not answered."""
+        """Record that the last sync failed."""
         self._is_pending = False
         now = self._clock()
         self._next = now + RETRY_INTERVAL_S * self._jitter(0.5, 1)
-        # If it took longer, this process was stopped meanwhile: that says nothing of the store.
+        # After longer than that, this process was stopped meanwhile: no evidence about the store.
         if now - self._sent_at < 1.5 * self.timeout:
             self._failed_at, self._failing_since = now, min(self._failing_since, now)
         else:

@@ -1,4 +1,4 @@
-"""Keeps the lease of a process: syncs when it is due, never inside of a session, and tells what happens."""
+"""Task that keeps the lease of a process: it syncs when due, never in a session's task, and reports events."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .task import ProcessTask
 
 
 class Health:
-    """Tells of a store that fails, once for each reason, and that it is back.
+    """Health of a store: reports failures, once for each reason, and the recovery.
 
     :param name: of the limit, for events.
-    :param report: told what happens.
+    :param report: gets the events.
     """
 
     def __init__(self, name: str, report: events.Observer) -> None:
@@ -26,7 +26,7 @@ class Health:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, in a child process."""
+        """Reset in a child process."""
         self._reported: set[str] = set()
         self._failures = 0
         self._since = 0.0
@@ -34,11 +34,11 @@ class Health:
 
     @property
     def is_good(self) -> bool:
-        """Whether the last call did not fail."""
+        """Whether the last call succeeded."""
         return not self._failures
 
     def failed(self, problem: str, lease: float, fallback: Fallback, *, in_fallback: bool) -> None:
-        """Tell of a call that failed."""
+        """Record a call that failed; report the first of each reason."""
         self.report(events.ClusterSyncFailed(self.name, problem))
         if not self._failures:
             self._since = time.monotonic()
@@ -51,7 +51,7 @@ class Health:
             self.report(events.ClusterFallback(self.name, fallback))
 
     async def succeeded(self, store: Store) -> None:
-        """Tell that the store is back; look once at how it is configured."""
+        """Record a call that succeeded; report a recovery, and check the store's configuration once."""
         if self._failures:
             self.report(events.ClusterRecovered(self.name, self._failures, time.monotonic() - self._since))
             self._reported.clear()
@@ -64,7 +64,7 @@ class Health:
             async with asyncio.timeout(SYNC_TIMEOUT_S):
                 problem = await store.check_config()
         except Exception:
-            await store.close()  # it may not be allowed to tell
+            await store.close()  # the user may lack the right to read the configuration
         else:
             if problem is not None:
                 self.report(events.ClusterMisconfigured(self.name, problem))
@@ -74,7 +74,7 @@ class LeaseKeeper:
     """Keeps ``lease`` with ``store``.
 
     :param name: of the limit, for events.
-    :param report: told what happens.
+    :param report: gets the events.
     """
 
     def __init__(self, lease: Lease, store: LeaseStore, name: str, report: events.Observer) -> None:
@@ -87,7 +87,7 @@ class LeaseKeeper:
         self.task = ProcessTask(self._sync, lease.wait, self._leave, report, store.forget)
 
     def forked(self) -> None:
-        """Begin anew in a child process: the lease, the task and the connections are the parent's."""
+        """Reset in a child process: the lease, the task and the connections are the parent's."""
         self.task.forget()
         self._store.forget()
         self._health.forget()
@@ -121,7 +121,7 @@ class LeaseKeeper:
             self.lease.reset()
         try:
             async with asyncio.timeout(FIRST_SYNC_TIMEOUT_S):
-                await self._store.close()  # a cancelled command may have left an answer behind
+                await self._store.close()  # a cancelled command may have left an unread answer
                 if may_be_recorded:
                     await self._store.sync(request)
         except Exception as error:
@@ -147,7 +147,7 @@ class LeaseKeeper:
         )
         if reply.learning and not (before is not None and before.learning):
             self._report(events.ClusterRelearning(self._name, reply.learning / 1000))
-        # Right after a change the others, and what is recorded, may still have the limit before it.
+        # Right after a change, other workers and the store may still have the previous limit.
         settled = before is None or lease.limit_age > lease.lease_duration
         if reply.limit >= lease.limit:
             self._reported_limit = None

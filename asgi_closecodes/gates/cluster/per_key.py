@@ -1,6 +1,6 @@
-"""The gate over one key in a whole cluster, as for five sessions of a user: it asks the store for every session.
+"""Gate that limits the sessions of one key, as of one user, in a whole cluster. It asks the store for every session.
 
-All sessions that come while a call is under way are asked for together in the next one.
+Sessions that arrive during a call are all part of the next one.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from .store import CountStore
 from .task import ProcessTask
 
 MAX_SUBSCRIBE_FAILURES = 3
-"""Failed attempts to subscribe, while the store answers, after which that is reported."""
+"""Failed subscriptions in a row, while the store answers, that are reported."""
 
 _Answer: TypeAlias = "asyncio.Future[TryAgainLater | None]"
-"""The refusal of a session that asks for a permit, or None where it is counted."""
+"""Decision about a session that asks for a permit: its refusal, or None if it is admitted."""
 
 
 class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     """At most ``limit`` open sessions of one key in all processes that share ``redis_url`` and ``name``.
 
-    Each session costs a round trip. While Redis is away, each process holds the limit by itself, or refuses all
-    (``fallback="closed"``); what it has admitted then is counted as soon as Redis is back.
+    Each session costs a round trip. While Redis is unreachable, each process applies the limit by itself, or refuses
+    all (``fallback="closed"``). Sessions admitted then are counted as soon as Redis is back.
 
-    When the handler sets :attr:`Session.key`, the store is asked while it goes on: a session for which there is no
-    room is shed a moment later.
+    When the handler sets :attr:`Session.key`, it does not wait for the store. If there is no room, the session is shed
+    a moment later.
 
     :param limit: sessions of one key; None is no limit, 0 admits nobody.
     :param redis_url: see :class:`ClusterSessions`; or a :class:`CountStore`.
     :param key: the key of a session: text, bytes, a whole number, or None for one that is not limited. By default
         :func:`client_network`. Only its hash is stored.
-    :param name: tells limits on the same Redis apart; the gate's own is ``cluster_sessions_per_key``, and ``.name``
-        behind it where it is not ``default``.
-    :param lease_duration: seconds after which the sessions of a process that died count no more.
+    :param name: tells limits on the same Redis apart. The gate's own name is ``cluster_sessions_per_key``, followed by
+        ``.name`` if that is not ``default``.
+    :param lease_duration: seconds after which the sessions of a dead process stop counting.
     :param fallback: ``share`` and ``open`` mean the same here.
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the new one gets the permit of the key's oldest
-        in any process, which is shed there within a round trip; where Redis' message to that process is lost, within
-        ``lease_duration / 3``. A process that stands still cannot do it before it goes on. One newcomer brings a key
-        that is above the limit, after an outage or since it was lowered, down to it. No process holds more than twice
-        the limit, with those that were replaced and still count.
+        in any process. That is shed within a round trip, or within ``lease_duration / 3`` if Redis' message to its
+        process is lost; a process that is stopped sheds it when it goes on. If a key is above the limit, after an
+        outage or since the limit was lowered, one new session brings it down. No process holds more than twice the
+        limit, including those that were replaced and still count.
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
     :raises TypeError: if ``key`` cannot be called.
     """
@@ -87,8 +87,8 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         self._subscribe_failed_at = -math.inf
         self._refused: set[Session] = set()
 
-    def _follow_limit(self) -> None:
-        super()._follow_limit()
+    def _on_limit_changed(self) -> None:
+        super()._on_limit_changed()
         with COUNTING:
             self._counts.mark_all_changed()
         if self._limit is None:
@@ -103,12 +103,12 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         return _Permit(self, self.digest(session), session)
 
     def admit_in_shadow(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Return the same, for which no other session leaves."""
+        """Return the same without replacing another session."""
         self._in_shadow = True
         return _Permit(self, self.digest(session), session)
 
     def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Count a session that is open already: here at once, in the cluster with the next sync."""
+        """Count a session that is already open: here at once, in the cluster with the next sync."""
         permit = _Permit(self, digest := self.digest(session), session)
         self._hold(digest, session)
         if digest is not None:
@@ -116,11 +116,11 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         return permit
 
     def digest(self, session: Session) -> str | None:
-        """Return what stands for the key of ``session`` in the store."""
+        """Return the digest of the key of ``session``, which stands for it in the store."""
         return _digest(self.key(session))
 
     def ask(self, digest: str | None, session: Session) -> _Answer | None:
-        """Count one session of a key more, or return what the answer of the store will be.
+        """Admit one more session of a key here, or return a future of the store's decision.
 
         :raises TryAgainLater: if this process refuses it by itself.
         """
@@ -174,7 +174,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
                 self._settle_admitted(digest, pending)
 
     def _settle_admitted(self, digest: str, pending: PendingAdmission) -> None:
-        if not pending.settle(None):  # its event loop was closed
+        if not pending.settle(None):  # its event loop is closed
             self.release(digest, pending.session)
 
     # The task that syncs with the store
@@ -187,7 +187,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         with COUNTING:
             sync = self._counts.ask(lease_duration=self.lease_duration, limit=self._limit, replaces=replaces)
         try:
-            is_new = self._counts.is_first or not self._health.is_good  # there may be no connection
+            is_new = self._counts.is_first or not self._health.is_good  # there may be no connection yet
             async with asyncio.timeout(FIRST_SYNC_TIMEOUT_S if is_new else SYNC_TIMEOUT_S):
                 reply = await self._store.count(sync.request)
         except BaseException as error:
@@ -220,14 +220,14 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             request = self._counts.leave()
         try:
             async with asyncio.timeout(FIRST_SYNC_TIMEOUT_S if self._health.is_good else SYNC_TIMEOUT_S):
-                await self._store.close()  # a cancelled command may have left an answer behind
+                await self._store.close()  # a cancelled command may have left an unread answer
                 await self._store.count(request)
         except Exception as error:
             self._tell(events.ClusterSyncFailed(self._health.name, self._store.describe_error(error)))
         finally:
             await self._store.close()
 
-    # The task that is notified when one of its sessions was replaced
+    # The task that is notified when one of this process's sessions was replaced
 
     def _subscribe_wait(self) -> float:
         return max(self._subscribe_failed_at + RETRY_INTERVAL_S - time.monotonic(), 0.0)
@@ -254,7 +254,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     # What the guard asks
 
     def start(self) -> None:
-        """Begin to talk to the store.
+        """Start the tasks that talk to the store.
 
         :raises RuntimeError: on trio.
         """
@@ -263,25 +263,25 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
             self._subscription.start()
 
     async def stop(self) -> None:
-        """Stop until it is started or asked again, and say what has ended."""
+        """Report the ended sessions, and stop until it is started or asked again."""
         self._is_stopped = True
         await self._subscription.stop()
         await super().stop()
 
     def expired(self) -> Iterator[Session]:
-        """Yield the sessions for whose new key the store has no permit."""
+        """Yield the sessions whose new key the store has refused."""
         yield from [session for session in self._refused.copy() if not session.is_leaving]
 
     def refuse_late(self, session: Session) -> None:
-        """Have a session end that has begun, unless that is cancelled."""
+        """End an open session whose new key was refused, unless that is cancelled before."""
         self._refused.add(session)
 
     def cancel_late_refusal(self, session: Session) -> None:
-        """Take note that a session does not want another key any more."""
+        """Cancel the refusal of a session's new key: it has yet another key now."""
         self._refused.discard(session)
 
     def forked(self) -> None:
-        """Begin anew in a child process: tasks and connections are the parent's."""
+        """Reset in a child process: tasks and connections are the parent's."""
         self._task.forget()
         self._subscription.forget()
         self._store.forget()
@@ -290,7 +290,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
 
 
 class PendingAdmission:
-    """A session that asks for a permit, of a key that stands beside it; in whatever event loop."""
+    """Session that waits for the store's decision, in any event loop."""
 
     __slots__ = ("_is_settled", "_loop", "answer", "session")
 
@@ -303,11 +303,11 @@ class PendingAdmission:
 
     @property
     def is_open(self) -> bool:
-        """Whether an answer is waited for."""
+        """Whether it still waits for a decision."""
         return not (self._is_settled or self.answer.done())
 
     def settle(self, refusal: TryAgainLater | None) -> bool:
-        """Answer, from whatever event loop; return False if its own is gone."""
+        """Set the decision, from any event loop; return False if its own is gone."""
         self._is_settled = True
         if self._loop.is_here:
             self._answer(refusal)
@@ -320,7 +320,7 @@ class PendingAdmission:
 
 
 class _Permit:
-    """One session's permit, and the one under another key that it has asked for."""
+    """Permit of one session, and the one that it has asked for under another key."""
 
     __slots__ = ("_answer", "_digest", "_gate", "_next", "_session")
 
@@ -336,11 +336,11 @@ class _Permit:
             if answer is not None and (refusal := await answer) is not None:
                 raise refusal
         except BaseException:
-            self._gate.release(self._digest, self._session)  # it may be counted, and then be cancelled
+            self._gate.release(self._digest, self._session)  # it may have been counted, and then cancelled
             raise
 
     def rekey(self) -> None:
-        """Move to the key that the session has now as soon as the store has a permit there, or refuse it and stay.
+        """Ask the store for a permit under the session's new key, and move there if it is granted.
 
         :raises TryAgainLater: if this process refuses it by itself.
         """
@@ -390,7 +390,7 @@ async def _nothing() -> None:
 
 
 def _digest(key: Hashable) -> str | None:
-    """Return what stands for ``key`` in the store: neither its text nor its length."""
+    """Return a digest of ``key`` for the store; it reveals neither its text nor its length."""
     match key:
         case None:
             return None

@@ -1,4 +1,4 @@
-"""The gate over a whole cluster: admission is local while there is quota; a session waits only where there is none."""
+"""Gate that limits the sessions of a whole cluster. It admits locally while it has quota; else a session waits."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from .lease_keeper import LeaseKeeper
 from .redis.client import RedisStore
 from .store import LeaseStore
 
-PLACE_TIMEOUT_S = 3.0
+PERMIT_TIMEOUT_S = 3.0
 """Seconds that a session waits for a permit in a cluster that has some left."""
 
 
 class ClusterSessions(ClusterGate):
     """At most ``limit`` open sessions in all processes that share ``redis_url`` and ``name``.
 
-    Each process leases a part of the limit, and admits by itself from that. Its permits come back at once when it
-    stops, and within ``lease_duration`` when it dies. Open sessions are never closed because Redis is away.
+    Each process leases a part of the limit, and admits by itself within that. Its permits are free at once when it
+    stops, and within ``lease_duration`` when it dies. Open sessions are never closed because Redis is unreachable.
 
-    :param limit: sessions of the whole cluster; None is no limit, 0 admits nobody. The lowest that a process has holds.
-    :param redis_url: of a Redis (6.2 or later) or Valkey, see :class:`RedisStore`; or another :class:`LeaseStore`.
-    :param name: tells limits on the same Redis apart; the gate's own is ``cluster_sessions``, and ``.name`` behind it
-        where it is not ``default``.
+    :param limit: sessions of the whole cluster; None is no limit, 0 admits nobody. The lowest of all processes holds.
+    :param redis_url: a Redis (6.2 or later) or Valkey, see :class:`RedisStore`; or another :class:`LeaseStore`.
+    :param name: tells limits on the same Redis apart. The gate's own name is ``cluster_sessions``, followed by
+        ``.name`` if that is not ``default``.
     :param lease_duration: seconds that a lease lasts.
-    :param fallback: what admits when a lease has ended and Redis is away. ``share``: each process, up to what it had
-        and an equal part of 80 % of what was free; ``open``: everybody; ``closed``: nobody.
+    :param fallback: rule of admission when the lease has ended and Redis is unreachable. ``share``: each process admits
+        up to its last count and an equal part of 80 % of the free permits; ``open``: all; ``closed``: none.
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
     """
 
@@ -55,8 +55,8 @@ class ClusterSessions(ClusterGate):
         self._waiting: dict[object, EventLoop] = {}
         super().__init__(name, self._keeper.task, self._lease, lease_duration, fallback, limit=limit)
 
-    def _follow_limit(self) -> None:
-        super()._follow_limit()
+    def _on_limit_changed(self) -> None:
+        super()._on_limit_changed()
         if self._limit is not None:
             self._lease.limit = self._limit
 
@@ -67,7 +67,7 @@ class ClusterSessions(ClusterGate):
 
     @property
     def lease(self) -> Lease:
-        """The part of the limit that this process has."""
+        """Lease of this process."""
         return self._lease
 
     def admit(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
@@ -75,12 +75,12 @@ class ClusterSessions(ClusterGate):
         return self._permit
 
     def adopt(self, _session: Session, /) -> AbstractAsyncContextManager[None]:
-        """Count a session that is open already: here at once, in the cluster with the next sync."""
+        """Count a session that is already open: here at once, in the cluster with the next sync."""
         self._lease.used += 1
         return self._permit
 
-    async def wait_for_place(self) -> None:
-        """Count one session more as soon as a sync brings a permit, or refuse it."""
+    async def wait_for_permit(self) -> None:
+        """Wait for a permit from the next syncs, and count one session more; refuse it if none comes."""
         lease = self._lease
         if self._limit is None:
             with COUNTING:
@@ -88,7 +88,7 @@ class ClusterSessions(ClusterGate):
             return
         self.start()
         self._task.wake_if_due()
-        with anyio.move_on_after(PLACE_TIMEOUT_S):
+        with anyio.move_on_after(PERMIT_TIMEOUT_S):
             while lease.may_wait:
                 waiting = object()
                 self._wait(waiting, EventLoop(running_loop()))
@@ -105,7 +105,7 @@ class ClusterSessions(ClusterGate):
         raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit)
 
     def acquire(self) -> bool:
-        """Count one session more, if there is a permit for it now."""
+        """Count one session more if there is a permit now; return whether there is."""
         with COUNTING:
             return self._lease.acquire()
 
@@ -123,28 +123,28 @@ class ClusterSessions(ClusterGate):
             self._lease.waiting = len(self._waiting)
 
     def start(self) -> None:
-        """Begin to talk to the store.
+        """Start the task that talks to the store.
 
         :raises RuntimeError: on trio.
         """
-        if self._waiting and not self._task.is_running:  # those of an event loop that was closed wait no more
+        if self._waiting and not self._task.is_running:  # those of a closed event loop no longer wait
             with COUNTING:
                 self._waiting = {one: loop for one, loop in self._waiting.items() if loop.is_alive}
                 self._lease.waiting = len(self._waiting)
         super().start()
 
     def excess(self) -> int:
-        """Return how many sessions are too many, after the limit was lowered: this process's part of them."""
+        """Return this process's share of the sessions above a lowered limit."""
         return self._lease.excess
 
     def forked(self) -> None:
-        """Begin anew in a child process."""
+        """Reset in a child process."""
         self._waiting = {}
         self._keeper.forked()
 
 
 class _Permit:
-    """Any session's permit: checked and taken without an await in between, where there is quota."""
+    """Permit of any session; with quota, it is checked and taken without an await in between."""
 
     __slots__ = ("_gate",)
 
@@ -153,7 +153,7 @@ class _Permit:
 
     async def __aenter__(self) -> None:
         if not self._gate.acquire():
-            await self._gate.wait_for_place()
+            await self._gate.wait_for_permit()
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

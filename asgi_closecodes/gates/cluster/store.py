@@ -1,4 +1,4 @@
-"""Interfaces of the store in which the processes of a cluster gate meet, and their messages."""
+"""Interfaces of the store that the processes of a cluster gate share, and their messages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class Store(Protocol):
-    """Whatever the methods of a store raise means that it cannot be used for now."""
+    """Store of a cluster gate. Any exception of its methods means that it cannot be used for now."""
 
     async def check_config(self) -> str | None:
-        """Return why this store may lose what it knows, if its configuration says so."""
+        """Return why this store's configuration may lose data; None if it does not."""
 
     def describe_error(self, error: Exception) -> str:
         """Return what an error of this store means and what to do about it, in one line without secrets."""
@@ -27,14 +27,14 @@ class Store(Protocol):
         """Close the connections; the next call opens them again."""
 
     def forget(self) -> None:
-        """Leave the connections alone, since they belong to the parent process."""
+        """Drop the connections without closing them, since they belong to the parent process."""
 
 
 class LeaseStore(Store, Protocol):
     """Keeps the leases of all workers."""
 
     async def sync(self, request: Request) -> Reply:
-        """Record what a worker says, and return what it may hold."""
+        """Record a worker's report, and return its quota."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +48,24 @@ class KeyCount:
     more: int
     """Sessions that ask for a permit."""
     numbers: Sequence[int] = ()
-    """Those that the store has given the open ones, from the oldest on; the last ones may have none yet."""
+    """Numbers of the open sessions, given by the store, oldest first; the newest sessions may have none yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class CountRequest:
-    """Report of a worker: a state, never a change of one."""
+    """Report of a worker: its state, not changes, so that a repeated report does no harm."""
 
     worker: str
     seq: int
     lease_duration: float
-    """Seconds after which it is dead, if it says nothing more."""
+    """Seconds without a report after which the worker counts as dead."""
     limit: int
     """Sessions of one key; -1 is no limit."""
     counts: Sequence[KeyCount] = ()
     replaces: bool = False
-    """Whether who asks for a permit gets that of the oldest session, where there is none."""
+    """Whether a new session gets the permit of the oldest one if none is free."""
     acknowledged: Sequence[str] = ()
-    """Those of its sessions that it knows to be replaced, as the store has named them."""
+    """Replaced sessions that this worker knows of, under the store's names."""
 
     def arguments(self) -> Sequence[str | int]:
         """Return the arguments of the script."""
@@ -87,9 +87,9 @@ class CountReply:
     """Answer of the store."""
 
     known: bool
-    """Whether it knew this worker."""
+    """Whether the store knew this worker."""
     replaced: Sequence[str]
-    """Sessions of this worker that have lost their permit, until it has acknowledged that: digest:number."""
+    """Replaced sessions of this worker, as digest:number, until it has acknowledged them."""
     admitted: Sequence[tuple[int, int]]
     """Of each key: how many of those who ask get a permit (the last ones), and the first number for sessions
     that have none, or 0."""
@@ -99,18 +99,18 @@ class CountStore(Store, Protocol):
     """Keeps the number of sessions of each key, by worker."""
 
     async def count(self, request: CountRequest) -> CountReply:
-        """Record what a worker says, and return who is admitted."""
+        """Record a worker's report, and return how many more are admitted."""
 
     async def listen(self, worker: str, call: Callable[[], object]) -> None:
-        """Call ``call`` when this begins, and whenever a session of ``worker`` is replaced: it should count.
+        """Call ``call`` at the start and whenever a session of ``worker`` is replaced, so that it syncs.
 
-        It ends with an error. A call may be lost, as long as the next count brings what it was for.
+        It runs until an error is raised. A call may get lost: the next count has the same information.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker, as the store knows it."""
+    """State of one worker in the store."""
 
     id: str
     grant: int
@@ -118,7 +118,7 @@ class WorkerState:
     age: float
     """Seconds since its last sync."""
     expires_in: float
-    """Seconds after which its permits are free, if it does not sync."""
+    """Seconds without a sync after which its permits are free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +130,14 @@ class State:
     """Permits that are granted, used or not."""
     used: int
     learning: float
-    """Seconds for which nobody gets more."""
+    """Seconds for which nobody gets more permits, since the store has lost its data."""
     workers: tuple[WorkerState, ...]
 
 
 def checked_name(name: str) -> str:
     """Return ``name``.
 
-    :raises ValueError: if it cannot be a part of a key.
+    :raises ValueError: if it cannot be part of a key.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"the name {shown(name)} cannot be used: use 1 to 64 letters, digits, '_', '.', ':' or '-'")

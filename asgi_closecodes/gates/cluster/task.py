@@ -1,4 +1,4 @@
-"""A task that belongs to a process: it runs in one event loop at a time, and ends well."""
+"""Background task of a process: it runs in one of its event loops at a time, and ends in order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from asgi_closecodes.naming import name_of
 
 
 class ProcessTask:
-    """Runs ``turn`` again and again, when it is due or somebody waits for it; and ``end`` at last.
+    """Runs ``turn`` whenever it is due or somebody waits for it, and ``end`` at its end.
 
-    :param turn: what is to be done.
-    :param due: returns the seconds until it is to be done again.
+    :param turn: does the work once.
+    :param due: returns the seconds until the next turn is due.
     :param end: called when the task ends, cancelled or not.
-    :param report: called with what they raise.
-    :param lost: called before the task goes on in place of one whose event loop was closed under it.
+    :param report: called with exceptions of both.
+    :param lost: called before the task starts again after its event loop was closed.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ProcessTask:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew in a child process: the task and its event loop are the parent's."""
+        """Reset in a child process: the task and its event loop are the parent's."""
         self._loop: EventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -46,11 +46,11 @@ class ProcessTask:
 
     @property
     def is_running(self) -> bool:
-        """Whether the task runs, in whatever event loop."""
+        """Whether the task runs in any event loop."""
         return self._task is not None and not self._task.done() and self._loop is not None and self._loop.is_alive
 
     def start(self) -> None:
-        """Have the task run: in this event loop, if it does not in another one.
+        """Start the task in this event loop, unless it runs in another one.
 
         :raises RuntimeError: on trio, where redis-py does not run.
         """
@@ -64,7 +64,7 @@ class ProcessTask:
                 self._wake = asyncio.Event()
                 loop = asyncio.get_running_loop()
                 self._task = loop.create_task(self._contained(), context=contextvars.Context())
-                # Who waits in another event loop starts another one.
+                # A waiter in another event loop starts it there.
                 self._task.add_done_callback(lambda _task: self._wake_waiters())
 
     def wake_if_due(self) -> None:
@@ -73,7 +73,7 @@ class ProcessTask:
             self._wake_up()
 
     async def turn(self) -> None:
-        """Wait until the next turn was taken, in whatever event loop."""
+        """Wait for the end of the next turn, in any event loop."""
         self.start()
         here = EventLoop.running()
         assert here is not None
@@ -91,13 +91,13 @@ class ProcessTask:
             loop.call_soon(wake.set)
 
     def stop_soon(self) -> None:
-        """End the task; it may be called from any thread."""
+        """Have the task end; from any thread."""
         loop, task = self._loop, self._task
         if loop is not None and task is not None:
             loop.call_soon(task.cancel)
 
     async def stop(self) -> None:
-        """End the task, and wait until it has."""
+        """End the task, and wait for its end."""
         loop, task = self._loop, self._task
         if loop is None or task is None or not self.is_running:
             return
@@ -124,7 +124,7 @@ class ProcessTask:
                 await self._pause()
         finally:
             self._wake_waiters()
-            if self._task is task:  # else another event loop has taken over while this one stood still
+            if self._task is task:  # else another event loop has taken over while this one was blocked
                 await self._end()
 
     async def _pause(self) -> None:
@@ -145,6 +145,6 @@ class ProcessTask:
 
 
 def is_cancelled() -> bool:
-    """Whether this task is to end: redis-py swallows a cancellation that comes while it connects."""
+    """Whether this task was cancelled; redis-py swallows a cancellation while it connects."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

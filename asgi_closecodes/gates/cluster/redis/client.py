@@ -1,4 +1,4 @@
-"""The store of leases: a Redis or Valkey behind the store's narrow interface."""
+"""Store of the cluster gates on a Redis or Valkey."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import describe_error
 from .url import Client, checked_url, connect
 
 PING_AFTER_S = 5.0
-"""Seconds without a call after which it is asked whether the connection still lives on which one would come."""
+"""Seconds of silence on a subscription after which a PING checks its connection."""
 
 SYNC = files(__package__).joinpath("sync.lua").read_text()
 
@@ -27,19 +27,19 @@ _INHERITED: list[Client] = []
 
 
 def keys_of(name: str) -> tuple[str, str, str]:
-    """Return the keys of the limit ``name``: one hash tag, so that a Redis Cluster has them in one place."""
+    """Return the keys of the limit ``name``: one hash tag, so that a Redis Cluster has them in one slot."""
     return f"closecodes:{{{name}}}:meta", f"closecodes:{{{name}}}:grants", f"closecodes:{{{name}}}:expiry"
 
 
 class RedisStore:
     """Leases on a Redis (6.2 or later) or a Valkey.
 
-    :param url: ``redis://``, ``rediss://`` (TLS) or ``unix://`` as redis-py reads them;
-        ``redis+sentinel://[user:password@]host:port,host:port/service/db`` asks Sentinels for the primary, with
-        ``?sentinel_username=`` and ``sentinel_password=`` where they want one themselves, and
-        ``redis+cluster://[user:password@]host:port,host:port`` names nodes of a Redis Cluster. Both speak TLS as
+    :param url: ``redis://``, ``rediss://`` (TLS) or ``unix://`` as redis-py reads them.
+        ``redis+sentinel://[user:password@]host:port,host:port/service/db`` asks Sentinels for the primary; their own
+        user goes into ``?sentinel_username=`` and ``sentinel_password=``.
+        ``redis+cluster://[user:password@]host:port,host:port`` names nodes of a Redis Cluster. Both use TLS as
         ``rediss+…``. Options of redis-py follow as a query: ``?ssl_ca_certs=/path/ca.pem``.
-    :param name: the limit; processes with the same one share it.
+    :param name: name of the limit; processes with the same name share it.
     :param timeout: seconds that a connection or a command may take.
     :raises ValueError: if ``url`` or ``name`` cannot be used, or redis-py is not installed. The text holds no secret.
     """
@@ -56,13 +56,13 @@ class RedisStore:
         self._count = Script(COUNT)
 
     async def sync(self, request: Request) -> Reply:
-        """Record what a worker says, and return what it may hold."""
+        """Record a worker's report, and return its quota."""
         reply = Reply(*await self._sync.run(self._connected(), self._keys, request.arguments()))
         self._has_answered = True
         return reply
 
     async def count(self, request: CountRequest) -> CountReply:
-        """Record the sessions of a worker by key, and return who is admitted."""
+        """Record a worker's sessions by key, and return how many more are admitted."""
         keys = [f"{self._counting}:{part}" for part in ("said", *(count.digest for count in request.counts))]
         answer = await self._count.run(self._connected(), [self._counting, *keys], request.arguments())
         self._has_answered = True
@@ -71,7 +71,7 @@ class RedisStore:
         return CountReply(bool(known), [name.decode() for name in replaced], admitted)
 
     async def listen(self, worker: str, call: Callable[[], object]) -> None:
-        """Call ``call`` when this begins, and whenever a session of ``worker`` is replaced; it ends with an error."""
+        """Call ``call`` at the start and whenever a session of ``worker`` is replaced, until an error is raised."""
         client = self._listening = connect(self._url, self._timeout, to_one=True)
         try:
             calls = client.pubsub()
@@ -89,7 +89,7 @@ class RedisStore:
             await close(client)
 
     async def check_config(self) -> str | None:
-        """Return why this Redis may lose the leases, if it says so."""
+        """Return why this Redis' configuration may lose the leases; None if it does not."""
         memory = await self._connected().info("memory")
         policy = memory.get("maxmemory_policy", "") if isinstance(memory, dict) else ""
         if isinstance(policy, str) and policy.startswith("allkeys") and memory.get("maxmemory", 0):
@@ -100,7 +100,7 @@ class RedisStore:
         return None
 
     async def state(self) -> State:
-        """Return what is known of all workers."""
+        """Return the state of all workers."""
         client = self._connected()
         meta_key, grants_key, expiry_key = self._keys
         with _naming(meta_key):
@@ -135,34 +135,34 @@ class RedisStore:
         return self._client
 
     async def close(self) -> None:
-        """Throw the client away.
+        """Close the client's connections; the next call opens new ones.
 
-        After a failure too: a connection on which a command was cancelled or timed out may hold the answer to
-        another one than the next.
+        Needed after each failure: a cancelled or timed-out command leaves its answer unread, and the next command would
+        get that.
         """
         if self._client is not None:
             await close(self._client)
-            self._client = None  # not before: who is cancelled meanwhile closes the rest later
+            self._client = None  # last: if this is cancelled, a later call closes the rest
 
     def describe_error(self, error: Exception) -> str:
         """Return what ``error`` means and what to do about it, in one line without secrets."""
         return describe_error(error, has_answered=self._has_answered)
 
     def forget(self) -> None:
-        """Leave the client alone after a fork: to close it here would take it from the parent's event loop."""
+        """Drop the client after a fork without closing it: its sockets belong to the parent's event loop."""
         _INHERITED.extend((self._client, self._listening))
         self._client = self._listening = None
 
 
 class Script:
-    """A Lua script: called by its digest, loaded where the server does not know it (any more), and only then."""
+    """Lua script, called by its digest, and loaded only if the server does not know it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._digest: str | None = None
 
     async def run(self, client: Client, keys: Sequence[str], arguments: Sequence[str | int]) -> list[Any]:
-        """Run it, and return what it returns."""
+        """Run the script, and return its result."""
         from redis.exceptions import NoScriptError  # noqa: PLC0415 - an extra
 
         if self._digest is None:
@@ -179,7 +179,7 @@ class Script:
 
 @contextlib.contextmanager
 def _naming(key: str) -> Iterator[None]:
-    """Have an error say, as those of the scripts, that what is wrong is what is under ``key``."""
+    """Add to an error of the block that the data under ``key`` is wrong, as the scripts' errors do."""
     try:
         yield
     except (ValueError, OverflowError):
@@ -191,7 +191,7 @@ def _naming(key: str) -> Iterator[None]:
 
 
 async def close(client: Client) -> None:
-    """Close all connections of ``client``, in use or not, and do not wait for long."""
+    """Close all connections of ``client``, in use or not, within a short time."""
     try:
         async with asyncio.timeout(1):
             await client.aclose()
@@ -200,7 +200,7 @@ async def close(client: Client) -> None:
                 await pool.disconnect()
             for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
                 await sentinel.aclose()
-            # A RedisCluster that means to look for its nodes anew, as after a failure, closes no connection.
+            # A RedisCluster that is about to discover its nodes again, as after a failure, closes no connection.
             nodes = getattr(client, "nodes_manager", None)
             for node in () if nodes is None else (*nodes.nodes_cache.values(), *nodes.startup_nodes.values()):
                 await node.disconnect()

@@ -1,4 +1,4 @@
-"""Meanings of a Redis's errors, and remedies."""
+"""Meanings of Redis errors, and remedies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_PERMISSION = (
 )
 
 _MEANINGS = {
-    # By the first word of the server's answer, or by what redis-py makes of it.
+    # By the first word of the server's answer, or by redis-py's class for it.
     "NOAUTH": _NO_PASSWORD,
     "WRONGPASS": "it does not accept the user or the password of the URL",
     "NOPERM": _NO_PERMISSION,
@@ -47,7 +47,7 @@ def describe_error(error: BaseException, *, has_answered: bool = True) -> str:
     chain = [*_chain_of(error)]
     if _is_any_of(chain, TimeoutError, exceptions.TimeoutError) or str(error).startswith("Timeout "):
         return "it does not answer in time"
-    for one in reversed(chain):  # what redis-py raises for an error knows less of it
+    for one in reversed(chain):  # innermost first: redis-py's own errors say less
         meaning = _of_the_way_there(one) or _of_an_answer(one)
         if meaning is not None:
             return meaning
@@ -68,7 +68,7 @@ def _of_an_answer(error: BaseException) -> str | None:
         return "the user of the URL may not use the channels closecodes:* (ACL SETUSER … &closecodes:*)"
     if denied := re.search(r"permissions to run the '([a-z|]+)' command", str(error)):
         return f"the user of the URL may not run {denied[1].replace('|', ' ').upper()}: see the README"
-    # The code of the server's answer stands somewhere in the text, or redis-py has made it a class.
+    # The error code is somewhere in the text, or redis-py has a class for it.
     found = re.search("|".join(_MEANINGS), str(error))
     if found is not None:
         return _MEANINGS[found.group()]
@@ -95,7 +95,7 @@ def _of_the_way_there(error: BaseException) -> str | None:
                 "and the host as the certificate has it"
             )
         case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
-            return None  # it has ended, as without TLS
+            return None  # the connection was closed, as by a server without TLS
         case ssl.SSLError(reason=why):
             return (
                 f"TLS with it fails ({(why or 'a file cannot be used').lower().replace('_', ' ')}): "
@@ -112,7 +112,7 @@ def _is_any_of(chain: list[BaseException], *kinds: type[BaseException]) -> bool:
 
 
 def _chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Return an error, and those that it was raised for: redis-py tells some in its text alone."""
+    """Yield an error and those that it was raised for. redis-py names some only in its text."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Addresses of a Redis: what ``redis_url`` may hold, and the client for one."""
+"""URLs of a Redis: checks of ``redis_url``, and the client for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 def checked_url(url: str) -> str:
     """Return ``url``.
 
-    :raises ValueError: if it cannot be used, without its password, or redis-py is not installed.
+    :raises ValueError: if it cannot be used, or redis-py is not installed. The text has no password.
     """
     if importlib.util.find_spec("redis") is None:
         raise ValueError("redis_url needs the package redis: pip install 'asgi-closecodes[redis]'")
@@ -36,14 +36,16 @@ def checked_url(url: str) -> str:
         if option in _FILES and not os.access(paths[0], os.R_OK):
             raise ValueError(f"redis_url has {option}={paths[0]}, which cannot be read")
     unusable = _unusable_option(url, parse_qs(parts.query))
-    if unusable is not None:  # raised where redis-py's error, which may quote the URL, is no context of it
+    if (
+        unusable is not None
+    ):  # outside of the except block: redis-py's error, which may quote the URL, must not be its context
         hint = ": TLS is rediss://" if unusable.startswith("ssl_") else ""
         raise ValueError(f"redis_url has an option {unusable or 'or a value'} that redis-py cannot use there{hint}")
     return url
 
 
 def _unusable_option(url: str, options: Container[str]) -> str | None:
-    """Return the name of what redis-py cannot use, empty if it is not known, and None if it can use all."""
+    """Return the option that redis-py cannot use: "" if it is not known which, None if it can use all."""
     try:
         client = connect(url, timeout=1)
         if (pool := getattr(client, "connection_pool", None)) is not None:
@@ -69,7 +71,7 @@ def _check_address(parts: SplitResult) -> None:
         raise ValueError("redis_url cannot be read: write %2F for /, %3F for ?, %23 for # in the user and the password")
     if not all(host for host, _ in addresses_of(parts)):
         raise ValueError(f"redis_url should name a host, as {parts.scheme}://localhost:6379")
-    service, db = place_of(parts)
+    service, db = service_and_database(parts)
     if parts.scheme.endswith("+sentinel") and not service:
         raise ValueError(
             "redis_url should name hosts and the service, as redis+sentinel://host:26379,other:26379/mymaster/0"
@@ -79,7 +81,7 @@ def _check_address(parts: SplitResult) -> None:
 
 
 def addresses_of(parts: SplitResult) -> list[tuple[str, int]]:
-    """Return hosts and ports; only Sentinels and nodes may be several.
+    """Return hosts and ports; several only of Sentinels and of nodes.
 
     :raises ValueError: if they cannot be read.
     """
@@ -92,8 +94,8 @@ def addresses_of(parts: SplitResult) -> list[tuple[str, int]]:
     return addresses
 
 
-def place_of(parts: SplitResult) -> tuple[str, str]:
-    """Return the service that Sentinels are asked for, and the database."""
+def service_and_database(parts: SplitResult) -> tuple[str, str]:
+    """Return the name of the service that Sentinels know, and the database."""
     path = parts.path.strip("/")
     if not parts.scheme.endswith("+sentinel"):
         return "", path
@@ -106,10 +108,10 @@ Client: TypeAlias = Any
 
 
 def connect(url: str, timeout: float, *, to_one: bool = False) -> Client:
-    """Return a client that neither retries nor waits for long; it connects with its first command.
+    """Return a client without retries and with short timeouts; it connects with its first command.
 
-    :param to_one: of a Redis Cluster to one of the nodes of the URL only: there every node has all messages.
-    :raises Exception: of any kind, if redis-py does not like an option of the URL.
+    :param to_one: whether to connect to only one node of a Redis Cluster, as to subscribe: each node has all messages.
+    :raises Exception: of any class, if redis-py rejects an option of the URL.
     """
     from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel  # noqa: PLC0415 - an extra
     from redis.asyncio.cluster import ClusterNode  # noqa: PLC0415
@@ -123,8 +125,8 @@ def connect(url: str, timeout: float, *, to_one: bool = False) -> Client:
     ours["retry"] = Retry(NoBackoff(), 0)
     if not kind:
         return Redis.from_pool(ConnectionPool(**{**parse_url(url), **ours}))
-    _, db = place_of(parts)
-    user, at, _ = parts.netloc.rpartition("@")  # redis-py knows no URL of several hosts
+    _, db = service_and_database(parts)
+    user, at, _ = parts.netloc.rpartition("@")  # redis-py knows no URLs with several hosts
     options: dict[str, Any] = {**parse_url(f"{scheme}://{user}{at}/{db}?{parts.query}"), **ours}
     addresses = addresses_of(parts)
     if kind == "cluster" and to_one:
@@ -133,10 +135,10 @@ def connect(url: str, timeout: float, *, to_one: bool = False) -> Client:
     options["ssl"] = options.pop("connection_class", None) is SSLConnection
     if kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in addresses]
-        # The keys of a limit are in one slot: that others are not covered is of no concern here.
+        # A limit's keys are in one slot: the cluster need not cover all other slots.
         return RedisCluster(startup_nodes=nodes, require_full_coverage=False, **options)
     theirs = {name: value for name, value in options.items() if name.startswith("ssl")} | ours
     for name in ("username", "password"):
         theirs[name] = options.pop(f"sentinel_{name}", None)
     sentinel = Sentinel(addresses, sentinel_kwargs=theirs, **options)  # type: ignore[no-untyped-call]
-    return sentinel.master_for(place_of(parts)[0])
+    return sentinel.master_for(service_and_database(parts)[0])
