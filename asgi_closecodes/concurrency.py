@@ -1,4 +1,4 @@
-"""Facts of asyncio and trio, of several event loops and threads; time-outs, and tasks that belong to no session."""
+"""Helpers for asyncio and trio: several event loops and threads, time-outs, and background tasks."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from typing import Any, Protocol, Self, TypeVar
 import anyio
 
 COUNTING = threading.RLock()
-"""Held while something is counted: sessions of one guard may run in several event loops, each in its thread.
+"""Lock for all counts: sessions of one guard may run in several event loops, each in its thread.
 
-It may be taken twice, since the garbage collector may end a session at any moment whose event loop is gone. It is one
-for all, so that a fork finds it free.
+It is reentrant: the garbage collector may end a session of a closed event loop at any moment. There is only one, so
+that a fork can make sure that it is free.
 """
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=COUNTING.acquire, after_in_parent=COUNTING.release, after_in_child=COUNTING.release)
 
 _LOST_AFTER_S = 0.5
-"""Seconds between two checks whether an event loop that is waited for still runs."""
+"""Seconds between two checks whether an event loop still runs while a thread waits for it."""
 
 _Returned = TypeVar("_Returned")
 
-_tasks: set[asyncio.Task[object]] = set()  # asyncio itself holds its tasks only weakly
+_tasks: set[asyncio.Task[object]] = set()  # asyncio holds its tasks only weakly
 
 
 class EventLoop:
-    """An event loop of asyncio or trio, as seen from other threads, and after it has ended or the process forked."""
+    """Event loop of asyncio or trio, for use from other threads, after its end and after a fork."""
 
     __slots__ = ("_loop", "_pid")
 
@@ -45,19 +45,19 @@ class EventLoop:
 
     @classmethod
     def running(cls) -> Self | None:
-        """Return the one that runs in this thread, None if none does."""
+        """Return the event loop that runs in this thread; None if there is none."""
         if (loop := running_loop()) is None:
             return None
         return cls(loop)
 
     @property
     def is_here(self) -> bool:
-        """Whether this code runs in it."""
+        """Whether the caller runs in it."""
         return running_loop() is self._loop
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs, in whatever thread of this process."""
+        """Whether it runs, in any thread of this process."""
         if self._pid != os.getpid():
             return False
         if isinstance(self._loop, asyncio.AbstractEventLoop):
@@ -65,18 +65,18 @@ class EventLoop:
         return self.is_here or self.call_soon(_nothing)
 
     def is_among(self, loops: Container[object]) -> bool:
-        """Whether it is one of ``loops``, which are asyncio's and trio's own."""
+        """Whether it is one of ``loops``, which are asyncio's and trio's own objects."""
         return self._loop in loops
 
     @property
     def is_gone(self) -> bool:
-        """Whether it will never run again, whatever tasks it has left."""
+        """Whether it will never run again, even if it has tasks left."""
         if isinstance(self._loop, asyncio.AbstractEventLoop):
             return self._loop.is_closed()
         return not self.is_alive
 
     def call_soon(self, call: Callable[..., object], *arguments: object) -> bool:
-        """Have ``call`` called in it, from any thread; return False if it has ended."""
+        """Schedule ``call`` in it, from any thread; return False if it has ended."""
         try:
             if isinstance(self._loop, asyncio.AbstractEventLoop):
                 self._loop.call_soon_threadsafe(call, *arguments)
@@ -87,7 +87,7 @@ class EventLoop:
         return True
 
     def call(self, call: Callable[..., object], *arguments: object) -> None:
-        """Call ``call`` in it, from a thread without an event loop, and wait until it has returned.
+        """Call ``call`` in it from a thread without an event loop, and wait for its return.
 
         :raises RuntimeError: if it has ended.
         """
@@ -109,9 +109,9 @@ class EventLoop:
         done.result()
 
     async def run(self, function: Callable[..., Awaitable[_Returned]], *arguments: object) -> _Returned | None:
-        """Await ``function`` in it, from another one; return what that returns, None if this ends before.
+        """Await ``function`` in it from another event loop; return its result, or None if this loop ends before.
 
-        It goes on there when the caller is cancelled.
+        It goes on if the caller is cancelled.
         """
         caller = EventLoop.running()
         assert caller is not None
@@ -137,9 +137,9 @@ class EventLoop:
 
 
 class Claim:
-    """The event loop that does a piece of work of which there is one at a time.
+    """Claim of one event loop on a piece of work that only one may do at a time.
 
-    A boolean would stay as it is when its event loop is closed with tasks in it, or in a child process.
+    A boolean would stay True after its event loop was closed with tasks in it, and in a child process.
     """
 
     __slots__ = ("_holder",)
@@ -148,7 +148,7 @@ class Claim:
         self._holder: EventLoop | None = None
 
     def take(self) -> EventLoop | None:
-        """Return what holds it from now on, to be released; None where it is taken, or where no event loop runs."""
+        """Take the work; return the holder for :meth:`release`, None if it is taken or no event loop runs here."""
         with COUNTING:
             if self.is_taken:
                 return None
@@ -156,30 +156,30 @@ class Claim:
             return self._holder
 
     def release(self, holder: EventLoop) -> bool:
-        """Let others do the work; return whether nobody has taken it over meanwhile."""
+        """Give up the work; return False if another event loop has taken it over meanwhile."""
         with COUNTING:
             if is_held := self.is_held_by(holder):
                 self._holder = None
             return is_held
 
     def is_held_by(self, holder: EventLoop) -> bool:
-        """Whether ``holder`` is to go on."""
+        """Whether ``holder`` still has the work."""
         return self._holder is holder
 
     @property
     def is_taken(self) -> bool:
-        """Whether the work is being done."""
+        """Whether a running event loop has the work."""
         holder = self._holder
         return holder is not None and holder.is_alive
 
     @property
     def is_lost(self) -> bool:
-        """Whether the work was begun in an event loop that runs no more."""
+        """Whether an event loop has taken the work that no longer runs."""
         holder = self._holder
         return holder is not None and not holder.is_alive
 
     def forget(self) -> None:
-        """Begin anew, in a child process."""
+        """Give up the work in a child process."""
         self._holder = None
 
 
@@ -188,7 +188,7 @@ def _nothing() -> None:
 
 
 def running_loop() -> Any:
-    """Return what stands for the event loop that runs in this thread: asyncio's, trio's token, or None."""
+    """Return an object for the event loop that runs in this thread: asyncio's loop, trio's token, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -235,7 +235,7 @@ def context_of_task(frame: FrameType, loop: Any) -> contextvars.Context | None:
 
 
 def inside_event_loop() -> bool:
-    """Whether there is an event loop to run something in."""
+    """Whether an event loop runs in this thread."""
     try:
         anyio.get_current_task()
     except RuntimeError:
@@ -244,7 +244,7 @@ def inside_event_loop() -> bool:
 
 
 def on_asyncio() -> bool:
-    """Whether this runs in asyncio's event loop, and not in trio's."""
+    """Whether this runs in asyncio's event loop, not in trio's."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -253,7 +253,7 @@ def on_asyncio() -> bool:
 
 
 def cancelled_from_outside() -> bool:
-    """Whether the current task of asyncio is cancelled; on trio a scope says so itself, again and again."""
+    """Whether the current asyncio task is cancelled; False on trio, whose scopes repeat a cancellation."""
     try:
         task = asyncio.current_task()
     except RuntimeError:
@@ -266,18 +266,18 @@ class Deadline(Protocol):
 
     @property
     def check_at(self) -> float:
-        """Monotonic seconds when :meth:`is_over` is worth asking again."""
+        """Monotonic seconds of the next useful call of :meth:`is_over`."""
 
     def is_over(self, now: float) -> bool:
         """Whether the time is up."""
 
 
 def move_on_after(seconds: float, deadline: Deadline | None = None) -> anyio.CancelScope | Timeout:
-    """Return a context manager that cancels what is done in it after so many seconds, and goes on behind it.
+    """Return a context manager that cancels its block after ``seconds``; execution continues after the block.
 
-    ``cancelled_caught`` says whether it has.
+    ``cancelled_caught`` says whether it did.
 
-    :param deadline: decides instead on asyncio.
+    :param deadline: decides instead of ``seconds``, on asyncio.
     """
     return Timeout(seconds, deadline=deadline) if on_asyncio() else anyio.move_on_after(seconds)
 
@@ -286,10 +286,10 @@ def move_on_after(seconds: float, deadline: Deadline | None = None) -> anyio.Can
 def limited(
     coroutine: Coroutine[Any, Any, object], limit: Callable[[], anyio.CancelScope | Timeout]
 ) -> Generator[Any, Any, bool]:
-    """Await ``coroutine`` within ``limit()``, as :func:`move_on_after` returns; return whether that has cancelled it.
+    """Await ``coroutine`` within ``limit()``, a :func:`move_on_after`; return whether that cancelled it.
 
-    On asyncio the limit begins with the first wait, if there is one: most sends of servers wait for nothing, and a
-    timer takes longer than they do. On trio it is a scope, which has to be around those that the coroutine enters.
+    On asyncio the limit begins only when the coroutine first waits. Most sends of servers never do, and a timer would
+    take longer than they. On trio it is a scope, which has to enclose those of the coroutine.
     """
     if not on_asyncio():
         with limit() as around:
@@ -311,13 +311,13 @@ def limited(
 
 
 class Timeout:
-    """Cancels a task of asyncio as :func:`asyncio.timeout` does, which raises where this goes on.
+    """Time-out for an asyncio task, like :func:`asyncio.timeout`, but without raising TimeoutError.
 
-    It cancels once, as asyncio does and unlike a scope of anyio's; and such a scope is no shield against it.
+    It cancels once, as asyncio does. A scope of anyio would cancel repeatedly. A shielded scope does not hold it off.
 
     :param seconds: after which it cancels.
-    :param task: by default the current one, from now on.
-    :param cancelling: how often another one was cancelled before it began with what is to end in time.
+    :param task: the current task by default, from now on.
+    :param cancelling: how often ``task`` had been cancelled before the limited work began.
     :param deadline: decides instead of ``seconds``.
     """
 
@@ -360,11 +360,11 @@ class Timeout:
         return self.stop(error)
 
     def stop(self, error: BaseException | None) -> bool:
-        """Cancel nothing any more; return whether ``error``, with which the task ends, is this one's doing."""
+        """Stop the time-out; return whether it has caused ``error``, with which the task ends."""
         self._timer.cancel()
-        task, self._task = self._task, None  # no cycle, where the task's own exception refers to this
+        task, self._task = self._task, None  # break a cycle, if the task's exception refers to this object
         if self._has_expired:
             assert task is not None
-            is_ours_alone = task.uncancel() <= self._cancelling  # nobody else has cancelled it too
+            is_ours_alone = task.uncancel() <= self._cancelling  # False if somebody else has cancelled it too
             self.cancelled_caught = is_ours_alone and issubclass(type(error), asyncio.CancelledError)
         return self.cancelled_caught

@@ -1,4 +1,4 @@
-"""For each WebSocket: ask the gate, run the handler, turn however it ended into one close, report it."""
+"""Middleware: for each WebSocket, ask the gates, run the handler, and turn its end into one close."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _Parameters = ParamSpec("_Parameters")
 
 
 def _or_unusable(init: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
-    """Have an application whose middleware cannot be built refuse to start, where it is built by its event loop.
+    """Have the application refuse to start if its middleware cannot be built inside of an event loop.
 
-    Starlette does so when the server starts the application's lifespan. An exception there means "no lifespan" to
-    servers, and they would go on to serve.
+    Starlette builds it when the server starts the application's lifespan. Servers take an exception there for "no
+    lifespan", and would start serving.
     """
 
     @functools.wraps(init)
@@ -44,14 +44,14 @@ def _or_unusable(init: Callable[_Parameters, None]) -> Callable[_Parameters, Non
 class CloseCodeMiddleware:
     """ASGI middleware that closes WebSockets with the right code.
 
-    An unhandled exception becomes 1011 and one log record, a full server 1013 with a retry hint. Other
-    scopes than WebSocket's are handed to ``app`` untouched.
+    An unhandled exception becomes 1011 and one log record. A full server refuses with 1013 and a retry hint. Other
+    scopes than WebSocket's are passed to ``app`` unchanged.
 
     :param app: the ASGI application.
-    :param guard: one to share with the application; without it the other arguments build one.
+    :param guard: a guard to share with the application. Without it, the other arguments build one.
     :param settings: see :class:`Settings`; by default read from the environment.
     :param gate: see :class:`Guard`, as for the rest.
-    :raises TypeError: if ``guard`` is not a Guard, or comes together with what belongs to it.
+    :raises TypeError: if ``guard`` is not a Guard, or is given together with arguments that build one.
     :raises SettingsError: if the settings cannot be used.
     """
 
@@ -75,11 +75,11 @@ class CloseCodeMiddleware:
 
     @has_session_variable
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        """Serve one connection; what the application returns for other scopes than WebSocket's is handed on."""
+        """Serve one connection. For other scopes than WebSocket's, return what the application returns."""
         if scope["type"] == "lifespan":
             return await self._live(scope, receive, send)
         if scope["type"] != "websocket" or self.guard.serves(scope):
-            return await self.app(scope, receive, send)  # one permit a session, however often it comes by
+            return await self.app(scope, receive, send)  # a second middleware with this guard: one permit a session
         session = self.guard.session(scope, receive, send)
         try:
             async with self.guard.admit(session) as session.permits:
@@ -95,9 +95,9 @@ class CloseCodeMiddleware:
                     session.release()
         except TryAgainLater as error:
             await session.refuse(error)
-        except (Exception, GeneratorExit):  # thrown away: maybe where no event loop runs, to ask for what it raises
+        except (Exception, GeneratorExit):  # GeneratorExit: the coroutine is closed, maybe without an event loop
             raise
-        except BaseException:  # cancelled, maybe in a group with others: it may have been waiting in a gate
+        except BaseException:  # cancelled, maybe in a group, and maybe while waiting in a gate
             await session.close_cancelled()
             raise
         return None
@@ -112,14 +112,14 @@ class CloseCodeMiddleware:
 
             async def tell(message: Message) -> None:
                 if message["type"].startswith("lifespan.shutdown."):
-                    await stack.aclose()  # uvicorn ends its event loop as soon as it has heard that
+                    await stack.aclose()  # before: uvicorn ends its event loop right after that message
                 await send(message)
 
             return await self.app(scope, receive, tell)
 
 
 def _guard_of(guard: Guard | None, observers: Iterable[Observer], **parts: Any) -> Guard:
-    """Return ``guard``, or one that is made of the rest."""
+    """Return ``guard``, or a new one made of the other arguments."""
     if guard is None:
         return Guard(observers=observers, **parts)
     if not isinstance(guard, Guard):
@@ -135,7 +135,7 @@ def _guard_of(guard: Guard | None, observers: Iterable[Observer], **parts: Any) 
 
 
 class _Unusable:
-    """Stands for an application whose middleware cannot be built: it refuses to start, and to serve."""
+    """Replacement for an application whose middleware cannot be built: it refuses to start and to serve."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error

@@ -1,4 +1,4 @@
-"""Limits of a rate: a token bucket, a fixed window, and none; two numbers of state each."""
+"""Rate limits: a token bucket, a fixed window, and no limit. Each has two numbers of state."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .concurrency import COUNTING
 
 
 class TokenBucket:
-    """At most ``per_second`` events a second over time, and ``burst`` at once; both may be changed at any time.
+    """At most ``per_second`` events a second over time, and ``burst`` at once; both may change at any time.
 
     :param per_second: events a second; 0 lets none through.
     :param burst: events that may come together after a pause; at least 1.
-    :param is_full: whether the burst may come at the start; else what comes, comes evenly from there on.
+    :param is_full: whether a burst is allowed at the start; else events are even from the start on.
     :param clock: monotonic seconds.
     """
 
@@ -47,7 +47,7 @@ class TokenBucket:
             return True
 
     def take_all(self) -> int:
-        """Return how many more events may happen now; they count, whether they happen or not."""
+        """Return how many more events may happen now; all of them count."""
         if self.per_second <= 0:
             return 0
         with COUNTING:
@@ -58,7 +58,7 @@ class TokenBucket:
 
     def _refill(self) -> None:
         now = self._clock()
-        per_second = min(self.per_second, MAX_NUMBER)  # a window may be too short for its number to be one
+        per_second = min(self.per_second, MAX_NUMBER)  # a rate may be infinite, as of a tiny window
         self._tokens = min(self._tokens + (now - self._at) * per_second, max(self.burst, 1), MAX_NUMBER)
         self._at = now
 
@@ -98,7 +98,7 @@ class FixedWindow:
 
 
 class Unlimited:
-    """A limit that lets every event happen."""
+    """No limit: every event may happen."""
 
     __slots__ = ()
 

@@ -1,6 +1,6 @@
 """Integrations with frameworks that catch the exceptions of their handlers: ``install()`` of one of these modules.
 
-They know the public names of this library and of the framework alone. README.md has a table of what each does.
+They use only public names of this library and of the framework. README.md has a table of their effects.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Result = TypeVar("_Result")
 
 
 def require(distribution: str, minimum: str) -> None:
-    """Check that a framework is there.
+    """Check that a framework is installed.
 
     :raises ImportError: if it is not installed, or older than ``minimum``.
     """
@@ -42,15 +42,16 @@ def _release(version: str) -> list[int]:
 
 
 def session_of(scope: Mapping[str, Any]) -> Session | None:
-    """Return the session that runs with ``scope``; None for HTTP, and where no middleware is around."""
+    """Return the session of ``scope``; None for HTTP, and without the middleware."""
     session = (scope.get("extensions") or {}).get("closecodes")
     return session if isinstance(session, Session) else None
 
 
 def tell_session(handler: Callable[_Parameters, Awaitable[_Result]]) -> Callable[_Parameters, Awaitable[_Result]]:
-    """Return ``handler``, whose exceptions end the session of its argument that has a ``scope``, and travel on.
+    """Wrap ``handler`` so that its exceptions end the session, and then travel on.
 
-    It is for handlers and callbacks of a framework that catches their exceptions and has no hook for that.
+    The session is that of the first argument with a ``scope``. Use it for handlers and callbacks of a framework that
+    catches their exceptions without a hook.
     """
 
     @functools.wraps(handler)

@@ -1,6 +1,6 @@
 """Litestar, which closes with 4500 when a handler raises.
 
-``install(app)`` has the session end as the exception says. Around it stands ``CloseCodeMiddleware(app)``.
+With ``install(app)`` the exception decides how the session ends. Wrap the result: ``CloseCodeMiddleware(app)``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ERROR_CODE = 4500
 
 
 def install(app: Litestar) -> None:
-    """Tell sessions of exceptions that ``app`` catches; once is enough.
+    """Report exceptions that ``app`` catches to their sessions. Calling it again changes nothing.
 
-    What Litestar itself knows to close with stays: a WebSocketException, and an HTTPException below 500, of which a
-    ``SessionClosedWithError`` tells.
+    Closes that Litestar chooses itself stay: for a WebSocketException, and for an HTTPException below 500, which is
+    reported as a ``SessionClosedWithError``.
     """
     if _fail not in app.after_exception:
         app.after_exception.append(_fail)
@@ -36,6 +36,8 @@ async def _fail(error: Exception, scope: Scope) -> None:
     if (session := session_of(scope)) is None or isinstance(error, WebSocketException):
         return
     if isinstance(error, HTTPException) and error.status_code < 500:
-        cast("dict[str, Any]", scope)["closecodes.error_code"] = _ERROR_CODE  # it refuses what the client asked for
+        cast("dict[str, Any]", scope)["closecodes.error_code"] = (
+            _ERROR_CODE  # Litestar refuses the client's request: no failure
+        )
     else:
         await session.fail(error)

@@ -1,7 +1,7 @@
 """Quart, which closes with 1000 when a handler raises.
 
-``install(app)`` has the session end as the exception says. ``app.asgi_app = CloseCodeMiddleware(app.asgi_app)`` stands
-around it.
+With ``install(app)`` the exception decides how the session ends. Wrap the application too:
+``app.asgi_app = CloseCodeMiddleware(app.asgi_app)``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["install"]
 
 
 def install(app: Quart) -> None:
-    """Tell sessions of exceptions that ``app`` catches and has no error handler for; once is enough."""
+    """Report exceptions that ``app`` catches without an error handler to their sessions; idempotent."""
     got_websocket_exception.connect(_fail, app)
     if _tell_route not in app.before_websocket_funcs[None]:
         app.before_websocket(_tell_route)

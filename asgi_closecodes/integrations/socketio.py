@@ -1,7 +1,7 @@
-"""python-socketio, which runs its handlers in tasks of their own: their exceptions end nothing.
+"""python-socketio, which runs its handlers in their own tasks, so that their exceptions end no session.
 
-``install(sio, guard)`` has the session end as the exception says, and keeps clients of a full process from coming back
-by HTTP. Around it stands ``CloseCodeMiddleware(socketio.ASGIApp(sio), guard)``.
+With ``install(sio, guard)`` the exception decides how the session ends, and clients of a full process cannot come back
+by HTTP. Wrap the application: ``CloseCodeMiddleware(socketio.ASGIApp(sio), guard)``.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from socketio.exceptions import ConnectionRefusedError as Refused  # noqa: E402 
 
 __all__ = ["current_session", "install"]
 
-# Weak: the framework's background tasks have the context of the session that began them, and outlive it.
+# Weak: the framework's background tasks inherit the context of a session, and outlive it.
 _current: ContextVar[Callable[[], Session | None]] = ContextVar("asgi_closecodes_session", default=lambda: None)
 _installed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def current_session() -> Session | None:
-    """Return the session of the WebSocket that an event came by, in its handler; None if it came by HTTP."""
+    """Return the session whose WebSocket carried the event that is being handled; None for HTTP."""
     return _current.get()()
 
 
 def install(sio: Any, guard: Guard) -> None:
-    """Tell sessions of exceptions in the handlers of ``sio``, an AsyncServer; once is enough.
+    """Report exceptions in the handlers of ``sio``, an AsyncServer, to their sessions; idempotent.
 
-    New sessions by HTTP get 503 while ``guard`` drains, or has no room: a client that was told to leave would be back
-    in the same process at once.
+    New sessions by HTTP get 503 while ``guard`` drains or is full: otherwise a client that was closed would be back in
+    the same process at once.
     """
     if sio in _installed:
         return
@@ -74,7 +74,7 @@ def _wrapping_register(register_namespace: Callable[[Any], None]) -> Callable[[A
 
 
 def _telling(handler: Callable[..., Any], event: str | None = None) -> Callable[..., Awaitable[Any]]:
-    """Return ``handler``, whose exceptions the session is told of; without ``event``, its first argument is that."""
+    """Wrap ``handler`` to report its exceptions to the session; without ``event``, its first argument is that."""
 
     @functools.wraps(handler)
     async def handle(*arguments: Any) -> Any:
@@ -87,20 +87,20 @@ def _telling(handler: Callable[..., Any], event: str | None = None) -> Callable[
                 raise
             if not await session.fail(error):
                 raise
-            return False  # of "connect" it is a refusal; of others nobody waits for it any more
+            return False  # refuses a "connect"; for other events nobody uses it
 
     return handle
 
 
 def _is_for_framework(error: Exception, event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether python-socketio knows what ``error`` means: a refusal, or that it is to call with other arguments."""
+    """Whether python-socketio handles ``error``: a refusal, or a call with the wrong number of arguments."""
     if event == "connect" and isinstance(error, (Refused, ConnectionRefusedError)):
         return True
     if not isinstance(error, TypeError) or event not in ("connect", "disconnect"):
         return False
     last = arguments[-1]
     if event == "connect" and not (last is None or (isinstance(last, dict) and "asgi.scope" in last)):
-        return False  # with what the client has sent it is called once
+        return False  # other events are called only once, with the client's arguments
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -131,7 +131,7 @@ def _is_full(guard: Guard) -> bool:
 
 
 async def _refuse(guard: Guard, send: Any) -> None:
-    # No body: python-engineio's client closes the connection before it reads one, and then never comes back.
+    # No body: python-engineio's client closes the connection before reading one, and then never reconnects.
     headers = [(b"retry-after", str(math.ceil(guard.retry_after())).encode()), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

@@ -1,7 +1,7 @@
-"""Tests of an application on a real server: the close that a client sees, and the log record behind its ref.
+"""Tools to test an application on a real server: the close that a client sees, and the log record of its ref.
 
-pytest's fixture ``closecodes_serve`` is :func:`serve` that stops its servers at the end of the test. Nothing here needs
-pytest.
+The pytest fixture ``closecodes_serve`` is :func:`serve`, and stops its servers at the end of the test. The rest works
+without pytest.
 """
 
 from .client import Client, ReceivedClose

@@ -1,4 +1,4 @@
-"""A client that keeps what it sees."""
+"""Test client that keeps what it receives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection
 from .records import ErrorRecords
 
 TIMEOUT_S = 10.0
-"""Seconds that a client waits for the server: enough on a busy machine, and never waited for in a test that passes."""
+"""Seconds that a client waits for the server: enough on a busy machine. Passing tests do not wait that long."""
 
 ABNORMAL_CLOSURE = 1006
 
@@ -23,16 +23,16 @@ _PARAMETER = re.compile(r"; *(\w+)=([^;]*)")
 
 @dataclass(frozen=True, slots=True)
 class ReceivedClose:
-    """The end of a session as its client saw it."""
+    """End of a session as its client saw it."""
 
     code: int | None
-    """The close code; 1006 where no close frame came, None where HTTP answered the handshake."""
+    """Close code; 1006 without a close frame, None if HTTP answered the handshake."""
     reason: str
-    """The close reason, or the body of the HTTP response."""
+    """Close reason, or the body of the HTTP response."""
     status: int | None = None
-    """The HTTP status that answered the handshake instead."""
+    """HTTP status that answered the handshake instead."""
     messages: tuple[str | bytes, ...] = ()
-    """The messages that came before and that nobody had received."""
+    """Messages before the close that were not received."""
     _records: ErrorRecords = field(default_factory=ErrorRecords, repr=False, compare=False)
     _retry_after: str | None = field(default=None, repr=False)
 
@@ -53,7 +53,7 @@ class ReceivedClose:
 
     @property
     def hint(self) -> float | None:
-        """Seconds after which the client is to come back."""
+        """Seconds after which the client should reconnect."""
         try:
             return float(self.parameters.get("retry_after", self._retry_after or ""))
         except ValueError:
@@ -63,7 +63,7 @@ class ReceivedClose:
     def record(self) -> dict[str, Any]:
         """The log record of the ref, with the keys that :class:`JsonFormatter` writes.
 
-        :raises LookupError: if the reason has no ref, or nothing was written.
+        :raises LookupError: if the reason has no ref, or no record was written.
         """
         if self.ref is None:
             raise LookupError(f"{self} has no ref")
@@ -97,7 +97,7 @@ class Client:
         return None if isinstance(self._connection, InvalidStatus) else self._connection.subprotocol
 
     def send(self, message: str | bytes) -> None:
-        """Send a message; one to a session that has ended is dropped, since the close says why."""
+        """Send a message. After the end of the session it is dropped: the close says why."""
         if not isinstance(self._connection, InvalidStatus):
             with contextlib.suppress(ConnectionClosed):
                 self._connection.send(message)
@@ -137,7 +137,7 @@ class Client:
             ) from None
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Leave."""
+        """Close the session."""
         if not isinstance(self._connection, InvalidStatus):
             self._connection.close(code, reason)
 

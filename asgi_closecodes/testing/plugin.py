@@ -1,6 +1,6 @@
-"""The pytest plugin: ``pytest_plugins = ["asgi_closecodes.testing.plugin"]`` in a conftest.py.
+"""Plugin for pytest: ``pytest_plugins = ["asgi_closecodes.testing.plugin"]`` in a conftest.py.
 
-It is no entry point: that would import the package in each run of pytest, whether it is used or not.
+It is not an entry point: pytest would import the package in each run, used or not.
 """
 
 from __future__ import annotations

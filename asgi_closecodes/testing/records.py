@@ -1,4 +1,4 @@
-"""The error records of a server under test."""
+"""Error records of a server under test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asgi_closecodes.logs import JsonFormatter
 LOGGER = "asgi_closecodes.error"
 
 RECORD_TIMEOUT_S = 5.0
-"""Seconds to wait for a record: it is written when the close has been sent, and the client may be told first."""
+"""Seconds to wait for a record: it is written after the close, which the client may see first."""
 
 
 class ErrorRecords(logging.Handler):
@@ -39,7 +39,7 @@ class ErrorRecords(logging.Handler):
             self._written.notify_all()
 
     def find(self, ref: str) -> dict[str, Any]:
-        """Return the record of ``ref``, and wait for it if need be.
+        """Return the record of ``ref``; wait for it if necessary.
 
         :raises LookupError: if none was written.
         """

@@ -1,4 +1,4 @@
-"""A real server in a thread, on a free port."""
+"""Real server in a thread, on a free port."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .client import TIMEOUT_S, Client
 from .records import LOGGER, ErrorRecords
 
 STOP_TIMEOUT_S = 3
-"""Seconds that handlers have to end at the end of the test before the server cancels them."""
+"""Seconds that handlers have at the end of the test before the server cancels them."""
 
 JOIN_TIMEOUT_S = 30.0
-"""Seconds after which a server that should stop is left alone."""
+"""Seconds to wait for a server to stop."""
 
 _Stop: TypeAlias = Callable[[], object]
 
 
 class Server:
-    """An application that is served."""
+    """Application on a running server."""
 
     def __init__(self, address: tuple[str, int], records: ErrorRecords) -> None:
         self.host, self.port = address
@@ -43,13 +43,13 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The address for clients of your own, as ``ws://127.0.0.1:40123``; HTTP has the same port."""
+        """Address for your own clients, such as ``ws://127.0.0.1:40123``; HTTP has the same port."""
         return f"ws://{self.host}:{self.port}"
 
     def connect(
         self, path: str = "/", *, subprotocols: Sequence[str] | None = None, headers: Mapping[str, str] | None = None
     ) -> Client:
-        """Open a session, which is closed at the end of the test; a refusal is what its ``wait_closed()`` returns.
+        """Open a session, which is closed at the end of the test. If it is refused, ``wait_closed()`` returns that.
 
         :param path: with the query, as ``/ws?room=5``.
         """
@@ -57,7 +57,7 @@ class Server:
         try:
             opening = connect(
                 f"{self.url}{path}",
-                sock=plain,  # no proxy is asked then
+                sock=plain,  # so that no proxy is used
                 subprotocols=subprotocols,  # type: ignore[arg-type]  # a NewType of str
                 additional_headers=headers,
                 open_timeout=TIMEOUT_S,
@@ -98,7 +98,7 @@ def _running(
     listener: socket.socket,
     options: dict[str, Any],
 ) -> Iterator[None]:
-    decided = threading.Event()  # it has started, or it will not
+    decided = threading.Event()  # set when it has started or failed to
     has_started: list[bool] = []
     failures: list[BaseException] = []
 
@@ -111,7 +111,7 @@ def _running(
     def run_and_tell() -> None:
         try:
             run()
-        except BaseException as error:  # SystemExit too, by which uvicorn ends
+        except BaseException as error:  # SystemExit too, which uvicorn raises
             failures.append(error)
         finally:
             decided.set()
@@ -140,7 +140,7 @@ def _uvicorn(
             await super().startup(sockets)
             started()
 
-    # The default of older ones warns of what websockets has deprecated: in many test runs that is an error.
+    # The default of older versions uses deprecated parts of websockets, whose warnings fail many test runs.
     defaults = {"log_config": None, "timeout_graceful_shutdown": STOP_TIMEOUT_S, "ws": "websockets-sansio"}
     server = Notifying(uvicorn.Config(app, **{**defaults, **options}))
 
@@ -159,7 +159,7 @@ def _hypercorn(
     config = Config.from_mapping(
         {"errorlog": logging.getLogger("hypercorn.error"), "graceful_timeout": STOP_TIMEOUT_S, **options}
     )
-    config.bind = [f"fd://{os.dup(listener.fileno())}"]  # it closes what it is given
+    config.bind = [f"fd://{os.dup(listener.fileno())}"]  # hypercorn closes the socket that it is given
     wake: list[Callable[[], object]] = []
 
     async def until_stopped() -> None:
@@ -170,7 +170,7 @@ def _hypercorn(
 
     def stop() -> None:
         for call in wake:
-            with contextlib.suppress(RuntimeError):  # its event loop has ended
+            with contextlib.suppress(RuntimeError):  # the server's event loop has ended
                 call()
 
     return lambda: asyncio.run(run_server(app, config, shutdown_trigger=until_stopped)), stop  # type: ignore[arg-type]

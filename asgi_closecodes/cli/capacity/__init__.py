@@ -41,7 +41,7 @@ except ModuleNotFoundError as error:
     "--p99", type=duration_between(0.001, 60), default="250ms", show_default=True, help="How late answers may be."
 )
 @click.option(
-    "--hold", type=duration_between(0.1, 3600), default="5s", show_default=True, help="How long a step is looked at."
+    "--hold", type=duration_between(0.1, 3600), default="5s", show_default=True, help="How long each step is measured."
 )
 @click.option("--most", type=click.IntRange(min=1), metavar="COUNT", help="Sessions at most.")
 @click.option("--header", "headers", type=header, multiple=True, metavar="'NAME: VALUE'", help="As 'Cookie: a=b'.")
@@ -62,9 +62,8 @@ def capacity(
     """Measure how many sessions a running server holds, and print what to set.
 
     It opens sessions in steps, with compression as browsers have it, until answers come late or sessions are refused.
-    That is a load which nobody else should have to bear: use a server that is there for it, without limits.
-    Pings measure the server alone. With --message the handler works too; give it what it answers to each session.
-    Ctrl-C prints what is known by then.
+    This overloads the server: use one that has no other users, and set no limits. Pings measure the server alone. With
+    --message the handler works too: use a message that it answers to each session. Ctrl-C prints the results so far.
     """
     if ca is not None and not url.secure:
         raise click.UsageError("--ca is for wss://; leave it away, or use that")
@@ -105,8 +104,10 @@ def _run(search: Search) -> int:
 
 
 def _allow_many_files() -> None:
-    """Allow this process as many files as it may ask for."""
+    """Raise this process's limit of open files to its hard limit."""
     if resource is not None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):  # where "as many as it likes" is more than the system has
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # the hard limit may be unlimited, and that more than the system allows
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,8 +1,8 @@
-"""One session of the load: a handshake as a browser's, then messages that cost next to nothing.
+"""One session of the load: a handshake like a browser's, then messages that cost next to nothing.
 
-The command has to cost less than the server, or it would measure itself. So a message is compressed and masked once
-for all sessions (each time as if it were the first one, which the other side cannot tell), and what comes back is
-counted, not read.
+The command has to use less CPU than the server, or it would measure itself. So a message is compressed and masked only
+once, for all sessions. It is compressed as a session's first message, which is valid at any time. Answers are counted,
+not decoded.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Refusal:
     """End of a session by the server, or its refusal to begin one."""
 
     code: int | None = None
-    """The close code; 1006 for a connection that was lost."""
+    """Close code; 1006 for a lost connection."""
     status: int | None = None
-    """The status of an HTTP response instead of a session."""
+    """Status of an HTTP response instead of a session."""
     reason: str = ""
     location: str = ""
     """Target of a redirect."""
 
     @property
     def cause(self) -> str | None:
-        """Cause that this library gives in the reason."""
+        """Cause in the close reason, as this library writes it."""
         found = _CAUSE.findall(self.reason)
         return found[-1] if found else None
 
@@ -57,16 +57,16 @@ class NoWebSocket(Exception):  # noqa: N818 - what the server is
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to connect to, and with what."""
+    """Server to connect to, and the options of its sessions."""
 
     url: WebSocketURI
     headers: Sequence[tuple[str, str]] = ()
     message: str | None = None
-    """None sends pings."""
+    """Message to send; None sends pings."""
     _frames: dict[str, bytes] = field(default_factory=dict)
 
     def handshake(self) -> ClientProtocol:
-        """Return one that offers compression as browsers do."""
+        """Return a handshake that offers compression as browsers do."""
         offered = [one.strip() for name, value in self.headers if _is_subprotocol(name) for one in value.split(",")]
         return ClientProtocol(
             self.url,
@@ -76,7 +76,7 @@ class Target:
         )
 
     def frame(self, extensions: Sequence[Extension]) -> bytes:
-        """Return what every session with these ``extensions`` sends: a ping, or the message as a browser packs it."""
+        """Return the frame that all sessions with these ``extensions`` send: a ping, or the compressed message."""
         agreed = repr(extensions)
         if agreed not in self._frames:
             if self.message is None:
@@ -92,7 +92,7 @@ def _is_subprotocol(name: str) -> bool:
 
 
 class Connection(asyncio.Protocol):
-    """One session.
+    """One session of the load.
 
     :param answered: called with it for each message or pong.
     :param ended: called with it when it is over, unless this side ended it.
@@ -102,9 +102,9 @@ class Connection(asyncio.Protocol):
         self, target: Target, answered: Callable[[Connection], None], ended: Callable[[Connection], None]
     ) -> None:
         self.asked_at: float | None = None
-        """When it was asked what it has not answered yet."""
+        """Time of the message that is not answered yet; None if there is none."""
         self.frame = b""
-        """Message that it sends."""
+        """Frame that it sends."""
         self.refusal: Refusal | None = None
         self.response: Response | None = None
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
         transport.write(b"".join(self._handshake.data_to_send()))
 
     def data_received(self, data: bytes) -> None:
-        """Go on with the handshake, or count messages."""
+        """Continue the handshake, or count messages."""
         if self._handshake is None:
             self._frames(data)
             return
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
         if handshake.state is not OPEN and handshake.handshake_exc is None:
             return
         self._handshake = None
-        handshake.parser.close()  # it refers to its own object, and so would keep the compressor's memory
+        handshake.parser.close()  # a cycle, which would keep the compressor's memory
         for event in handshake.events_received():
             if isinstance(event, Response):
                 self.response = event
@@ -234,18 +234,18 @@ class Connection(asyncio.Protocol):
             self._transport.write(frame)
 
     def ask(self, now: float) -> None:
-        """Send what is to be answered."""
+        """Send the message or the ping."""
         self.asked_at = now
         self._send(self.frame)
 
     def eof_received(self) -> None:
-        """Tell a handshake that there is no more."""
+        """Tell the handshake, if it is not over, that the server has closed."""
         if self._handshake is not None:
             self._handshake.receive_eof()
             self._end_handshake()
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Take note of an end without a close."""
+        """Record an end without a close."""
         self._transport = None
         if not self._is_left:
             self.refusal = self.refusal or Refusal(code=1006)
@@ -259,7 +259,7 @@ class Connection(asyncio.Protocol):
             self._ended(self)
 
     def leave(self) -> None:
-        """End the session, at once, without a word: thousands do."""
+        """Abort the connection without a close, since thousands end at once."""
         self._is_left = True
         if self._transport is not None:
             self._transport.abort()

@@ -1,4 +1,4 @@
-"""The load: sessions that are open, and speak in turn, each once every so many seconds."""
+"""Load on a server: open sessions that send in turn, each once in a number of seconds."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ HANDSHAKE_TIMEOUT_S = 10.0
 """Seconds that a handshake may take."""
 
 OPENING, SLOWEST = 20.0, 50
-"""Seconds that it may take to open the sessions of a step, and sessions a second that it may take longer for."""
+"""Seconds that the sessions of a step may take to open, and a rate a second at which they may take longer."""
 
 _TICK = 0.005
-"""Seconds between two looks at whose turn it is."""
+"""Seconds between two rounds of sending."""
 
 _CONNECT_ERRORS = (OSError, ssl.SSLError, TimeoutError, NoWebSocket)
 
 
 class SlowOpening(TimeoutError):  # noqa: N818 - what the server is
-    """A server that has enough to do with the sessions it has answers each handshake late, and yet in time."""
+    """Opening took too long: the server answers each handshake late, though none too late by itself."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Held:
     latencies: list[float] = field(default_factory=list)
     """Seconds from a message to its answer."""
     late: float = 0.0
-    """Seconds that this command itself was late, at the 99th percentile."""
+    """Seconds by which this command was late itself, at the 99th percentile."""
     busy: float = 0.0
     """Share of a core that this command used."""
 
@@ -51,11 +51,11 @@ class Load:
     def __init__(self, target: Target, address: tuple[Any, ...], tls: ssl.SSLContext | None, every: float) -> None:
         self.sessions: dict[Connection, None] = {}
         self.refusal: Refusal | None = None
-        """The first one since :meth:`forget`."""
+        """First refusal since :meth:`forget`."""
         self.error: Exception | None = None
-        """Why no connection came about, since then."""
+        """Last failure to connect since then."""
         self.at_once = 50
-        """Handshakes that wait for their answer at one time."""
+        """Handshakes that may wait for their answer at the same time."""
         self._target, self._address, self._tls, self._every = target, address, tls, every
         self._latencies: list[float] = []
         self._lateness: list[float] = []
@@ -63,11 +63,11 @@ class Load:
         self._talking: asyncio.Task[None] | None = None
 
     def forget(self) -> None:
-        """Begin a new step."""
+        """Forget the refusal and the error, for a new step."""
         self.refusal = self.error = None
 
     async def connect(self) -> Connection:
-        """Return one session more, or one that was refused.
+        """Open and return one more session, which may be a refused one.
 
         :raises OSError: if there is no connection.
         :raises NoWebSocket: if the server answers with something else.
@@ -92,7 +92,7 @@ class Load:
         return connection
 
     async def open(self, count: int) -> None:
-        """Open ``count`` sessions more, or as many as come in before the first refusal or error."""
+        """Open ``count`` more sessions, or as many as succeed before the first refusal or error."""
         wanted = iter(range(count))
         end = time.perf_counter() + OPENING + count / SLOWEST
 
@@ -122,7 +122,7 @@ class Load:
     # Messages
 
     def talk(self) -> None:
-        """Have the sessions speak from now on."""
+        """Have the sessions send from now on."""
         self._talking = asyncio.create_task(self._talk())
 
     async def stop(self) -> None:
@@ -162,7 +162,7 @@ class Load:
             connection.asked_at = None
 
     async def settle(self, wait: float, most: float) -> None:
-        """Wait for a turn of all, and at most ``most`` seconds until nobody has waited for longer than ``wait``."""
+        """Wait until each session has sent, and no answer is later than ``wait``; at most ``most`` seconds more."""
         await asyncio.sleep(self._every)
         end = time.perf_counter() + most
         while self._waits(time.perf_counter() - wait) and time.perf_counter() < end:  # noqa: ASYNC110 - time passes
@@ -172,7 +172,7 @@ class Load:
         return any(each.asked_at is not None and each.asked_at < since for each in self.sessions)
 
     async def hold(self, seconds: float, limit: float) -> Held:
-        """Look on for some ``seconds``; who has waited for longer than ``limit`` at their end counts, too."""
+        """Measure for ``seconds``; answers still missing after ``limit`` at the end count, too."""
         self._latencies, self._lateness = [], []
         start, used = time.perf_counter(), time.process_time()
         await asyncio.sleep(seconds)
@@ -185,7 +185,7 @@ class Load:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the value that ``share`` of the values do not pass; 0 of none."""
+    """Return the percentile ``share`` of the values; 0 without values."""
     return sorted(values)[min(int(len(values) * share), len(values) - 1)] if values else 0.0
 
 
@@ -200,9 +200,9 @@ def is_lack_of_ports(error: Exception | None) -> bool:
 
 
 async def addresses(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Return those of a name.
+    """Return the addresses of a host name.
 
-    :raises OSError: if there is none.
+    :raises OSError: if it has none.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [address for *_, address in found]

@@ -1,4 +1,4 @@
-"""The search for the number of sessions that a server holds: up in doubles, then by halves of what is left."""
+"""Search for the number of sessions that a server holds: doubling first, then bisection."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ FIRST_STEP_SESSIONS = 10
 """Sessions of the first step."""
 
 PRECISION = 0.06
-"""Share of the sessions that the search may leave open."""
+"""Relative precision of the result."""
 
 ANSWER_TIMEOUT_S = 10.0
-"""Seconds that the first answer may take, and a server to recover from a step that was too much."""
+"""Seconds that the first answer may take, and that a server may take to recover after a failed step."""
 
 _AT_ONCE = 0.5
-"""Seconds within which a session that ends has been closed at once."""
+"""Seconds after its start within which an ended session counts as closed at once."""
 
 _OVERLOADS = {"lag", "memory", "cpu", "slow"}
-"""Causes that tell what the server can do; all others are limits that somebody has set."""
+"""Causes that show the server's own capacity; all others are limits that somebody has set."""
 
 _BREAKDOWNS = {500, 502, 504, 1006, 1011}
-"""Close codes and HTTP statuses that do, too."""
+"""Close codes and HTTP statuses that also show it."""
 
 _FEW_AT_ONCE = 2
-"""Handshakes at one time of which a server that holds more sessions answers each."""
+"""Concurrent handshakes that a server answers if it can hold more sessions."""
 
 _BUSY = 0.9
-"""Share of a core from which on this command is too slow."""
+"""Share of a core from which on this command itself limits the result."""
 
 
 class Unusable(Exception):  # noqa: N818 - of the server
-    """There is nothing to measure: a line that says why, and what to do."""
+    """The server cannot be measured; the text says why, and what to do."""
 
 
 class End(Enum):
-    """Why a search ends."""
+    """Reason why a search ends."""
 
     SERVER = "the server holds no more"
     LIMIT = "a limit that is set"
@@ -75,9 +75,9 @@ class Plan:
     every: float
     """Seconds from one message of a session to its next."""
     hold: float
-    """Seconds for which each step is looked at."""
+    """Seconds for which each step is measured."""
     most: int | None
-    """Sessions at most."""
+    """Maximum number of sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,13 @@ class Step:
     sessions: int
     p99: float
     memory: float | None
-    """Bytes a session; None where it is not known, or sessions were closed before."""
+    """Bytes a session; None if unknown, or if sessions were closed before."""
     handshakes: float | None
-    """Sessions a second that were opened on the way; None if none were."""
+    """Sessions opened a second in this step; None if none were."""
     is_hurried: bool
-    """Whether this command could not have opened them faster."""
+    """Whether this command limited that rate."""
     problem: str
-    """Why the server did not hold them; "" if it did."""
+    """Reason why the server did not hold the step; "" if it did."""
 
 
 @dataclass(slots=True)
@@ -104,18 +104,18 @@ class Result:
     held: int = 0
     """Sessions that the server held."""
     refusal: Refusal | None = None
-    """The first one."""
+    """First refusal."""
     refused_at: int = 0
-    """Sessions that were open then."""
+    """Sessions that were open at that refusal."""
     ends_by: End | None = None
-    """Why the search ended; None if it did not."""
+    """Reason why the search ended; None if it has not."""
     workers: int = 1
     proxy: str = ""
-    """A proxy that gave itself away."""
+    """Name of a proxy, if its headers show one."""
 
 
 class Search:
-    """Looks for how many sessions a server holds."""
+    """Search for the number of sessions that a server holds."""
 
     def __init__(
         self, target: Target, tls: ssl.SSLContext | None, plan: Plan, server: Server | None, tell: Callable[[str], None]
@@ -124,11 +124,11 @@ class Search:
         self._target, self._tls, self._plan, self._server, self._tell = target, tls, plan, server, tell
 
     async def run(self) -> None:
-        """Search until there is no more to be known.
+        """Search until the result is known.
 
         :raises Unusable: if the server cannot be measured at all.
         """
-        self._tell("looking at the server")
+        self._tell("checking the server")
         self._load = load = await self._probed()
         if self._server is not None:
             try:
@@ -174,7 +174,7 @@ class Search:
     def _why(self, error: Exception) -> str:
         url = self._target.url
         match error:
-            case ssl.SSLCertVerificationError(verify_code=18 | 19 | 20 | 21):  # nobody that is known has signed it
+            case ssl.SSLCertVerificationError(verify_code=18 | 19 | 20 | 21):  # unknown issuer
                 return f"the certificate is not trusted ({error.verify_message}); name its authority by --ca FILE"
             case ssl.SSLCertVerificationError():
                 return f"the certificate is not that of {url.host}, or not valid: {error.verify_message}"
@@ -199,7 +199,7 @@ class Search:
                 what = "ping" if self._target.message is None else "message"
                 remedy = "" if self._target.message is None else "; use another --message, or none, which sends pings"
                 raise Unusable(f"the server does not answer a {what} within {ANSWER_TIMEOUT_S:.0f} s{remedy}")
-            await _until(lambda: connection.refusal is not None, 0.1)  # a close behind the answer
+            await _until(lambda: connection.refusal is not None, 0.1)  # a close may follow the answer
         if connection.refusal is not None:
             raise Unusable(_explained(connection.refusal))
 
@@ -235,7 +235,7 @@ class Search:
         else:
             await load.open(target - before)
             while type(load.error) is TimeoutError and load.at_once > _FEW_AT_ONCE:
-                load.error, load.at_once = None, load.at_once // 5  # it was more than the server answers in that time
+                load.error, load.at_once = None, load.at_once // 5  # more than the server answers within the time-out
                 await load.open(target - len(load.sessions))
         took = time.perf_counter() - start
         opened = len(load.sessions) - before
@@ -243,7 +243,7 @@ class Search:
         self._tell(f"{len(load.sessions)} sessions are open")
         held = await self._hold()
         if percentile(held.latencies, 0.99) > plan.p99 and load.refusal is None:
-            held = await self._hold()  # once more: something else may have been busy, here or there
+            held = await self._hold()  # repeat once: something else may have been busy
         sessions = len(load.sessions)
         grown = self._server.grown() if self._server is not None and grows else None
         return Step(
@@ -260,7 +260,7 @@ class Search:
         return await self._load.hold(max(self._plan.hold, self._plan.every), self._plan.p99)
 
     def _problem(self, held: Held) -> str:
-        """Return why the server did not hold a step, "" if it did; note what ends the search."""
+        """Return why the server did not hold a step, "" if it did; record what ends the search."""
         load, plan = self._load, self._plan
         is_late = percentile(held.latencies, 0.99) > plan.p99 or not held.latencies
         problem = f"answers came later than {duration(plan.p99)}" if is_late else ""
@@ -315,7 +315,7 @@ def _proxy_of(connection: Connection) -> str:
 
 
 def _explained(refusal: Refusal) -> str:
-    """Return why there is no first session."""
+    """Return why the first session was refused."""
     if refusal.cause is not None:
         return f"the server refuses the first session: {refusal}{remedy_for(refusal)}"
     match refusal.status:
@@ -349,10 +349,10 @@ REMEDIES = {
     "auth": "auth_timeout",
     "messages": "messages_per_second",
 }
-"""The setting that is behind each cause."""
+"""Setting behind each cause."""
 
 
 def remedy_for(refusal: Refusal) -> str:
-    """Return what is behind a refusal, as the end of a sentence."""
+    """Return the origin of a refusal, as the end of a sentence."""
     name = REMEDIES.get(refusal.cause or "")
     return f": {name}" if name else ""

@@ -1,4 +1,4 @@
-"""Options of the command line, read strictly: an error names the thing, the kind of value and the remedy."""
+"""Strict parsers of command line options: an error names the option, the kind of its value and the remedy."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _OF_THE_HANDSHAKE = {
 
 
 def url(text: str) -> WebSocketURI:
-    """Return the parts of a WebSocket's address, whose query and password no error shows.
+    """Parse a WebSocket URL. Errors do not show its query and password.
 
-    :raises click.BadParameter: if it is none.
+    :raises click.BadParameter: if it is no such URL.
     """
     remedy = "give one as ws://127.0.0.1:8000/path or wss://host/path"
     try:
         parts = parse_uri(text)
     except InvalidURI as error:
         raise click.BadParameter(f"{error.msg}; {remedy}") from None
-    except ValueError:  # of a port, an address or an escape
+    except ValueError:  # by a port, an address or an escape
         raise click.BadParameter(f"it is no address; {remedy}") from None
     if not parts.host or not parts.resource_name.isprintable() or " " in parts.resource_name:
         raise click.BadParameter(f"it is no address; {remedy}")
@@ -38,7 +38,7 @@ def url(text: str) -> WebSocketURI:
 
 
 def duration_between(least: float, most: float) -> Callable[[str], float]:
-    """Return what reads seconds of such a span, with their unit."""
+    """Return a parser of durations with a unit, between ``least`` and ``most`` seconds."""
 
     def read(text: str) -> float:
         found = _DURATION.fullmatch(text)
@@ -53,7 +53,7 @@ def duration_between(least: float, most: float) -> Callable[[str], float]:
 
 
 def header(text: str) -> tuple[str, str]:
-    """Return the name and the value of a header of the handshake; no error shows the value, which may be a secret.
+    """Parse a header of the handshake into name and value. Errors do not show the value, which may be a secret.
 
     :raises click.BadParameter: if it cannot be sent.
     """
@@ -69,9 +69,9 @@ def header(text: str) -> tuple[str, str]:
 
 
 def authorities(path: str | None) -> ssl.SSLContext | None:
-    """Return what trusts the certificates in a file, and no others.
+    """Return a TLS context that trusts only the certificates in a file.
 
-    :raises click.BadParameter: if there are none.
+    :raises click.BadParameter: if the file has none.
     """
     if path is None:
         return None
@@ -82,7 +82,7 @@ def authorities(path: str | None) -> ssl.SSLContext | None:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds for people, in the form that is read."""
+    """Return seconds as readable text, in the form that the options accept."""
     if seconds < 1:
         return f"{seconds * 1000:.3g}ms"
     return f"{seconds:.3g}s"

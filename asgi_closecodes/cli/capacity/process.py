@@ -1,17 +1,17 @@
-"""The server's process: what it uses, and how many of it serve."""
+"""Processes of the server: memory, open files, and how many of them serve."""
 
 from __future__ import annotations
 
 import psutil
 
 _FEW = 8
-"""Files that a process may have left and yet lack: servers and event loops keep some for later."""
+"""Free files with which a process already lacks files: servers and event loops reserve some."""
 
 
 class Server:
-    """A process and those it started, as the workers of a server.
+    """Process of a server and its child processes, as its workers.
 
-    :raises psutil.Error: if it is not there, or may not be looked at.
+    :raises psutil.Error: if it does not exist, or access is denied.
     """
 
     def __init__(self, pid: int) -> None:
@@ -19,7 +19,7 @@ class Server:
         self.begin()
 
     def begin(self) -> None:
-        """Look at what it uses without sessions."""
+        """Measure its usage without sessions."""
         self._before, self._base = self._used(), self._memory()
 
     def _all(self) -> list[psutil.Process]:
@@ -32,25 +32,25 @@ class Server:
         return sum(process.memory_info().rss for process in self._all())
 
     def grown(self) -> int | None:
-        """Return by how many bytes it has grown since it began; None if it is gone."""
+        """Return by how many bytes it has grown since :meth:`begin`; None if it is gone."""
         try:
             return self._memory() - self._base
         except psutil.Error:
             return None
 
     def lacks_files(self) -> int:
-        """Return how many files one of the processes may open if it has no more to open; 0 if none is known to."""
+        """Return the limit of open files of a process that has used it up; 0 if none is known to have."""
         for process in self._all():
             try:
                 limit, _ = process.rlimit(psutil.RLIMIT_NOFILE)
                 if 0 < limit <= process.num_fds() + _FEW:
                     return limit
-            except (AttributeError, psutil.Error):  # only Linux tells
+            except (AttributeError, psutil.Error):  # only Linux has the limit
                 continue
         return 0
 
     def workers(self) -> int:
-        """Return how many processes worked since then: at least a fifth of what the busiest did; 0 if none did."""
+        """Return how many processes worked since then: at least a fifth as much as the busiest; 0 if none did."""
         try:
             spent = [used - self._before.get(pid, 0.0) for pid, used in self._used().items()]
         except psutil.Error:

@@ -8,11 +8,11 @@ from .measure import End, Plan, Result, Step, remedy_for
 from .options import duration
 
 _ROOM = 0.8
-"""Share of what was held that is to be used."""
+"""Share of the measured capacity that is recommended."""
 
 
 def report(result: Result, plan: Plan, *, knows_process: bool) -> bool:
-    """Print the result; return whether there was something to set."""
+    """Print the result; return whether it contains settings."""
     if result.steps:
         rows = [_row(step) for step in result.steps]
         render(table(">sessions", ">p99", ">memory each", ">handshakes/s", "", rows=rows))
@@ -57,7 +57,7 @@ def _settings(result: Result, plan: Plan, *, knows_process: bool) -> list[str]:
         return []
     workers = result.workers
     opened = [step for step in result.steps if step.handshakes is not None and not step.problem]
-    # As fast as they were answered while half of the sessions talked: with all of them there is no time for more.
+    # The rate measured while half of the sessions sent: with all of them sending, no time is left for handshakes.
     rates = [step.handshakes for number, step in enumerate(opened) if not number or step.sessions * 2 <= result.held]
     lines = [f"CLOSECODES_MAX_SESSIONS={max(int(_ROOM * result.held / workers), 1)}"]
     if rates and rates[-1] is not None:
