@@ -204,11 +204,12 @@ def running_loop() -> Any:
 
 
 def spawn(function: Callable[..., Coroutine[Any, Any, object]], *arguments: object) -> None:
-    """Run ``function``, which raises nothing, in a task of its own, as long as the event loop runs.
+    """Run ``function``, which must not raise, in a background task.
 
-    A task, and not a task group's: where no lifespan reaches the middleware, nobody could hold one open.
+    It is no task group's: without a lifespan nothing could keep a task group open.
     """
     if on_asyncio():
+        # An empty context: the caller's variables, as of a session, would live as long as the task.
         task = asyncio.get_running_loop().create_task(function(*arguments), context=contextvars.Context())
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
@@ -219,7 +220,7 @@ def spawn(function: Callable[..., Coroutine[Any, Any, object]], *arguments: obje
 
 
 def context_of_task(frame: FrameType, loop: Any) -> contextvars.Context | None:
-    """Return the context of the task that an event loop runs, if it can be told from another thread.
+    """Return the context of the task that an event loop runs; None if another thread cannot find it.
 
     :param frame: the event loop's own innermost frame.
     :param loop: asyncio's, or trio's token.

@@ -123,7 +123,7 @@ class Pressure(GateBase):
         if self.rounds is not None and other.rounds is not None and other.rounds.baseline is not None:
             if mine is None or theirs is None:
                 self.rounds.baseline = other.rounds.baseline if mine is theirs else None
-            else:
+            else:  # a baseline is a share of the sensor's limit, which has changed
                 self.rounds.baseline = other.rounds.baseline * theirs / mine
 
     @property

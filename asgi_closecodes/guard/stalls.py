@@ -201,6 +201,7 @@ class _Watcher:
 
     def _beat_on_asyncio(self, watched: _Watched) -> None:
         if self._beat(watched, sys._getframe()):  # noqa: SLF001 - it is documented
+            # An empty context, as the beat outlives the session that starts it.
             watched.loop.call_later(_INTERVAL_S, self._beat_on_asyncio, watched, context=Context())
 
     async def _beat_on_trio(self, watched: _Watched) -> None:

@@ -36,8 +36,6 @@ async def _fail(error: Exception, scope: Scope) -> None:
     if (session := session_of(scope)) is None or isinstance(error, WebSocketException):
         return
     if isinstance(error, HTTPException) and error.status_code < 500:
-        cast("dict[str, Any]", scope)["closecodes.error_code"] = (
-            _ERROR_CODE  # Litestar refuses the client's request: no failure
-        )
+        cast("dict[str, Any]", scope)["closecodes.error_code"] = _ERROR_CODE  # Litestar's refusal, no failure
     else:
         await session.fail(error)

@@ -76,9 +76,7 @@ class HandlerProtocol(Channel):
         super().__init__(receive, send)
         self._guard = guard
         self._answered: tuple[Callable[[Any], None], ...] = ()  # called with the session
-        self._held: bytearray | None = (
-            None  # body of the handler's HTTP response so far, for a server that takes it only whole
-        )
+        self._held: bytearray | None = None  # body of the HTTP response, for a server that takes it only whole
         self._key: Hashable = None
         self._loop = running_loop()
         self._ending: Ending | None = None  # set when the session is ended from outside
@@ -218,9 +216,8 @@ class HandlerProtocol(Channel):
         kind = message["type"]
         phase = self.phase
         if self._ending is not None:
-            await (
-                anyio.lowlevel.checkpoint()
-            )  # a handler that swallows the error and loops must not block the event loop
+            # A handler that swallows the error and sends in a loop must not block the event loop. So here and below.
+            await anyio.lowlevel.checkpoint()
             raise SessionEnded(f"this session was closed with {self._ending.plan.close.code}")
         if phase is Phase.DISCONNECTED:
             await anyio.lowlevel.checkpoint()
@@ -261,7 +258,7 @@ class HandlerProtocol(Channel):
             await self._pass_on(message, Phase.CLOSED if is_last else Phase.DENYING)
         except OSError:
             raise
-        except Exception:
+        except Exception:  # granian refuses a body that is not the last
             if is_last or self._held is not None:
                 raise
             self._held = bytearray(message.get("body", b""))
@@ -327,6 +324,7 @@ class HandlerProtocol(Channel):
             raise
         except Exception:
             code = private_use_code(self.closed_with.code)
+            # daphne sends 1000 and 3000 to 4999 only: its clients get 4013 instead of 1013.
             if not private_use or code == self.closed_with.code:
                 self.closed_with = None
                 raise

@@ -74,7 +74,6 @@ def route_of(scope: Scope, servers_scope: Scope) -> str | None:
 def _path_template(scope: Scope, servers_scope: Scope) -> str | None:
     template = scope["path_template"]
     is_mounted = scope.get("root_path", "") != servers_scope.get("root_path", "")
-    leads_elsewhere = getattr(
-        scope.get("route_handler"), "is_mount", False
-    )  # a mount of Litestar's has "/", whatever it leads to
+    # A mount of Litestar's has the template "/", whatever it leads to.
+    leads_elsewhere = getattr(scope.get("route_handler"), "is_mount", False)
     return template if isinstance(template, str) and not (is_mounted or leads_elsewhere) else None

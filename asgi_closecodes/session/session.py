@@ -66,9 +66,7 @@ class Session(ClosingProtocol):
         super().__init__(guard, scope, receive, send)
         self._cancelling = 0  # how often the handler's task was cancelled before it began
         self._error: Exception | None = None  # error given to fail(), or that ended it before its handler began
-        self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = (
-            None  # cancels the handler while it runs
-        )
+        self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # cancels the handler
         self.priority = 0
         """0 is the most important: sessions of higher numbers are shed first, see also ``MaxSessions(reserve=)``."""
         self.shed_exempt = False
@@ -135,7 +133,7 @@ class Session(ClosingProtocol):
             if self._error is not None:
                 raise self._error
         except Exception:
-            self.permits = None
+            self.permits = None  # so that refuse() counts the connection among the refused
             raise
         # Copied, never changed in place: the server's dict may serve other middleware.
         extensions = {**(self.server_scope.get("extensions") or {}), "closecodes": self}
@@ -385,7 +383,7 @@ class Session(ClosingProtocol):
             origins.add(origin)
             if origin is not Origin.UNKNOWN:
                 known.append(leaf)
-            if not self._is_told_of(leaf):
+            if not self._was_given_to_fail(leaf):
                 causes.append(leaf)
         if not issubclass(type(error), Exception) and is_cancelled(error, self._cancelling):
             return await self._ended_by_cancellation(error, causes)
@@ -406,7 +404,7 @@ class Session(ClosingProtocol):
         else:
             await self._close(plan)
 
-    def _is_told_of(self, error: BaseException) -> bool:
+    def _was_given_to_fail(self, error: BaseException) -> bool:
         """Whether ``error``, which has ended the handler, or one of its causes was given to :meth:`fail` before."""
         if self._error is None or self._handler is not None:
             return False

@@ -107,7 +107,5 @@ def _allow_many_files() -> None:
     """Raise this process's limit of open files to its hard limit."""
     if resource is not None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(
-            ValueError, OSError
-        ):  # the hard limit may be unlimited, and that more than the system allows
+        with contextlib.suppress(ValueError, OSError):  # the hard limit may be above the system's
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -385,7 +385,7 @@ class Lease(Terms):
         self._is_pending = False
         now = self._clock()
         self._next = now + RETRY_INTERVAL_S * self._jitter(0.5, 1)
-        # After longer than that, this process was stopped meanwhile: no evidence about the store.
+        # A longer wait means that this process was stopped: no evidence about the store.
         if now - self._sent_at < 1.5 * self.timeout:
             self._failed_at, self._failing_since = now, min(self._failing_since, now)
         else:

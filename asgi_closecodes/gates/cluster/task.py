@@ -58,11 +58,12 @@ class ProcessTask:
             raise RuntimeError("cluster gates need asyncio: redis-py does not run on trio; use an asyncio worker")
         with COUNTING:
             if not self.is_running:
-                if self._task is not None and not self._task.done():
+                if self._task is not None and not self._task.done():  # its event loop was closed
                     self._lost()
                 self._loop = EventLoop.running()
                 self._wake = asyncio.Event()
                 loop = asyncio.get_running_loop()
+                # An empty context, as the task outlives the session that starts it.
                 self._task = loop.create_task(self._contained(), context=contextvars.Context())
                 # A waiter in another event loop starts it there.
                 self._task.add_done_callback(lambda _task: self._wake_waiters())

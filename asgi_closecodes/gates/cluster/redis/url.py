@@ -36,9 +36,8 @@ def checked_url(url: str) -> str:
         if option in _FILES and not os.access(paths[0], os.R_OK):
             raise ValueError(f"redis_url has {option}={paths[0]}, which cannot be read")
     unusable = _unusable_option(url, parse_qs(parts.query))
-    if (
-        unusable is not None
-    ):  # outside of the except block: redis-py's error, which may quote the URL, must not be its context
+    # Outside of the except block: redis-py's error, which may quote the URL, must not be its context.
+    if unusable is not None:
         hint = ": TLS is rediss://" if unusable.startswith("ssl_") else ""
         raise ValueError(f"redis_url has an option {unusable or 'or a value'} that redis-py cannot use there{hint}")
     return url
