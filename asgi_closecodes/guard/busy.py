@@ -54,5 +54,5 @@ class BusySessions:
             return sum(session not in leaving for session in self._blocks)
 
     def forget(self) -> None:
-        """Begin anew in a child process: the sessions are the parent's."""
+        """Reset in a child process: the sessions are the parent's."""
         self._blocks.clear()

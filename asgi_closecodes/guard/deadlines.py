@@ -65,7 +65,7 @@ class Limits(Protocol):
         """Names of these settings that are in the shadow."""
 
 
-class _Dated:
+class _SessionDeadlines:
     """Deadlines of one session, in monotonic seconds."""
 
     __slots__ = (
@@ -99,7 +99,7 @@ class _Dated:
         self.age_at = self.auth_at = self.expires_at = _NEVER
 
 
-_Entry = tuple[float, int, _Dated]
+_Entry = tuple[float, int, _SessionDeadlines]
 
 _Due = tuple[Session, TryAgainLater | EndedFromOutside, str | None]
 """A session, its close, and the name of the limit if that is in the shadow and closes nobody."""
@@ -133,9 +133,9 @@ class Deadlines:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, in a child process too: the sessions are the parent's."""
+        """Reset in a child process too: the sessions are the parent's."""
         # Weak: a session may set its expiry in a gate, and be refused by the next gate.
-        self._dated: weakref.WeakKeyDictionary[Session, _Dated] = weakref.WeakKeyDictionary()
+        self._times: weakref.WeakKeyDictionary[Session, _SessionDeadlines] = weakref.WeakKeyDictionary()
         self._heap: list[_Entry] = []
         self._unswept: list[_Entry] = []  # the former heap, while its stale entries are swept; a heap too
         self._current = 0  # entries that are not stale
@@ -158,22 +158,22 @@ class Deadlines:
         """Add an admitted session; called in its event loop."""
         has_limits = not self._age == self._auth == _NEVER
         with COUNTING:
-            if (dated := self._dated.get(session)) is None:
+            if (times := self._times.get(session)) is None:
                 if not has_limits:
                     return
-                dated = self._dated[session] = _Dated()
-            dated.session = session
-            self._set_age(dated, session)
-            self._schedule(dated)
+                times = self._times[session] = _SessionDeadlines()
+            times.session = session
+            self._set_age(times, session)
+            self._schedule(times)
         if self._auth < _NEVER:
             self.begin_auth(session)
 
     def discard(self, session: Session) -> None:
         """Forget a session that is over."""
         with COUNTING:
-            if (dated := self._dated.pop(session, None)) is not None:
-                dated.session = None
-                self._drop_entry(dated)
+            if (times := self._times.pop(session, None)) is not None:
+                times.session = None
+                self._drop_entry(times)
 
     def begin_auth(self, session: Session) -> None:
         """Start the time to authenticate once ``session`` is open; called in its event loop."""
@@ -183,18 +183,18 @@ class Deadlines:
             session.on_handshake_answered(self.begin_auth)
             return
         with COUNTING:
-            dated = self._dated.get(session)
-            if dated is not None and session.key is None and not session.is_leaving:
-                dated.auth_from = self._clock()
-                dated.auth_at = dated.auth_from + self._auth
-                self._schedule(dated)
+            times = self._times.get(session)
+            if times is not None and session.key is None and not session.is_leaving:
+                times.auth_from = self._clock()
+                times.auth_at = times.auth_from + self._auth
+                self._schedule(times)
 
     def expiry_of(self, session: Session) -> datetime | None:
         """Return when the credentials of ``session`` expire; None if no expiry was set."""
-        dated = self._dated.get(session)
-        if dated is None or dated.expires_on is None:
+        times = self._times.get(session)
+        if times is None or times.expires_on is None:
             return None
-        return _EPOCH + timedelta(seconds=max(dated.expires_on, _MIN_POSIX_S))
+        return _EPOCH + timedelta(seconds=max(times.expires_on, _MIN_POSIX_S))
 
     def set_expiry(self, session: Session, moment: datetime | timedelta | float | None) -> None:
         """Have ``session`` end at ``moment``; see :attr:`Session.expires_at`.
@@ -204,15 +204,15 @@ class Deadlines:
         """
         posix = None if moment is None else _posix_seconds(moment)
         with COUNTING:
-            if (dated := self._dated.get(session)) is None:
+            if (times := self._times.get(session)) is None:
                 if posix is None:
                     return
-                dated = self._dated[session] = _Dated()
-                dated.session = session if session in self._sessions else None
+                times = self._times[session] = _SessionDeadlines()
+                times.session = session if session in self._sessions else None
                 self.is_used = True
-            dated.expires_on = posix
-            dated.expires_at = _NEVER if posix is None else self._clock() + (posix - time.time())
-            self._schedule(dated)
+            times.expires_on = posix
+            times.expires_at = _NEVER if posix is None else self._clock() + (posix - time.time())
+            self._schedule(times)
         self._wake()
 
     # From the guard
@@ -230,34 +230,34 @@ class Deadlines:
             has_limits = not age == auth == _NEVER
             self.is_used = self.is_used or has_limits
             for session in [*self._sessions]:
-                if (dated := self._dated.get(session)) is None:
+                if (times := self._times.get(session)) is None:
                     if not has_limits:
                         continue
-                    dated = self._dated[session] = _Dated()
-                    dated.session = session
+                    times = self._times[session] = _SessionDeadlines()
+                    times.session = session
                 if (age, shadow) != (before[0], before[2]):
-                    self._set_age(dated, session, is_open=True)
-                self._set_auth(dated, session, is_new=before[1] == _NEVER)
-                if (entry := self._entry(dated)) is not None:
+                    self._set_age(times, session, is_open=True)
+                self._set_auth(times, session, is_new=before[1] == _NEVER)
+                if (entry := self._entry(times)) is not None:
                     self._heap.append(entry)
             heapq.heapify(self._heap)
 
-    def _set_age(self, dated: _Dated, session: Session, *, is_open: bool = False) -> None:
+    def _set_age(self, times: _SessionDeadlines, session: Session, *, is_open: bool = False) -> None:
         if self._age == _NEVER:
-            dated.age_at = _NEVER
+            times.age_at = _NEVER
             return
         now = self._clock()
-        dated.age_at = session.arrived_at + self._age * (1 + self._draw()) / 2
-        if is_open and dated.age_at <= now:  # a lowered limit expires many at once: spread their closes
-            dated.age_at = now + self._age * self._draw() / 2
+        times.age_at = session.arrived_at + self._age * (1 + self._draw()) / 2
+        if is_open and times.age_at <= now:  # a lowered limit expires many at once: spread their closes
+            times.age_at = now + self._age * self._draw() / 2
 
-    def _set_auth(self, dated: _Dated, session: Session, *, is_new: bool) -> None:
+    def _set_auth(self, times: _SessionDeadlines, session: Session, *, is_new: bool) -> None:
         if self._auth == _NEVER:
-            dated.auth_at, dated.auth_from = _NEVER, None
+            times.auth_at, times.auth_from = _NEVER, None
         elif is_new:
             session.loop.call_soon(self.begin_auth, session)
-        elif dated.auth_from is not None and session.key is None:
-            dated.auth_at = dated.auth_from + self._auth
+        elif times.auth_from is not None and session.key is None:
+            times.auth_at = times.auth_from + self._auth
 
     def check(self) -> Coroutine[Any, Any, None] | None:
         """Return a coroutine that ends the sessions whose time is over; None if there are none."""
@@ -288,38 +288,38 @@ class Deadlines:
                     return due, False
                 if len(due) >= _ENDS_A_TURN:
                     return due, True
-                _, number, dated = heapq.heappop(heap)
-                if number != dated.entry:
+                _, number, times = heapq.heappop(heap)
+                if number != times.entry:
                     continue
-                self._drop_entry(dated)
-                session = dated.session
+                self._drop_entry(times)
+                session = times.session
                 if session is None or session.is_leaving:
                     continue
-                due += self._reached(dated, session, now)
-                self._schedule(dated)
+                due += self._reached(times, session, now)
+                self._schedule(times)
         return due, True
 
-    def _reached(self, dated: _Dated, session: Session, now: float) -> Iterable[_Due]:
+    def _reached(self, times: _SessionDeadlines, session: Session, now: float) -> Iterable[_Due]:
         """Yield the close that ends ``session`` now, if any, and those of limits in the shadow."""
-        if dated.expires_at <= now:
-            dated.clear()
+        if times.expires_at <= now:
+            times.clear()
             yield session, TimedOut(CloseCode.UNAUTHORIZED, "credentials expired", "expired"), None
             return
         reached = []
-        if dated.auth_at <= now:
-            dated.auth_at = _NEVER
+        if times.auth_at <= now:
+            times.auth_at = _NEVER
             if session.key is None:
                 reached.append(("auth_timeout", _auth_timeout()))
-        if dated.age_at <= now:
-            dated.age_at = _NEVER
+        if times.age_at <= now:
+            times.age_at = _NEVER
             reached.append(("max_session_age", self._too_old()))
         for limit, refusal in reached:
             if limit not in self._shadow:
-                dated.clear()
+                times.clear()
                 yield session, refusal, None
                 return
-            if limit not in dated.reported:
-                dated.reported += (limit,)
+            if limit not in times.reported:
+                times.reported += (limit,)
                 yield session, refusal, limit
 
     def _too_old(self) -> TryAgainLater | EndedFromOutside:
@@ -327,25 +327,25 @@ class Deadlines:
 
     # The heap
 
-    def _schedule(self, dated: _Dated) -> None:
+    def _schedule(self, times: _SessionDeadlines) -> None:
         """Push an entry for the first of its deadlines."""
-        if (entry := self._entry(dated)) is not None:
+        if (entry := self._entry(times)) is not None:
             heapq.heappush(self._heap, entry)
             self._sweep(_SWEEPS_A_PUSH)
 
-    def _entry(self, dated: _Dated) -> _Entry | None:
+    def _entry(self, times: _SessionDeadlines) -> _Entry | None:
         """Return a new entry for the heap; None if its current one is early enough."""
-        if dated.session is None or (at := dated.next_at) >= dated.entry_at:
+        if times.session is None or (at := times.next_at) >= times.entry_at:
             return None
-        self._drop_entry(dated)
+        self._drop_entry(times)
         self._number += 1
         self._current += 1
-        dated.entry, dated.entry_at = self._number, at
-        return at, self._number, dated
+        times.entry, times.entry_at = self._number, at
+        return at, self._number, times
 
-    def _drop_entry(self, dated: _Dated) -> None:
-        if dated.entry:
-            dated.entry, dated.entry_at = 0, _NEVER
+    def _drop_entry(self, times: _SessionDeadlines) -> None:
+        if times.entry:
+            times.entry, times.entry_at = 0, _NEVER
             self._current -= 1
 
     def _first_heap(self) -> list[_Entry]:

@@ -177,7 +177,7 @@ class Draining:
         }
 
     def forget(self) -> None:
-        """Begin anew, in a child process: the parent drains."""
+        """Reset in a child process: the parent drains."""
         self.is_on = False
         self._running = None
         self._claim.forget()

@@ -76,7 +76,7 @@ class Pages:
         return len(self._refused) + len(self._hammering)
 
     def forget(self) -> None:
-        """Begin anew, in a child process."""
+        """Reset in a child process."""
         self._refused.clear()
         self._hammering.clear()
 

@@ -42,7 +42,7 @@ class Rejection:
         self._graphql_closes = _limited(self._graphql_closes, limit)
 
     def forget(self) -> None:
-        """Begin anew, in a child process."""
+        """Reset in a child process."""
         self._pages.forget()
 
     def mode(self, session: HandlerProtocol, retry_after: float | None) -> Mode:

@@ -46,7 +46,7 @@ class Saturation:
             self._report(events.GateSaturated(*key, event.usage, event.limit))
 
     def forget(self) -> None:
-        """Begin anew, in a child process."""
+        """Reset in a child process."""
         self._episodes.clear()
 
     def check(self) -> None:

@@ -82,7 +82,7 @@ class Ticker:
 
     @property
     def is_running(self) -> bool:
-        """Whether it ticks, in whatever event loop."""
+        """Whether it ticks, in any event loop."""
         return self._claim.is_taken
 
     @property
@@ -127,7 +127,7 @@ class Ticker:
                 self._call(job, self._begin, job)
 
     def forget(self) -> None:
-        """Begin anew, in a child process: the parent goes on ticking."""
+        """Reset in a child process: the parent goes on ticking."""
         self._claim.forget()
         for job in self._jobs:
             job.due_at = -math.inf

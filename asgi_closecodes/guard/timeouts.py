@@ -150,7 +150,7 @@ class SessionTimeouts:
             self._ring.extend(_Watched(session, now) for session in [*self._sessions])
 
     def forget(self) -> None:
-        """Begin anew in a child process: the sessions are the parent's."""
+        """Reset in a child process: the sessions are the parent's."""
         self._ring.clear()
         self._stalls.clear()
         self._expired.clear()

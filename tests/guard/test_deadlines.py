@@ -532,7 +532,7 @@ async def test_expiry_of_refused_session_leaves_nothing_behind():
     await Peer().visit(CloseCodeMiddleware(Handler(), guard))
     gc.collect()
     assert not guard.deadlines._heap
-    assert not guard.deadlines._dated
+    assert not guard.deadlines._times
 
 
 @pytest.mark.anyio
@@ -614,7 +614,7 @@ async def test_session_without_deadlines_leaves_no_entry():
     async with Stay(guard) as stay:
         await stay.come(2)
         assert not guard.deadlines.is_used
-        assert not guard.deadlines._dated
+        assert not guard.deadlines._times
         [session, _] = guard.sessions
         assert session.expires_at is None
         session.expires_at = None
@@ -630,7 +630,7 @@ async def test_forked_child_has_none_of_the_parents_deadlines():
     async with Stay(guard) as stay:
         await stay.come(2)
         if not (child := os.fork()):
-            os._exit(len(guard.deadlines._heap) + len(guard.deadlines._dated))
+            os._exit(len(guard.deadlines._heap) + len(guard.deadlines._times))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert len(guard.deadlines._heap) == 2
 

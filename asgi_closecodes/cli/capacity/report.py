@@ -21,7 +21,7 @@ def report(result: Result, plan: Plan, *, knows_process: bool) -> bool:
     lines = _settings(result, plan, knows_process=knows_process)
     if lines:
         write("", *lines)
-    write("", *_unseen(result, knows_process=knows_process))
+    write("", *_limitations(result, knows_process=knows_process))
     return bool(lines)
 
 
@@ -69,7 +69,7 @@ def _settings(result: Result, plan: Plan, *, knows_process: bool) -> list[str]:
     return [f"Set, with 20 % of room{of_each}:", *lines]
 
 
-def _unseen(result: Result, *, knows_process: bool) -> list[str]:
+def _limitations(result: Result, *, knows_process: bool) -> list[str]:
     said = ["Not seen: other clients of the server, and a proxy in between, whose limits would show as the server's."]
     if result.proxy:
         said.append(f"A proxy answered: {result.proxy}.")

@@ -273,7 +273,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         yield from [session for session in self._refused.copy() if not session.is_leaving]
 
     def refuse_late(self, session: Session) -> None:
-        """End an open session whose new key was refused, unless that is cancelled before."""
+        """Have the ticker end an open session whose new key was refused, unless that is cancelled before."""
         self._refused.add(session)
 
     def cancel_late_refusal(self, session: Session) -> None:
