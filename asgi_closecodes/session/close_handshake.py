@@ -120,7 +120,7 @@ class ClosingProtocol(HandlerProtocol):
             try:
                 if (chosen := choose(offered)) is None or chosen in offered:
                     return chosen
-                raise ValueError("subprotocol= chose what the client did not offer")
+                raise ValueError("subprotocol= must return an offered subprotocol or None, and returned another one")
             except Exception as error:
                 self.report(events.CallbackFailed("subprotocol", error, self.facts()))
         return offered[0]

@@ -66,7 +66,7 @@ def capacity(
     --message the handler works too: use a message that it answers to each session. Ctrl-C prints the results so far.
     """
     if ca is not None and not url.secure:
-        raise click.UsageError("--ca is for wss://; leave it away, or use that")
+        raise click.UsageError("--ca is only for wss://; omit it, or use wss://")
     server = None if pid is None else _server(pid)
     tls = (ca or ssl.create_default_context()) if url.secure else None
     plan = Plan(p99, every, hold, most)
@@ -86,11 +86,11 @@ def _server(pid: int) -> Server:
         return Server(pid)
     except psutil.NoSuchProcess:
         raise click.BadParameter(
-            f"there is no process {pid} here; look for the server's", param_hint=["--pid"]
+            f"process {pid} does not exist here; give the server's", param_hint=["--pid"]
         ) from None
     except psutil.AccessDenied:
         raise click.BadParameter(
-            f"process {pid} is another user's; run this as that one", param_hint=["--pid"]
+            f"process {pid} is another user's; run this command as that user", param_hint=["--pid"]
         ) from None
 
 

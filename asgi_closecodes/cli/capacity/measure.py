@@ -61,7 +61,7 @@ class End(Enum):
     LIMIT = "a limit that is set"
     MOST = "--most"
     COMMAND = "this command was at its own limit before the server was: measure from another machine"
-    GONE = "nobody listens there any more: look at its log"
+    GONE = "nobody listens there any more: check its log"
     FILES = "this command may open no more files: raise its limit, as with ulimit -n"
     PORTS = "this machine has no more local ports to that address: measure from another machine too"
 
@@ -150,7 +150,7 @@ class Search:
         try:
             found = await addresses(url.host, url.port)
         except OSError:
-            raise Unusable(f"there is no host {url.host}; look at its name") from None
+            raise Unusable(f"there is no host {url.host}; check its name") from None
         for number, address in enumerate(found, 1):
             load = Load(self._target, address, self._tls, self._plan.every)
             try:
@@ -158,7 +158,7 @@ class Search:
             except ConnectionRefusedError:
                 if number == len(found):
                     raise Unusable(
-                        f"nobody listens at {url.host} port {url.port}; start the server, or look at the port"
+                        f"nobody listens at {url.host} port {url.port}; start the server, or check the port"
                     ) from None
             except Exception as error:
                 raise Unusable(self._why(error)) from None
@@ -169,7 +169,7 @@ class Search:
                     load.close(1)
                     connection.leave()
                 return load
-        raise Unusable(f"there is no host {url.host}; look at its name")
+        raise Unusable(f"there is no host {url.host}; check its name")
 
     def _why(self, error: Exception) -> str:
         url = self._target.url
@@ -183,7 +183,7 @@ class Search:
             case TimeoutError():
                 return f"the server did not answer the handshake within {HANDSHAKE_TIMEOUT_S:.0f} s; is it a WebSocket?"
             case NoWebSocket() | ConnectionError():
-                return f"there is no WebSocket: {error}; look at the port, and at ws:// or wss://"
+                return f"there is no WebSocket: {error}; check the port, and ws:// or wss://"
             case OSError():
                 return f"there is no connection to {url.host} port {url.port}: {error.strerror or type(error).__name__}"
             case _:
@@ -310,7 +310,7 @@ def _proxy_of(connection: Connection) -> str:
     server = next(iter(headers.get_all("Server")), "")
     name = server.lower().partition("/")[0]
     if headers.get_all("Via"):
-        return "one that says Via"
+        return "one with a Via header"
     return name if name in {"nginx", "envoy", "istio-envoy", "caddy", "cloudflare", "awselb", "traefik"} else ""
 
 
@@ -320,7 +320,7 @@ def _explained(refusal: Refusal) -> str:
         return f"the server refuses the first session: {refusal}{remedy_for(refusal)}"
     match refusal.status:
         case None if refusal.code == 1006:
-            return "the server drops the connection at once, without a close code; look at its log"
+            return "the server drops the connection at once, without a close code; check its log"
         case None:
             return f"the server closes the session at once: {refusal}; does it want a cookie or a token (--header)?"
         case 401 | 403 | 407:

@@ -62,7 +62,7 @@ def header(text: str) -> tuple[str, str]:
     if not colon or not _NAME.fullmatch(name):
         raise click.BadParameter("it is no header; give a name and a value, as 'Cookie: session=abc'")
     if name.lower() in _OF_THE_HANDSHAKE:
-        raise click.BadParameter(f"{name} belongs to the handshake itself; leave it away")
+        raise click.BadParameter(f"{name} belongs to the handshake itself; omit it")
     if not content.isascii() or not content.isprintable():
         raise click.BadParameter(f"the value of {name} may have printable ASCII characters only; encode it")
     return name, content

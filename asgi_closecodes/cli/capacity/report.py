@@ -37,12 +37,12 @@ def _sentences(result: Result, plan: Plan) -> list[str]:
     if result.refusal is not None:
         said.append(f"First refused at {result.refused_at}: {result.refusal}{remedy_for(result.refusal)}.")
     if not result.steps:
-        return ["Nothing is known yet: it was interrupted in the first step."]
+        return ["There is no result: the command was interrupted in the first step."]
     match result.ends_by:
         case None:
             said.append("It was interrupted: the server may hold more.")
         case End.LIMIT:
-            said.append("That is a limit that is set, and not what the server can do: lift it, and measure again.")
+            said.append("That is a limit that somebody has set, not the server's capacity: lift it, and measure again.")
         case End.MOST:
             said.append("That is --most: the server may hold more.")
         case End.SERVER:
@@ -70,11 +70,11 @@ def _settings(result: Result, plan: Plan, *, knows_process: bool) -> list[str]:
 
 
 def _limitations(result: Result, *, knows_process: bool) -> list[str]:
-    said = ["Not seen: other clients of the server, and a proxy in between, whose limits would show as the server's."]
+    said = ["Not measured: other clients of the server. The limits of a proxy in between show as the server's."]
     if result.proxy:
         said.append(f"A proxy answered: {result.proxy}.")
     if not knows_process:
-        said.append("Without --pid: what a session takes of the memory, and how many processes share the load.")
+        said.append("Not measured without --pid: memory of a session, and how many processes share the load.")
     elif result.workers == 0:
-        said.append("The process of --pid did nothing meanwhile: is it the server's?")
+        said.append("The process of --pid was idle meanwhile: is it the server's?")
     return [printable(line) for line in said]

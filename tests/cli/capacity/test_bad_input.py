@@ -25,11 +25,11 @@ def usage(*arguments):
 def test_server_that_is_not_there_is_named():
     port = free_port()
     said = refused(f"ws://127.0.0.1:{port}/")
-    assert said == f"nobody listens at 127.0.0.1 port {port}; start the server, or look at the port"
+    assert said == f"nobody listens at 127.0.0.1 port {port}; start the server, or check the port"
 
 
 def test_host_that_is_not_there_is_named():
-    assert refused("ws://nowhere.invalid/") == "there is no host nowhere.invalid; look at its name"
+    assert refused("ws://nowhere.invalid/") == "there is no host nowhere.invalid; check its name"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_file_without_certificates_is_told(tmp_path, content):
 
 
 def test_authority_without_tls_is_told(authority):
-    assert "--ca is for wss://" in usage("ws://127.0.0.1/", "--ca", authority / "ca.pem")
+    assert "--ca is only for wss://" in usage("ws://127.0.0.1/", "--ca", authority / "ca.pem")
 
 
 # Options
