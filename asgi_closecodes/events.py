@@ -61,8 +61,7 @@ Phase: TypeAlias = Literal["connecting", "open", "closed"]
 """Phase of a session: handshake not answered yet, open, or closed by either side."""
 
 Outcome: TypeAlias = Literal["completed", "failed", "shed", "not_accepted"]
-"""Result of a session: ended by its peer or its handler, failed in its handler, ended from outside of its handler, or
-never accepted by its handler."""
+"""Result of a session: ended by its peer or its handler, failed, ended from outside, or never accepted."""
 
 
 class Event:

@@ -35,9 +35,9 @@ class Pressure(GateBase):
     """Refuses new sessions while ``sensor`` is high, and counts none.
 
     Refusing begins when the value reaches ``refuse_above``, lasts at least 5 s, and ends below ``resume_below``. At
-    ``refuse_above`` a tenth is refused, at 1.25 times that all, and between them a growing share, so that the load does
-    not swing. If the value has not grown for 30 s, one session is admitted in the next second, two in the one after,
-    and so on: else memory that is never given back would close a service for ever. An unknown value refuses nobody.
+    ``refuse_above`` a tenth is refused, at 1.25 times that all, and between them a growing share. So the load does not
+    swing. If the value has not grown for 30 s, one session is admitted in the next second, two in the one after, and so
+    on. Else memory that is never returned would close a service for ever. An unknown value refuses nobody.
 
     :param sensor: see :class:`Sensor`; its name is the cause that clients are told.
     :param refuse_above: in the sensor's unit.

@@ -37,11 +37,11 @@ class Phase(enum.Enum):
 class Rounds:
     """Decides when to shed how many sessions, and when that is futile.
 
-    A round sheds at most 5 % of the open sessions, waits until they are released and their memory is returned, and
-    then measures the gain. It is poor in two cases. Either less than a quarter of what its sessions held came back. Or
-    so little that too many sessions would have to follow: more than there are, or, if less than half came back, a
-    greater share of them than that share. Two poor rounds in a row end the shedding until usage has been below the
-    limit.
+    A round sheds at most 5 % of the open sessions. It waits until they are released and their memory is returned, and
+    then measures the gain. It is poor if less than a quarter of what its sessions held came back. It is also poor if
+    too many more sessions would have to follow. Too many are more than there are, or a greater share of them than came
+    back of the memory, if that is less than half. Two poor rounds in a row end the shedding until usage has been below
+    the limit.
 
     The caller calls :meth:`advance` regularly, sheds :attr:`remaining` sessions at its own pace, and returns memory
     whenever the phase becomes ``RETURNING``.

@@ -2,7 +2,7 @@
 
 All are in one heap, and each tick checks its first entries. A session without deadlines takes no memory here. One with
 deadlines has one current entry, for the earliest. When that deadline moves, its old entry stays in the heap as stale.
-Stale entries, and those of sessions that are over, are dropped when they come first, or when they are the majority.
+Stale entries, also of sessions that are over, are dropped when they come first, or when they are the majority.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def _arrival(session: Session) -> float:
 
 
 async def _first(sessions: list[Session], count: int, key: Callable[[Session], Any]) -> list[Session]:
-    # In chunks, each together with the first of those before it: no turn of the event loop sorts all of them.
+    # In chunks, each with the first of those before: no turn of the event loop sorts all sessions.
     first: list[Session] = []
     chunk = max(_CHUNK, count)
     for start in range(0, len(sessions), chunk):

@@ -1,8 +1,8 @@
-"""The code that blocks an event loop: a thread samples the loop's stack while a beat of the loop is late.
+"""Detection of code that blocks an event loop: a thread samples its stack while a beat of the loop is late.
 
 The loop says when its next beat is due, and the thread sleeps until that is late. It takes up to three samples, called
-looks, and reports nothing: the loop does at its next beat. So the loop itself measures the stall, since the thread may
-be late as well, while C code holds the GIL or the machine is busy. The beat is a timer of its own: it costs a third of
+looks, and reports nothing: the loop does at its next beat. So the loop itself measures the stall. The thread may be
+late as well, while C code holds the GIL or the machine is busy. The beat is a timer of its own: it costs a third of
 the guard's ticks.
 """
 

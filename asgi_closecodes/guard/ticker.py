@@ -91,7 +91,7 @@ class Ticker:
         return self._claim.is_lost
 
     def start_if_needed(self) -> None:
-        """Start ticking if any job is needed: in this event loop, or in one of the guard's if none runs here."""
+        """Start ticking if any job is needed: in this event loop, else in one of the guard's."""
         if self.is_running or not self._is_any_needed(self._needy):
             return
         if running_loop() is None:

@@ -25,7 +25,7 @@ _ERROR_CODE = 4500
 def install(app: Litestar) -> None:
     """Report exceptions that ``app`` catches to their sessions. Calling it again changes nothing.
 
-    Closes that Litestar chooses itself stay: for a WebSocketException, and for an HTTPException below 500, which is
+    Closes that Litestar chooses itself stay: for a WebSocketException, and for an HTTPException below 500. That is
     reported as a ``SessionClosedWithError``.
     """
     if _fail not in app.after_exception:

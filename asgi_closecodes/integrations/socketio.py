@@ -37,8 +37,8 @@ def current_session() -> Session | None:
 def install(sio: Any, guard: Guard) -> None:
     """Report exceptions in the handlers of ``sio``, an AsyncServer, to their sessions; idempotent.
 
-    New sessions by HTTP get 503 while ``guard`` drains or is full: otherwise a client that was closed would be back in
-    the same process at once.
+    New sessions by HTTP get 503 while ``guard`` drains or is full. Otherwise a closed client would be back in the same
+    process at once.
     """
     if sio in _installed:
         return

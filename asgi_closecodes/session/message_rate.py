@@ -190,7 +190,7 @@ class LimitedReceive(_Metered):
         return None if connection is not None and connection.is_lost else session
 
     def _check_interrupted(self) -> None:
-        """Check that the session was not ended in the turn in which the delay was over: else do not call the server.
+        """Refuse to call the server if the session was ended in the turn in which the delay was over.
 
         :raises CancelledError: if it was, as an interruption does: the session's own ``receive`` expects that.
         """

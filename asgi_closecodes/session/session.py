@@ -1,8 +1,8 @@
 """One connection: its life from the handshake to the close, and what ends it.
 
-A session is built in layers, each a class in a file: the handler's ``receive`` and ``send`` (channel.py), the order of
-messages (protocol.py), the close of this side (close_handshake.py). This file has the rest: what the guard, the gates
-and the handler use. For each end, failures.py finds whose fault it is, and closing.py the close.
+A session is built in layers, each a class in a file. channel.py has the handler's ``receive`` and ``send``, protocol.py
+the order of messages, close_handshake.py the close of this side. This file has the rest, which the guard, the gates and
+the handler use. For each end, failures.py finds whose fault it is, and closing.py the close.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class Session(ClosingProtocol):
     def key(self) -> Hashable:
         """Owner of the session, such as a user's id; None until it is set.
 
-        It is for gates as ``MaxSessionsPerKey(5, key=lambda session: session.key)``. A gate sets it for those after
-        it, or the handler does as soon as it knows, best before it accepts. Then the gates count the session again,
-        under its new key.
+        It is for gates as ``MaxSessionsPerKey(5, key=lambda session: session.key)``. A gate may set it for those
+        after it. Otherwise the handler sets it as soon as it knows, best before it accepts. Then the gates count the
+        session again, under its new key.
 
         :raises TryAgainLater: if a gate has no room for the key, which then stays as it was. If the handler does not
             catch it, it closes the session with 1013.

@@ -1,4 +1,4 @@
-"""Tools to test an application on a real server: the close that a client sees, and the log record of its ref.
+"""Tools to test an application on a real server: closes that clients see, and the log records of their refs.
 
 The pytest fixture ``closecodes_serve`` is :func:`serve`, and stops its servers at the end of the test. The rest works
 without pytest.

@@ -18,7 +18,7 @@ HANDSHAKE_TIMEOUT_S = 10.0
 """Seconds that a handshake may take."""
 
 OPENING, SLOWEST = 20.0, 50
-"""Seconds that the sessions of a step may take to open, and a rate a second at which they may take longer."""
+"""Seconds that a step may take to open, and sessions a second: at that rate it may take longer."""
 
 _TICK = 0.005
 """Seconds between two rounds of sending."""

@@ -39,7 +39,7 @@ class Server:
             return None
 
     def lacks_files(self) -> int:
-        """Return the limit of open files of a process that has used it up; 0 if none is known to have."""
+        """Return the open files limit of a process that has used it up; 0 if none is known to."""
         for process in self._all():
             try:
                 limit, _ = process.rlimit(psutil.RLIMIT_NOFILE)

@@ -1,7 +1,7 @@
 """Bookkeeping of one worker's sessions by key: a state machine over its syncs, without any I/O.
 
-A sync tells the store, for each key, how many sessions this worker has and how many more ask for a permit. The answer
-says how many of these are admitted (``count.lua``). Sessions that ask during a sync are part of the next one.
+A sync reports each key to the store: how many sessions this worker has, and how many more ask for a permit. The
+answer says how many of these are admitted (``count.lua``). Sessions that ask during a sync are part of the next one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lease of one worker on a part of the limit: a state machine over its syncs, without any I/O.
 
-A worker holds a *quota*: the number of sessions that it may have open without asking, for as long as its *lease*
-lasts. A sync tells the store what the worker holds; the answer is its next quota and a new lease (``sync.lua``).
+A worker holds a *quota*: the sessions that it may have open without asking while its *lease* lasts. A sync
+tells the store what the worker holds; the answer is its next quota and a new lease (``sync.lua``).
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class Lease(Terms):
 
     @property
     def headroom(self) -> int:
-        """Permits to hold in advance: those for two refreshes, but at least a 16th of an equal share, up to 8."""
+        """Permits to hold in advance: those for two refreshes, at least a 16th of an equal share, up to 8."""
         workers, limit = (1, 0) if self.reply is None else (self.reply.workers, self.reply.limit)
         least = min(max(limit // (16 * max(workers, 1)), 1), 8)
         return min(max(math.ceil(2 * self._rate * self.lease_duration / 3), least), MAX_HEADROOM)

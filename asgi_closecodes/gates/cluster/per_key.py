@@ -53,10 +53,9 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     :param lease_duration: seconds after which the sessions of a dead process stop counting.
     :param fallback: ``share`` and ``open`` mean the same here.
     :param when_full: ``refuse`` the new session, or ``replace_oldest``: the new one gets the permit of the key's oldest
-        in any process. That is shed within a round trip, or within ``lease_duration / 3`` if Redis' message to its
-        process is lost; a process that is stopped sheds it when it goes on. If a key is above the limit, after an
-        outage or since the limit was lowered, one new session brings it down. No process holds more than twice the
-        limit, including those that were replaced and still count.
+        in any process. That is shed within a round trip. It takes up to ``lease_duration / 3`` if Redis' message is
+        lost, and longer in a process that is stopped. One new session brings a key down that is above the limit, as
+        after an outage. No process holds more than twice the limit, including replaced sessions that still count.
     :raises ValueError: if a parameter cannot be used (here or when it is changed), or redis-py is not installed.
     :raises TypeError: if ``key`` cannot be called.
     """

@@ -91,8 +91,8 @@ class CountReply:
     replaced: Sequence[str]
     """Replaced sessions of this worker, as digest:number, until it has acknowledged them."""
     admitted: Sequence[tuple[int, int]]
-    """Of each key: how many of those who ask get a permit (the last ones), and the first number for sessions
-    that have none, or 0."""
+    """By key: how many of the asking sessions are admitted, which are the last; and the first number for sessions
+    without one, or 0."""
 
 
 class CountStore(Store, Protocol):
