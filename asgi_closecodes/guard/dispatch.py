@@ -39,7 +39,7 @@ class Dispatcher:
             for kind in events.KINDS
         }
         self._reported: set[Hashable] = set()
-        objects: list[object] = [*followers]  # annotated for mypy: else it takes a function for no more than that
+        objects: list[object] = [*followers]  # objects: mypy does not narrow a function to WatchingObserver
         self._watchers = [observer for observer in objects if isinstance(observer, events.WatchingObserver)]
 
     def report(self, event: events.Event) -> None:

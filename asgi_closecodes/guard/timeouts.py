@@ -129,7 +129,7 @@ class SessionTimeouts:
         self._passed = 0.0  # seconds, by this object's own clock
 
     def apply(self, limits: Limits) -> None:
-        """End what is beyond ``limits``, in the sessions that are open too."""
+        """Apply ``limits``, to open sessions too."""
         before = self._send, self._cancels, self.is_needed
         self._idle = math.inf if limits.idle_timeout is None else limits.idle_timeout
         self._send = math.inf if limits.send_timeout is None else limits.send_timeout
@@ -138,6 +138,7 @@ class SessionTimeouts:
         self.is_needed = self._cancels or not self._idle == self._send == math.inf
         stalled = math.inf if self._send == math.inf else STALLED_AFTER_S * 4
         shortest = min(self._idle, self._send, self._grace if self._cancels else math.inf, stalled)
+        # Two periods, which a limit may be late, are less than a tenth of it.
         self._period = min(max(shortest * _MIN_PERIOD_S / 10, _MIN_PERIOD_S), _MAX_PERIOD_S)
         if (self._send, self._cancels) != before[:2]:
             for session in [*self._sessions]:

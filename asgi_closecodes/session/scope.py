@@ -37,7 +37,7 @@ def is_served(scope: Scope) -> bool:
 
 
 def offered_subprotocols(scope: Scope) -> list[str]:
-    """Return the subprotocols that the client offers, those that are tokens."""
+    """Return the subprotocols that the client offers, without those that are no valid tokens."""
     return [name for name in scope.get("subprotocols") or () if _TOKEN.fullmatch(name)]
 
 

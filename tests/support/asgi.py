@@ -1,4 +1,4 @@
-"""The server's side of one WebSocket, in memory: a peer that says what it is told to, then leaves."""
+"""Server side of one WebSocket, in memory: a peer that sends given messages, and then leaves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _Event = TypeVar("_Event")
 
 
 class Peer:
-    """Connects, sends ``says``, and leaves; keeps every message that the application sends.
+    """Peer that connects, sends ``says``, and leaves; it keeps every message that the application sends.
 
-    :param point: awaited before every message in and after every message out, where a server may be cancelled.
+    :param point: awaited at each place where a server may be cancelled: before a message in, after a message out.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class Peer:
 
     @property
     def heard(self) -> list[str]:
-        """The types of the messages that the application sent, without their common prefix."""
+        """Types of the messages that the application sent, without their common prefix."""
         return [message["type"].removeprefix("websocket.") for message in self.sent]
 
     @property
     def closed(self) -> tuple[int, str]:
-        """The code and the reason of the one close."""
+        """Code and reason of the only close."""
         [close] = [message for message in self.sent if message["type"] == "websocket.close"]
         return close.get("code", 1000), close.get("reason") or ""
 
     @property
     def status(self) -> int:
-        """The HTTP status that answered the handshake."""
+        """HTTP status that answered the handshake."""
         [start] = [message for message in self.sent if message["type"] == "websocket.http.response.start"]
         return int(start["status"])
 
 
 class Handler:
-    """A plain ASGI application that accepts, waits for its peer to leave, and raises ``error`` if there is one."""
+    """ASGI application that accepts, waits for its peer to leave, and raises ``error`` if given."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
@@ -92,7 +92,7 @@ class Handler:
 
 
 def of(kind: type[_Event], events: Iterable[object]) -> list[_Event]:
-    """Return those of ``events`` that are of ``kind``."""
+    """Return the ``events`` of class ``kind``."""
     return [event for event in events if isinstance(event, kind)]
 
 

@@ -1,4 +1,4 @@
-"""A deploy's cohort of sessions, whose ages are drawn and who come back, without a server."""
+"""Cohort of sessions after a deploy, simulated: ages are drawn, and clients come back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PERIOD_SHARE = 0.01
 
 
 class _Member:
-    """As much of a session as its age needs."""
+    """Part of a session that Deadlines uses."""
 
     key = None
     is_answered = True
@@ -29,14 +29,14 @@ class _Member:
 
 
 def reconnect_peak(draw: Callable[[], float], count: int = 10_000, age: float = 3600.0) -> float:
-    """Return the most reconnects in 1 % of the age, as a multiple of the mean rate; each returns at its hint."""
+    """Return the peak of reconnects in 1 % of the age, as a multiple of the mean; clients obey their hints."""
     now = 0.0
     members: Any = {}
     deadlines = Deadlines(members, lambda: None, clock=lambda: now, draw=draw)
     deadlines.apply(Settings.model_construct(max_session_age=age))
     arrivals, counts = [0.0] * count, [0] * int((GENERATIONS + 1) / PERIOD_SHARE)
     for _ in range(GENERATIONS):
-        for place, arrived_at in enumerate(arrivals):
+        for number, arrived_at in enumerate(arrivals):
             now = arrived_at
             member: Any = _Member(now)
             members[member] = None
@@ -48,9 +48,9 @@ def reconnect_peak(draw: Callable[[], float], count: int = 10_000, age: float = 
                 rest.send(None)
             except StopIteration:
                 pass
-            arrivals[place] = now + member.left.retry_after
+            arrivals[number] = now + member.left.retry_after
             del members[member]
             deadlines.discard(member)
-            counts[int(arrivals[place] / age / PERIOD_SHARE)] += 1
+            counts[int(arrivals[number] / age / PERIOD_SHARE)] += 1
     mean = count * age * PERIOD_SHARE / (0.75 * age + 2.5)
     return max(counts) / mean

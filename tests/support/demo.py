@@ -1,4 +1,4 @@
-"""The demo as a newcomer starts it."""
+"""Demo application as a process, started as the README says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .servers import ROOT, START, Running, stop
 
 
 class Demo(Running):
-    """The demo that runs."""
+    """Running demo."""
 
     greeting: str
     page: str
@@ -63,7 +63,7 @@ def accepts(demo: Running) -> bool:
 
 @contextlib.contextmanager
 def running_demo(tmp_path: Path, *options: str, port: int | None = None, **environment: Any) -> Iterator[Demo]:
-    """Run it until the block ends. ``http`` is a client of it, its log is in a file, as after ``2> demo.log``."""
+    """Run the demo until the block ends. ``http`` is an HTTP client for it; its log is in a file."""
     port = port or free_port()
     log = tmp_path / "demo.log"
     with contextlib.ExitStack() as stack:

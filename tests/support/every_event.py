@@ -1,4 +1,4 @@
-"""One of every kind of event."""
+"""One event of each class."""
 
 from asgi_closecodes import Close, events
 from asgi_closecodes.logs.messages import LINES
@@ -61,4 +61,4 @@ EVENTS = [
 ]
 
 LOGGED = {event.event_name: event for event in EVENTS if type(event) in LINES}
-"""Those that are logged, by the names of their records."""
+"""Events that are logged, by the names of their records."""

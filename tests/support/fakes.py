@@ -1,4 +1,4 @@
-"""Stand-ins for what gates see: sessions, clocks, sensors."""
+"""Fakes for tests of gates: sessions, clocks, sensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Clock:
 
 
 class Visitor:
-    """As much of a session as gates need; each is another one."""
+    """Fake session with what gates use."""
 
     def __init__(self, client: object = ("192.0.2.7", 1), **rest: Any) -> None:
         self.scope = {"client": client}
@@ -46,7 +46,7 @@ class Visitor:
 
 
 class Dial:
-    """A sensor that shows what it is set to."""
+    """Sensor that returns the value it was set to."""
 
     name = "dial"
 
@@ -61,7 +61,7 @@ class Dial:
 
 
 async def admitted(gate: Any, session: object = None) -> bool:
-    """Whether ``gate`` lets a session in, which stays."""
+    """Whether ``gate`` admits a session, which then stays."""
     try:
         await gate.admit(session or Visitor()).__aenter__()
     except TryAgainLater:
@@ -70,7 +70,7 @@ async def admitted(gate: Any, session: object = None) -> bool:
 
 
 async def refused(gate: Any, session: object = None) -> TryAgainLater:
-    """The refusal of ``gate``."""
+    """Return the refusal of ``gate``."""
     try:
         await gate.admit(session or Visitor()).__aenter__()
     except TryAgainLater as refusal:
@@ -83,7 +83,7 @@ def of_key(session: Any) -> Any:
 
 
 class Keyed:
-    """A handler that sets the key that the path says, ``before`` or ``after`` it accepts, and waits for its peer."""
+    """Handler that sets the key in the path, ``before`` or ``after`` it accepts, and waits for its peer."""
 
     def __init__(self, when: str = "before") -> None:
         self.when = when
@@ -100,7 +100,7 @@ class Keyed:
 
 
 class Guest(Peer):
-    """A peer that stays."""
+    """Peer that stays until ``gone`` is set."""
 
     def __init__(self, gone: anyio.Event, **scope: Any) -> None:
         super().__init__(**scope)
@@ -113,7 +113,7 @@ class Guest(Peer):
 
 
 class Stay:
-    """Peers that stay until they are told to leave."""
+    """Context manager with peers that stay until its block ends."""
 
     def __init__(self, guard: Guard, handler: ASGIApp | None = None) -> None:
         self.app = CloseCodeMiddleware(handler or Handler(), guard)

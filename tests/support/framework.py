@@ -1,4 +1,4 @@
-"""A framework that catches what its handlers raise, and closes with a code of its own: code of an installed package."""
+"""Framework that catches its handlers' exceptions and closes with its own code, as an installed package."""
 
 import sysconfig
 

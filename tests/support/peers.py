@@ -1,4 +1,4 @@
-"""What a client sees of one connection, in one line; and clients that do not behave."""
+"""Clients: what one sees of its connection, in one line; and clients that misbehave."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REF = re.compile(r"internal error; ref=([0-9A-HJKMNP-TV-Z]{12})")
 
 @dataclass(frozen=True)
 class Seen:
-    """How a connection ended: by HTTP, by a close code (1006 is no close frame), or with neither."""
+    """End of a connection: by HTTP, by a close code (1006 without a close frame), or by neither."""
 
     code: int | None = None
     reason: str = ""
@@ -46,7 +46,7 @@ class Seen:
 
     @property
     def ref(self) -> str:
-        """The error id in the reason or in the body of a refusal."""
+        """Error id in the reason, or in the body of a refusal."""
         found = REF.fullmatch(self.reason) or REF.fullmatch(self.body)
         assert found, self
         return found[1]
@@ -65,7 +65,7 @@ def connect(
     patience: float = 10,
     **options: Any,
 ) -> Seen:
-    """Connect with ``websockets``, say something, and wait for the end, if it comes."""
+    """Connect with ``websockets``, send a message if given, and wait for the end for a while."""
     try:
         with websockets.sync.client.connect(
             server.url + path, origin=origin, subprotocols=subprotocols, close_timeout=1, proxy=None, **options
@@ -92,7 +92,7 @@ def connect(
 
 
 def connect_with_httpx_ws(server: Running, path: str) -> Seen:
-    """The same with httpx-ws."""
+    """Connect with httpx-ws, and wait for the end."""
     transport = httpx.HTTPTransport()
     websocket: httpx_ws.WebSocketSession
     try:
@@ -123,7 +123,7 @@ def handshake(path: str | bytes, *, extra: bytes = b"") -> bytes:
 
 
 class Raw:
-    """A client over a plain socket, which answers nothing unless it is told to."""
+    """Client over a plain socket, which answers nothing by itself."""
 
     def __init__(
         self, server: Running, path: str | bytes = "/echo", *, extra: bytes = b"", behind: bytes = b""
@@ -170,7 +170,7 @@ class Raw:
         self.socket.sendall(bytes([0x80 | opcode, 0x80 | len(payload)]) + b"\0\0\0\0" + payload)
 
     def vanish(self) -> None:
-        """Leave without a word: a reset instead of a close frame and FIN."""
+        """Reset the connection, without a close frame and FIN."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -192,13 +192,13 @@ def snapshot(server: Running, guard: str = "") -> Any:
 
 
 def held(server: Running, guard: str = "") -> int:
-    """Return how many sessions count: those that are open, and those that leave."""
+    """Return how many sessions count: open and leaving ones."""
     state = snapshot(server, guard)
     return int(state["open"] + state["leaving"])
 
 
 def eventually(condition: Callable[[], _Result], within: float = 10) -> _Result:
-    """Return what ``condition`` returns as soon as that is true, or in the end."""
+    """Return the result of ``condition`` as soon as it is true, or after ``within`` seconds."""
     deadline = time.monotonic() + within
     while not (result := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)

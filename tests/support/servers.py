@@ -1,4 +1,4 @@
-"""Real servers as processes: the six set-ups that people use, each on a free port."""
+"""Real servers as processes, in the six set-ups that people use, each on a free port."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Address: TypeAlias = tuple[str, int] | str
 
 
 class Running:
-    """A server that accepts connections."""
+    """Running server."""
 
     def __init__(self, process: subprocess.Popen[Any], address: Address, log: Path) -> None:
         self.process = process
@@ -66,7 +66,7 @@ class Running:
         return self._log.read_text(errors="replace")
 
     def records(self, **wanted: object) -> list[dict[str, Any]]:
-        """Return the JSON lines in the log, those whose keys (dots as "__") have the wanted values."""
+        """Return the JSON lines in the log whose keys (dots as "__") have the wanted values."""
         wanted = {key.replace("__", "."): value for key, value in wanted.items()}
         records = []
         for line in self.log().splitlines():
@@ -98,7 +98,7 @@ def serve(
         except ChildProcessError:
             if attempt == 2:
                 raise
-            continue  # most likely somebody else took the port between our asking and the server's binding
+            continue  # most likely another process took the port before the server bound it
         break
     try:
         yield running
