@@ -36,7 +36,7 @@ class TokenBucket:
         self._tokens = math.inf if is_full else 0.0  # full, however large the burst becomes
 
     def take(self) -> bool:
-        """Whether one more event may happen now; if so, it counts."""
+        """Count one more event if it may happen now; return whether it may."""
         if self.per_second <= 0:
             return False
         with COUNTING:
@@ -86,7 +86,7 @@ class FixedWindow:
         self._count = 0
 
     def take(self) -> bool:
-        """Whether one more event may happen now; if so, it counts."""
+        """Count one more event if it may happen now; return whether it may."""
         now = self._clock()
         if now >= self._until:
             self._until = now + self.seconds

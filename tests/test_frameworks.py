@@ -580,7 +580,7 @@ async def test_two_middlewares_make_one_record_and_one_close(shared, error, capl
 
 
 @pytest.mark.anyio
-async def test_two_middlewares_with_one_guard_take_one_place():
+async def test_two_middlewares_with_one_guard_take_one_permit():
     seen = []
     guard = Guard(Settings(max_sessions=1), observers=[seen.append])
     peer = await Peer().visit(CloseCodeMiddleware(CloseCodeMiddleware(Handler(ValueError("a bug")), guard), guard))

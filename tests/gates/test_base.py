@@ -362,7 +362,7 @@ async def accepts(_scope, _receive, send):
 
 
 @pytest.mark.anyio
-async def test_place_is_given_back_after_the_close_was_sent():
+async def test_permit_is_given_back_after_the_close_was_sent():
     gate = MaxSessions(1)
     places = []
     peer = Peer()

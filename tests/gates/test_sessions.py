@@ -134,7 +134,7 @@ async def test_sessions_without_a_key_are_not_limited():
 
 
 @pytest.mark.anyio
-async def test_place_is_given_back_to_the_key_that_took_it():
+async def test_permit_is_given_back_to_the_key_that_took_it():
     gate = MaxSessionsPerKey(1, key=by_name)
     session = session_of(None, name="before login")
     async with gate.admit(session):

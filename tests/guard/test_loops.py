@@ -213,7 +213,7 @@ def test_ticker_loop_stopped_moves_and_ends_there():
 
 
 @pytest.mark.parametrize("next_backend", BACKENDS)
-def test_sessions_loop_closed_give_back_places(next_backend):
+def test_sessions_loop_closed_give_back_permits(next_backend):
     """They would hold their places for ever: nobody runs them any more."""
     seen = []
     guard = Guard(
@@ -248,7 +248,7 @@ def test_sessions_loop_closed_give_back_places(next_backend):
 
 
 @pytest.mark.parametrize("who", ["passes the gates", "is in its handshake"])
-def test_sessions_arriving_loop_closed_give_back_places(who):
+def test_sessions_arriving_loop_closed_give_back_permits(who):
     """A session that nobody admitted yet, or answered, is known to the gates alone."""
     is_there = []
 

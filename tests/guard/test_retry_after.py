@@ -61,7 +61,7 @@ def test_rate_of_ending_sessions_is_forgotten(queue, clock):
     assert second - first == pytest.approx(1.0)
 
 
-def test_places_that_have_come_up_are_given_back(queue, clock):
+def test_turns_that_have_come_up_are_given_back(queue, clock):
     for _ in range(30):
         queue.hint()
     clock.now += 10
@@ -133,7 +133,7 @@ def test_hint_is_positive_and_at_most_a_tenth_above_the_cap(cap, steps, seed):
                 assert 0 < queue.hint() <= 1.1 * cap
 
 
-def test_places_wait_until_their_turn(queue, clock):
+def test_turns_given_wait_until_they_are_due(queue, clock):
     for _ in range(10):
         queue.hint()  # one a second, the first in two seconds
     waiting = []
@@ -143,7 +143,7 @@ def test_places_wait_until_their_turn(queue, clock):
     assert waiting == [10, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
 
 
-def test_places_that_come_later_wait_behind_the_others(queue, clock):
+def test_turns_that_come_later_wait_behind_the_others(queue, clock):
     for _ in range(10):
         queue.hint()
     clock.now += 5
@@ -163,7 +163,7 @@ def test_client_refused_without_a_turn_does_not_wait(queue):
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.sampled_from(["hint", "end"])), max_size=200))
-def test_as_many_wait_as_have_places_and_no_more(steps):
+def test_as_many_wait_as_have_turns_and_no_more(steps):
     clock = Clock()
     queue = RetryQueue(60.0, clock=clock, uniform=middle)
     turns = []

@@ -110,7 +110,7 @@ def test_key_set_when_the_loop_has_ended_raises():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("when_full", ["refuse", "replace_oldest"])
-async def test_key_set_by_one_that_ends_takes_no_place(when_full):
+async def test_key_set_by_one_that_ends_takes_no_permit(when_full):
     """What a handler that cleans up says of its user costs no session of that user its place."""
     gate = MaxSessionsPerKey(1, key=lambda session: session.key, when_full=when_full)
     guard, cleaned_up = Guard(gate=gate), anyio.Event()

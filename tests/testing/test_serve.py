@@ -111,7 +111,7 @@ def test_bare_application_is_seen_as_it_is():
         assert client.wait_closed().messages == ()
 
 
-def test_session_holds_its_place_until_it_is_closed():
+def test_session_holds_its_permit_until_it_is_closed():
     with serve(wrapped(max_sessions=1)) as running:
         with running.connect("/number") as first:
             assert first.receive() == "ready"

@@ -127,7 +127,7 @@ class Counts(Generic[PendingT]):
         return [(digest, one) for digest, pending in waiting.items() for one in pending if one.is_open]
 
     def mark_changed(self, digest: str) -> None:
-        """Report a key whose sessions have changed with the next sync."""
+        """Report ``digest`` with the next sync: its sessions have changed."""
         self._changed.add(digest)
 
     def mark_all_changed(self) -> None:

@@ -131,7 +131,7 @@ def test_counts_more_keys_than_one_call_reports_each_once(worker, monkeypatch):
     assert all(asking.answer for asking in all_asking)
 
 
-def test_counts_cancelled_while_asked_gives_the_place_back(worker, client):
+def test_counts_cancelled_while_asked_gives_the_permit_back(worker, client):
     asking = worker.come("ann")
     sync = worker.ask(1)
     reply = worker.deliver(sync.request)

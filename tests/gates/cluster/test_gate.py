@@ -50,7 +50,7 @@ async def test_session_with_a_lease_and_quota_does_not_wait(processes, server):
         server.go_on()
 
 
-async def test_place_is_free_for_others_when_its_session_ends(processes, server):
+async def test_permit_is_free_for_others_when_its_session_ends(processes, server):
     first, second = processes.add(10, server.url), processes.add(10, server.url)
     await processes.fill(10, first)
     assert await processes.come(1, second) == 0
@@ -402,7 +402,7 @@ async def test_forked_child_is_another_worker(processes, server):
     await processes.fill(10)
 
 
-async def test_rolling_restart_passes_no_limit_and_loses_no_place(processes, server):
+async def test_rolling_restart_passes_no_limit_and_loses_no_permit(processes, server):
     for _ in range(4):
         processes.add(40, server.url)
     await processes.fill(40)

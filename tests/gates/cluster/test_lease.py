@@ -63,7 +63,7 @@ def test_limit_is_reached_and_not_passed(cluster):
     assert not any(worker.acquire() for worker in workers)
 
 
-def test_places_in_advance_are_a_part_of_what_is_left(cluster):
+def test_permits_in_advance_are_a_part_of_what_is_left(cluster):
     cluster.limit = 1000
     workers = [cluster.worker() for _ in range(10)]
     for _ in range(3):
@@ -72,7 +72,7 @@ def test_places_in_advance_are_a_part_of_what_is_left(cluster):
     assert all(1 <= worker.quota <= 64 for worker in workers)
 
 
-def test_dead_workers_places_return_after_the_ttl(cluster):
+def test_dead_workers_permits_return_after_the_ttl(cluster):
     dead, alive = cluster.worker(), cluster.worker()
     cluster.sync(alive)
     fill(cluster, dead)
@@ -91,7 +91,7 @@ def test_dead_workers_places_return_after_the_ttl(cluster):
     assert TTL * 0.95 < cluster.now - start <= TTL + 1
 
 
-def test_leaving_workers_places_return_at_once(cluster):
+def test_leaving_workers_permits_return_at_once(cluster):
     leaving, other = cluster.worker(), cluster.worker()
     cluster.sync(leaving)
     assert leaving.quota > 0
@@ -316,7 +316,7 @@ def test_evicted_key_is_as_a_flushed_store(cluster, key):
 
 
 @pytest.mark.parametrize("jump", [TTL * 0.5, TTL * 0.7, TTL * 1.5, 86400, -TTL / 2, -86400])
-def test_server_whose_clock_jumps_frees_nobodys_places(cluster, jump):
+def test_server_whose_clock_jumps_frees_nobodys_permits(cluster, jump):
     first, second = cluster.worker(), cluster.worker()
     cluster.sync(second)
     fill(cluster, first)

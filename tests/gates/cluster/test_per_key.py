@@ -78,7 +78,7 @@ async def test_key_has_one_limit_over_all_processes(processes):
     assert await processes.come(5, key=None) == 5  # who has no key is not limited
 
 
-async def test_place_is_free_for_others_when_its_session_ends(processes):
+async def test_permit_is_free_for_others_when_its_session_ends(processes):
     first, second = processes.add(), processes.add()
     assert await processes.come(3, first) == 3
     assert await processes.come(1, second) == 0

@@ -533,7 +533,7 @@ async def test_rekey_replaces_the_oldest_session_of_the_key_elsewhere(server):
     assert not any(gate._sessions for gate in gates)
 
 
-async def test_key_that_is_set_back_keeps_the_place(processes, server):
+async def test_key_that_is_set_back_keeps_the_permit(processes, server):
     visitor = Visitor()
     visitor.key = "alice"
     gate = processes.add(server.url, 1, key=of_key, when_full="refuse")
@@ -682,7 +682,7 @@ def test_all_processes_together_do_what_one_does(server, limit, steps):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(limit=st.integers(1, 3), steps=STEPS, faults=FAULTS)
-def test_whatever_is_lost_no_place_is_and_nobody_is_shed_twice(server, limit, steps, faults):
+def test_whatever_is_lost_no_permit_is_and_nobody_is_shed_twice(server, limit, steps, faults):
     async def main():
         server.command("FLUSHALL")
         processes = Processes()

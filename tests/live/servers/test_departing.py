@@ -119,7 +119,7 @@ def is_true(server, clients):
     return abs(held(server, clients) - before) <= MARGIN
 
 
-def test_peers_that_behave_free_their_places(departing, clients):
+def test_peers_that_behave_free_their_permits(departing, clients):
     """What is held is what is counted, and both are soon nothing, without an abort or an abandoned session."""
     before = len(departing.records(event__name="closecodes.session.abandoned"))
     these = clients(MUTE, "polite") + clients(MUTE, "vanish")

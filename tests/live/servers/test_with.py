@@ -295,7 +295,7 @@ def test_scope_without_extensions_asgi_and_client(server, daphne):
 
 
 @pytest.mark.parametrize("path", ["/one/raise-after-accept", "/one/return-after-accept", "/one/close-1013"])
-def test_peer_that_never_answers_a_close_holds_no_place(server, path):
+def test_peer_that_never_answers_a_close_holds_no_permit(server, path):
     assert eventually(is_empty(server, "one"))
     with Raw(server, path) as peer:
         assert peer.answer() == 101
@@ -315,7 +315,7 @@ def test_peer_that_does_not_read_is_given_up(server, setup):
         assert eventually(is_empty(server, "one"))
 
 
-def test_peer_that_vanishes_gives_its_place_back(server, news):
+def test_peer_that_vanishes_gives_its_permit_back(server, news):
     assert eventually(is_empty(server, "one"))
     for _ in range(5):
         peer = Raw(server, "/one/echo")
@@ -340,7 +340,7 @@ def test_peer_that_leaves_at_once_leaves_nothing_behind(server, news, path):
         assert '"error"' not in news()
 
 
-def test_half_a_handshake_takes_no_place(server):
+def test_half_a_handshake_takes_no_permit(server):
     assert eventually(is_empty(server, "one"))
     with server.connect() as half, Raw(server, "/one/echo") as peer:
         half.sendall(b"GET /one/echo HTTP/1.1\r\nHost: localhost\r\nUpgr")
@@ -384,7 +384,7 @@ def test_unix_socket_has_no_client(setup, tmp_path):
             assert peer.frame() == (1, b"x")
 
 
-def test_every_place_is_free_in_the_end(server):
+def test_every_permit_is_free_in_the_end(server):
     for guard in ("", "one", "http", "auto", "few", "keyed", "reraise", "private", "debug", "bald", "offers", "shed"):
         assert eventually(is_empty(server, guard)), guard
         assert all(gate["usage"] == 0 for gate in snapshot(server, guard)["gates"])
