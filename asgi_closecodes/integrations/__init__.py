@@ -1,6 +1,6 @@
 """Integrations with frameworks that catch the exceptions of their handlers: ``install()`` of one of these modules.
 
-They know the public names of this library and of the framework alone. README.md has a table of what each does.
+They know the public names of this library and of the framework alone. Its README.md has a table of what each does.
 """
 
 from __future__ import annotations

@@ -123,10 +123,11 @@ def test_a_run_that_is_interrupted_leaves_what_it_had_and_what_had_failed(tmp_pa
 
 
 def test_the_readme_quotes_what_was_printed():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    room = ROOT / "tests/benchmarks"
+    readme = (room / "README.md").read_text(encoding="utf-8")
     assert "\n".join(performance.table()) in readme
-    for plot in re.findall(r"\((tests/benchmarks/results/[^)]+)\)", readme):
-        assert (ROOT / plot).exists(), plot
+    for plot in re.findall(r"\((results/[^)]+)\)", readme):
+        assert (room / plot).exists(), plot
 
 
 def test_what_there_is_can_be_listed():

@@ -1,4 +1,4 @@
-"""Drains that wait for calls: at SIGTERM, and from the preStop of the README's Kubernetes recipe."""
+"""Drains that wait for calls: at SIGTERM, and from the preStop of the recipe for Kubernetes."""
 
 import re
 import signal
@@ -43,7 +43,7 @@ def test_sigterm_waits_for_a_call(tmp_path, holding):
 
 def test_kubernetes_pre_stop_waits_for_a_call(setup, tmp_path, holding):
     """Its command is run as the kubelet runs it: the signal comes when it has ended."""
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "asgi_closecodes/guard/README.md").read_text()
     [command] = re.findall(r"command: \[(curl, [^\]]*)\]", readme)
     grace = int(re.search(r"terminationGracePeriodSeconds: (\d+)", readme)[1])
     patience, window = map(int, re.search(r"patience of (\d+) s and a window of (\d+) s", readme).groups())
