@@ -1,4 +1,4 @@
-"""The table of the README's section on performance: what has a goal, in all runs that are kept."""
+"""The table in README.md: what has a goal, in all runs that are kept."""
 
 import json
 from pathlib import Path

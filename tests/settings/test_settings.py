@@ -18,7 +18,7 @@ from asgi_closecodes.settings import LIMITS, unknown_settings
 from asgi_closecodes.settings.types import SHADOWED, TIME_LIMITS
 from tests.support.asgi import of
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "asgi_closecodes/settings/README.md"
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What is generated from the code: parts of schema.json and the README's tables of settings, events and metrics.
+"""What is generated from the code: parts of schema.json and the tables of settings, events and metrics in the READMEs.
 
 ``python -m tests.support.generated`` writes them; a test compares.
 """
@@ -20,7 +20,6 @@ from tests.support.every_event import EVENTS
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "asgi_closecodes/logs/schema.json"
-README = ROOT / "README.md"
 
 
 def schema(before: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def _first_sentence(kind: type[events.Event]) -> str:
 
 
 def table_of_settings() -> list[str]:
-    """Return the rows of the README's table of settings."""
+    """Return the rows of the table of settings."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = "none" if field.default == frozenset() else field.default
@@ -75,7 +74,7 @@ def table_of_settings() -> list[str]:
 
 
 def table_of_events() -> list[str]:
-    """Return the rows of the README's table of events."""
+    """Return the rows of the table of events."""
     rows = ["| logger | `event.name`, and what happened | level |", "|---|---|---|"]
     by_logger = sorted(LINES.items(), key=lambda item: ("error", "gate", "session", "config").index(_logger(item[1])))
     last = None
@@ -103,7 +102,7 @@ def _levels(kind: type[events.Event], line: Line) -> str:
 
 
 def table_of_metrics() -> list[str]:
-    """Return the rows of the README's table of metrics."""
+    """Return the rows of the table of metrics."""
     rows = ["| metric | what it is | labels |", "|---|---|---|"]
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
@@ -111,14 +110,19 @@ def table_of_metrics() -> list[str]:
     return rows
 
 
-def readme(before: str) -> str:
-    """Return the README with its tables of settings, events and metrics as they are."""
-    tables = {"settings": table_of_settings(), "events": table_of_events(), "metrics": table_of_metrics()}
-    for name, rows in tables.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        head, rest = before.split(start)
-        before = head + start + "\n".join(rows) + "\n" + end + rest.split(end)[1]
-    return before
+TABLES = {
+    "settings": (ROOT / "asgi_closecodes/settings/README.md", table_of_settings),
+    "events": (ROOT / "asgi_closecodes/logs/README.md", table_of_events),
+    "metrics": (ROOT / "asgi_closecodes/telemetry/README.md", table_of_metrics),
+}
+
+
+def page(name: str) -> str:
+    """Return the page that has the table ``name``, with that table as it should be."""
+    path, table = TABLES[name]
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    head, rest = path.read_text().split(start)
+    return head + start + "\n".join(table()) + "\n" + end + rest.split(end)[1]
 
 
 def as_json(value: object) -> str:
@@ -128,4 +132,5 @@ def as_json(value: object) -> str:
 
 if __name__ == "__main__":
     SCHEMA.write_text(as_json(schema(json.loads(SCHEMA.read_text()))))
-    README.write_text(readme(README.read_text()))
+    for name, (path, _) in TABLES.items():
+        path.write_text(page(name))

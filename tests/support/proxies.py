@@ -1,4 +1,4 @@
-"""nginx and haproxy in front of a server, configured as the README says."""
+"""nginx and haproxy in front of a server, configured as asgi_closecodes/README.md says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from .ports import free_port
 from .programs import program
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "asgi_closecodes/README.md"
 START_S = 10
 
 _NGINX = """

@@ -45,5 +45,5 @@ def test_crash_is_seen_by_the_fixture(run):
 
 
 def test_example_of_the_readme_passes(run):
-    section = (ROOT / "README.md").read_text().partition("## In tests")[2]
-    run(section.partition("```python\n")[2].partition("```")[0]).assert_outcomes(passed=1)
+    text = (ROOT / "asgi_closecodes/testing/README.md").read_text()
+    run(text.rpartition("```python\n")[2].partition("```")[0]).assert_outcomes(passed=1)

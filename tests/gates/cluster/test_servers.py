@@ -53,7 +53,7 @@ async def test_one_limit_and_one_of_a_key_hold(processes, each_server):
 
 
 def test_readme_has_them_all():
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[3] / "asgi_closecodes/gates/cluster/README.md").read_text(encoding="utf-8")
     assert f" {ACL}\n" in readme
     assert f"`{ACL_OF_A_CLUSTER}`" in readme
     assert f"`{ACL_TO_REPLACE}`" in readme

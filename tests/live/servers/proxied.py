@@ -1,4 +1,4 @@
-"""One session a client address, which a proxy's header names. The recipes are those of the README."""
+"""One session a client address, which a proxy's header names. The recipes are those of asgi_closecodes/README.md."""
 
 from granian.utils.proxies import wrap_asgi_with_proxy_headers
 from hypercorn.middleware import ProxyFixMiddleware

@@ -1,4 +1,4 @@
-"""Drains that wait for calls: at SIGTERM, and from the preStop of the README's Kubernetes recipe."""
+"""Drains that wait for calls: at SIGTERM, and from the preStop of the recipe for Kubernetes."""
 
 import re
 import signal
@@ -6,6 +6,7 @@ import subprocess
 
 import httpx
 import pytest
+import yaml
 
 from tests.support.peers import Raw, connect
 from tests.support.programs import program
@@ -43,15 +44,22 @@ def test_sigterm_waits_for_a_call(tmp_path, holding):
 
 def test_kubernetes_pre_stop_waits_for_a_call(setup, tmp_path, holding):
     """Its command is run as the kubelet runs it: the signal comes when it has ended."""
-    readme = (ROOT / "README.md").read_text()
-    [command] = re.findall(r"command: \[(curl, [^\]]*)\]", readme)
-    grace = int(re.search(r"terminationGracePeriodSeconds: (\d+)", readme)[1])
-    patience, window = map(int, re.search(r"patience of (\d+) s and a window of (\d+) s", readme).groups())
-    assert grace > patience + window
+    readme = (ROOT / "asgi_closecodes/guard/README.md").read_text()
+    deployment, hook = map(
+        yaml.safe_load, re.findall(r"^```yaml\n((?:apiVersion|lifecycle).*?)^```", readme, re.MULTILINE | re.DOTALL)
+    )
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    env = {one["name"]: one["value"] for one in container["env"]}
+    before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    patience, window = float(env["CLOSECODES_DRAIN_PATIENCE"]), float(env["CLOSECODES_DRAIN_WINDOW"])
+    assert pod["terminationGracePeriodSeconds"] > before + patience + window
+    command = hook["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[0] == "curl"
     with serve(setup, APP, tmp_path) as running:
         idle, call = opened(running, holding)
         url = running.url.replace("ws", "http", 1)
-        arguments = [one.strip().strip('"').replace("http://127.0.0.1:8000", url) for one in command.split(",")]
+        arguments = [one.replace("http://127.0.0.1:8000", url) for one in command]
         pre_stop = subprocess.Popen([program("curl"), *arguments[1:]])
         try:
             drained = "4012" if setup == "daphne" else DRAINED

@@ -1,4 +1,4 @@
-"""The client's own address behind nginx and haproxy, by the recipes of the README."""
+"""The client's own address behind nginx and haproxy, by the recipes of asgi_closecodes/README.md."""
 
 import pytest
 

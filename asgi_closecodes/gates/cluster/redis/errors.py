@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 _NO_PASSWORD = "it wants a password: put it into the URL, as redis://:password@host"  # noqa: S105
 
+_SEE_ACL = "see the ACL in asgi_closecodes/gates/cluster/README.md"
+
 _NO_PERMISSION = (
-    "the user of the URL may not run EVAL, EVALSHA and the commands of the scripts on closecodes:*: see the README"
+    f"the user of the URL may not run EVAL, EVALSHA and the commands of the scripts on closecodes:*: {_SEE_ACL}"
 )
 
 _MEANINGS = {
@@ -67,7 +69,7 @@ def _of_an_answer(error: BaseException) -> str | None:
     if "access a channel" in str(error) or "access one of the channels" in str(error):
         return "the user of the URL may not use the channels closecodes:* (ACL SETUSER … &closecodes:*)"
     if denied := re.search(r"permissions to run the '([a-z|]+)' command", str(error)):
-        return f"the user of the URL may not run {denied[1].replace('|', ' ').upper()}: see the README"
+        return f"the user of the URL may not run {denied[1].replace('|', ' ').upper()}: {_SEE_ACL}"
     # The error code is somewhere in the text, or redis-py has a class for it.
     found = re.search("|".join(_MEANINGS), str(error))
     if found is not None:
