@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException, WebSocketException
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
-from asgi_closecodes.session import session_of
 from tests.support.asgi import Peer, of
 from tests.support.fakes import Guest
 from tests.support.framework import installed
@@ -38,7 +37,7 @@ class Run:
         self.returned = []
 
     async def __call__(self, scope, receive, send):
-        self.session = session_of(scope)
+        self.session = scope["extensions"]["closecodes"]
         await receive()
         if self.accept:
             await send({"type": "websocket.accept"})
@@ -377,7 +376,7 @@ def plain(handler):
     async def app(scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})
-        await handler(session_of(scope), receive, send)
+        await handler(scope["extensions"]["closecodes"], receive, send)
 
     return app
 
