@@ -60,6 +60,16 @@ def test_hooks_of_pre_commit_are_the_checks():
     assert [hook["entry"] for hook in hooks] == [f".ci/check {check}" for check in checks]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name)
+def test_workflow_has_few_permissions_and_pinned_actions(path):
+    workflow = yaml.safe_load(path.read_text())
+    jobs = workflow["jobs"].values()
+    actions = [step["uses"] for job in jobs for step in job.get("steps", ()) if "uses" in step]
+    assert workflow["permissions"] == {}
+    assert all(job["permissions"] in ({}, {"contents": "read"}, {"id-token": "write"}) for job in jobs)
+    assert [action for action in actions if not re.search(r"@(release/)?v\d+$", action)] == []
+
+
 READ = ("", "../demo_app")
 """Parts of the package whose prose was read by the rules; add yours."""
 
