@@ -50,7 +50,7 @@ def concrete_gates():
         ),
         (
             gates,
-            " ".join(["Cpu Gate GateBase LoopLag Memory Sensor client_network", *concrete_gates()]),
+            " ".join(["Cpu Gate GateBase LoopLag Memory Sensor client_network", *sorted(concrete_gates())]),
         ),
         (
             events,

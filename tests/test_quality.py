@@ -1,12 +1,16 @@
 """The checks that a contributor runs."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tests.support import imports
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "asgi_closecodes"
@@ -14,22 +18,59 @@ PACKAGE = TESTS.parent / "asgi_closecodes"
 MAX_TEST_NAME_CHARACTERS = 60
 
 
-@pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
-def test_tool_has_nothing_to_complain_about(command):
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split()], cwd=Path(__file__).parents[1], capture_output=True, text=True
-    )
+ROOT = TESTS.parent
+
+
+@pytest.mark.slow
+def test_checks_have_nothing_to_complain_about():
+    bin_folder = Path(sys.executable).parent
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([ROOT / ".ci/check"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_imports_point_down():
-    done = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_import_of_a_name_that_is_gone_is_found(tmp_path):
+    """Also in a function, which no type checker looks into unless it has types."""
+    source = """
+import tests.gone
+from asgi_closecodes import gone, Guard, events
+from asgi_closecodes.events import *
+from .beside import also_gone, there
+
+def function():
+    from demo_app.gone import anything
+    import asyncio
+"""
+    for name, text in {
+        "asgi_closecodes/__init__.py": "Guard = 1",
+        "asgi_closecodes/events.py": "",
+        "tests/beside.py": "there = 1",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "tests/app.py").write_text(source)
+    assert list(imports.missing(tmp_path / "tests/app.py", tmp_path)) == [
+        "tests/app.py:2: there is no module tests.gone",
+        "tests/app.py:3: asgi_closecodes has no gone",
+        "tests/app.py:5: tests.beside has no also_gone",
+        "tests/app.py:8: demo_app.gone has no anything",
+    ]
+
+
+def test_hooks_of_pre_commit_are_the_checks():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    checks = re.search(r"^checks=\((.*)\)$", (ROOT / ".ci/check").read_text(), re.MULTILINE).group(1).split()
+    assert [hook["entry"] for hook in hooks] == [f".ci/check {check}" for check in checks]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name)
+def test_workflow_has_few_permissions_and_pinned_actions(path):
+    workflow = yaml.safe_load(path.read_text())
+    jobs = workflow["jobs"].values()
+    actions = [step["uses"] for job in jobs for step in job.get("steps", ()) if "uses" in step]
+    assert workflow["permissions"] == {}
+    assert all(job["permissions"] in ({}, {"contents": "read"}, {"id-token": "write"}) for job in jobs)
+    assert [action for action in actions if not re.search(r"@(release/)?v\d+$", action)] == []
 
 
 READ = ("", "../demo_app")

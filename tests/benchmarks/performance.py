@@ -1,6 +1,11 @@
-"""The table in README.md: what has a goal, in all runs that are kept."""
+"""The table of the page on performance: what has a goal, in all runs that are kept.
+
+``python -m tests.benchmarks.performance`` prints it. With ``--keep`` it first takes the figures of the runs in
+results/run-*, without their samples: those, and most plots, stay with who measured them.
+"""
 
 import json
+import sys
 from pathlib import Path
 
 from .harness.paired import Comparison, number
@@ -9,17 +14,23 @@ from .harness.report import said
 RESULTS = Path(__file__).parent / "results"
 
 
-def runs():
-    """Return the benchmarks of each run that is kept, by its name."""
-    return {
-        folder.name.replace("-", " "): json.loads((folder / "results.json").read_text())["benchmarks"]
-        for folder in sorted(RESULTS.glob("run-*"))
-    }
+KEPT = RESULTS / "kept.json"
+
+
+def keep():
+    """Write the figures of each run that lies in results/."""
+    runs = {}
+    for folder in sorted(RESULTS.glob("run-*")):
+        run = json.loads((folder / "results.json").read_text())
+        for benchmark in run["benchmarks"].values():
+            del benchmark["samples"]
+        runs[folder.name.replace("-", " ")] = run
+    KEPT.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 def table():
     """Yield the lines of the table in Markdown."""
-    kept = runs()
+    kept = {name: run["benchmarks"] for name, run in json.loads(KEPT.read_text()).items()}
     yield f"| | figure | of | beside | goal | {' | '.join(kept)} |"
     yield "|---|---|---|---|---" + "|---" * len(kept) + "|"
     for name in sorted(set().union(*kept.values())):
@@ -38,4 +49,6 @@ def _told(result):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--keep"]:
+        keep()
     print(*table(), sep="\n")
