@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ByteSize
 
+from asgi_closecodes.frozen import frozen
 from asgi_closecodes.gates import (
     ClusterSessions,
     ClusterSessionsPerKey,
@@ -130,7 +130,7 @@ def _change_cluster(gate: ClusterSessions, settings: Settings) -> None:
     _set_limit(gate, settings.cluster_max_sessions)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DescribedGate:
     """Gate built from settings."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from asgi_closecodes.frozen import frozen
 from asgi_closecodes.naming import shown
 
 from .lease import Reply, Request
@@ -37,7 +37,7 @@ class LeaseStore(Store, Protocol):
         """Record what a worker says, and return what it may hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeyCount:
     """Report of a worker on one key."""
 
@@ -51,7 +51,7 @@ class KeyCount:
     """Those that the store has given the open ones, from the oldest on; the last ones may have none yet."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CountRequest:
     """Report of a worker: a state, never a change of one."""
 
@@ -82,7 +82,7 @@ class CountRequest:
         return arguments
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CountReply:
     """Answer of the store."""
 
@@ -107,7 +107,7 @@ class CountStore(Store, Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerState:
     """One worker, as the store knows it."""
 
@@ -120,7 +120,7 @@ class WorkerState:
     """Seconds after which its places are free, if it does not sync."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class State:
     """State of one cluster limit in a store."""
 
