@@ -1,4 +1,4 @@
-"""Events: one frozen dataclass each, passed to every observer.
+"""Events: one frozen dataclass each (:mod:`.frozen`), passed to every observer.
 
 Logs, metrics and traces are observers like a user's own: callables that take an event.
 """
@@ -6,10 +6,11 @@ Logs, metrics and traces are observers like a user's own: callables that take an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 from .codes import Close
+from .frozen import frozen
 
 __all__ = [
     "BackgroundFailed",
@@ -76,7 +77,7 @@ class Event:
     """``event.name`` in logs. ``logs/messages.py`` defines the message and the keys."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionFacts:
     """Snapshot of a session at the time of an event.
 
@@ -98,7 +99,7 @@ class SessionFacts:
     """Messages that the handler sent."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionAdmitted(Event):
     """All gates admitted a session; its handler starts. ``session.duration`` is the time that the gates took."""
 
@@ -107,7 +108,7 @@ class SessionAdmitted(Event):
     session: SessionFacts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionOpened(Event):
     """A handler accepted a session."""
 
@@ -116,7 +117,7 @@ class SessionOpened(Event):
     session: SessionFacts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionClosed(Event):
     """An admitted session is over, and its permits are released."""
 
@@ -131,7 +132,7 @@ class SessionClosed(Event):
     outcome: Outcome = "completed"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionFailed(Event):
     """A handler raised an unhandled exception; ``error_id`` is the ``ref`` in the close reason."""
 
@@ -150,7 +151,7 @@ class SessionFailed(Event):
     """Whether another session's socket raised it, as in a broadcast to a member that has left."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionClosedWithError(Event):
     """A framework closed a session with the code by which it answers an error, which is no failure.
 
@@ -163,7 +164,7 @@ class SessionClosedWithError(Event):
     close: Close
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RouteNotFound(Event):
     """The framework raised an exception because no route matches the handshake."""
 
@@ -172,7 +173,7 @@ class RouteNotFound(Event):
     session: SessionFacts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CloseFailed(Event):
     """The server did not accept a close."""
 
@@ -184,7 +185,7 @@ class CloseFailed(Event):
     """Exception of the server's ``send``; None after a timeout."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CloseRepaired(Event):
     """A close that must not be sent was repaired: its code, or the cause and the hint of a refusal.
 
@@ -201,7 +202,7 @@ class CloseRepaired(Event):
     """The gate that refused; None for a handler's close."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionRefused(Event):
     """A gate refused a session or its new key; in mode ``shadow`` it, or a time limit, would have."""
 
@@ -221,7 +222,7 @@ class SessionRefused(Event):
     """Whether a limit of the process was reached, rather than one client's own limit or a drain."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GateSaturated(Event):
     """A gate that limits the whole process began to refuse sessions."""
 
@@ -233,7 +234,7 @@ class GateSaturated(Event):
     limit: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GateRecovered(Event):
     """A saturated gate has admitted every session for a while."""
 
@@ -247,7 +248,7 @@ class GateRecovered(Event):
     """Seconds from the first to the last refusal."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SheddingFutile(Event):
     """A gate stopped shedding because it frees no memory; it keeps refusing.
 
@@ -264,7 +265,7 @@ class SheddingFutile(Event):
     """Sessions that were shed in vain."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionShed(Event):
     """A session was ended from outside of its handler."""
 
@@ -280,7 +281,7 @@ class SessionShed(Event):
     """Whether a limit of the process was reached; see :attr:`SessionRefused.is_overload`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionAbandoned(Event):
     """A session that is over no longer counts, though the server still holds its connection."""
 
@@ -292,7 +293,7 @@ class SessionAbandoned(Event):
     """Seconds since its close."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GateFailed(Event):
     """A gate raised an error; ``gate_failure`` decided whether the session was admitted."""
 
@@ -305,7 +306,7 @@ class GateFailed(Event):
     admitted: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallbackFailed(Event):
     """A user's callback (a mapping, a chooser, an observer) raised or returned an unusable value."""
 
@@ -316,7 +317,7 @@ class CallbackFailed(Event):
     session: SessionFacts | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BackgroundFailed(Event):
     """Background work of this library raised: a bug in the library."""
 
@@ -327,7 +328,7 @@ class BackgroundFailed(Event):
     exception: BaseException
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SensorUnknown(Event):
     """A sensor is unavailable; its gate admits every session."""
 
@@ -337,7 +338,7 @@ class SensorUnknown(Event):
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DrainStarted(Event):
     """A drain started: new sessions are refused, open ones are closed."""
 
@@ -350,7 +351,7 @@ class DrainStarted(Event):
     """Seconds in which busy sessions are spared."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DrainFinished(Event):
     """A drain has closed all open sessions, or was cancelled."""
 
@@ -362,7 +363,7 @@ class DrainFinished(Event):
     """Duration in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SigtermDrainUnavailable(Event):
     """``drain_on_sigterm`` is set, but this server's signal handling cannot be replaced."""
 
@@ -371,7 +372,7 @@ class SigtermDrainUnavailable(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DrainWindowTooLong(Event):
     """A drain at SIGTERM would not end before gunicorn kills the worker."""
 
@@ -383,7 +384,7 @@ class DrainWindowTooLong(Event):
     patience: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LimitsChanged(Event):
     """The limits of this process were set at its start, or changed."""
 
@@ -393,7 +394,7 @@ class LimitsChanged(Event):
     changed: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnknownSetting(Event):
     """An environment variable has the prefix of settings, but names none."""
 
@@ -404,7 +405,7 @@ class UnknownSetting(Event):
     """The setting with the most similar name, if any."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SettingIgnored(Event):
     """A setting has no effect: code overrides it, or no middleware uses its guard."""
 
@@ -414,7 +415,7 @@ class SettingIgnored(Event):
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FewFiles(Event):
     """The process may open fewer files than ``max_sessions`` and what it has open need."""
 
@@ -429,7 +430,7 @@ class FewFiles(Event):
     """Lowest limit that suffices."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoopStalled(Event):
     """An event loop stood still for at least ``log_stalls``."""
 
@@ -452,7 +453,7 @@ class LoopStalled(Event):
     """The session whose task it was, if that is known."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogsSuppressed(Event):
     """Log records of one event were suppressed."""
 
@@ -463,7 +464,7 @@ class LogsSuppressed(Event):
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterSynced(Event):
     """A cluster gate has a new lease."""
 
@@ -490,7 +491,7 @@ class ClusterSynced(Event):
     """Whether the fallback is in effect."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterSyncFailed(Event):
     """A sync of a cluster gate failed; sessions and lease are unchanged."""
 
@@ -500,7 +501,7 @@ class ClusterSyncFailed(Event):
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterUnreachable(Event):
     """The store of a cluster gate is unreachable, for a new reason; retried every second."""
 
@@ -513,7 +514,7 @@ class ClusterUnreachable(Event):
     fallback: Literal["share", "open", "closed"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterFallback(Event):
     """The lease ended while the store was unreachable: the fallback is in effect."""
 
@@ -523,7 +524,7 @@ class ClusterFallback(Event):
     fallback: Literal["share", "open", "closed"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterRecovered(Event):
     """The store of a cluster gate is reachable again."""
 
@@ -535,7 +536,7 @@ class ClusterRecovered(Event):
     """Seconds since the first failed sync."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterRelearning(Event):
     """The store has lost data or went back in time: it grants nothing more until every process has synced."""
 
@@ -546,7 +547,7 @@ class ClusterRelearning(Event):
     """Seconds that it takes."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClusterMisconfigured(Event):
     """The configuration of a cluster limit should be changed; reported once."""
 

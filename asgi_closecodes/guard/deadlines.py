@@ -25,11 +25,10 @@ from asgi_closecodes.gates.shadow import report_in_shadow
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
+from .shedding import ENDS_A_TURN
+
 MAX_AGE_HINT_S = 5.0
 """Longest retry hint in the close of a session that has reached its age."""
-
-_ENDS_A_TURN = 10
-"""Sessions that begin to end in one turn of the event loop."""
 
 _ENTRIES_A_TURN = 250
 """Entries that are taken off the heap in one turn of the event loop."""
@@ -286,7 +285,7 @@ class Deadlines:
             for _ in range(_ENTRIES_A_TURN):
                 if not (heap := self._first_heap()) or heap[0][0] > now:
                     return due, False
-                if len(due) >= _ENDS_A_TURN:
+                if len(due) >= ENDS_A_TURN:
                     return due, True
                 _, number, times = heapq.heappop(heap)
                 if number != times.entry:

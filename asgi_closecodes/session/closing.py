@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -13,6 +12,7 @@ from starlette.types import Message, Scope
 from asgi_closecodes.codes import Close, CloseCode, fit_reason, may_be_sent
 from asgi_closecodes.error_identity import type_name
 from asgi_closecodes.exceptions import CloseWith, TryAgainLater, close_for_status
+from asgi_closecodes.frozen import frozen
 
 from .scope import can_deny, is_served
 
@@ -20,7 +20,7 @@ HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 """Answer to a handshake that has none yet: accept and close, an HTTP response, or ASGI's plain HTTP 403."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rules:
     """Settings that decide how sessions end, under the same names."""
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ByteSize
 
+from asgi_closecodes.frozen import frozen
 from asgi_closecodes.gates import (
-    ClusterSessions,
-    ClusterSessionsPerKey,
     Cpu,
     GateBase,
     HandshakeRate,
@@ -24,6 +22,8 @@ from asgi_closecodes.gates import (
 from asgi_closecodes.gates.sessions import Limited
 
 if TYPE_CHECKING:
+    from asgi_closecodes.gates import ClusterSessions, ClusterSessionsPerKey
+
     from .model import Settings
 
 
@@ -109,6 +109,8 @@ def _cluster_per_client(settings: Settings, existing: GateBase | None) -> GateBa
     limit, url = settings.cluster_max_sessions_per_client, settings.redis_url
     if limit is None or url is None:
         return None
+    from asgi_closecodes.gates import ClusterSessionsPerKey  # noqa: PLC0415 - only where there is a cluster
+
     return existing or ClusterSessionsPerKey(limit, url.get_secret_value(), name=settings.cluster_name)
 
 
@@ -122,6 +124,8 @@ def _cluster(settings: Settings, existing: GateBase | None) -> GateBase | None:
     limit, url = settings.cluster_max_sessions, settings.redis_url
     if limit is None or url is None:
         return None
+    from asgi_closecodes.gates import ClusterSessions  # noqa: PLC0415 - only where there is a cluster
+
     return existing or ClusterSessions(limit, url.get_secret_value(), settings.cluster_name)
 
 
@@ -130,7 +134,7 @@ def _change_cluster(gate: ClusterSessions, settings: Settings) -> None:
     _set_limit(gate, settings.cluster_max_sessions)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DescribedGate:
     """Gate built from settings."""
 

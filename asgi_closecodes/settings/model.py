@@ -19,7 +19,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from asgi_closecodes.codes import CloseCode
 from asgi_closecodes.exceptions import MAX_RETRY_AFTER
-from asgi_closecodes.gates.cluster import checked_name
 from asgi_closecodes.naming import shown
 
 from .types import (
@@ -33,6 +32,7 @@ from .types import (
     Sessions,
     Share,
     TimeLimit,
+    cluster_name_only,
     limits_only,
     names,
     none,
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         default=None,
         description="Open sessions of one client address in all these processes. Each costs a round trip to Redis.",
     )
-    cluster_name: Annotated[str, AfterValidator(checked_name)] = Field(
+    cluster_name: Annotated[str, AfterValidator(cluster_name_only)] = Field(
         default="default", description="Name that separates applications on the same Redis."
     )
     cluster_lease_duration: Annotated[Seconds, Field(ge=2, le=3600)] = Field(

@@ -19,7 +19,6 @@ from pydantic import (
 from asgi_closecodes.bounds import MAX_NUMBER
 from asgi_closecodes.codes import may_be_sent
 from asgi_closecodes.gates import Memory
-from asgi_closecodes.gates.cluster import checked_url
 from asgi_closecodes.naming import shown
 
 from .gates import LIMITS
@@ -114,8 +113,17 @@ def limits_only(names: frozenset[str]) -> frozenset[str]:
 
 def redis_url_only(url: SecretStr) -> SecretStr:
     """Reject a value that is not a Redis URL."""
+    from asgi_closecodes.gates.cluster import checked_url  # noqa: PLC0415 - only where there is a cluster
+
     checked_url(url.get_secret_value())
     return url
+
+
+def cluster_name_only(name: str) -> str:
+    """Reject a name that cannot be a part of a key."""
+    from asgi_closecodes.gates.cluster import checked_name  # noqa: PLC0415 - only where there is a cluster
+
+    return checked_name(name)
 
 
 def _needs_redis(limit: object, info: ValidationInfo) -> object:

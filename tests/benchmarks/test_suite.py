@@ -23,7 +23,7 @@ from tests.benchmarks.harness.suite import Benchmark, Measured, Run, Unfit, name
 from tests.support.programs import program
 
 ROOT = Path(__file__).parents[2]
-SPECIFIED = "message echo admit refuse crash overload memory memory_gate stalled growth cluster storm import format shed deadlines instructions".split()
+SPECIFIED = "message echo admit refuse crash overload memory memory_gate stalled growth cluster storm import format shed deadlines flood instructions".split()
 
 
 def suite(*arguments, after="", **options):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import count, repeat
 from typing import Generic, Protocol, TypeVar
 
+from asgi_closecodes.frozen import frozen
 from asgi_closecodes.gates.per_key import SessionsByKey
 from asgi_closecodes.session import Session
 
@@ -41,7 +42,7 @@ class Pending(Protocol):
 PendingT = TypeVar("PendingT", bound=Pending)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sync(Generic[PendingT]):
     """One call of the store, and the state that its answer refers to."""
 
@@ -57,7 +58,7 @@ class Sync(Generic[PendingT]):
             yield from ((digest, one) for one in pending if one.is_open)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decisions(Generic[PendingT]):
     """Answer of the store, as decisions about single sessions."""
 

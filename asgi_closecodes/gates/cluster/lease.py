@@ -13,9 +13,11 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import partial
 from typing import Literal, TypeAlias
+
+from asgi_closecodes.frozen import frozen
 
 Fallback: TypeAlias = Literal["share", "open", "closed"]
 """Rule of admission after the lease has ended because the store is unreachable, see :class:`ClusterSessions`."""
@@ -50,7 +52,7 @@ MAX_HEADROOM = 64
 """Permits that a worker asks for in advance, at most."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """Report of a worker to the cluster; see the arguments of ``sync.lua``. Durations are in milliseconds."""
 
@@ -72,7 +74,7 @@ class Request:
         return astuple(self)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """Answer of the cluster."""
 

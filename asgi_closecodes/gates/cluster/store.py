@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from asgi_closecodes.frozen import frozen
 from asgi_closecodes.naming import shown
 
 from .lease import Reply, Request
@@ -37,7 +37,7 @@ class LeaseStore(Store, Protocol):
         """Record a worker's report, and return its quota."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeyCount:
     """Report of a worker on one key."""
 
@@ -51,7 +51,7 @@ class KeyCount:
     """Numbers of the open sessions, given by the store, oldest first; the newest sessions may have none yet."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CountRequest:
     """Report of a worker: its state, not changes, so that a repeated report does no harm."""
 
@@ -82,7 +82,7 @@ class CountRequest:
         return arguments
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CountReply:
     """Answer of the store."""
 
@@ -108,7 +108,7 @@ class CountStore(Store, Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerState:
     """State of one worker in the store."""
 
@@ -121,7 +121,7 @@ class WorkerState:
     """Seconds without a sync after which its permits are free."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class State:
     """State of one cluster limit in a store."""
 

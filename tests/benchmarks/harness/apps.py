@@ -15,6 +15,9 @@ ROOM = 1_000_000
 PLACES = 200
 """Those of a server that is to be overloaded."""
 
+MESSAGES_PER_SECOND = 10
+"""The limit of each session where there is one."""
+
 REASON = "try again later; retry_after=2.0; cause=full"
 
 
@@ -243,6 +246,7 @@ WRAPPED = {
     "echo_limited": lambda: wrapped(echo, max_sessions=ROOM),
     "echo_by_hand": lambda: sockets_only(echo_by_hand),
     "echo_measured": lambda: wrapped(echo, max_sessions=ROOM, observers=_metrics()),
+    "echo_metered": lambda: wrapped(echo, messages_per_second=MESSAGES_PER_SECOND),
     "echo_under_memory_pressure": _under_memory_pressure,
     "closing": lambda: wrapped(echo, max_sessions=0, reject_with="close", max_refusals_per_second=ROOM),
     "refuse_where_full": lambda: sockets_only(ask_and_refuse(max_sessions=0)),

@@ -91,11 +91,69 @@ class Knock(asyncio.Protocol):
         self.outcome.set_result(self._code)
 
 
+class Flooder(asyncio.Protocol):
+    """Sends messages as fast as its peer reads them, many frames at once; reads what comes back, and counts it."""
+
+    FRAME = bytes((0x81, 0x80 | len(PAYLOAD), 0, 0, 0, 0)) + PAYLOAD  # masked with zeros
+    CHUNK = FRAME * 500
+
+    def __init__(self):
+        self.opened = asyncio.get_running_loop().create_future()
+        self.closed = asyncio.get_running_loop().create_future()
+        self.transport = None
+        self._heard = b""
+        self._echoed = 0  # bytes
+        self._may_write = True
+        self._next = None  # the handle of its next turn
+
+    @property
+    def echoes(self):
+        """Return how many of its messages have come back."""
+        return self._echoed // (len(PAYLOAD) + 2)
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.set_write_buffer_limits(high=len(self.CHUNK))
+        transport.write(Knock.REQUEST)
+
+    def data_received(self, data):
+        if self.opened.done():
+            self._echoed += len(data)
+            return
+        self._heard += data
+        head, end, rest = self._heard.partition(b"\r\n\r\n")
+        if end:
+            self._echoed = len(rest)
+            self.opened.set_result(int(head[9:12]))
+            self._flood_soon()
+
+    def pause_writing(self):
+        self._may_write = False
+
+    def resume_writing(self):
+        self._may_write = True
+        self._flood_soon()
+
+    def _flood_soon(self):
+        if self._next is None:
+            self._next = asyncio.get_running_loop().call_soon(self._flood)
+
+    def _flood(self):
+        self._next = None
+        if self._may_write and not self.transport.is_closing():
+            self.transport.write(self.CHUNK)
+            self._flood_soon()
+
+    def connection_lost(self, error):
+        self.closed.set_result(None)
+
+
 class Crowd:
     """What the generator can be told to do; its sockets stay open, in groups."""
 
     def __init__(self):
         self.groups = {}
+        self._flooder = None
 
     async def held(self):
         """Return how many sockets are open; those of a server that has ended are not."""
@@ -149,6 +207,22 @@ class Crowd:
 
         await asyncio.gather(*(knock_on() for _ in range(at_once)))
         return {"outcomes": dict(outcomes), "seconds": time.perf_counter() - start}
+
+    async def flood(self, url):
+        """Open a socket that floods until :meth:`stop_flood`."""
+        address = urlsplit(url)
+        loop = asyncio.get_running_loop()
+        _, self._flooder = await loop.create_connection(Flooder, address.hostname, address.port)
+        async with asyncio.timeout(PATIENCE):
+            status = await self._flooder.opened
+        assert status == 101, f"the flooder was answered with {status}"
+
+    async def stop_flood(self):
+        """Drop the socket that floods; return how many echoes it had, and whether it was open until now."""
+        was_open = not self._flooder.closed.done()
+        self._flooder.transport.abort()
+        await self._flooder.closed
+        return {"echoes": self._flooder.echoes, "was_open": was_open}
 
     async def overload(self, group, url, seconds, messages_per_second, arrivals_per_second):
         """Let each socket of ``group`` send at its pace while others arrive at theirs; who is admitted joins in.

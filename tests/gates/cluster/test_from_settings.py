@@ -1,6 +1,8 @@
 """The cluster limits that settings describe, and what a guard does with them."""
 
 import logging
+import subprocess
+import sys
 
 import anyio
 import pytest
@@ -235,3 +237,16 @@ async def test_cluster_event_is_logged_in_one_line(caplog):
     assert record.levelname == "WARNING"
     assert "s3cret" not in caplog.text
     assert vars(record)["closecodes.cluster.fallback"] == "share"
+
+
+def test_package_import_loads_no_cluster():
+    """It takes long to import, for few; public names bring it."""
+    code = (
+        "import sys, asgi_closecodes; from asgi_closecodes import gates\n"
+        "loaded = [name for name in sys.modules if 'cluster' in name and name.startswith('asgi_closecodes')]\n"
+        "assert not loaded, loaded\n"
+        "assert gates.ClusterSessions.__name__ in gates.__all__\n"
+        "assert not hasattr(gates, 'ClusterSesions')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
