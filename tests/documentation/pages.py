@@ -15,7 +15,7 @@ _ANCHOR = re.compile(r"<[^>]*?\b(?:id|name)=[\"']([^\"']+)[\"']")
 _HTML_LINK = re.compile(r"<[^>]*?\b(?:href|src|srcset)=[\"']([^\"']+)[\"']")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Block:
     """A fenced block; ``line`` is that of its first line of code."""
 
@@ -29,11 +29,11 @@ class Block:
         """Return what is wrong in the line ``offset`` of the block, counted from 0."""
         return f"{self.page.name}:{self.line + offset}: {why}"
 
-    def __str__(self):
+    def __repr__(self):
         return f"{self.page.name}:{self.line}-{self.language or 'none'}"
 
 
-@dataclass
+@dataclass(repr=False)
 class Page:
     name: str
     text: str
@@ -44,7 +44,7 @@ class Page:
     columns: list[tuple[int, str, str]] = field(default_factory=list)
     """Inline code in tables: line, text of the column's head, code."""
 
-    def __str__(self):
+    def __repr__(self):
         return self.name
 
     @classmethod
