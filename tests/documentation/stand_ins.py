@@ -62,7 +62,7 @@ def open_now():
     return True
 
 
-ANYWHERE: Mapping[str, Any] = {
+_ANYWHERE: dict[str, Any] = {
     "PoolTimeout": PoolTimeout,
     "Quota": Quota,
     "User": Account,
@@ -117,10 +117,17 @@ def _ariadne():
     return {"schema": ariadne.make_executable_schema("type Query { number: Int }"), "on_connect": on_connect}
 
 
-BELOW: Mapping[str, Callable[[], Mapping[str, Any]]] = {
+_BELOW: Mapping[str, Callable[[], Mapping[str, Any]]] = {
     "Falcon": _falcon,
     "BlackSheep": _blacksheep,
     "Sanic": _sanic,
     "Ariadne": _ariadne,
 }
 """By heading, made when asked for: each imports a framework."""
+
+
+def of(headings: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the stand-ins of an example below ``headings``, by name."""
+    return _ANYWHERE | {
+        name: value for heading in headings if heading in _BELOW for name, value in _BELOW[heading]().items()
+    }

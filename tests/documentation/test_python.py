@@ -18,9 +18,11 @@ guard = Guard()
 guard.drain(everybody=True)
 ```
 
+## Another guard
+
 ```python
 def later():
-    return nobody_knows
+    return guard
 
 
 await guard.drain(0)
@@ -29,7 +31,7 @@ raise ValueError(guard.draining)
 
 ```python
 def later():
-    return one, nobody_knows
+    return one, nobody_knows, [later for _ in later.__name__]
 ```
 
 ```python
@@ -41,10 +43,20 @@ def test_half():
     half = 1 / 2
     assert half == 1
 ```
+
+```python
+import warnings
+
+warnings.warn("use new()", DeprecationWarning)
+```
 """
 
 
 WHOLE = """
+# Page
+
+## One
+
 ```python
 import sys
 
@@ -53,14 +65,49 @@ before = len(sys.modules)
 
 def later():
     return before, __name__
-```
 
-## Below another heading
+
+def earlier():
+    return "of the first section"
+
+
+from prometheus_client import Counter
+
+counter = Counter("of_the_page", "")
+```
 
 ```python
 app.add_middleware(object)
 await session.shed("kicked")
-print(later())
+assert later()[1] == "page"
+```
+
+A program of its own:
+
+```python
+from prometheus_client import Counter
+
+counter = Counter("of_the_page", "")
+app = counter
+```
+
+```python
+app.inc()
+```
+
+## Another one
+
+```python
+app.post  # the reader's own, not that counter
+assert earlier() == "of the first section"
+
+
+def earlier():
+    return "of this section"
+```
+
+```python
+assert earlier() == "of this section"
 ```
 
 ```python
@@ -105,11 +152,12 @@ def test_broken_python_is_named_with_its_line(found):
     assert first.startswith("broken.md:4: invalid syntax")
     assert others == [
         "broken.md:11: TypeError: Guard.drain() got an unexpected keyword argument 'everybody'",
-        "broken.md:20: ValueError: True",
-        "broken.md:25: undefined name 'one'",
-        "broken.md:25: undefined name 'nobody_knows'",
-        "broken.md:29: SystemExit",
-        "broken.md:35: assert 0.5 == 1",
+        "broken.md:22: ValueError: True",
+        "broken.md:27: undefined name 'one'",
+        "broken.md:27: undefined name 'nobody_knows'",
+        "broken.md:31: SystemExit",
+        "broken.md:37: assert 0.5 == 1",
+        "broken.md:43: DeprecationWarning: use new()",
     ]
 
 
@@ -118,7 +166,7 @@ def test_names_come_from_the_page_or_its_reader(found):
 
 
 def test_example_that_ends_the_process_is_a_problem(found):
-    assert found["ending.md"] == ["ending.md:1: an example ends the process"]
+    assert found["ending.md"] == ["ending.md:3: the example ends its process"]
 
 
 def test_pages_are_all_that_is_for_readers():
