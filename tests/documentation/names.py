@@ -12,7 +12,7 @@ from asgi_closecodes.telemetry.metrics import METRICS
 from asgi_closecodes.testing import plugin
 from tests.support import generated
 
-from .pages import Page
+from .pages import ROOT, Page, tracked
 from .shell import known_extras
 
 _ASSIGNED = re.compile(r"(?<![A-Z_])CLOSECODES_([A-Z][A-Z_]*[A-Z])(?:=([^\s`\"'$…,;)]+))?")
@@ -20,6 +20,11 @@ _EXTRAS = re.compile(r"\basgi-closecodes\[([\w,-]+)\]")
 _DOTTED = re.compile(r"(?<![\w./])asgi_closecodes((?:\.\w+)+)")
 _METRIC = re.compile(r"\bclosecodes_[a-z_]+[a-z]")
 _KEY = re.compile(r"(?<![\w./-])closecodes(?:\.[a-z_]*[a-z])+(?![\w/]|\.\w)")
+_IDENTIFIER = re.compile(r"(?<![\w/-])(?!CLOSECODES_|closecodes_)[A-Za-z]+(?:_[A-Za-z0-9_]+|[a-z]+[A-Z]\w*)(?![\w/-])")
+_OF_OTHERS = set(
+    "ExecReload ExecStart ExecStop KillMode RotatingFileHandler StandardError TimeoutStopSec WatchedFileHandler bash_source zsh_source".split()
+)
+"""Identifiers on the pages that are neither ours nor used by our code."""
 
 
 def unknown_names(page: Page) -> Iterator[str]:
@@ -27,6 +32,10 @@ def unknown_names(page: Page) -> Iterator[str]:
     for line, head, code in page.columns:
         if head == "setting" and re.fullmatch(r"[a-z_]+", code) and code not in Settings.model_fields:
             yield f"{page.name}:{line}: there is no setting {code}"
+    for line, code in page.codes:
+        for name in _IDENTIFIER.findall(code):
+            if name not in _identifiers():
+                yield f"{page.name}:{line}: {name} is nowhere in the code; is it one of _OF_OTHERS in names.py?"
     for line, text in enumerate(page.text.splitlines(), 1):
         for why in _unknown(text):
             yield f"{page.name}:{line}: {why}"
@@ -83,3 +92,13 @@ def _keys():
     schema = json.loads(generated.SCHEMA.read_text(encoding="utf-8"))
     dotted = {re.sub("_(total|seconds)$", "", name).replace("_", ".") for name in _metrics()}
     return {*schema["properties"], *SUMMARIES.values(), *(line.name for line in LINES.values()), *dotted}
+
+
+@functools.cache
+def _identifiers():
+    """Return what is written in the code of the package, the demo and the tests; here names are made up."""
+    words = set(_OF_OTHERS)
+    for name in tracked():
+        if re.match(r"(asgi_closecodes|demo_app|tests/(?!documentation/))[^.]*\.(c?js|lua|py|ya?ml)", name):
+            words.update(re.findall(r"\w+", (ROOT / name).read_text(encoding="utf-8")))
+    return words

@@ -32,9 +32,11 @@ def test_generated_table_is_on_a_page(name):
         ("set CLOSECODES_DEBUGG.", "there is no setting CLOSECODES_DEBUGG"),
         ("CLOSECODES_MAX_LOOP_LAG=much", "max_loop_lag = 'much' (or CLOSECODES_MAX_LOOP_LAG): "),
         ("`asgi-closecodes[prometheus,sentry]`", "there is no extra sentry"),
-        ("`asgi_closecodes.gates.MaxSession`", "there is no asgi_closecodes.gates.MaxSession"),
+        ("`asgi_closecodes.gates.sensor`", "there is no asgi_closecodes.gates.sensor"),
         ("`asgi_closecodes.errors`", "there is no asgi_closecodes.errors"),
         ("`closecodes_session_active`", "there is no metric closecodes_session_active"),
+        ("`guard.close_all_sessions()`", "close_all_sessions is nowhere in the code"),
+        ("`MaxSessionsPerPlanet(5, key=…)`", "MaxSessionsPerPlanet is nowhere in the code"),
         ("`closecodes.session.initiator`", "there is no event or key closecodes.session.initiator"),
     ],
 )
@@ -44,8 +46,8 @@ def test_unknown_name_is_named_with_its_line(text, problem):
 
 
 def test_unknown_setting_in_a_table_is_named_with_its_line():
-    table = "| gate | setting |\n|---|---|\n| `A` | `max_sessions` |\n| `max_nobody` | `max_everybody` |\n"
-    [seen] = unknown_names(Page.parse("README.md", table))
+    table = "| gate | setting |\n|---|---|\n| `A` | `max_sessions` |\n| `max_size` | `max_everybody` |\n"
+    seen, _ = unknown_names(Page.parse("README.md", table))
     assert seen == "README.md:4: there is no setting max_everybody"
 
 
