@@ -31,7 +31,7 @@ from asgi_closecodes.testing import serve
 from . import stand_ins
 from .pages import Block, Page
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 """Seconds that the awaiting lines of a block may take, on a busy machine."""
 
 _SERVER = "ws://127.0.0.1:8000"

@@ -3,9 +3,11 @@
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from itertools import takewhile
@@ -30,6 +32,9 @@ _OTHERS = set(
     "apt-get cat cd cp curl docker echo eval export git grep jq kill kubectl lnav ls mkdir npm rm systemctl tail".split()
 )
 """Programs that are not ours: their options are not looked at."""
+
+HELP_S = 300
+"""Seconds after which a module does not print its options but runs."""
 
 _PARSER = Parser(Language(tree_sitter_bash.language()))
 _ELLIPSIS = "…"
@@ -124,8 +129,14 @@ def _wrong_module(module, arguments):
 
 @functools.cache
 def _help(module, *arguments):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", module, *arguments, "--help"],
+        cwd=tempfile.gettempdir(),  # where pytest finds no conftest.py to read
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=HELP_S,
     )
     return done.stdout + done.stderr
 

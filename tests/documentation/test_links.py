@@ -23,7 +23,6 @@ def test_page_links_resolve(page):
         ("pyproject.toml#L100000", "there is no such line"),
         ("../elsewhere.md", "points outside of the repository"),
         ("/README.md", "points outside of the repository"),
-        (".ci/run", "is not in the sdist"),
         ("ftp://example.com", "ftp is not one of http, https, mailto"),
     ],
 )
@@ -35,6 +34,14 @@ def test_broken_link_is_named_with_its_line(link, why):
 def test_untracked_file_is_a_broken_link(monkeypatch):
     monkeypatch.setattr(links, "tracked", frozenset)
     assert list(broken_links(Page.parse("README.md", "[it](LICENSE)\n"))) == ["README.md:1: LICENSE: is not tracked"]
+
+
+def test_link_to_what_no_sdist_has_is_broken(monkeypatch):
+    page = Page.parse("README.md", "[it](LICENSE)\n")
+    monkeypatch.setattr(links, "_shipped", lambda: {"README.md"})
+    assert list(broken_links(page)) == ["README.md:1: LICENSE: is not in the sdist"]
+    monkeypatch.setattr(links, "_shipped", lambda: {"asgi_closecodes"})
+    assert list(broken_links(page)) == [], "neither is the page"
 
 
 def test_links_that_lead_somewhere_pass():
