@@ -29,7 +29,8 @@ _CLICK = {
 _WITH_HELP = {"daphne", "gunicorn", "hypercorn", "pip", "pytest"}
 """Commands whose --help tells their options; each is a module too."""
 _OTHERS = set(
-    "apt-get cat cd cp curl docker echo eval export git grep jq kill kubectl lnav ls mkdir npm rm systemctl tail".split()
+    "apt-get cat cd cp curl docker echo eval export git grep jq kill kubectl lnav ls mkdir npm pre-commit redis-cli rm sudo"
+    " systemctl tail".split()
 )
 """Programs that are not ours: their options are not looked at."""
 
@@ -120,7 +121,9 @@ def _wrong_module(module, arguments):
     options = _options(arguments)
     if options:
         subcommand = arguments[:1] if module == "pip" else []
-        text = _help(module, *subcommand)
+        text, failure = _help(module, *subcommand)
+        if failure:
+            return f"python -m {module} --help: {failure}"
         for option in options:
             if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text):
                 return f"{module} has no option {option}"
@@ -138,7 +141,8 @@ def _help(module, *arguments):
         text=True,
         timeout=HELP_S,
     )
-    return done.stdout + done.stderr
+    failure = done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+    return done.stdout, failure
 
 
 def _wrong_by_click(name, arguments):

@@ -127,6 +127,7 @@ BAD = {
     "in a substitution": ("sh", 'echo "$(asgi-closecodes logs lnav)"', 4, "asgi-closecodes logs has no command lnav"),
     "module": ("sh", "python -m asgi_closecodes.log json", 4, "there is no module asgi_closecodes.log"),
     "module's option": ("sh", "python -m demo_app --server uvicorn --prot 1", 4, "demo_app has no option --prot"),
+    "module without --help": ("sh", "python -m asgi_closecodes.logs --json", 4, "form must be json or yaml"),
     "package": ("sh", "python -m asgi_closecodes", 4, "asgi_closecodes has no __main__"),
     "application": ("sh", "uvicorn demo_app.chatter:app", 4, "there is no module demo_app.chatter"),
     "server": ("sh", "hypercorn app:app --worker 2", 4, "hypercorn has no option --worker"),
