@@ -17,7 +17,7 @@ from .programs import program
 README = Path(__file__).parents[2] / "asgi_closecodes/README.md"
 START_S = 10
 
-_NGINX = """
+NGINX = """
 daemon off;
 master_process off;
 pid {directory}/nginx.pid;
@@ -30,14 +30,12 @@ http {{
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        {recipe}
-    }}
+    {recipe}
 }}
 """
+"""The rest of a configuration, around a recipe."""
 
-_HAPROXY = """
+HAPROXY = """
 defaults
     mode http
     timeout connect 10s
@@ -84,11 +82,12 @@ def proxy(name: str, server: Any, directory: Path) -> Iterator[Proxy]:
     recipe = _recipe(name).replace("127.0.0.1:8000", "{}:{}".format(*server.address))
     config = directory / f"{name}.conf"
     if name == "nginx":
-        config.write_text(_NGINX.format(directory=directory, port=port, recipe=recipe))
+        server_block = f"server {{ listen 127.0.0.1:{port}; {recipe} }}"
+        config.write_text(NGINX.format(directory=directory, recipe=server_block))
         command = [path, "-p", str(directory), "-c", str(config)]
     else:
         assert "bind :80\n" in recipe
-        config.write_text(_HAPROXY.format(recipe=recipe.replace("bind :80\n", f"bind 127.0.0.1:{port}\n")))
+        config.write_text(HAPROXY.format(recipe=recipe.replace("bind :80\n", f"bind 127.0.0.1:{port}\n")))
         command = [path, "-db", "-f", str(config)]
     with (directory / f"{name}.log").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)

@@ -3,24 +3,15 @@
 import re
 
 import pytest
-from playwright.sync_api import sync_playwright
 
-from tests.support.programs import program
-
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
+from tests.support.chromium import chromium
 
 
 # Not for the session: playwright has an event loop that runs in this thread, where other packages' tests run theirs.
 @pytest.fixture(scope="package")
 def browser():
-    chromium = program("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
