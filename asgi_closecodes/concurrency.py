@@ -204,7 +204,7 @@ def running_loop() -> Any:
 
 
 def spawn(function: Callable[..., Coroutine[Any, Any, object]], *arguments: object) -> None:
-    """Run ``function``, which must not raise, in a background task.
+    """Run ``function``, which must not raise, in a background task, unless the event loop is about to end.
 
     It is no task group's: without a lifespan nothing could keep a task group open.
     """
@@ -216,7 +216,11 @@ def spawn(function: Callable[..., Coroutine[Any, Any, object]], *arguments: obje
     else:
         import trio  # noqa: PLC0415 - only where it runs
 
-        trio.lowlevel.spawn_system_task(function, *arguments)
+        try:
+            trio.lowlevel.spawn_system_task(function, *arguments)
+        except RuntimeError:
+            # trio still calls what other threads have scheduled when it starts no tasks any more, and ends by an error.
+            trio.lowlevel.current_trio_token()  # outside of trio it raises
 
 
 def context_of_task(frame: FrameType, loop: Any) -> contextvars.Context | None:

@@ -7,8 +7,9 @@ from functools import partial
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 
-from asgi_closecodes.concurrency import Timeout, limited, move_on_after, on_asyncio
+from asgi_closecodes.concurrency import Timeout, limited, move_on_after, on_asyncio, spawn
 
 
 @pytest.mark.anyio
@@ -231,3 +232,27 @@ def test_limited_that_is_thrown_away_closes_what_it_awaits():
 
     asyncio.run(main())
     assert closed
+
+
+def test_spawn_in_trio_that_ends_does_nothing():
+    """What another thread has scheduled is called when trio starts no tasks any more."""
+    called = []
+
+    async def generator():
+        try:
+            yield
+        finally:
+            spawn(anyio.sleep, 0)
+            called.append(True)
+
+    async def main():
+        await anext(left_open)
+
+    left_open = generator()  # trio closes it when its tasks have ended
+    trio.run(main)
+    assert called
+
+
+def test_spawn_without_an_event_loop_raises():
+    with pytest.raises(RuntimeError, match="must be called from async context"):
+        spawn(anyio.sleep, 0)
