@@ -4,21 +4,11 @@ import re
 from pathlib import PurePath
 
 import ariadne
-import ariadne.asgi
-import blacksheep
-import falcon.asgi
-import fastapi
-import limits
-import sanic
-import slowapi
-import slowapi.util
+import falcon
 import strawberry
 import strawberry.asgi
-from ariadne.asgi.handlers import GraphQLTransportWSHandler
-from fastapi_limiter.depends import WebSocketRateLimiter
-from pyrate_limiter import Duration, Limiter, Rate
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, Settings, TryAgainLater
+from asgi_closecodes import CloseWith, TryAgainLater
 from asgi_closecodes.logs import configure_logging
 from tests.support.servers import ROOT
 
@@ -33,8 +23,6 @@ ERRORS = {
 def follow(title, **names):
     """Run the recipe of ``title`` with ``names``, and return its application."""
     [code] = re.findall(rf"^### {title}\n.*?^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    for name in (CloseCodeMiddleware, Settings, TryAgainLater):
-        names[name.__name__] = name
     exec(compile(code, f"README.md of {title}", "exec"), names)
     return names["app"]
 
@@ -49,26 +37,22 @@ class InFalcon:
 
 
 def in_falcon():
-    app = falcon.asgi.App()
+    app = follow("Falcon")
     for name, error in ERRORS.items():
-        app.add_route(f"/{name}", InFalcon(error))
-    app.add_route("/own", InFalcon(falcon.HTTPForbidden()))
-    return follow("Falcon", app=app)
-
-
-def in_blacksheep():
-    return follow("BlackSheep", app=blacksheep.Application(), WebSocket=blacksheep.WebSocket)
+        app.app.add_route(f"/{name}", InFalcon(error))
+    app.app.add_route("/own", InFalcon(falcon.HTTPForbidden()))
+    return app
 
 
 def in_sanic():
-    app = sanic.Sanic("recipes")
+    app = follow("Sanic")
     for name, error in ERRORS.items():
 
         async def handler(request, websocket, error=error):
             raise error
 
-        app.add_websocket_route(handler, f"/{name}", name=name)
-    return follow("Sanic", app=app)
+        app.app.add_websocket_route(handler, f"/{name}", name=name)
+    return app
 
 
 @strawberry.type
@@ -89,31 +73,17 @@ async def on_connect(websocket, payload):
 
 def in_ariadne():
     schema = ariadne.make_executable_schema("type Query { number: Int }")
-    return follow(
-        "Ariadne",
-        schema=schema,
-        on_connect=on_connect,
-        GraphQL=ariadne.asgi.GraphQL,
-        GraphQLTransportWSHandler=GraphQLTransportWSHandler,
-    )
-
-
-def in_fastapi(title, **names):
-    return follow(title, app=fastapi.FastAPI(), WebSocket=fastapi.WebSocket, **names)
+    return follow("Ariadne", schema=schema, on_connect=on_connect)
 
 
 apps = {
     "falcon": in_falcon(),
-    "blacksheep": in_blacksheep(),
+    "blacksheep": follow("BlackSheep"),
     "sanic": in_sanic(),
     "strawberry": follow("GraphQL", app=InStrawberry(strawberry.Schema(Query))),
     "ariadne": in_ariadne(),
-    "fastapi_limiter": in_fastapi(
-        "fastapi-limiter", WebSocketRateLimiter=WebSocketRateLimiter, Limiter=Limiter, Rate=Rate, Duration=Duration
-    ),
-    "slowapi": in_fastapi(
-        "slowapi", slowapi=slowapi, limits=limits, get_remote_address=slowapi.util.get_remote_address
-    ),
+    "fastapi_limiter": follow("fastapi-limiter"),
+    "slowapi": follow("slowapi"),
 }
 
 
