@@ -81,6 +81,7 @@ GOOD = {
         "upstream app { server 127.0.0.1:8000; }\nserver { location / { proxy_pass http://app; } }",
     ),
     "substitution": ("sh", 'uvicorn app:app --log-config "$(python -m asgi_closecodes.logs json)" 2> log | tail -1'),
+    "others' extras": ("sh", "pip install 'uvicorn[standard]' 'asgi-closecodes[cli,redis]>=0.1' dist/a.whl[cli]"),
     "text": ("text", "anything: ["),
     "toml": ("toml", "[tool.pytest.ini_options]\naddopts = []"),
 }
@@ -133,6 +134,7 @@ BAD = {
     "server": ("sh", "hypercorn app:app --worker 2", 4, "hypercorn has no option --worker"),
     "program": ("sh", "uvicron app:app", 4, "unknown program 'uvicron'"),
     "extra": ("sh", "pip install 'asgi-closecodes[prometeus]'", 4, "there is no extra prometeus"),
+    "wheel's extra": ("sh", "pip install --quiet 'dist/a.whl[cli,sentry]'", 4, "there is no extra sentry"),
     "code": ("sh", "python -c 'print('", 4, "was never closed"),
 }
 
