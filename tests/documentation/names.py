@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from asgi_closecodes.logs.messages import LINES, SUMMARIES
 from asgi_closecodes.settings import Settings, SettingsError
@@ -21,9 +22,12 @@ _DOTTED = re.compile(r"(?<![\w./])asgi_closecodes((?:\.\w+)+)")
 _METRIC = re.compile(r"\bclosecodes_[a-z_]+[a-z]")
 _KEY = re.compile(r"(?<![\w./-])closecodes(?:\.[a-z_]*[a-z])+(?![\w/]|\.\w)")
 _IDENTIFIER = re.compile(r"(?<![\w/-])(?!CLOSECODES_|closecodes_)[A-Za-z]+(?:_[A-Za-z0-9_]+|[a-z]+[A-Z]\w*)(?![\w/-])")
-_OF_OTHERS = set(
-    "ExecReload ExecStart ExecStop KillMode RotatingFileHandler StandardError TimeoutStopSec WatchedFileHandler bash_source zsh_source".split()
-)
+_OF_OTHERS = {
+    *("ExecReload", "ExecStart", "ExecStop", "KillMode", "StandardError", "TimeoutStopSec"),  # systemd
+    *("RotatingFileHandler", "WatchedFileHandler"),  # logging
+    *("bash_source", "zsh_source"),  # click
+    *("bufferedAmount", "readyState"),  # browsers
+}
 """Identifiers on the pages that are neither ours nor used by our code."""
 
 
@@ -100,5 +104,6 @@ def _identifiers():
     words = set(_OF_OTHERS)
     for name in tracked():
         if re.match(r"(asgi_closecodes|demo_app|tests/(?!documentation/))[^.]*\.(c?js|lua|py|ya?ml)", name):
+            words.add(PurePath(name).stem)
             words.update(re.findall(r"\w+", (ROOT / name).read_text(encoding="utf-8")))
     return words

@@ -29,6 +29,12 @@ class Block:
         """Return what is wrong in the line ``offset`` of the block, counted from 0."""
         return f"{self.page.name}:{self.line + offset}: {why}"
 
+    @classmethod
+    def only(cls, language: str, source: str) -> "Block":
+        """Return the block of a page that has no other; it begins in line 4."""
+        [block] = Page.parse("README.md", f"# Page\n\n```{language}\n{source}\n```\n").blocks
+        return block
+
     def __repr__(self):
         return f"{self.page.name}:{self.line}-{self.language or 'none'}"
 

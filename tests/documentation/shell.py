@@ -190,7 +190,7 @@ def _exists(module):
 
 def _wrong_extras(arguments):
     for word in arguments:
-        if extras := re.search(r"\[([\w,-]+)\]", word):
+        if extras := re.fullmatch(r"(?:asgi-closecodes|\.|.*\.whl)\[([\w,-]+)\].*", word):
             for extra in extras[1].split(","):
                 if extra not in known_extras():
                     return f"there is no extra {extra}"

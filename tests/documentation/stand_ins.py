@@ -87,27 +87,6 @@ _ANYWHERE: dict[str, Any] = {
 
 
 @functools.cache
-def _falcon():
-    import falcon.asgi
-
-    return {"app": falcon.asgi.App()}
-
-
-@functools.cache
-def _blacksheep():
-    import blacksheep
-
-    return {"app": blacksheep.Application()}
-
-
-@functools.cache
-def _sanic():
-    import sanic
-
-    return {"app": sanic.Sanic("page")}
-
-
-@functools.cache
 def _ariadne():
     import ariadne
 
@@ -118,12 +97,9 @@ def _ariadne():
 
 
 _BELOW: Mapping[str, Callable[[], Mapping[str, Any]]] = {
-    "Falcon": _falcon,
-    "BlackSheep": _blacksheep,
-    "Sanic": _sanic,
     "Ariadne": _ariadne,
 }
-"""By heading, made when asked for: each imports a framework."""
+"""By heading, made when asked for: it imports a framework."""
 
 
 def of(headings: tuple[str, ...]) -> Mapping[str, Any]:

@@ -1,12 +1,9 @@
-"""Fenced blocks of the pages are what their language says; Python is in test_python.py."""
+"""Fenced blocks of the pages are what their language says; Python and scripts are in test_python.py and test_scripts.py."""
 
 import pytest
 
-from tests.support.chromium import chromium
-
 from . import configuration
-from .browser import broken_script
-from .pages import Page, pages
+from .pages import Block, Page, pages
 from .shell import broken_commands, broken_shell
 
 CHECKS = {
@@ -19,8 +16,8 @@ CHECKS = {
     "toml": configuration.broken_toml,
     "yaml": configuration.broken_yaml,
 }
-SCRIPTS = {"html", "js"}
-BLOCKS = [block for page in pages() for block in page.blocks if block.language not in {"python", *SCRIPTS}]
+ELSEWHERE = {"html", "js", "python"}
+BLOCKS = [block for page in pages() for block in page.blocks if block.language not in ELSEWHERE]
 
 
 def broken(block, folder):
@@ -40,24 +37,6 @@ def test_block_is_what_its_language_says(block, tmp_path):
 @pytest.mark.parametrize("page", pages(), ids=str)
 def test_command_in_a_sentence_exists(page):
     assert list(broken_commands(page)) == []
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.mark.parametrize(
-    "block", [block for page in pages() for block in page.blocks if block.language in SCRIPTS], ids=str
-)
-def test_script_runs_in_a_browser(block, browser):
-    assert list(broken_script(block, browser)) == []
-
-
-def only_block(language, source):
-    [block] = Page.parse("README.md", f"# Page\n\n```{language}\n{source}\n```\n").blocks
-    return block
 
 
 GOOD = {
@@ -81,6 +60,7 @@ GOOD = {
         "upstream app { server 127.0.0.1:8000; }\nserver { location / { proxy_pass http://app; } }",
     ),
     "substitution": ("sh", 'uvicorn app:app --log-config "$(python -m asgi_closecodes.logs json)" 2> log | tail -1'),
+    "others' extras": ("sh", "pip install 'uvicorn[standard]' 'asgi-closecodes[cli,redis]>=0.1' dist/a.whl[cli]"),
     "text": ("text", "anything: ["),
     "toml": ("toml", "[tool.pytest.ini_options]\naddopts = []"),
 }
@@ -88,7 +68,7 @@ GOOD = {
 
 @pytest.mark.parametrize(("language", "source"), GOOD.values(), ids=GOOD)
 def test_good_block_passes(language, source, tmp_path):
-    assert broken(only_block(language, source), tmp_path) == []
+    assert broken(Block.only(language, source), tmp_path) == []
 
 
 BAD = {
@@ -133,34 +113,16 @@ BAD = {
     "server": ("sh", "hypercorn app:app --worker 2", 4, "hypercorn has no option --worker"),
     "program": ("sh", "uvicron app:app", 4, "unknown program 'uvicron'"),
     "extra": ("sh", "pip install 'asgi-closecodes[prometeus]'", 4, "there is no extra prometeus"),
+    "wheel's extra": ("sh", "pip install --quiet 'dist/a.whl[cli,sentry]'", 4, "there is no extra sentry"),
     "code": ("sh", "python -c 'print('", 4, "was never closed"),
 }
 
 
 @pytest.mark.parametrize(("language", "source", "line", "why"), BAD.values(), ids=BAD)
 def test_bad_block_is_named_with_its_line(language, source, line, why, tmp_path):
-    problems = broken(only_block(language, source), tmp_path)
+    problems = broken(Block.only(language, source), tmp_path)
     assert [problem for problem in problems if why in problem and problem.startswith(f"README.md:{line}: ")], problems
     assert len(problems) == 1 or language == "json"
-
-
-@pytest.mark.parametrize(
-    ("language", "source", "problem"),
-    [
-        ("html", "<script>\nlet = 1 +;\n</script>", "README.md:5: Uncaught SyntaxError"),
-        (
-            "html",
-            '<script type="module">\n  import { Sockets } from "/reconnecting-websocket.js";\n</script>',
-            "README.md:5: Uncaught SyntaxError",
-        ),
-        ("js", "\nnobody.knows", "README.md:5: Uncaught ReferenceError: nobody is not defined"),
-        ("js", "Promise.reject(new TypeError('nobody waits'))", "README.md:4: TypeError: nobody waits"),
-        ("js", "await Promise.reject(new TypeError('no'))", "README.md:4: Uncaught TypeError: no"),
-    ],
-)
-def test_bad_script_is_named_with_its_line(language, source, problem, browser):
-    [seen] = broken_script(only_block(language, source), browser)
-    assert seen.startswith(problem)
 
 
 @pytest.mark.parametrize(
