@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -71,3 +72,27 @@ def test_configure_logging_sees_to_it_once():
     for _ in range(2):
         configure_logging("json", logger="configured.by.tests")
     assert all([type(kept) for kept in logger.filters].count(RedactPaths) == 1 for logger in loggers)
+
+
+_RENAMES = """
+import json, logging.config, os, sys
+path = sys.argv[2]
+logging.config.dictConfig(json.loads(sys.argv[1]))
+logging.getLogger("app").info("one")
+os.rename(path, path + ".1")
+logging.getLogger("app").info("two")
+"""
+
+
+def test_configuration_in_the_readme_survives_a_rename(tmp_path):
+    page = files("asgi_closecodes.logs").joinpath("README.md").read_text(encoding="utf-8")
+    [config] = [
+        json.loads(block)
+        for block in re.findall(r"^```json\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        if "()" in block
+    ]
+    assert config["handlers"]["file"]["filename"] == "/var/log/chat/app.log"
+    path = config["handlers"]["file"]["filename"] = str(tmp_path / "app.log")
+    subprocess.run([sys.executable, "-c", _RENAMES, json.dumps(config), path], check=True)
+    written = [json.loads((tmp_path / name).read_text())["message"] for name in ("app.log.1", "app.log")]
+    assert written == ["one", "two"]
