@@ -2,6 +2,7 @@
 
 Each block is a program of its own, and runs in a process of its own. A name that it does not define stands in an earlier block
 below the same heading, or for something of the user's (stand_ins.py), or in a block further up on the page: that one runs first.
+A block whose first line is ``# app.py`` is also the module ``app`` of those after it.
 """
 
 import ast
@@ -61,6 +62,10 @@ class Example:
         self.given = {}
         self.before = []
         self.undefined = {}
+        self.files = {}
+        for other in earlier:
+            if file := re.match(r"# (\w+\.py)\n", other.block.source):
+                self.files[file[1]] = other.block.source
         stand_in = stand_ins.of(block.headings)
         for name, line in self.needs.items():
             near, far = [], []
@@ -95,6 +100,9 @@ class Example:
         module = sys.modules["page"] = types.ModuleType("page")
         warnings.filterwarnings("error", category=DeprecationWarning, module="page$")
         with contextlib.ExitStack() as stack:
+            sys.path.insert(0, stack.enter_context(tempfile.TemporaryDirectory()))
+            for name, source in self.files.items():
+                Path(sys.path[0], name).write_text(source, encoding="utf-8")
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             loop = stack.enter_context(asyncio.Runner())
             chain = self._chain()
@@ -108,8 +116,8 @@ class Example:
                     if example is self:
                         yield self._raised(error)
                     return
-        if re.search(r"^(async )?def test_", self.block.source, re.MULTILINE):
-            yield from _tests(self.block)
+            if re.search(r"^(async )?def test_", self.block.source, re.MULTILINE):
+                yield from _tests(self.block)
 
     def _chain(self):
         chain = []
