@@ -78,8 +78,8 @@ class _Socket:
         """Whether this socket raised ``error``; False if another one did, None if its frames do not tell."""
         verdict = None
         for frame in _frames(traceback_of(error)):  # the innermost frame that tells counts
-            told = self._is_own(frame)
-            verdict = verdict if told is None else told
+            is_own = self._is_own(frame)
+            verdict = verdict if is_own is None else is_own
         return verdict
 
     def has_sent(self, error: BaseException) -> bool:
