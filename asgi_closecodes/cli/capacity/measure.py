@@ -146,6 +146,10 @@ class Search:
     # The first session
 
     async def _probed(self) -> Load:
+        """Return the load on the first address of the server that answers a session.
+
+        :raises Unusable: if none does.
+        """
         url = self._target.url
         try:
             found = await addresses(url.host, url.port)
