@@ -96,6 +96,7 @@ class _Socket:
         return False
 
     def _is_own(self, frame: FrameType) -> bool | None:
+        """Whether ``frame`` is of this socket; False if of another one, None if it is of none."""
         code = frame.f_code
         if code is self._code:
             return all(frame.f_locals.get(name) is value for name, value in self._bound.items())
