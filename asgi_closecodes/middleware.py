@@ -110,12 +110,12 @@ class CloseCodeMiddleware:
             except RuntimeError as error:
                 return await _Unusable(error)(scope, receive, send)
 
-            async def tell(message: Message) -> None:
+            async def send_after_cleanup(message: Message) -> None:
                 if message["type"].startswith("lifespan.shutdown."):
                     await stack.aclose()  # before: uvicorn ends its event loop right after that message
                 await send(message)
 
-            return await self.app(scope, receive, tell)
+            return await self.app(scope, receive, send_after_cleanup)
 
 
 def _guard_of(guard: Guard | None, observers: Iterable[Observer], **parts: Any) -> Guard:

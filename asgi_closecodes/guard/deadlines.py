@@ -132,7 +132,7 @@ class Deadlines:
         self.forget()
 
     def forget(self) -> None:
-        """Reset in a child process too: the sessions are the parent's."""
+        """Reset: at the start, and in a child process, whose sessions are the parent's."""
         # Weak: a session may set its expiry in a gate, and be refused by the next gate.
         self._times: weakref.WeakKeyDictionary[Session, _SessionDeadlines] = weakref.WeakKeyDictionary()
         self._heap: list[_Entry] = []

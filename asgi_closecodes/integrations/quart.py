@@ -20,11 +20,11 @@ __all__ = ["install"]
 def install(app: Quart) -> None:
     """Report exceptions that ``app`` catches without an error handler to their sessions; idempotent."""
     got_websocket_exception.connect(_fail, app)
-    if _tell_route not in app.before_websocket_funcs[None]:
-        app.before_websocket(_tell_route)
+    if _record_route not in app.before_websocket_funcs[None]:
+        app.before_websocket(_record_route)
 
 
-async def _tell_route() -> None:
+async def _record_route() -> None:
     if websocket.url_rule is not None:
         websocket.scope["path_template"] = websocket.url_rule.rule  # type: ignore[typeddict-unknown-key]  # ours
 

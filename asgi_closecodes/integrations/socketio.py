@@ -47,19 +47,19 @@ def install(sio: Any, guard: Guard) -> None:
     sio.on = _wrapping_on(sio.on)
     sio.register_namespace = _wrapping_register(sio.register_namespace)
     for handlers in sio.handlers.values():
-        handlers.update({event: _telling(handler, event) for event, handler in handlers.items()})
+        handlers.update({event: _reporting(handler, event) for event, handler in handlers.items()})
     for namespace in sio.namespace_handlers.values():
-        namespace.trigger_event = _telling(namespace.trigger_event)
+        namespace.trigger_event = _reporting(namespace.trigger_event)
 
 
 def _wrapping_on(on: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(on)
     def register(event: str, handler: Callable[..., Any] | None = None, namespace: str | None = None) -> Any:
         def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
-            on(event, _telling(handler, event), namespace)
+            on(event, _reporting(handler, event), namespace)
             return handler
 
-        return decorate if handler is None else on(event, _telling(handler, event), namespace)
+        return decorate if handler is None else on(event, _reporting(handler, event), namespace)
 
     return register
 
@@ -68,12 +68,12 @@ def _wrapping_register(register_namespace: Callable[[Any], None]) -> Callable[[A
     @functools.wraps(register_namespace)
     def register(namespace: Any) -> None:
         register_namespace(namespace)
-        namespace.trigger_event = _telling(namespace.trigger_event)
+        namespace.trigger_event = _reporting(namespace.trigger_event)
 
     return register
 
 
-def _telling(handler: Callable[..., Any], event: str | None = None) -> Callable[..., Awaitable[Any]]:
+def _reporting(handler: Callable[..., Any], event: str | None = None) -> Callable[..., Awaitable[Any]]:
     """Wrap ``handler`` to report its exceptions to the session; without ``event``, its first argument is that."""
 
     @functools.wraps(handler)

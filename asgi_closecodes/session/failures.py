@@ -78,8 +78,8 @@ class _Socket:
         """Whether this socket raised ``error``; False if another one did, None if its frames do not tell."""
         verdict = None
         for frame in _frames(traceback_of(error)):  # the innermost frame that tells counts
-            told = self._is_own(frame)
-            verdict = verdict if told is None else told
+            is_own = self._is_own(frame)
+            verdict = verdict if is_own is None else is_own
         return verdict
 
     def has_sent(self, error: BaseException) -> bool:
@@ -96,6 +96,7 @@ class _Socket:
         return False
 
     def _is_own(self, frame: FrameType) -> bool | None:
+        """Whether ``frame`` is of this socket; False if of another one, None if it is of none."""
         code = frame.f_code
         if code is self._code:
             return all(frame.f_locals.get(name) is value for name, value in self._bound.items())

@@ -443,8 +443,8 @@ class Session(ClosingProtocol):
         error_id = new_error_id()
         sent = departed = False
         try:
-            # uvicorn raises RuntimeError, not OSError, between a lost connection and the next turn of
-            # the event loop; after that turn the failing close tells it from the handler's own error.
+            # Between a lost connection and the next turn of the event loop, uvicorn raises RuntimeError, not OSError.
+            # After that turn the failing close tells that from the handler's own error.
             if maybe_departed := origins <= {Origin.UNSURE, Origin.UNKNOWN}:
                 await anyio.lowlevel.checkpoint()
             is_ended = self._ending is not None  # from outside meanwhile: that has its own close
@@ -452,7 +452,7 @@ class Session(ClosingProtocol):
             # Shielded: a cancellation would replace an error that travels on, and would end fail().
             with anyio.CancelScope(shield=True) if reraises or self._handler is not None else nullcontext():
                 sent = await self._close(plan, private_use=False)
-            # A server that refuses 1011 refuses it of a session that is there, too.
+            # A failed close alone does not prove that the peer has left: daphne refuses 1011 in open sessions, too.
             if departed := maybe_departed and not sent and (self.phase in OVER or Origin.UNSURE in origins):
                 if not is_ended:
                     self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))

@@ -87,7 +87,7 @@ async def test_socketio_call_with_fewer_arguments_is_no_failure(event, arguments
     async def call(request):
         token = socketio._current.set(lambda: request.scope["extensions"]["closecodes"])
         try:
-            await socketio._telling(legacy, event)(*arguments)
+            await socketio._reporting(legacy, event)(*arguments)
         finally:
             socketio._current.reset(token)
 

@@ -121,14 +121,14 @@ class Search:
         self, target: Target, tls: ssl.SSLContext | None, plan: Plan, server: Server | None, tell: Callable[[str], None]
     ) -> None:
         self.result = Result()
-        self._target, self._tls, self._plan, self._server, self._tell = target, tls, plan, server, tell
+        self._target, self._tls, self._plan, self._server, self._show_status = target, tls, plan, server, tell
 
     async def run(self) -> None:
         """Search until the result is known.
 
         :raises Unusable: if the server cannot be measured at all.
         """
-        self._tell("checking the server")
+        self._show_status("checking the server")
         self._load = load = await self._probed()
         if self._server is not None:
             try:
@@ -146,6 +146,10 @@ class Search:
     # The first session
 
     async def _probed(self) -> Load:
+        """Return the load on the first address of the server that answers a session.
+
+        :raises Unusable: if none does.
+        """
         url = self._target.url
         try:
             found = await addresses(url.host, url.port)
@@ -229,7 +233,7 @@ class Search:
         load, plan = self._load, self._plan
         load.forget()
         before, start, used = len(load.sessions), time.perf_counter(), time.process_time()
-        self._tell(f"opening {target} sessions")
+        self._show_status(f"opening {target} sessions")
         if before > target:
             load.close(before - target)
         else:
@@ -240,7 +244,7 @@ class Search:
         took = time.perf_counter() - start
         opened = len(load.sessions) - before
         is_hurried = (time.process_time() - used) / took > _BUSY
-        self._tell(f"{len(load.sessions)} sessions are open")
+        self._show_status(f"{len(load.sessions)} sessions are open")
         held = await self._hold()
         if percentile(held.latencies, 0.99) > plan.p99 and load.refusal is None:
             held = await self._hold()  # repeat once: something else may have been busy

@@ -31,9 +31,9 @@ def url(text: str) -> WebSocketURI:
     except InvalidURI as error:
         raise click.BadParameter(f"{error.msg}; {remedy}") from None
     except ValueError:  # by a port, an address or an escape
-        raise click.BadParameter(f"it is no address; {remedy}") from None
+        raise click.BadParameter(f"it is no WebSocket URL; {remedy}") from None
     if not parts.host or not parts.resource_name.isprintable() or " " in parts.resource_name:
-        raise click.BadParameter(f"it is no address; {remedy}")
+        raise click.BadParameter(f"it is no WebSocket URL; {remedy}")
     return parts
 
 

@@ -33,23 +33,27 @@ def _row(step: Step) -> tuple[str, ...]:
 
 def _sentences(result: Result, plan: Plan) -> list[str]:
     each = f"each saying something every {duration(plan.every)}"
-    said = [f"The server held {plural(result.held, 'session')}, {each}, with a p99 of at most {duration(plan.p99)}."]
+    sentences = [
+        f"The server held {plural(result.held, 'session')}, {each}, with a p99 of at most {duration(plan.p99)}."
+    ]
     if result.refusal is not None:
-        said.append(f"First refused at {result.refused_at}: {result.refusal}{remedy_for(result.refusal)}.")
+        sentences.append(f"First refused at {result.refused_at}: {result.refusal}{remedy_for(result.refusal)}.")
     if not result.steps:
         return ["There is no result: the command was interrupted in the first step."]
     match result.ends_by:
         case None:
-            said.append("It was interrupted: the server may hold more.")
+            sentences.append("It was interrupted: the server may hold more.")
         case End.LIMIT:
-            said.append("That is a limit that somebody has set, not the server's capacity: lift it, and measure again.")
+            sentences.append(
+                "That is a limit that somebody has set, not the server's capacity: lift it, and measure again."
+            )
         case End.MOST:
-            said.append("That is --most: the server may hold more.")
+            sentences.append("That is --most: the server may hold more.")
         case End.SERVER:
             pass
         case end:
-            said.append(f"The server may hold more, but {end.value}.")
-    return said
+            sentences.append(f"The server may hold more, but {end.value}.")
+    return sentences
 
 
 def _settings(result: Result, plan: Plan, *, knows_process: bool) -> list[str]:
@@ -70,11 +74,11 @@ def _settings(result: Result, plan: Plan, *, knows_process: bool) -> list[str]:
 
 
 def _limitations(result: Result, *, knows_process: bool) -> list[str]:
-    said = ["Not measured: other clients of the server. The limits of a proxy in between show as the server's."]
+    sentences = ["Not measured: other clients of the server. The limits of a proxy in between show as the server's."]
     if result.proxy:
-        said.append(f"A proxy answered: {result.proxy}.")
+        sentences.append(f"A proxy answered: {result.proxy}.")
     if not knows_process:
-        said.append("Not measured without --pid: memory of a session, and how many processes share the load.")
+        sentences.append("Not measured without --pid: memory of a session, and how many processes share the load.")
     elif result.workers == 0:
-        said.append("The process of --pid was idle meanwhile: is it the server's?")
-    return [printable(line) for line in said]
+        sentences.append("The process of --pid was idle meanwhile: is it the server's?")
+    return [printable(line) for line in sentences]

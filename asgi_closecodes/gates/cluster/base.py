@@ -81,7 +81,7 @@ class ClusterGate(Limited):
         """Report events to ``report`` from now on."""
         self._report = report
 
-    def _tell(self, event: events.Event) -> None:
+    def _forward_event(self, event: events.Event) -> None:
         self._report(event)
 
     def start(self) -> None:

@@ -111,7 +111,7 @@ class LeaseKeeper:
             before = lease.reply
             with COUNTING:
                 lease.answer(reply)
-            self._tell(reply, before)
+            self._report_reply(reply, before)
             await self._health.succeeded(self._store)
 
     async def _leave(self) -> None:
@@ -129,7 +129,7 @@ class LeaseKeeper:
         finally:
             await self._store.close()
 
-    def _tell(self, reply: Reply, before: Reply | None) -> None:
+    def _report_reply(self, reply: Reply, before: Reply | None) -> None:
         lease = self.lease
         self._report(
             events.ClusterSynced(

@@ -74,9 +74,9 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     ) -> None:
         self._in_shadow = False
         self._store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
-        self._health = Health(name, self._tell)
-        self._subscription = ProcessTask(self._subscribe, self._subscribe_wait, _nothing, self._tell)
-        task = ProcessTask(self._sync, self._wait, self._leave, self._tell, self._store.forget)
+        self._health = Health(name, self._forward_event)
+        self._subscription = ProcessTask(self._subscribe, self._subscribe_wait, _nothing, self._forward_event)
+        task = ProcessTask(self._sync, self._wait, self._leave, self._forward_event, self._store.forget)
         super().__init__(name, task, Terms(), lease_duration, fallback, limit=limit, key=key, when_full=when_full)
 
     def _forget(self) -> None:
@@ -222,7 +222,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
                 await self._store.close()  # a cancelled command may have left an unread answer
                 await self._store.count(request)
         except Exception as error:
-            self._tell(events.ClusterSyncFailed(self._health.name, self._store.describe_error(error)))
+            self._forward_event(events.ClusterSyncFailed(self._health.name, self._store.describe_error(error)))
         finally:
             await self._store.close()
 
@@ -243,7 +243,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
                     f"this process is not called when one of its sessions is replaced: {reason}. "
                     f"Such a session may leave {self.lease_duration / 3:g} s late"
                 )
-                self._tell(events.ClusterMisconfigured(self._health.name, problem))
+                self._forward_event(events.ClusterMisconfigured(self._health.name, problem))
 
     def _on_notified(self) -> None:
         self._subscribe_failures = 0

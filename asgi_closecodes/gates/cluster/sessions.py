@@ -50,7 +50,7 @@ class ClusterSessions(ClusterGate):
     ) -> None:
         store = RedisStore(redis_url, name) if isinstance(redis_url, str) else redis_url
         self._lease = Lease(0)
-        self._keeper = LeaseKeeper(self._lease, store, name, self._tell)
+        self._keeper = LeaseKeeper(self._lease, store, name, self._forward_event)
         self._permit = _Permit(self)
         self._waiting: dict[object, EventLoop] = {}
         super().__init__(name, self._keeper.task, self._lease, lease_duration, fallback, limit=limit)

@@ -36,7 +36,7 @@ def checked_url(url: str) -> str:
         if option in _FILES and not os.access(paths[0], os.R_OK):
             raise ValueError(f"redis_url has {option}={paths[0]}, which cannot be read")
     unusable = _unusable_option(url, parse_qs(parts.query))
-    # Outside of the except block: redis-py's error, which may quote the URL, must not be its context.
+    # Raised here, not where redis-py's error is caught: that may quote the URL, and would be the context.
     if unusable is not None:
         hint = ": TLS is rediss://" if unusable.startswith("ssl_") else ""
         raise ValueError(f"redis_url has an option {unusable or 'or a value'} that redis-py cannot use there{hint}")
