@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pty
-import re
 import resource
 import subprocess
 import sys
@@ -122,11 +121,67 @@ def test_a_run_that_is_interrupted_leaves_what_it_had_and_what_had_failed(tmp_pa
     assert (tmp_path / "admit.png").exists()
 
 
-def test_the_readme_quotes_what_was_printed():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "\n".join(performance.table()) in readme
-    for plot in re.findall(r"\((tests/benchmarks/results/[^)]+)\)", readme):
-        assert (ROOT / plot).exists(), plot
+# The page on performance
+
+
+def test_page_is_what_its_figures_say():
+    page = performance.page(json.loads(performance.KEPT.read_text("utf-8")))
+    assert performance.PAGE.read_text("utf-8") == page, "run python -m tests.benchmarks.performance"
+
+
+def test_page_begins_with_what_a_reader_decides_by():
+    first = "\n".join(performance.page({}).splitlines()[:10])
+    assert first.count("\n* **") == 3
+    assert first.count(performance.NOT_YET) == 9
+
+
+def test_page_takes_new_figures_instead_of_old_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr(performance, "KEPT", tmp_path / "page.json")
+    monkeypatch.setattr(performance, "PAGE", tmp_path / "README.md")
+    performance.KEPT.write_text("{}")
+    for received in (212.0, 424.0):
+        values = {"middleware": received, "both wrapped and counted by hand": 200.0, "bare": 12.0}
+        samples = {subject: {"ns a pair": [value] * 7, "blocks left": [1] * 7} for subject, value in values.items()}
+        measured = Measured(named("message"), samples, {"sentry-sdk": "missing"})
+        performance.keep(report.machine(), "message", measured)
+    page = performance.PAGE.read_text()
+    assert "cost **412** ns together, **2.12** times" in page
+    assert "ratio | at most 1.10 | 2.12 (2.12 to 2.12), **missed** |" in page
+    assert "Left out: sentry-sdk: missing." in page
+    assert "1.06" not in page
+
+
+@pytest.mark.parametrize("arguments", [("--quick",), ("--pairs", "6")])
+def test_page_refuses_figures_that_are_not_judged(arguments):
+    done = suite("--page", "--only", "message", *arguments)
+    assert done.returncode == 2
+    assert "use --pairs 7 or more, and no --quick" in done.stderr
+
+
+GOALS = {
+    ("instructions", "no limit", "bare", "most"): 70_000,
+    ("instructions", "max_sessions", "bare", "most"): 75_000,
+    ("instructions", "refused by 1013", "1013 by hand", "most"): 110_000,
+    ("instructions", "refused by HTTP 503", "HTTP 503 by hand", "most"): 125_000,
+    ("instructions", "crash in a storm", "bare crash", "most"): 170_000,
+    ("memory", "middleware", "bare", "most"): 1.6,
+    ("refuse", "refusals by 1013", "1013 by hand", "least"): 0.86,
+    ("refuse", "refusals by HTTP 503", "HTTP 503 by hand", "least"): 0.86,
+    ("crash", "1011, in a storm", "bare uvicorn (1006)", "least"): 1.32,
+    ("message", "middleware", "both wrapped and counted by hand", "most"): 1.1,
+    ("import", "fastapi and the middleware", "fastapi", "most"): 45,
+    ("flood", "limit, one floods", "limit, nobody floods", "most"): 1.2,
+}
+
+
+@pytest.mark.parametrize(("name", "subject", "beside", "bound"), GOALS)
+def test_goal_is_the_one_that_was_set(name, subject, beside, bound):
+    [goal] = [
+        getattr(comparison, bound)
+        for comparison in named(name).comparisons
+        if (comparison.subject, comparison.beside) == (subject, beside) and comparison.goal()
+    ]
+    assert goal == GOALS[name, subject, beside, bound]
 
 
 def test_what_there_is_can_be_listed():
