@@ -41,4 +41,4 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from . import cluster  # noqa: PLC0415
 
-        return getattr(cluster, name)
+        return vars(cluster)[name]

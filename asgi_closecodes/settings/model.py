@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, ParamSpec, Self
 
 from pydantic import (
@@ -351,12 +350,10 @@ def _misplaced_settings_error(where: str, parts: Sequence[str], given: Mapping[s
         values = ", ".join(f"{name}={_shown(name, given[name])}" for name in settings)
         return TypeError(f"{where} takes no {', '.join(settings)}: settings go into settings=Settings({values})")
     name = next(iter(given))
-    nearest = difflib.get_close_matches(name, parts, n=1)
-    if not nearest:
-        nearest = [
-            f"settings=Settings({one}=...)" for one in difflib.get_close_matches(name, Settings.model_fields, n=1)
-        ]
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    nearest = _nearest(name, parts)
+    if nearest is None and (setting := _nearest(name, Settings.model_fields)) is not None:
+        nearest = f"settings=Settings({setting}=...)"
+    hint = "" if nearest is None else f"; did you mean {nearest}?"
     return TypeError(f"{where} takes no {name}, but {', '.join(parts[:-1])} and {parts[-1]}{hint}")
 
 
@@ -371,9 +368,16 @@ def unknown_settings(environment: Mapping[str, str] = os.environ) -> dict[str, s
     unknown = {}
     for name in environment:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            nearest = difflib.get_close_matches(name.upper().removeprefix(PREFIX), bare, n=1)
-            unknown[name] = f"{PREFIX}{nearest[0]}" if nearest else None
+            nearest = _nearest(name.upper().removeprefix(PREFIX), bare)
+            unknown[name] = None if nearest is None else f"{PREFIX}{nearest}"
     return unknown
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the one that ``name`` may have been meant to be."""
+    import difflib  # noqa: PLC0415 - only after a mistake
+
+    return next(iter(difflib.get_close_matches(name, [*known], n=1)), None)
 
 
 def _describe_error(error: ValidationError) -> str:
@@ -381,8 +385,8 @@ def _describe_error(error: ValidationError) -> str:
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
         if problem["type"] == "extra_forbidden":  # the value is not shown: it may be a secret
-            nearest = difflib.get_close_matches(name, Settings.model_fields, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            nearest = _nearest(name, Settings.model_fields)
+            hint = "" if nearest is None else f"; did you mean {nearest}?"
             problems[name] = f"{name} (or {PREFIX}{name.upper()}): no such setting{hint}"
             continue
         text = problem["msg"].removeprefix("Value error, ")

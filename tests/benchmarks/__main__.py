@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +20,13 @@ is to have it for itself."""
 
 
 def main():
-    from .harness import report  # some of NEEDED are imported there
+    from . import performance  # some of NEEDED are imported there
+    from .harness import report
 
     found = names()
     options = _options(found)
+    if options.page and not options.only:
+        options.only = performance.TIMED
     if options.list:
         for name in found:
             print(f"{name:10} {named(name).about}")
@@ -42,6 +46,7 @@ def main():
         with run.stack:
             for name in chosen:
                 task = progress.add_task(name, total=1.0)
+                begun_at = time.monotonic()
                 try:
                     measured[name] = named(name).measure(run, lambda share, task=task: progress.advance(task, share))
                     progress.update(task, completed=1.0)
@@ -50,10 +55,13 @@ def main():
                     page.append("\n".join(report.table(name, measured[name])))
                     print(page[-1], flush=True)
                     report.plot(name, measured[name], options.output)
+                    if options.page:
+                        performance.keep(where, name, measured[name])
                 except Exception as error:  # the others go on
                     failed[name] = str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
                     page.append(f"Failed: {name}: {failed[name]}\n")
                     print(page[-1], file=sys.stderr)
+                print(f"{name}: {time.monotonic() - begun_at:.0f} s", file=sys.stderr)
                 # After each, not after all: a run that is interrupted leaves what it had.
                 (options.output / "results.json").write_text(report.as_json(where, measured, failed))
                 (options.output / "results.md").write_text("\n".join(page))
@@ -67,8 +75,11 @@ def _options(found):
     parser.add_argument("--quick", action="store_true", help="small numbers: only to see that it works")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--pairs", type=_pairs, help=f"turns of each; fewer than {FEWEST_PAIRS} are not judged")
+    parser.add_argument("--page", action="store_true", help="take the figures into README.md here")
     parser.add_argument("--output", type=Path, help="a folder for JSON, Markdown and plots")
     options = parser.parse_args()
+    if options.page and (options.quick or (options.pairs or FEWEST_PAIRS) < FEWEST_PAIRS):
+        parser.error(f"--page: its figures have to be judged; use --pairs {FEWEST_PAIRS} or more, and no --quick")
     if options.output is None:
         options.output = RESULTS / f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H%M}{'-quick' if options.quick else ''}"
     if not options.list:

@@ -14,7 +14,7 @@ BENCHMARK = Benchmark(
     [
         Comparison("a second", LOGGED, BARE, least=0.9),
         Comparison("server us", LOGGED, BARE),
-        Comparison("a second", STORM, BARE, least=1.5),
+        Comparison("a second", STORM, BARE, least=1.32),
         Comparison("server us", STORM, BARE),
         Comparison("a second", LOGGED, BY_HAND),
         Comparison("server us", LOGGED, BY_HAND, by="difference"),

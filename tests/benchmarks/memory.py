@@ -10,7 +10,7 @@ KIB = "KiB a session"
 BENCHMARK = Benchmark(
     "Memory of idle sessions on live uvicorn",
     [
-        Comparison(KIB, "middleware", "bare", by="difference", most=2.0),
+        Comparison(KIB, "middleware", "bare", by="difference", most=1.6),
         Comparison(KIB, "with metrics", "bare", by="difference"),
     ],
     pairs=7,

@@ -50,6 +50,33 @@ async def echo_by_hand(scope, receive, send):
     await echo(scope, noticing, send)
 
 
+def counted_by_hand(app):
+    """Serve ``app`` behind the least that has the counts of a session's log record.
+
+    It cannot interrupt a handler that waits.
+    """
+
+    async def wrapped(scope, receive, send):
+        received = sent = 0
+
+        async def receive_and_count():
+            nonlocal received
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                received += 1
+            return message
+
+        def send_and_count(message):
+            nonlocal sent
+            if message["type"] == "websocket.send":
+                sent += 1
+            return send(message)
+
+        await app(scope, receive_and_count, send_and_count)
+
+    return wrapped
+
+
 async def refuse(scope, receive, send):
     await receive()
     await send({"type": "websocket.accept"})
@@ -245,6 +272,7 @@ reject_by_hand = sockets_only(reject)
 WRAPPED = {
     "echo_limited": lambda: wrapped(echo, max_sessions=ROOM),
     "echo_by_hand": lambda: sockets_only(echo_by_hand),
+    "echo_counted_by_hand": lambda: sockets_only(counted_by_hand(echo)),
     "echo_measured": lambda: wrapped(echo, max_sessions=ROOM, observers=_metrics()),
     "echo_metered": lambda: wrapped(echo, messages_per_second=MESSAGES_PER_SECOND),
     "echo_under_memory_pressure": _under_memory_pressure,

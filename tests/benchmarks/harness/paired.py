@@ -18,6 +18,8 @@ FEWEST_PAIRS = 7
 Samples: TypeAlias = Mapping[str, Mapping[str, Sequence[float]]]
 """Figures by subject and by name, one a turn."""
 
+Verdict: TypeAlias = Literal["reached", "missed", "refused", "differs", "no difference seen", "too few pairs", ""]
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -59,6 +61,21 @@ class Comparison:
         low, high = interval(values)
         return Result(self, statistics.median(values), low, high, len(values))
 
+    def verdict(self, low: float, high: float, pairs: int) -> Verdict:
+        """Return whether an interval reaches the goal; ``refused`` is one too wide to tell."""
+        if pairs < FEWEST_PAIRS:
+            return "too few pairs"
+        if self.most is not None or self.least is not None:
+            if (self.most is None or high <= self.most) and (self.least is None or low >= self.least):
+                return "reached"
+            if (self.most is not None and low > self.most) or (self.least is not None and high < self.least):
+                return "missed"
+            return "refused"
+        if self.beside is None:
+            return ""
+        equal = 0 if self.by == "difference" else 1
+        return "no difference seen" if low <= equal <= high else "differs"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -71,22 +88,9 @@ class Result:
     pairs: int
 
     @property
-    def verdict(self) -> Literal["reached", "missed", "refused", "differs", "no difference seen", "too few pairs", ""]:
-        """Whether the goal was reached; ``refused`` is a spread too wide to tell."""
-        comparison = self.of
-        if self.pairs < FEWEST_PAIRS:
-            return "too few pairs"
-        if comparison.most is not None or comparison.least is not None:
-            most, least = comparison.most, comparison.least
-            if (most is None or self.high <= most) and (least is None or self.low >= least):
-                return "reached"
-            if (most is not None and self.low > most) or (least is not None and self.high < least):
-                return "missed"
-            return "refused"
-        if comparison.beside is None:
-            return ""
-        equal = 0 if comparison.by == "difference" else 1
-        return "no difference seen" if self.low <= equal <= self.high else "differs"
+    def verdict(self) -> Verdict:
+        """Whether the goal was reached; see :meth:`Comparison.verdict`."""
+        return self.of.verdict(self.low, self.high, self.pairs)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -83,7 +83,7 @@ def as_json(where: Mapping[str, object], all_measured: Mapping[str, Measured], f
                 name: {
                     "about": measured.benchmark.about,
                     "left_out": dict(measured.left_out),
-                    "results": [_plain(result) for result in measured.results()],
+                    "results": [plain(result) for result in measured.results()],
                     "samples": measured.samples,
                 }
                 for name, measured in all_measured.items()
@@ -94,7 +94,8 @@ def as_json(where: Mapping[str, object], all_measured: Mapping[str, Measured], f
     )
 
 
-def _plain(result: Result) -> dict[str, object]:
+def plain(result: Result) -> dict[str, object]:
+    """Return ``result`` as JSON has it."""
     comparison = result.of
     return {
         **{name: getattr(comparison, name) for name in ("figure", "subject", "beside", "by", "most", "least")},
