@@ -69,14 +69,14 @@ def test_each_benchmark_is_drawn(output):
         assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
 
 
-def test_the_table_is_on_standard_output_and_in_the_folder_and_nothing_else_is(output):
+def test_table_of_a_run_goes_to_stdout_and_the_folder_only(output):
     folder, done = output
     assert done.stdout.strip()
     assert all(block in (folder / "results.md").read_text() for block in done.stdout.split("\n\n"))
     assert "\r" not in done.stderr  # no progress bar: it is no terminal
 
 
-def test_the_table_is_on_standard_output_when_only_standard_error_is_a_terminal(tmp_path):
+def test_table_with_only_stderr_a_terminal_goes_to_stdout(tmp_path):
     terminal, theirs = pty.openpty()
     command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--only", "admit", "--output", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
@@ -108,7 +108,8 @@ message.BENCHMARK.subjects["bare"] = interrupted
 """
 
 
-def test_a_run_that_is_interrupted_leaves_what_it_had_and_what_had_failed(tmp_path):
+def test_run_interrupted_keeps_results_and_failures(tmp_path):
+    """A run that is interrupted leaves what it had, and what had failed."""
     chosen = [word for name in ("admit", "format", "message") for word in ("--only", name)]
     done = suite("--quick", *chosen, "--output", str(tmp_path), after=BROKEN)
     assert done.stderr.endswith("KeyboardInterrupt\n")
@@ -197,7 +198,7 @@ def test_benchmarks_can_be_listed():
         *(("--output", "/proc/x"), ("--output", "/proc"), ("--output", __file__)),
     ],
 )
-def test_a_wrong_argument_is_named_with_what_would_be_right(arguments):
+def test_wrong_argument_is_named_with_what_would_be_right(arguments):
     done = suite(*arguments)
     assert done.returncode == 2
     assert arguments[1] in done.stderr
@@ -236,19 +237,19 @@ def test_pairs_decide_and_not_the_medians_of_each_side():
         ({}, "difference", "no difference seen"),
     ],
 )
-def test_a_goal_inside_of_the_spread_is_refused(goal, by, verdict):
+def test_goal_inside_of_the_spread_is_refused(goal, by, verdict):
     values = samples(ours=[96, 97, 98, 99, 104, 108, 110, 112, 96.5], bare=[100] * 9)
     assert Comparison("ns", "ours", "bare", by=by, **goal).result(values).verdict == verdict
 
 
-def test_a_refused_result_says_so_in_the_table():
+def test_refused_result_says_so_in_the_table():
     benchmark = Benchmark("A", [Comparison("ns", "ours", "bare", most=1.05)])
     values = samples(ours=[96, 97, 98, 99, 104, 108, 110, 112, 96.5], bare=[100] * 9)
     measured = Measured(benchmark, values, {})
     assert any("the spread is wider than the difference" in line for line in report.table("a", measured))
 
 
-def test_instructions_stand_beside_the_server_s_time_where_they_were_counted():
+def test_instructions_counted_stand_beside_the_server_time():
     benchmark = Benchmark("x", [Comparison(figure, "a", "b") for figure in ("a second", "server us")])
     times, counts = {"a second": [2.0] * 7, "server us": [1.0] * 7}, {"server instructions": [3.0] * 7}
     for one, and_instructions in ((times, []), (times | counts, ["server instructions"])):
@@ -261,13 +262,13 @@ def test_too_few_pairs_are_not_judged():
     assert result.verdict == "too few pairs"
 
 
-def test_what_stands_beside_nothing_is_taken_as_it_is():
+def test_result_without_a_baseline_is_taken_as_it_is():
     result = Comparison("ns", "ours", most=5).result(samples(ours=[4, 1, 2, 3, 4, 2, 3]))
     assert (result.median, result.verdict) == (3, "reached")
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
-def test_the_interval_holds_the_median_and_is_made_of_the_sample(values):
+def test_interval_holds_the_median_and_is_made_of_the_sample(values):
     low, high = interval(values)
     assert low in values
     assert high in values
@@ -275,7 +276,7 @@ def test_the_interval_holds_the_median_and_is_made_of_the_sample(values):
 
 
 @pytest.mark.parametrize(("count", "outside"), [(5, 0), (6, 0), (8, 0), (9, 1), (12, 2), (20, 5), (41, 13)])
-def test_the_interval_is_that_of_the_binomial_distribution(count, outside):
+def test_interval_is_that_of_the_binomial_distribution(count, outside):
     """As tables of the sign test have it."""
     assert interval(range(count)) == (outside, count - 1 - outside)
 
@@ -319,13 +320,13 @@ def test_subjects_take_turns_and_the_first_does_not_count(run):
     assert sum(shares) == pytest.approx(1)
 
 
-def test_what_needs_no_warming_up_is_not(run):
+def test_benchmark_without_warm_up_is_not_warmed_up(run):
     run.pairs = 1
     measured = benchmark_of([], "a", warms_up=False).measure(run)
     assert len(measured.samples["a"]["ns"]) == 1
 
 
-def test_a_peer_that_is_not_installed_is_left_out_and_named(run):
+def test_peer_that_is_not_installed_is_left_out_and_named(run):
     benchmark = benchmark_of([], "ours", "bare", comparisons=[Comparison("ns", "ours", "bare")])
 
     @benchmark.subject("peer")
@@ -342,7 +343,7 @@ def test_a_peer_that_is_not_installed_is_left_out_and_named(run):
     assert any(line.startswith("Left out: peer: ") for line in report.table("a", measured))
 
 
-def test_a_benchmark_of_which_nothing_remains_says_why(run):
+def test_benchmark_of_which_nothing_remains_says_why(run):
     benchmark = Benchmark("A")
 
     @benchmark.subject("jq")
@@ -355,7 +356,7 @@ def test_a_benchmark_of_which_nothing_remains_says_why(run):
         benchmark.measure(run)
 
 
-def test_a_sum_that_is_wrong_ends_the_benchmark_and_clears_up(run):
+def test_sum_that_is_wrong_ends_the_benchmark_and_clears_up(run):
     order = []
     benchmark = benchmark_of(order, "a")
 
@@ -378,7 +379,7 @@ def test_too_few_file_descriptors_are_said_with_the_remedy(run):
         run.needs_files(allowed + 1)
 
 
-def test_what_the_load_generator_holds_counts_too(run):
+def test_load_generator_s_sockets_count_too(run):
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     with run.stack, live.served(run, "bare_echo") as server:
         run.load.open("a", server.url, 3)
@@ -387,7 +388,7 @@ def test_what_the_load_generator_holds_counts_too(run):
             run.needs_files(allowed - 2)
 
 
-def test_the_soft_limit_of_open_files_is_raised_for_all_that_is_started(tmp_path):
+def test_open_files_soft_limit_is_raised_for_all_processes(tmp_path):
     """The load generator holds 4 x (50 + 100) sockets at once."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     done = suite(
@@ -398,7 +399,7 @@ def test_the_soft_limit_of_open_files_is_raised_for_all_that_is_started(tmp_path
     assert "Left out" not in done.stdout
 
 
-def test_a_server_that_cannot_start_says_why_itself(run):
+def test_server_that_cannot_start_says_why_itself(run):
     with (
         pytest.raises(ChildProcessError, match="No module named no_such_server|no_such_app"),
         live.served(run, "no_such_app"),
@@ -406,23 +407,23 @@ def test_a_server_that_cannot_start_says_why_itself(run):
         pass
 
 
-def test_a_client_that_saw_something_else_is_a_wrong_sum(run):
+def test_client_that_saw_something_else_is_a_wrong_sum(run):
     with run.stack, live.served(run, "reject_by_hand") as server, pytest.raises(AssertionError, match="not all.*403"):
         live.knocked(run, server, 1013)
 
 
-def test_a_module_with_a_benchmark_is_found():
+def test_module_with_a_benchmark_is_found():
     assert named("message").about
     assert "import" in names()
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "picows", "psutil", "rich", "uvloop"])
-def test_what_the_suite_itself_needs_is_named_with_the_remedy(module):
+def test_missing_needs_of_the_suite_are_named_with_the_remedy(module):
     done = suite("--list", after=hiding(module))
     assert done.stderr == f"the benchmarks need {module}: pip install -e '.[benchmark]'\n"
 
 
-def test_peers_that_are_not_installed_are_left_out_and_nothing_else_is(tmp_path):
+def test_peers_not_installed_are_left_out_and_nothing_else(tmp_path):
     done = suite(
         *("--quick", "--only", "admit", "--only", "message", "--output", str(tmp_path)),
         after=hiding("limits", "opentelemetry", "prometheus_client", "websockets"),
@@ -439,21 +440,21 @@ def test_peers_that_are_not_installed_are_left_out_and_nothing_else_is(tmp_path)
     assert "Left out: admit, limits: there is no module limits: pip install" in done.stderr
 
 
-def test_a_program_that_is_missing_is_a_peer_that_is_left_out(tmp_path):
+def test_program_that_is_missing_is_a_peer_that_is_left_out(tmp_path):
     done = suite("--quick", "--only", "reader", "--output", str(tmp_path), env=os.environ | {"PATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert "Left out: jq: jq is missing: apt-get install jq" in done.stdout
     assert "| errors |" in done.stdout
 
 
-def test_a_benchmark_whose_module_needs_what_is_missing_says_so(monkeypatch):
+def test_benchmark_whose_module_needs_what_is_missing_says_so(monkeypatch):
     monkeypatch.delitem(sys.modules, "tests.benchmarks.shed", raising=False)
     monkeypatch.setitem(sys.modules, "tests.benchmarks.harness.inside", None)
     with pytest.raises(Unfit, match="there is no module tests.benchmarks.harness.inside"):
         named("shed")
 
 
-def test_what_is_no_number_is_a_wrong_sum(run):
+def test_result_that_is_no_number_is_a_wrong_sum(run):
     benchmark = benchmark_of([], "a")
 
     @benchmark.subject("b")
