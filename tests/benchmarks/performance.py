@@ -98,6 +98,12 @@ def _how():
         "The last one needs a machine that does nothing else, for about ten minutes. Without `--pairs` it takes three times as long, and "
         "the intervals are narrower."
     )
+    yield ""
+    yield (
+        "A benchmark is a module here with a `BENCHMARK`: its subjects, what of them is compared, and the goals "
+        "([harness/suite.py](harness/suite.py)). This page is made by [performance.py](performance.py) from "
+        "[page.json](page.json)."
+    )
 
 
 def _goals(kept):
