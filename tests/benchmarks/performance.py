@@ -72,6 +72,14 @@ def _decisions(kept):
         f"application that does nothing else. The import adds {median('import', 'ms', 'fastapi and the middleware', 'fastapi', **difference)} "
         "ms to FastAPI's."
     )
+    decisive = [
+        name for name in ("overload", "message", "echo", "memory", "instructions", "refuse", "import") if name in kept
+    ]
+    if decisive:
+        yield ""
+        dates = sorted((_date(kept[name]), name) for name in decisive)
+        by_date = groupby(dates, key=lambda pair: pair[0])
+        yield "Measured on " + "; on ".join(f"{on}: {_listed(ones)}" for on, ones in by_date) + "."
 
 
 def _how():
@@ -98,6 +106,12 @@ def _how():
         "The last one needs a machine that does nothing else, for about ten minutes. Without `--pairs` it takes three times as long, and "
         "the intervals are narrower."
     )
+    yield ""
+    yield (
+        "A benchmark is a module here with a `BENCHMARK`: its subjects, what of them is compared, and the goals "
+        "([harness/suite.py](harness/suite.py)). This page is made by [performance.py](performance.py) from "
+        "[page.json](page.json)."
+    )
 
 
 def _goals(kept):
@@ -109,7 +123,9 @@ def _goals(kept):
         for comparison in named(name).comparisons:
             if goal := comparison.goal():
                 result = _result(kept, name, comparison)
-                measured, on = (NOT_YET, "") if result is None else (_told(result, comparison), _date(kept[name]))
+                measured, on = (
+                    (NOT_YET, "") if result is None else (_told(result, comparison), kept[name]["machine"]["date"][:10])
+                )
                 beside = f"{comparison.beside}, {comparison.by}" if comparison.beside else ""
                 yield f"| `{name}` | {comparison.figure} | {comparison.subject} | {beside} | {goal} | {measured} | {on} |"
 
@@ -117,15 +133,14 @@ def _goals(kept):
 def _machines(kept):
     by_machine = sorted((_machine(one), name) for name, one in kept.items())
     for machine, ones in groupby(by_machine, key=lambda pair: pair[0]):
-        yield f"* {machine}: {', '.join(f'`{name}`' for _, name in ones)}."
+        yield f"* {machine}: {_listed(ones)}."
 
 
 def _machine(one):
     where = one["machine"]
     versions = where["versions"]
-    note = f" ({one['note']})" if "note" in one else ""
     return (
-        f"{_date(one)}{note}, on {where['processor']}, {where['cores']} cores, load {where['load']:.1f} at the start, Python "
+        f"{_date(one)}, on {where['processor']}, {where['cores']} cores, load {where['load']:.1f} at the start, Python "
         f"{where['python']}, uvicorn {versions['uvicorn']} with uvloop {versions['uvloop']}"
     )
 
@@ -167,7 +182,12 @@ def _told(result, comparison):
 
 
 def _date(one):
-    return one["machine"]["date"][:10]
+    note = f" ({one['note']})" if "note" in one else ""
+    return one["machine"]["date"][:10] + note
+
+
+def _listed(pairs):
+    return ", ".join(f"`{name}`" for _, name in pairs)
 
 
 if __name__ == "__main__":
