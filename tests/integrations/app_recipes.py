@@ -1,6 +1,6 @@
 """The recipes of README.md, each below a path of its own."""
 
-import re
+import contextlib
 from pathlib import PurePath
 
 import ariadne
@@ -9,6 +9,7 @@ import blacksheep
 import falcon.asgi
 import fastapi
 import limits
+import mcp.server
 import sanic
 import slowapi
 import slowapi.util
@@ -16,27 +17,22 @@ import strawberry
 import strawberry.asgi
 from ariadne.asgi.handlers import GraphQLTransportWSHandler
 from fastapi_limiter.depends import WebSocketRateLimiter
+from fastapi_websocket_pubsub import PubSubEndpoint
+from fastapi_websocket_pubsub.rpc_event_methods import RpcEventServerMethods
+from fastapi_websocket_rpc import RpcMethodsBase, WebsocketRPCEndpoint
+from mcp.server.websocket import websocket_server
+from pydantic import ValidationError
 from pyrate_limiter import Duration, Limiter, Rate
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, Settings, TryAgainLater
+from asgi_closecodes import CloseWith, TryAgainLater
 from asgi_closecodes.logs import configure_logging
-from tests.support.servers import ROOT
+from tests.integrations.recipes import follow
 
-README = (ROOT / "asgi_closecodes/integrations/README.md").read_text()
 ERRORS = {
     "crash": ValueError("secret"),
     "busy": TryAgainLater(cause="db", retry_after=2),
     "asked": CloseWith(4001, "as asked"),
 }
-
-
-def follow(title, **names):
-    """Run the recipe of ``title`` with ``names``, and return its application."""
-    [code] = re.findall(rf"^### {title}\n.*?^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    for name in (CloseCodeMiddleware, Settings, TryAgainLater):
-        names[name.__name__] = name
-    exec(compile(code, f"README.md of {title}", "exec"), names)
-    return names["app"]
 
 
 class InFalcon:
@@ -98,6 +94,51 @@ def in_ariadne():
     )
 
 
+class Methods:
+    async def echo(self, text: str = "x"):
+        return text
+
+    async def crash(self):
+        raise ERRORS["crash"]
+
+    async def busy(self):
+        raise ERRORS["busy"]
+
+    async def asked(self):
+        raise ERRORS["asked"]
+
+
+class RpcMethods(Methods, RpcMethodsBase):
+    pass
+
+
+class PubSubMethods(Methods, RpcEventServerMethods):
+    pass
+
+
+def in_rpc(endpoint, methods):
+    return in_fastapi(
+        "fastapi_websocket_rpc", ValidationError=ValidationError, WebsocketRPCEndpoint=endpoint, methods=methods
+    )
+
+
+@contextlib.asynccontextmanager
+async def raising(error):
+    if error is not None:
+        raise error
+    yield
+
+
+def in_mcp(error=None):
+    server = mcp.server.Server("recipes", lifespan=lambda server: raising(error))
+
+    @server.call_tool(validate_input=False)
+    async def crash(name, arguments):
+        raise ERRORS["crash"]
+
+    return in_fastapi("MCP", server=server, websocket_server=websocket_server)
+
+
 def in_fastapi(title, **names):
     return follow(title, app=fastapi.FastAPI(), WebSocket=fastapi.WebSocket, **names)
 
@@ -111,6 +152,10 @@ apps = {
     "fastapi_limiter": in_fastapi(
         "fastapi-limiter", WebSocketRateLimiter=WebSocketRateLimiter, Limiter=Limiter, Rate=Rate, Duration=Duration
     ),
+    "mcp": in_mcp(),
+    **{f"mcp_{how}": in_mcp(error) for how, error in ERRORS.items()},
+    "rpc": in_rpc(WebsocketRPCEndpoint, RpcMethods()),
+    "pubsub": in_rpc(PubSubEndpoint, PubSubMethods),
     "slowapi": in_fastapi(
         "slowapi", slowapi=slowapi, limits=limits, get_remote_address=slowapi.util.get_remote_address
     ),

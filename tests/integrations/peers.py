@@ -47,8 +47,8 @@ class SocketIO:
 
 
 @contextlib.contextmanager
-def opened(running, path):
-    with websockets.sync.client.connect(running.url + path, proxy=None, close_timeout=1) as websocket:
+def opened(running, path, **options):
+    with websockets.sync.client.connect(running.url + path, proxy=None, close_timeout=1, **options) as websocket:
         yield websocket
 
 

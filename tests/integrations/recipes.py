@@ -1,0 +1,22 @@
+"""The code of README.md, which tests run as it stands there."""
+
+import re
+
+from asgi_closecodes import CloseCodeMiddleware, Settings, TryAgainLater
+from tests.support.servers import ROOT
+
+README = (ROOT / "asgi_closecodes/integrations/README.md").read_text()
+
+
+def code_of(title):
+    """Return the code of the recipe of ``title``."""
+    [code] = re.findall(rf"^### {title}\n.*?^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return code
+
+
+def follow(title, **names):
+    """Run the recipe of ``title`` with ``names``, and return its application."""
+    for name in (CloseCodeMiddleware, Settings, TryAgainLater):
+        names[name.__name__] = name
+    exec(compile(code_of(title), f"README.md of {title}", "exec"), names)
+    return names["app"]
