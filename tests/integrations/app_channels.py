@@ -6,7 +6,7 @@ from django.conf import settings
 from django.urls import path
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
-from tests.integrations.both import Both, make_guard, session
+from tests.integrations.both import Both, early_error, make_guard, session
 
 settings.configure()
 
@@ -18,7 +18,7 @@ class Echo(AsyncWebsocketConsumer):
 
 class Early(AsyncWebsocketConsumer):
     async def connect(self):
-        raise ValueError("secret")
+        raise early_error(self.scope["url_route"]["kwargs"]["name"])
 
 
 class Crash(AsyncWebsocketConsumer):
@@ -50,7 +50,7 @@ class SyncEcho(WebsocketConsumer):
 
 class SyncEarly(WebsocketConsumer):
     def connect(self):
-        raise ValueError("secret")
+        raise early_error(self.scope["url_route"]["kwargs"]["name"])
 
 
 class SyncCrash(WebsocketConsumer):

@@ -6,7 +6,7 @@ from litestar.types import Receive, Scope, Send
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
 from asgi_closecodes.integrations.litestar import install
-from tests.integrations.both import Both, make_guard, session
+from tests.integrations.both import Both, early_error, make_guard, session
 
 
 @websocket("/echo")
@@ -18,7 +18,7 @@ async def echo(socket: WebSocket) -> None:
 
 @websocket("/early/{name:str}")
 async def early(socket: WebSocket, name: str) -> None:
-    raise ValueError("secret")
+    raise early_error(name)
 
 
 @websocket("/crash/{name:str}")

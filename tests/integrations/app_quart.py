@@ -4,7 +4,7 @@ from quart import Blueprint, Quart, abort, websocket
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
 from asgi_closecodes.integrations.quart import install
-from tests.integrations.both import Both, make_guard, session
+from tests.integrations.both import Both, early_error, make_guard, session
 
 
 def make():
@@ -17,7 +17,7 @@ def make():
 
     @app.websocket("/early/<name>")
     async def early(name):
-        raise ValueError("secret")
+        raise early_error(name)
 
     @app.websocket("/crash/<name>")
     async def crash(name):

@@ -4,15 +4,15 @@ import socketio
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
 from asgi_closecodes.integrations.socketio import current_session, install
-from tests.integrations.both import Both, make_guard
+from tests.integrations.both import Both, early_error, make_guard
 
 
 def register(sio):
     @sio.event
     async def connect(sid, environ, auth=None):
         match auth:
-            case {"crash": True}:
-                raise ValueError("secret")
+            case {"early": name}:
+                raise early_error(name)
             case {"refuse": True}:
                 raise socketio.exceptions.ConnectionRefusedError("no")
             case {"key": key} if (session := current_session()) is not None:
@@ -51,7 +51,8 @@ def register(sio):
 
 
 def make(guard=None, *, first=False):
-    sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[])
+    # Engine.IO has a task for each session, which outlives it by one such interval.
+    sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[], ping_interval=1)
     if first:
         install(sio, guard)
     register(sio)

@@ -1,9 +1,10 @@
 """One server for each framework: the bare application below /bare, beside it the one with the integration."""
 
+import asyncio
 import json
 from pathlib import PurePath
 
-from asgi_closecodes import Guard, Settings
+from asgi_closecodes import CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.gates import MaxSessionsPerKey
 from asgi_closecodes.logs import configure_logging
 
@@ -46,9 +47,19 @@ class Both:
                 self.guard.update(max_sessions=0)
             case "unlimit":
                 self.guard.update(max_sessions=20)
-        body = json.dumps(self.guard.snapshot()).encode()
+        body = json.dumps({**self.guard.snapshot(), "tasks": len(asyncio.all_tasks())}).encode()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
+
+
+def early_error(name):
+    """Return what a handler raises before it accepts, by the path's name."""
+    match name:
+        case "busy":
+            return TryAgainLater(cause="db", retry_after=2)
+        case "asked":
+            return CloseWith(4001, "as asked")
+    return ValueError("secret")
 
 
 def session(scope):
