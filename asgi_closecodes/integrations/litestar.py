@@ -1,20 +1,20 @@
 """Litestar, which closes with 4500 when a handler raises.
 
-``install(app)`` has the session end as the exception says. Around it stands ``CloseCodeMiddleware(app)``.
+``install(app)`` has the session end as the exception says. ``CloseCodeMiddleware(app)`` stands around it then.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from asgi_closecodes.integrations import require, session_of
+from asgi_closecodes.integrations import check_kind, require, session_of
 
 require("litestar", "2.13")
 
-from litestar.exceptions import HTTPException, WebSocketException  # noqa: E402 - the message about its version first
+from litestar import Litestar  # noqa: E402 - the message about its version first
+from litestar.exceptions import HTTPException, WebSocketException  # noqa: E402
 
 if TYPE_CHECKING:
-    from litestar import Litestar
     from litestar.types import Scope
 
 __all__ = ["install"]
@@ -27,7 +27,10 @@ def install(app: Litestar) -> None:
 
     What Litestar itself knows to close with stays: a WebSocketException, and an HTTPException below 500, of which a
     ``SessionClosedWithError`` tells.
+
+    :raises TypeError: if ``app`` is something else, as the middleware around it.
     """
+    check_kind(app, Litestar)
     if _fail not in app.after_exception:
         app.after_exception.append(_fail)
 

@@ -16,7 +16,6 @@ def code_of(title):
 
 def follow(title, **names):
     """Run the recipe of ``title`` with ``names``, and return its application."""
-    for name in (CloseCodeMiddleware, Settings, TryAgainLater):
-        names[name.__name__] = name
+    names = {one.__name__: one for one in (CloseCodeMiddleware, Settings, TryAgainLater)} | names
     exec(compile(code_of(title), f"README.md of {title}", "exec"), names)
     return names["app"]
