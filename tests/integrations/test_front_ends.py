@@ -12,6 +12,7 @@ import pytest
 import websockets
 
 from tests.integrations.peers import PATIENCE_S
+from tests.support.peers import eventually
 from tests.support.programs import module
 from tests.support.servers import serve
 
@@ -104,7 +105,7 @@ async def in_chainlit(running):
         await client.emit("connection_successful")
         while (await said.get())["output"] != "hello":
             pass
-        yield
+        yield client
 
 
 @asynccontextmanager
@@ -144,3 +145,15 @@ async def test_front_end_recipe_has_place_for_one(served):
             assert await refusal(running, enter) in (1013, 503)
         while await refusal(running, enter) is not None:
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("served", ["mount_chainlit", "chainlit-run"], indirect=True, scope="module")
+async def test_front_end_chainlit_callback_ends_its_session(served):
+    running, enter = served
+    message = {"id": str(uuid.uuid4()), "type": "user_message", "name": "x", "output": "x", "createdAt": "2026-01-01"}
+    async with asyncio.timeout(4 * PATIENCE_S), enter(running) as client:
+        left = asyncio.Event()
+        client.on("disconnect", lambda *reason: left.set())
+        await client.emit("client_message", {"message": message, "fileReferences": []})
+        await left.wait()
+    assert await asyncio.to_thread(eventually, lambda: "close code 1011; ref=" in running.log())

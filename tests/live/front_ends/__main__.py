@@ -116,12 +116,11 @@ def way_back(server, path, way):
         page.wait_for_timeout(1000)
         closed = time.time()
         server.ask(way.replace(" ", "-"))
-        told = ""
+        told, admitted = "", closed
         if WAYS[way] is not None:
             page.wait_for_timeout(1000 * WATCHED_S)
-            told = f"{len(server.rejections(closed))} attempts, "
+            told, admitted = f"{len(server.rejections(closed))} attempts, ", time.time()
             server.ask("admit")
-        admitted = closed if WAYS[way] is None else time.time()
         back = None
         while back is None and time.time() < admitted + PATIENCE_S:
             page.wait_for_timeout(100)  # its events are handled meanwhile
@@ -131,7 +130,7 @@ def way_back(server, path, way):
         page.wait_for_timeout(3000)
         page.get_by_text("hello").wait_for(timeout=20_000)
         how = " by a reload" if any(at > closed for at in loads) else ""
-        return f"{told}back{how} after {max(back - admitted, 0):.1f} s"
+        return f"{told}back{how} {f'after {back - admitted:.1f} s' if back > admitted else 'meanwhile, by HTTP'}"
 
 
 def client(server, env, command, most):
