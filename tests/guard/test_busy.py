@@ -6,7 +6,6 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import DrainStarted, SessionShed
-from asgi_closecodes.session import session_of
 from tests.support.asgi import of
 from tests.support.fakes import Stay, until
 
@@ -23,7 +22,7 @@ class Calls:
     async def __call__(self, scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})
-        session = session_of(scope)
+        session = scope["extensions"]["closecodes"]
         self.sessions.append(session)
         await self.block(session)
         while (await receive())["type"] != "websocket.disconnect":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import SessionClosed, SessionRefused, SessionShed
-from asgi_closecodes.session import MessageRate, message_rate, session_of
+from asgi_closecodes.session import MessageRate, message_rate
 from asgi_closecodes.session.message_rate import LimitedReceive, ShadowedReceive
 from tests.support.asgi import Handler, Peer, of
 from tests.support.fakes import Clock, Stay, until
@@ -348,7 +348,7 @@ async def test_session_with_a_limit_is_gone_with_its_last_reference():
     found = []
 
     async def handler(scope, receive, send):
-        found.append(weakref.ref(session_of(scope)))
+        found.append(weakref.ref(scope["extensions"]["closecodes"]))
         await Handler()(scope, receive, send)
 
     guard = Guard(Settings(messages_per_second=1000))
