@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException, WebSocketException
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
-from asgi_closecodes.session import session_of
 from tests.support.asgi import Peer, of
 from tests.support.fakes import Guest
 from tests.support.framework import installed
@@ -38,7 +37,7 @@ class Run:
         self.returned = []
 
     async def __call__(self, scope, receive, send):
-        self.session = session_of(scope)
+        self.session = scope["extensions"]["closecodes"]
         await receive()
         if self.accept:
             await send({"type": "websocket.accept"})
@@ -157,6 +156,35 @@ async def test_fail_handler_that_goes_on_is_cancelled(grace, error, code):
     assert run.peer.heard == ["accept", "close"]
     assert run.peer.closed[0] == code
     assert len(run.failures) == (error is ValueError)
+
+
+class Granian(Guest):
+    """A server that drops what it sends when the sender is cancelled."""
+
+    async def send(self, message):
+        await anyio.sleep(0.01)
+        await super().send(message)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # in which no cancel scope keeps out task.cancel()
+@pytest.mark.parametrize("accept", [False, True])
+async def test_fail_cancelled_by_its_framework_closes(accept):
+    """Quart cancels the handler, and so its hook, as soon as receive() says that the session ends."""
+
+    async def handler(session, receive, send):
+        async def listen():
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+
+        tasks = [asyncio.create_task(one) for one in (session.fail(ValueError()), listen())]
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    run = await Run(handler, accept=accept, peer=Granian(anyio.Event())).visit()
+    assert run.peer.closed[0] == 1011
+    assert len(run.failures) == 1
 
 
 async def raise_it(session, error):
@@ -377,7 +405,7 @@ def plain(handler):
     async def app(scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})
-        await handler(session_of(scope), receive, send)
+        await handler(scope["extensions"]["closecodes"], receive, send)
 
     return app
 
