@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from asgi_closecodes import Session
 
-__all__ = ["require", "session_of", "tell_session"]
+__all__ = ["check_kind", "require", "session_of", "tell_session"]
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -39,6 +39,18 @@ def require(distribution: str, minimum: str) -> None:
 
 def _release(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", version)[:2]]
+
+
+def check_kind(given: object, wanted: type) -> None:
+    """Check what ``install()`` is given, which is easily wrapped already.
+
+    :raises TypeError: if it is no ``wanted``.
+    """
+    if not isinstance(given, wanted):
+        raise TypeError(
+            f"install() takes the {wanted.__name__} itself, not {type(given).__name__} {given!r:.100}: "
+            "call it first, and put CloseCodeMiddleware around the application then"
+        )
 
 
 def session_of(scope: Mapping[str, Any]) -> Session | None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from asgi_closecodes.integrations import require, session_of
+from asgi_closecodes.integrations import check_kind, require, session_of
 
 require("litestar", "2.13")
 
-from litestar.exceptions import HTTPException, WebSocketException  # noqa: E402 - the message about its version first
+from litestar import Litestar  # noqa: E402 - the message about its version first
+from litestar.exceptions import HTTPException, WebSocketException  # noqa: E402
 
 if TYPE_CHECKING:
-    from litestar import Litestar
     from litestar.types import Scope
 
 __all__ = ["install"]
@@ -27,7 +27,10 @@ def install(app: Litestar) -> None:
 
     Closes that Litestar chooses itself stay: for a WebSocketException, and for an HTTPException below 500. That is
     reported as a ``SessionClosedWithError``.
+
+    :raises TypeError: if ``app`` is something else, as the middleware around it.
     """
+    check_kind(app, Litestar)
     if _fail not in app.after_exception:
         app.after_exception.append(_fail)
 

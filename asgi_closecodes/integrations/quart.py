@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asgi_closecodes.integrations import require, session_of
+from asgi_closecodes.integrations import check_kind, require, session_of
 
 require("quart", "0.20")
 
@@ -18,7 +18,11 @@ __all__ = ["install"]
 
 
 def install(app: Quart) -> None:
-    """Report exceptions that ``app`` catches without an error handler to their sessions; idempotent."""
+    """Report exceptions that ``app`` catches without an error handler to their sessions; idempotent.
+
+    :raises TypeError: if ``app`` is something else, as the middleware around it.
+    """
+    check_kind(app, Quart)
     got_websocket_exception.connect(_fail, app)
     if _record_route not in app.before_websocket_funcs[None]:
         app.before_websocket(_record_route)

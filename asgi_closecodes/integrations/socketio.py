@@ -16,11 +16,12 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from asgi_closecodes import Guard, Session
-from asgi_closecodes.integrations import require, session_of
+from asgi_closecodes.integrations import check_kind, require, session_of
 
 require("python-socketio", "5.12")
 
-from socketio.exceptions import ConnectionRefusedError as Refused  # noqa: E402 - the message about its version first
+from socketio import AsyncServer  # noqa: E402 - the message about its version first
+from socketio.exceptions import ConnectionRefusedError as Refused  # noqa: E402
 
 __all__ = ["current_session", "install"]
 
@@ -39,7 +40,11 @@ def install(sio: Any, guard: Guard) -> None:
 
     New sessions by HTTP get 503 while ``guard`` drains or is full. Otherwise a closed client would be back in the same
     process at once.
+
+    :param guard: that of the middleware around ``sio``.
+    :raises TypeError: if ``sio`` is something else, as the application around it.
     """
+    check_kind(sio, AsyncServer)
     if sio in _installed:
         return
     _installed.add(sio)

@@ -295,7 +295,10 @@ class Session(ClosingProtocol):
         if self._handler is None or self._error is not None:
             return False
         self._error = error
-        await self._ended_by(error)
+        # In a task of its own: Quart cancels this one as soon as receive() says that the session ends, which no scope
+        # of anyio's keeps out.
+        with anyio.CancelScope(shield=True):
+            await self.loop.run(self._ended_by, error)
         return True
 
     def _control(self, message: Message) -> Coroutine[Any, Any, None]:

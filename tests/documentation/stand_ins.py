@@ -15,6 +15,9 @@ from fastapi import FastAPI
 from asgi_closecodes import Guard
 from asgi_closecodes.session import Session
 
+RUN_ELSEWHERE = {"asgi_closecodes/integrations/README.md"}
+"""Pages whose examples tests/integrations runs, each with its framework."""
+
 ENVIRONMENT = {"OPERATOR_TOKEN": "secret"}
 
 

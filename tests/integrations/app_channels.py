@@ -5,8 +5,8 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
 from django.urls import path
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
-from tests.integrations.both import Both, make_guard, session
+from asgi_closecodes import CloseWith, TryAgainLater
+from tests.integrations.both import early_error, session, with_recipe
 
 settings.configure()
 
@@ -18,7 +18,7 @@ class Echo(AsyncWebsocketConsumer):
 
 class Early(AsyncWebsocketConsumer):
     async def connect(self):
-        raise ValueError("secret")
+        raise early_error(self.scope["url_route"]["kwargs"]["name"])
 
 
 class Crash(AsyncWebsocketConsumer):
@@ -50,7 +50,7 @@ class SyncEcho(WebsocketConsumer):
 
 class SyncEarly(WebsocketConsumer):
     def connect(self):
-        raise ValueError("secret")
+        raise early_error(self.scope["url_route"]["kwargs"]["name"])
 
 
 class SyncCrash(WebsocketConsumer):
@@ -76,16 +76,14 @@ class SyncKeyed(SyncEcho):
 
 
 def routes(echo, early, crash, busy, asked, keyed):
-    return URLRouter(
-        [
-            path("echo", echo.as_asgi()),
-            path("early/<str:name>", early.as_asgi()),
-            path("crash/<str:name>", crash.as_asgi()),
-            path("busy", busy.as_asgi()),
-            path("asked", asked.as_asgi()),
-            path("keyed", keyed.as_asgi()),
-        ]
-    )
+    return [
+        path("echo", echo.as_asgi()),
+        path("early/<str:name>", early.as_asgi()),
+        path("crash/<str:name>", crash.as_asgi()),
+        path("busy", busy.as_asgi()),
+        path("asked", asked.as_asgi()),
+        path("keyed", keyed.as_asgi()),
+    ]
 
 
 asynchronous = routes(Echo, Early, Crash, Busy, Asked, Keyed)
@@ -93,8 +91,8 @@ synchronous = routes(SyncEcho, SyncEarly, SyncCrash, SyncBusy, SyncAsked, SyncKe
 
 
 def make(routes):
-    guard = make_guard()
-    return Both(ProtocolTypeRouter({"websocket": CloseCodeMiddleware(routes, guard)}), routes, guard)
+    names = {"ProtocolTypeRouter": ProtocolTypeRouter, "URLRouter": URLRouter, "http": None}
+    return with_recipe("Django Channels", bare=URLRouter(routes), routes=routes, **names)
 
 
 both = make(asynchronous)

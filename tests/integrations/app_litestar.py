@@ -4,9 +4,8 @@ from litestar import Litestar, Router, WebSocket, asgi, websocket
 from litestar.exceptions import InternalServerException, NotAuthorizedException, WebSocketException
 from litestar.types import Receive, Scope, Send
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
-from asgi_closecodes.integrations.litestar import install
-from tests.integrations.both import Both, make_guard, session
+from asgi_closecodes import CloseWith, TryAgainLater
+from tests.integrations.both import early_error, session, with_recipe
 
 
 @websocket("/echo")
@@ -18,7 +17,7 @@ async def echo(socket: WebSocket) -> None:
 
 @websocket("/early/{name:str}")
 async def early(socket: WebSocket, name: str) -> None:
-    raise ValueError("secret")
+    raise early_error(name)
 
 
 @websocket("/crash/{name:str}")
@@ -81,7 +80,4 @@ def make():
     return Litestar([*handlers, Router("/of", route_handlers=[crash]), below], logging_config=None)
 
 
-bare, app, guard = make(), make(), make_guard()
-install(app)
-install(app)
-both = Both(CloseCodeMiddleware(app, guard), bare, guard)
+both = with_recipe("Litestar", bare=make(), app=make())

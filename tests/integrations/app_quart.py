@@ -2,9 +2,8 @@
 
 from quart import Blueprint, Quart, abort, websocket
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
-from asgi_closecodes.integrations.quart import install
-from tests.integrations.both import Both, make_guard, session
+from asgi_closecodes import CloseWith, TryAgainLater
+from tests.integrations.both import early_error, session, with_recipe
 
 
 def make():
@@ -17,7 +16,7 @@ def make():
 
     @app.websocket("/early/<name>")
     async def early(name):
-        raise ValueError("secret")
+        raise early_error(name)
 
     @app.websocket("/crash/<name>")
     async def crash(name):
@@ -62,12 +61,8 @@ def make():
     return app
 
 
-bare, app, guard = make(), make(), make_guard()
-install(app)
-install(app)
-both = Both(CloseCodeMiddleware(app, guard), bare, guard)
+both = with_recipe("Quart", bare=make(), app=make())
 
-bare_debug, app_debug, guard_debug = make(), make(), make_guard()
+bare_debug, app_debug = make(), make()
 bare_debug.debug = app_debug.debug = True
-install(app_debug)
-both_debug = Both(CloseCodeMiddleware(app_debug, guard_debug), bare_debug, guard_debug)
+both_debug = with_recipe("Quart", bare=bare_debug, app=app_debug)

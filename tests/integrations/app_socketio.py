@@ -2,17 +2,17 @@
 
 import socketio
 
-from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
-from asgi_closecodes.integrations.socketio import current_session, install
-from tests.integrations.both import Both, make_guard
+from asgi_closecodes import CloseWith, TryAgainLater
+from asgi_closecodes.integrations.socketio import current_session
+from tests.integrations.both import early_error, with_recipe
 
 
 def register(sio):
     @sio.event
     async def connect(sid, environ, auth=None):
         match auth:
-            case {"crash": True}:
-                raise ValueError("secret")
+            case {"early": name}:
+                raise early_error(name)
             case {"refuse": True}:
                 raise socketio.exceptions.ConnectionRefusedError("no")
             case {"key": key} if (session := current_session()) is not None:
@@ -50,18 +50,19 @@ def register(sio):
     sio.register_namespace(Below("/below"))
 
 
-def make(guard=None, *, first=False):
-    sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[])
-    if first:
-        install(sio, guard)
+def make():
+    # Engine.IO has a task for each session, which outlives it by one such interval.
+    return socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[], ping_interval=1)
+
+
+def server():
+    """Return a server that has its handlers."""
+    sio = make()
     register(sio)
-    if guard is not None:
-        install(sio, guard)
-        install(sio, guard)
-    return socketio.ASGIApp(sio)
+    return sio
 
 
-guard = make_guard()
-both = Both(CloseCodeMiddleware(make(guard), guard), make(), guard)
-guard_first = make_guard()
-both_first = Both(CloseCodeMiddleware(make(guard_first, first=True), guard_first), make(), guard_first)
+both = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=server(), socketio=socketio)
+sio_first = make()
+both_first = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=sio_first, socketio=socketio)
+register(sio_first)

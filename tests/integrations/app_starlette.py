@@ -5,7 +5,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, TryAgainLater
-from tests.integrations.both import Both, make_guard, session
+from tests.integrations.both import Both, early_error, make_guard, session
 
 
 async def echo(websocket: WebSocket):
@@ -15,7 +15,7 @@ async def echo(websocket: WebSocket):
 
 
 async def early(websocket: WebSocket):
-    raise ValueError("secret")
+    raise early_error(websocket.path_params["name"])
 
 
 def raising(error):

@@ -1,18 +1,20 @@
 """One server for each framework: the bare application below /bare, beside it the one with the integration."""
 
+import asyncio
 import json
 from pathlib import PurePath
 
-from asgi_closecodes import Guard, Settings
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.gates import MaxSessionsPerKey
 from asgi_closecodes.logs import configure_logging
+from tests.integrations.recipes import follow
 
 configure_logging(format="json")
 
 
 def make_guard():
     gate = MaxSessionsPerKey(1, key=lambda session: session.key, name="user")
-    return Guard(Settings(max_sessions=20, drain_window=0), gate=gate)
+    return Guard(Settings(max_sessions=20, drain_window=0, log_burst=None), gate=gate)
 
 
 class Both:
@@ -46,9 +48,29 @@ class Both:
                 self.guard.update(max_sessions=0)
             case "unlimit":
                 self.guard.update(max_sessions=20)
-        body = json.dumps(self.guard.snapshot()).encode()
+        body = json.dumps({**self.guard.snapshot(), "tasks": len(asyncio.all_tasks())}).encode()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
+
+
+def with_recipe(title, *, bare, **names):
+    """Serve what the recipe of ``title`` makes of ``names``, with the guard of tests."""
+    guard = make_guard()
+
+    def wrap(app, _=None):
+        return CloseCodeMiddleware(app, guard)
+
+    return Both(follow(title, CloseCodeMiddleware=wrap, guard=guard, **names), bare, guard)
+
+
+def early_error(name):
+    """Return what a handler raises before it accepts, by the path's name."""
+    match name:
+        case "busy":
+            return TryAgainLater(cause="db", retry_after=2)
+        case "asked":
+            return CloseWith(4001, "as asked")
+    return ValueError("secret")
 
 
 def session(scope):

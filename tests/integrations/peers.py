@@ -15,6 +15,8 @@ class WebSockets:
 
     paths = {
         "early": "/early/7",
+        "early_busy": "/early/busy",
+        "early_asked": "/early/asked",
         "crash": "/crash/7",
         "busy": "/busy",
         "asked": "/asked",
@@ -31,7 +33,9 @@ class SocketIO:
 
     paths = dict.fromkeys(WebSockets.paths, "/socket.io/?EIO=4&transport=websocket")
     says = {
-        "early": ('40{"crash":true}',),
+        "early": ('40{"early":"7"}',),
+        "early_busy": ('40{"early":"busy"}',),
+        "early_asked": ('40{"early":"asked"}',),
         "crash": ("40", '42["crash","x"]'),
         "busy": ("40", '42["busy","x"]'),
         "asked": ("40", '42["asked","x"]'),
@@ -47,8 +51,8 @@ class SocketIO:
 
 
 @contextlib.contextmanager
-def opened(running, path):
-    with websockets.sync.client.connect(running.url + path, proxy=None, close_timeout=1) as websocket:
+def opened(running, path, **options):
+    with websockets.sync.client.connect(running.url + path, proxy=None, close_timeout=1, **options) as websocket:
         yield websocket
 
 
@@ -70,6 +74,7 @@ def end_of(websocket, alive=None):
             websocket.send(alive)
         while True:
             message = websocket.recv(timeout=PATIENCE_S)
+            assert "secret" not in message
             if alive is not None and message.startswith(alive):
                 return "open"
     except ConnectionClosed as closed:

@@ -1,11 +1,12 @@
 """The table of README.md: what clients see of each framework, bare and with its integration."""
 
 import json
+import math
 import time
 
 import pytest
 
-from tests.integrations.peers import SocketIO, WebSockets, control, end_of, staying, visit
+from tests.integrations.peers import PATIENCE_S, SocketIO, WebSockets, control, end_of, staying, visit
 from tests.support.programs import module
 from tests.support.servers import ROOT
 
@@ -95,11 +96,45 @@ def test_conformance_crash_is_one_record(running, framework, kind):
     assert records[0].get("http.route") == FRAMEWORKS[framework][3]
 
 
+@pytest.mark.parametrize("scenario", ["busy", "asked"])
+def test_conformance_close_on_purpose_is_no_record(running, kind, scenario):
+    """Before accept as after it, with the whole of its reason."""
+    known = len(running.records(level="error"))
+    reason = {"busy": "1013 try again later; retry_after=2.0; cause=db", "asked": "4001 as asked"}[scenario]
+    assert visit(running, kind, f"early_{scenario}") == visit(running, kind, scenario) == reason
+    assert visit(running, kind, "crash")[:4] == "1011"  # its record comes after those
+    running.wait_for_records(known + 1, level="error")
+    ours = [one for one in running.records(level="error")[known:] if one["logger"].startswith("asgi_closecodes")]
+    assert len(ours) == 1
+
+
 def test_conformance_nothing_leaks(running, kind):
+    """Neither places nor tasks stay behind, however sessions end."""
     with staying(running, kind, "keyed"):
-        assert json.loads(control(running, "state"))["open"] == 1
-    deadline = time.monotonic() + 15
-    while (state := json.loads(control(running, "state")))["open"] + state["leaving"] and time.monotonic() < deadline:
+        assert state(running)["open"] == 1
+    before = quiet(running)
+    for scenario in kind.paths:
+        if scenario not in kind.first:
+            visit(running, kind, scenario)
+    second_of_key(running, kind)
+    for what in ("shed", "drain"):
+        ended_by(running, kind, what)
+    control(running, "resume")
+    after = quiet(running, before["tasks"])
+    assert [gate["usage"] for gate in after["gates"]] == [0, 0]
+    assert after["tasks"] <= before["tasks"]
+
+
+def state(running):
+    return json.loads(control(running, "state"))
+
+
+def quiet(running, tasks=math.inf):
+    """Wait until no session is there, and so many tasks at most; return the state that it comes to."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        now = state(running)
+        if (now["open"] + now["leaving"] == 0 and now["tasks"] <= tasks) or time.monotonic() > deadline:
+            assert (now["open"], now["leaving"]) == (0, 0)
+            return now
         time.sleep(0.02)
-    assert (state["open"], state["leaving"]) == (0, 0)
-    assert [gate["usage"] for gate in state["gates"]] == [0, 0]

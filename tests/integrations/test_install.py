@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from asgi_closecodes import CloseCodeMiddleware, Guard
 from asgi_closecodes.integrations import require, session_of
+from tests.support.programs import module
 
 INTEGRATIONS = {"litestar": "litestar", "quart": "quart", "socketio": "python-socketio"}
 
@@ -43,3 +45,53 @@ def test_require_enough_is_silent(installed, monkeypatch):
 @pytest.mark.parametrize("scope", [{"type": "http"}, {"extensions": None}, {"extensions": {"closecodes": "x"}}])
 def test_session_of_scope_without_one_is_none(scope):
     assert session_of(scope) is None
+
+
+def litestar():
+    from litestar import Litestar
+
+    from asgi_closecodes.integrations.litestar import install
+
+    app = Litestar()
+    return app, install, lambda: app.after_exception
+
+
+def quart():
+    from quart import Quart, got_websocket_exception
+
+    from asgi_closecodes.integrations.quart import install
+
+    app = Quart("twice")
+    return app, install, lambda: [*got_websocket_exception.receivers_for(app), *app.before_websocket_funcs[None]]
+
+
+def socketio():
+    from socketio import AsyncServer
+
+    from asgi_closecodes.integrations.socketio import install
+
+    sio, guard = AsyncServer(async_mode="asgi"), Guard()
+    sio.on("x", print)
+    return sio, lambda sio: install(sio, guard), lambda: [sio.on, sio.handle_request, sio.handlers["/"]["x"]]
+
+
+@pytest.mark.parametrize("kind", [litestar, quart, socketio])
+def test_install_twice_is_once(kind):
+    module(kind.__name__)
+    app, install, hooks = kind()
+    before = [*hooks()]
+    install(app)
+    once = [*hooks()]
+    assert once != before
+    install(app)
+    assert [*hooks()] == once
+
+
+@pytest.mark.parametrize("kind", [litestar, quart, socketio])
+def test_install_wrapped_application_says_what_to_do(kind):
+    module(kind.__name__)
+    app, install, _ = kind()
+    with pytest.raises(
+        TypeError, match=f"takes the {type(app).__name__} itself, not CloseCodeMiddleware .* call it first"
+    ):
+        install(CloseCodeMiddleware(app))

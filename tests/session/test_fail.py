@@ -158,6 +158,35 @@ async def test_fail_handler_that_goes_on_is_cancelled(grace, error, code):
     assert len(run.failures) == (error is ValueError)
 
 
+class Granian(Guest):
+    """A server that drops what it sends when the sender is cancelled."""
+
+    async def send(self, message):
+        await anyio.sleep(0.01)
+        await super().send(message)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # in which no cancel scope keeps out task.cancel()
+@pytest.mark.parametrize("accept", [False, True])
+async def test_fail_cancelled_by_its_framework_closes(accept):
+    """Quart cancels the handler, and so its hook, as soon as receive() says that the session ends."""
+
+    async def handler(session, receive, send):
+        async def listen():
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+
+        tasks = [asyncio.create_task(one) for one in (session.fail(ValueError()), listen())]
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    run = await Run(handler, accept=accept, peer=Granian(anyio.Event())).visit()
+    assert run.peer.closed[0] == 1011
+    assert len(run.failures) == 1
+
+
 async def raise_it(session, error):
     raise error
 

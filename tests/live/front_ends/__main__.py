@@ -1,7 +1,7 @@
 """``python -m tests.live.front_ends [DIRECTORY]``: count what real clients do at a server that is full.
 
-It installs marimo, Streamlit, NiceGUI, python-socketio, socket.io-client and graphql-ws into DIRECTORY, which keeps
-them for the next run; Node and Chromium have to be there. Nothing in the running environment changes.
+It needs the extra ``test-frameworks``, Node and Chromium, and installs socket.io-client and graphql-ws into DIRECTORY,
+which keeps them for the next run.
 """
 
 import argparse
@@ -21,25 +21,24 @@ from pathlib import Path
 import websockets
 from playwright.sync_api import sync_playwright
 
+from tests.live.front_ends.apps import WAYS
 from tests.support.chromium import FLAGS
 from tests.support.programs import program
-from tests.support.servers import ROOT, serve
+from tests.support.servers import serve
 
 HERE = Path(__file__).parent
-PYTHON = ("marimo", "streamlit", "nicegui", "python-socketio", "requests", "websocket-client")
 NODE = ("socket.io-client", "graphql-ws", "graphql", "ws")
 WATCHED_S = 10.0
+PATIENCE_S = 60.0
+PAGES = {"NiceGUI": "", "Streamlit": "", "marimo": "", "Chainlit": "/chat"}
 
 
 def install(directory):
     """Fetch what is missing; return the environment variables that find it."""
-    site = directory / "site-packages"  # Streamlit that is elsewhere takes itself for its sources
     modules = directory / "node_modules"
-    if not site.exists():
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", site, *PYTHON], check=True)
     if not modules.exists():
         subprocess.run(["npm", "install", "--silent", "--prefix", directory, *NODE], check=True)
-    return {"PYTHONPATH": f"{ROOT}:{site}", "NODE_PATH": str(modules)}
+    return {"NODE_PATH": str(modules)}
 
 
 class Server:
@@ -53,27 +52,30 @@ class Server:
         with urllib.request.urlopen(f"{self.url}/-/{path}", timeout=10) as response:  # noqa: S310 - it is ours
             return json.load(response)
 
-    def rejections(self):
-        return self.ask("rejections")
+    def rejections(self, after=0.0):
+        return [(at, how) for at, how in self.ask("handshakes") if how != "in" and at > after]
 
-    def first(self):
-        """Wait for the first rejection; return when it was."""
-        deadline = time.monotonic() + 60
-        while not (seen := self.rejections()):
-            if time.monotonic() > deadline:
-                raise TimeoutError("no handshake came in 60 s")
+    def wait_for(self, how, after=0.0, within=60.0):
+        """Return when the first handshake after that moment was answered so; None if none comes."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            for at, answer in self.ask("handshakes"):
+                if at > after and (answer == "in") is (how == "in"):
+                    return at
             time.sleep(0.05)
-        return seen[0][0]
+        return None
 
-    def count(self, seconds=WATCHED_S):
+    def count(self, seconds=WATCHED_S, after=0.0):
         """Wait for the first rejection; say how many handshakes were rejected from there on, and how."""
-        end = self.first() + seconds
+        if (first := self.wait_for("rejected", after)) is None:
+            raise TimeoutError("no handshake was rejected in 60 s")
+        end = first + seconds
         time.sleep(max(end + 0.1 - time.time(), 0))
-        return [mode for at, mode in self.rejections() if at <= end]
+        return [how for at, how in self.rejections(after) if at <= end]
 
     def admit_after(self, seconds, process):
         """Admit after so long; return when ``process`` had come in, in seconds since the first rejection, or None."""
-        first = self.first()
+        first = self.wait_for("rejected")
         time.sleep(max(first + seconds - time.time(), 0))
         self.ask("admit")
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -86,27 +88,60 @@ def attempts(modes):
     return f"{len(modes)} attempts in {WATCHED_S:.0f} s ({modes.count('close')} closes, {modes.count('http')} HTTP)"
 
 
-def page(server, env, most):
-    """Count a page's attempts; ``most`` is None where it is enough that it works in the end."""
+@contextlib.contextmanager
+def opened(url):
+    """A page of a browser of its own, and how often it was loaded."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program("chromium"), args=FLAGS)
-        opened = browser.new_page()
-        opened.goto(server.url)
-        modes = server.count()
-        if most is None:
-            opened.get_by_text("hello").wait_for(timeout=5000)
+        page = browser.new_page()
+        loads = []
+        page.on("load", lambda _: loads.append(time.time()))
+        page.goto(url)
+        yield page, loads
         browser.close()
-    return attempts(modes), most is None or len(modes) <= most
+
+
+def page(server, env, name, most):
+    """Count the attempts of a page that finds the server full."""
+    server.ask("default")
+    with opened(server.url + PAGES[name]):
+        modes = server.count()
+    return attempts(modes), len(modes) <= most
+
+
+def way_back(server, path, way):
+    """Say how often an open page tries that is turned away in that way for 10 s, and how soon it is back then."""
+    with opened(server.url + path) as (page, loads):
+        page.get_by_text("hello").wait_for(timeout=20_000)
+        page.wait_for_timeout(1000)
+        closed = time.time()
+        server.ask(way.replace(" ", "-"))
+        told, admitted = "", closed
+        if WAYS[way] is not None:
+            page.wait_for_timeout(1000 * WATCHED_S)
+            told, admitted = f"{len(server.rejections(closed))} attempts, ", time.time()
+            server.ask("admit")
+        back = None
+        while back is None and time.time() < admitted + PATIENCE_S:
+            page.wait_for_timeout(100)  # its events are handled meanwhile
+            back = server.wait_for("in", closed, 0.1)
+        if back is None:
+            return f"{told}not back in {PATIENCE_S:.0f} s"
+        page.wait_for_timeout(3000)
+        page.get_by_text("hello").wait_for(timeout=20_000)
+        how = " by a reload" if any(at > closed for at in loads) else ""
+        return f"{told}back{how} {f'after {back - admitted:.1f} s' if back > admitted else 'meanwhile, by HTTP'}"
 
 
 def client(server, env, command, most):
     """Have a client come while the server is full for three seconds."""
+    server.ask("default")
     with subprocess.Popen([*command, server.url], env={**os.environ, **env}) as process:
         try:
             took = server.admit_after(3.0, process)
         finally:
             process.kill()
-    modes = [mode for _, mode in server.rejections()]
+    modes = [how for _, how in server.rejections()]
     told = f"{modes.count('close')} closes, {modes.count('http')} HTTP"
     return f"{'never in' if took is None else f'in after {took:.1f} s'} ({told})", took is not None and took <= most
 
@@ -140,9 +175,8 @@ async def _crowd(url):
 
 def front_ends():
     """Yield what is run: a name, its application, a function of its server, and the result that is wanted."""
-    yield "marimo's page", "marimo", partial(page, most=12), "at most 12"
-    yield "Streamlit's page", "streamlit", partial(page, most=18), "at most 18"
-    yield "NiceGUI's page", "nicegui", partial(page, most=None), "works"
+    for name, most in (("marimo", 12), ("Streamlit", 18), ("NiceGUI", 18), ("Chainlit", 18)):
+        yield f"{name}'s page", name.lower(), partial(page, name=name, most=most), f"at most {most}"
     for name, app, command, most in (
         ("socket.io-client", "socket_io", ["node", HERE / "socket_io.cjs"], 10),
         ("python-socketio", "socket_io", [sys.executable, HERE / "socket_io_client.py"], 10),
@@ -152,30 +186,54 @@ def front_ends():
     yield "200 browsers, one address", "crowd", crowd, "each first refusal is 1013"
 
 
+@contextlib.contextmanager
+def served(app, logs, env):
+    logs.mkdir()
+    env = {**env, "CHAINLIT_APP_ROOT": str(logs)}
+    with serve("uvicorn {app} {uvicorn_bind} --factory", f"tests.live.front_ends.apps:{app}", logs, env=env) as running:
+        yield Server(running)
+
+
+def clients(only, logs, env):
+    """Print the table of what clients do that find a server full; return whether they do what is wanted."""
+    print("| client | does | wanted |\n|---|---|---|")
+    all_good = True
+    for name, app, run, wanted in front_ends():
+        if only not in name:
+            continue
+        try:
+            with served(app, logs / name.replace(" ", "-"), env) as server:
+                told, is_good = run(server, env)
+        except Exception as error:
+            told, is_good = f"{type(error).__name__}: {str(error)[-300:]}", False
+        all_good &= is_good
+        print(f"| {name} | {told}{'' if is_good else ' **failed**'} | {wanted} |", flush=True)
+    return all_good
+
+
+def pages(only, logs, env):
+    """Print the table of what open pages do, by the way in which they are turned away."""
+    print(f"\n| page | {' | '.join(WAYS)} |\n|---|{'---|' * len(WAYS)}")
+    for name, path in PAGES.items():
+        if only not in name:
+            continue
+        print(f"| {name}", end="", flush=True)
+        for way in WAYS:
+            with served(name.lower(), logs / f"{name}-{way.replace(' ', '-')}", env) as server:
+                print(f" | {way_back(server, path, way)}", end="", flush=True)
+        print(" |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, nargs="?")
     parser.add_argument("--only", default="", help="those whose name contains this")
     options = parser.parse_args()
-    failed = False
     with tempfile.TemporaryDirectory() as temporary:
         env = install((options.directory or Path(temporary)).resolve())
-        print("| client | does | wanted |\n|---|---|---|")
-        for name, app, run, wanted in front_ends():
-            if options.only not in name:
-                continue
-            logs = Path(temporary) / name.replace(" ", "-")
-            logs.mkdir()
-            try:
-                with serve(
-                    "uvicorn {app} {uvicorn_bind} --factory", f"tests.live.front_ends.apps:{app}", logs, env=env
-                ) as one:
-                    told, is_good = run(Server(one), env)
-            except Exception as error:
-                told, is_good = f"{type(error).__name__}: {str(error)[-300:]}", False
-            failed |= not is_good
-            print(f"| {name} | {told}{'' if is_good else ' **failed**'} | {wanted} |", flush=True)
-    sys.exit(failed)
+        all_good = clients(options.only, Path(temporary), env)
+        pages(options.only, Path(temporary), env)
+    sys.exit(not all_good)
 
 
 if __name__ == "__main__":

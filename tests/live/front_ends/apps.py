@@ -1,52 +1,100 @@
-"""Applications that real front ends connect to, behind the middleware with default settings.
+"""Applications that real front ends connect to: those with pages as asgi_closecodes/integrations/README.md has them.
 
-Each has two paths more: ``/-/rejections`` says when handshakes were rejected, and how; ``/-/admit`` ends the refusal.
+Each has paths for its test: ``/-/handshakes`` says when which came and how they were answered; ``/-/1013`` and the
+others of ``WAYS`` end all sessions and refuse new ones in that way, until ``/-/admit``.
 """
 
+import asyncio
 import json
+import os
 import time
 from pathlib import Path
 
 from starlette.responses import JSONResponse
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
-from asgi_closecodes.events import SessionRefused
+from asgi_closecodes.events import SessionAdmitted, SessionOpened, SessionRefused
 from asgi_closecodes.exceptions import TryAgainLater
+from tests.integrations.recipes import follow
 
 HERE = Path(__file__).parent
+WAYS = {"1011 once": None, "1011": "close", "1012": "close", "1013": "close", "503": "http", "default": "auto"}
+"""How sessions end, and in which mode new ones are rejected from then on."""
 
 
-class Full:
-    """An application whose server is full until somebody asks it to admit."""
+class Controlled:
+    """An application that is full or fails as it is asked to, and knows its handshakes."""
 
-    def __init__(self, app, gate=None):
-        self.rejections = []
-        self.guard = Guard(Settings(max_sessions=None if gate else 0), gate=gate, observers=[self.observe])
-        self.app = CloseCodeMiddleware(app, self.guard)
+    def __init__(self, gate=None):
+        self.guard = Guard(Settings(), gate=gate, observers=[self.observe])
+        self.app = None
+        self.handshakes = []
+        self.is_failing = False
+        self.tasks = set()
 
     def observe(self, event):
-        if isinstance(event, SessionRefused):
-            self.rejections.append((time.time(), event.mode))
+        match event:
+            case SessionAdmitted() if not self.is_failing:
+                self.note("in")
+            case SessionRefused():
+                self.note(event.mode)
+            case SessionOpened() if self.is_failing:
+                self.note("close")
+                self.tasks.add(asyncio.ensure_future(self.fail(event.session.id)))
+
+    def note(self, answer):
+        self.handshakes.append((time.time(), answer))
+
+    async def fail(self, session_id=None):
+        for session in [*self.guard.sessions]:
+            if session_id in (None, session.id):
+                await session.fail(ValueError("measured"))
+
+    async def refuse(self, way):
+        if (mode := WAYS[way]) is not None:
+            self.guard.update(reject_with=mode)
+        if way.startswith("1011"):
+            self.is_failing = mode is not None
+            await self.fail()
+        elif way == "1012":
+            await self.guard.drain(0)
+        else:
+            self.guard.update(max_sessions=0)
+            for session in [*self.guard.sessions]:
+                await session.shed("full")
+
+    def admit(self):
+        self.is_failing = self.guard.draining = False
+        self.guard.update(max_sessions=None)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "http" and scope["path"].startswith("/-/"):
-            if scope["path"] == "/-/admit":
-                self.guard.update(max_sessions=None)
-            await JSONResponse(self.rejections)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+            what = scope["path"].removeprefix("/-/").replace("-", " ")
+            if what in WAYS:
+                await self.refuse(what)
+            elif what == "admit":
+                self.admit()
+            await JSONResponse(self.handshakes)(scope, receive, send)
+        elif scope["type"] == "http" and b"EIO=" in scope["query_string"] and b"sid=" not in scope["query_string"]:
+            await self.app(scope, receive, self.noting(send))
+        else:
+            await self.app(scope, receive, send)
 
+    def noting(self, send):
+        """Note how a new session of Engine.IO is answered, which no event tells of."""
 
-def marimo():
-    from marimo import create_asgi_app
+        async def note(message):
+            if message["type"] == "http.response.start":
+                self.note("in" if message["status"] < 400 else "http")
+            await send(message)
 
-    return Full(create_asgi_app().with_app(path="", root=str(HERE / "notebook.py")).build())
+        return note
 
-
-def streamlit():
-    from streamlit.starlette import App
-
-    return Full(App(HERE / "script.py"))
+    def of(self, title, **names):
+        """Have the application of a recipe."""
+        os.chdir(HERE)
+        self.app = follow(title, guard=self.guard, **names)
+        return self
 
 
 def nicegui():
@@ -60,17 +108,40 @@ def nicegui():
         ui.label("hello")
 
     ui.run_with(app)
-    return Full(app)
+    return Controlled().of("NiceGUI", app=app)
+
+
+def streamlit():
+    return Controlled().of("Streamlit")
+
+
+def marimo():
+    return Controlled().of("marimo")
+
+
+def chainlit():
+    from chainlit.utils import mount_chainlit
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    mount_chainlit(app, target=str(HERE / "chat.py"), path="/chat")
+    return Controlled().of("Chainlit", app=app)
+
+
+def bare(app, gate=None):
+    one = Controlled(gate)
+    one.app = CloseCodeMiddleware(app, one.guard)
+    return one
 
 
 def socket_io():
     from socketio import ASGIApp, AsyncServer
 
-    return Full(ASGIApp(AsyncServer(async_mode="asgi", cors_allowed_origins="*")))
+    return bare(ASGIApp(AsyncServer(async_mode="asgi", cors_allowed_origins="*")))
 
 
 def graphql():
-    return Full(_graphql)
+    return bare(_graphql)
 
 
 def crowd():
@@ -80,7 +151,7 @@ def crowd():
         def admit(self, session):
             raise TryAgainLater(cause="full", retry_after=4.0)
 
-    return Full(_graphql, gate=Refusing())
+    return bare(_graphql, Refusing())
 
 
 async def _graphql(scope, receive, send):
