@@ -27,6 +27,7 @@ _OF_OTHERS = {
     *("RotatingFileHandler", "WatchedFileHandler"),  # logging
     *("bash_source", "zsh_source"),  # click
     *("bufferedAmount", "readyState"),  # browsers
+    "get_asgi_application",  # Django
     "stop_grace_period",  # Compose
 }
 """Identifiers on the pages that are neither ours nor used by our code."""

@@ -42,8 +42,3 @@ def run(pytester, monkeypatch):
 
 def test_crash_is_seen_by_the_fixture(run):
     run(USING).assert_outcomes(passed=2)
-
-
-def test_example_of_the_readme_passes(run):
-    text = (ROOT / "asgi_closecodes/testing/README.md").read_text()
-    run(text.rpartition("```python\n")[2].partition("```")[0]).assert_outcomes(passed=1)
