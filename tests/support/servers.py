@@ -28,7 +28,7 @@ _COMMANDS = {
     "daphne": "daphne {app} {daphne_bind}",
 }
 SETUPS = tuple(_COMMANDS)
-START = 30
+START = 90
 """Seconds that a server may take to start on a busy machine."""
 
 
@@ -95,10 +95,10 @@ def serve(
     for attempt in range(3):
         try:
             running = _start(setup, app, tmp_path / f"{setup}-{attempt}.log", options, env or {}, unix)
-        except ChildProcessError:
-            if attempt == 2:
+        except ChildProcessError as failed:
+            if attempt == 2 or "already in use" not in str(failed).lower():
                 raise
-            continue  # most likely another process took the port before the server bound it
+            continue  # another process took the port before the server bound it
         break
     try:
         yield running
