@@ -19,14 +19,14 @@ is to have it for itself."""
 
 
 def main():
-    from .harness import report  # some of NEEDED are imported there
-
     found = names()
     options = _options(found)
     if options.list:
         for name in found:
             print(f"{name:10} {named(name).about}")
         return 0
+    from .harness import report  # some of NEEDED are imported there, and who mistypes an option need not wait for it
+
     chosen = [name for name in found if name in (options.only or found)]
     logging.getLogger("asgi_closecodes").addHandler(logging.NullHandler())
     cores = sorted(os.sched_getaffinity(0))
