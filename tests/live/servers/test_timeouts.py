@@ -25,9 +25,11 @@ def started(setup, tmp_path_factory):
 @pytest.fixture
 def timed(started):
     yield started
-    tell(started, "shed", idle_timeout="None", cancel_after_disconnect="False", send_timeout="None")
+    # Whoever is left is cancelled if its peer has left, or ended.
+    tell(started, "shed", idle_timeout="None", cancel_after_disconnect="True", send_timeout="None")
     tell(started, "shed", shed="1")
     assert eventually(lambda: held(started, "shed") == 0, within=30)
+    tell(started, "shed", cancel_after_disconnect="False")
 
 
 def sheds(server, cause):
