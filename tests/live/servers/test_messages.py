@@ -40,11 +40,12 @@ def limited(started):
 def flood(peer, until):
     """Send as fast as the server takes it; return the bytes that it took."""
     taken = 0
-    peer.socket.settimeout(0.5)
+    sender = peer.socket  # the peer may read by another one meanwhile, which is more patient
+    sender.settimeout(0.5)
     try:
         while not until():
             try:
-                taken += peer.socket.send(FRAME * 64)
+                taken += sender.send(FRAME * 64)
             except TimeoutError:
                 pass
     except OSError:
