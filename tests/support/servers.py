@@ -118,7 +118,8 @@ def _start(setup: str, app: str, log: Path, options: Sequence[str], env: Mapping
         binds = {"uvicorn": f"--host {_HERE} --port {port}", "hypercorn": f"{_HERE}:{port}"}
         binds |= {"granian": f"--host {_HERE} --port {port}", "daphne": f"-b {_HERE} -p {port}"}
     command = _COMMANDS.get(setup, setup).format(app=app, **{f"{server}_bind": bind for server, bind in binds.items()})
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("CLOSECODES_")}
+    left_out = "CLOSECODES_", "PYTHONDONTWRITEBYTECODE"  # what is started often is compiled once
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *command.split(), *options],
