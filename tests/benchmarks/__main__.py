@@ -20,17 +20,18 @@ is to have it for itself."""
 
 
 def main():
-    from . import performance  # some of NEEDED are imported there
-    from .harness import report
-
     found = names()
     options = _options(found)
-    if options.page and not options.only:
-        options.only = performance.TIMED
+    if options.page:
+        from . import performance  # some of NEEDED are imported there
+
+        options.only = options.only or performance.TIMED
     if options.list:
         for name in found:
             print(f"{name:10} {named(name).about}")
         return 0
+    from .harness import report  # some of NEEDED are imported there, and who mistypes an option need not wait for it
+
     chosen = [name for name in found if name in (options.only or found)]
     logging.getLogger("asgi_closecodes").addHandler(logging.NullHandler())
     cores = sorted(os.sched_getaffinity(0))

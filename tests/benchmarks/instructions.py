@@ -5,7 +5,6 @@ Python's own build counts: one that was optimized by a profile takes about an ei
 
 from contextlib import contextmanager
 
-from .harness.counting import FEW, MANY
 from .harness.paired import Comparison
 from .harness.sessions import SERVED
 from .harness.suite import Benchmark
@@ -44,9 +43,8 @@ def _register(name):
     @BENCHMARK.subject(name)
     @contextmanager
     def subject(run):
-        few, many = run.size(FEW, 10), run.size(MANY, 30)
         counter = run.counter
-        yield lambda: {INSTRUCTIONS: counter.each(name, few, many)}
+        yield lambda: {INSTRUCTIONS: counter.each(name)}
 
 
 for served in SERVED:

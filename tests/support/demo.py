@@ -74,7 +74,7 @@ def running_demo(tmp_path: Path, *options: str, port: int | None = None, **envir
         demo = Demo(process, ("127.0.0.1", port), log)
         demo.greeting = process.stdout.readline()
         demo.page = f"http://127.0.0.1:{port}"
-        demo.http = stack.enter_context(httpx.Client(base_url=demo.page, timeout=10, trust_env=False))
+        demo.http = stack.enter_context(httpx.Client(base_url=demo.page, timeout=10, trust_env=False, verify=False))
         assert eventually(lambda: accepts(demo), within=START), demo.log()
         assert demo.http.get("/healthz").json() == {"status": "ok"}
         yield demo

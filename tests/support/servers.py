@@ -28,7 +28,7 @@ _COMMANDS = {
     "daphne": "daphne {app} {daphne_bind}",
 }
 SETUPS = tuple(_COMMANDS)
-START = 30
+START = 90
 """Seconds that a server may take to start on a busy machine."""
 
 
@@ -95,10 +95,10 @@ def serve(
     for attempt in range(3):
         try:
             running = _start(setup, app, tmp_path / f"{setup}-{attempt}.log", options, env or {}, unix)
-        except ChildProcessError:
-            if attempt == 2:
+        except ChildProcessError as failed:
+            if attempt == 2 or "already in use" not in str(failed).lower():
                 raise
-            continue  # most likely another process took the port before the server bound it
+            continue  # another process took the port before the server bound it
         break
     try:
         yield running
@@ -118,7 +118,8 @@ def _start(setup: str, app: str, log: Path, options: Sequence[str], env: Mapping
         binds = {"uvicorn": f"--host {_HERE} --port {port}", "hypercorn": f"{_HERE}:{port}"}
         binds |= {"granian": f"--host {_HERE} --port {port}", "daphne": f"-b {_HERE} -p {port}"}
     command = _COMMANDS.get(setup, setup).format(app=app, **{f"{server}_bind": bind for server, bind in binds.items()})
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("CLOSECODES_")}
+    left_out = "CLOSECODES_", "PYTHONDONTWRITEBYTECODE"  # what is started often is compiled once
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *command.split(), *options],

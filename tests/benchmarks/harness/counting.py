@@ -41,9 +41,9 @@ class Counter:
             env=os.environ | {"PYTHONHASHSEED": "0"},
         )
 
-    def each(self, name: str, few: int = FEW, many: int = MANY) -> float:
+    def each(self, name: str) -> float:
         """Return the instructions of one session of ``name``, see :data:`tests.benchmarks.harness.sessions.SERVED`."""
-        return (self._total(name, many) - self._total(name, few)) / (many - few)
+        return (self._total(name, MANY) - self._total(name, FEW)) / (MANY - FEW)
 
     def _total(self, name: str, count: int) -> int:
         assert self._process.stdin is not None

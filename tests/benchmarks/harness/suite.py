@@ -152,7 +152,7 @@ class Benchmark:
         """
         turns: dict[str, Turn] = {}
         left_out: dict[str, str] = {}
-        pairs = run.pairs or (2 if run.quick else self.pairs)
+        pairs = run.pairs or (1 if run.quick else self.pairs)
         with ExitStack() as stack:
             for name, subject in self.subjects.items():
                 try:

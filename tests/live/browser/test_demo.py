@@ -312,16 +312,17 @@ def test_colours_follow_the_system_until_they_are_chosen(demo, new_page):
     assert page.evaluate(background) == dark
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_demo_page_fits_and_is_kept_in_pictures(demo, new_page, scheme, viewport):
-    page = new_page(color_scheme=scheme, viewport=viewport)
+def test_demo_page_fits_and_is_kept_in_pictures(demo, new_page, viewport):
+    page = new_page(viewport=viewport)
     visitor = Visitor(page, demo)
-    name = f"demo-{scheme}-{viewport['width']}"
 
     def fits(what):
-        page.screenshot(path=SCREENSHOTS / f"{name}-{what}.png", full_page=what != "record")
-        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            name = f"demo-{scheme}-{viewport['width']}-{what}.png"
+            page.screenshot(path=SCREENSHOTS / name, full_page=what != "record")
+            assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
     fits("empty")
     visitor.open(100)

@@ -26,44 +26,49 @@ class Crash(AsyncWebsocketConsumer):
 
 
 inner = URLRouter([re_path("^echo$", Echo.as_asgi())])
-channels = CloseCodeMiddleware(
-    ProtocolTypeRouter(
-        {
-            "websocket": URLRouter(
-                [
-                    re_path("^echo$", Echo.as_asgi()),
-                    re_path("^crash$", Crash.as_asgi()),
-                    re_path("^below/", inner),
-                ]
-            )
-        }
-    ),
-    Guard(),
+channels_app = ProtocolTypeRouter(
+    {
+        "websocket": URLRouter(
+            [
+                re_path("^channels/echo$", Echo.as_asgi()),
+                re_path("^channels/crash$", Crash.as_asgi()),
+                re_path("^channels/below/", inner),
+            ]
+        )
+    }
 )
 
 sanic_app = sanic.Sanic("routers")
 
 
-@sanic_app.websocket("/echo")
+@sanic_app.websocket("/sanic/echo")
 async def echo_in_sanic(request, websocket):
     while (message := await websocket.recv()) is not None:
         await websocket.send(message)
 
 
-sanic_wrapped = CloseCodeMiddleware(sanic_app, Guard())
-
 quart_app = quart.Quart("routers")
 
 
-@quart_app.websocket("/echo")
+@quart_app.websocket("/quart/echo")
 async def echo_in_quart():
     while True:
         await quart.websocket.send(await quart.websocket.receive())
 
 
-@quart_app.websocket("/deny")
+@quart_app.websocket("/quart/deny")
 async def deny_in_quart():
     return BODY, 451
 
 
-quart_wrapped = CloseCodeMiddleware(quart_app, Guard())
+WRAPPED = {
+    "channels": CloseCodeMiddleware(channels_app, Guard()),
+    "quart": CloseCodeMiddleware(quart_app, Guard()),
+    "sanic": CloseCodeMiddleware(sanic_app, Guard()),
+}
+
+
+async def app(scope, receive, send):
+    """Serve each framework below its name; the lifespan is sanic's, which needs one."""
+    name = "sanic" if scope["type"] == "lifespan" else scope["path"].split("/")[1]
+    await WRAPPED[name](scope, receive, send)

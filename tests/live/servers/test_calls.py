@@ -64,7 +64,7 @@ def test_kubernetes_pre_stop_waits_for_a_call(setup, tmp_path, holding):
         try:
             drained = "4012" if setup == "daphne" else DRAINED
             assert closed(idle) == drained
-            assert httpx.get(f"{url}/ready", trust_env=False).status_code == 503
+            assert httpx.get(f"{url}/ready", trust_env=False, verify=False).status_code == 503
             with pytest.raises(subprocess.TimeoutExpired):
                 pre_stop.wait(0.5)
             call.send(1, b"bye")

@@ -1,5 +1,8 @@
 """Frameworks that say by themselves that there is no such path: no crash, no ERROR for whoever scans for paths."""
 
+import contextlib
+import functools
+
 import pytest
 
 from tests.support.peers import connect
@@ -15,41 +18,49 @@ NOT_FOUND = """<!doctype html>
 
 
 CHANNELS = [(setup, "channels") for setup in SETUPS if setup != "hypercorn-trio"]
-QUART = [(setup, "quart_wrapped") for setup, _ in CHANNELS if setup != "daphne"]  # whose scope has no scheme
-SANIC = [(setup, "sanic_wrapped") for setup, _ in QUART]  # it needs a lifespan
+QUART = [(setup, "quart") for setup, _ in CHANNELS if setup != "daphne"]  # whose scope has no scheme
+SANIC = [(setup, "sanic") for setup, _ in QUART]  # it needs a lifespan
 QUIET = [*CHANNELS, *SANIC]
 
 
 @pytest.fixture(scope="module")
-def routers(request, tmp_path_factory):
-    setup, framework = request.param
-    with serve(setup, f"tests.live.servers.routers:{framework}", tmp_path_factory.mktemp(framework)) as running:
-        yield running
+def start(tmp_path_factory):
+    """Start a server when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(setup):
+            folder = tmp_path_factory.mktemp("routers")
+            return stack.enter_context(serve(setup, "tests.live.servers.routers:app", folder))
+
+        yield start
 
 
-@pytest.mark.parametrize("routers", [*QUIET, *QUART], indirect=True)
-def test_path_that_is_there_is_served(routers):
-    assert connect(routers, "/echo", say="x", patience=0.5).received == ("x",)
+@pytest.mark.parametrize(("setup", "framework"), [*QUIET, *QUART])
+def test_path_that_is_there_is_served(start, setup, framework):
+    assert connect(start(setup), f"/{framework}/echo", say="x", patience=0.5).received == ("x",)
 
 
-@pytest.mark.parametrize(("routers", "setup"), [(pair, pair[0]) for pair in QUIET], indirect=["routers"])
-@pytest.mark.parametrize("path", ["/nowhere", "/below/nowhere", "/echo/more"])
-def test_path_without_a_route_is_not_found(routers, setup, path):
-    assert str(connect(routers, path)) == ("HTTP 403" if setup == "daphne" else "HTTP 404")
-    [record] = routers.wait_for_records(1, url__path=path)
+@pytest.mark.parametrize(("setup", "framework"), QUIET)
+@pytest.mark.parametrize("path", ["nowhere", "below/nowhere", "echo/more"])
+def test_path_without_a_route_is_not_found(start, setup, framework, path):
+    path = f"/{framework}/{path}"
+    assert str(connect(start(setup), path)) == ("HTTP 403" if setup == "daphne" else "HTTP 404")
+    [record] = start(setup).wait_for_records(1, url__path=path)
     assert (record["event.name"], record["level"]) == ("closecodes.session.not_found", "info")
 
 
-@pytest.mark.parametrize("routers", CHANNELS, indirect=True)
-def test_handler_that_says_the_same_has_failed(routers):
-    assert connect(routers, "/crash").code == 1011
-    [record] = routers.wait_for_records(1, url__path="/crash")
+@pytest.mark.parametrize(("setup", "framework"), CHANNELS)
+def test_handler_that_says_the_same_has_failed(start, setup, framework):
+    path = f"/{framework}/crash"
+    assert connect(start(setup), path).code == 1011
+    [record] = start(setup).wait_for_records(1, url__path=path)
     assert record["event.name"] == "closecodes.session.exception"
 
 
-@pytest.mark.parametrize("routers", QUART, indirect=True)
-def test_denial_in_several_parts_arrives_whole(routers):
-    for path, answer in (("/deny", (451, BODY)), ("/nowhere", (404, NOT_FOUND))):
-        seen = connect(routers, path)
+@pytest.mark.parametrize(("setup", "framework"), QUART)
+def test_denial_in_several_parts_arrives_whole(start, setup, framework):
+    for path, answer in ((f"/{framework}/deny", (451, BODY)), (f"/{framework}/nowhere", (404, NOT_FOUND))):
+        seen = connect(start(setup), path)
         assert (seen.status, seen.body) == answer
-        assert routers.records(url__path=path) == []
+        assert start(setup).records(url__path=path) == []

@@ -33,7 +33,9 @@ def test_first_handshake_after_a_stall_alone_is_refused(setup, options, tmp_path
         assert connect(running, "/echo/a", say="x", patience=0.2).open
         url = running.url.replace("ws", "http", 1)
         stall = threading.Thread(
-            target=httpx.get, args=[f"{url}/stall?seconds=2"], kwargs={"trust_env": False, "timeout": 20}
+            target=httpx.get,
+            args=[f"{url}/stall?seconds=2"],
+            kwargs={"trust_env": False, "verify": False, "timeout": 20},
         )
         stall.start()
         time.sleep(0.3)
