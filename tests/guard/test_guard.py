@@ -34,12 +34,7 @@ from asgi_closecodes.logs import JsonFormatter, LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Clock, Dial, Guest, Stay, until
-
-
-async def settle():
-    for _ in range(25):
-        await anyio.lowlevel.checkpoint()
+from tests.support.fakes import Clock, Dial, Guest, Stay, settle, until
 
 
 def gates(guard):

@@ -30,6 +30,7 @@ from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import configure_logging
 from asgi_closecodes.session import close_handshake, protocol
 from tests.support.asgi import Handler, Peer, of
+from tests.support.fakes import settle
 
 
 class Fouls(AssertionError):
@@ -592,7 +593,7 @@ async def test_handler_shed_before_it_receives_finds_connect_first(waits, caplog
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(peer.visit, CloseCodeMiddleware(handler, guard))
         if waits:
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             await next(iter(guard.sessions)).shed()
     assert [message["type"] for message in seen] == ["websocket.connect", "websocket.disconnect"]
     assert peer.closed[0] == 1013
