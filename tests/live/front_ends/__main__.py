@@ -21,7 +21,7 @@ from pathlib import Path
 import websockets
 from playwright.sync_api import sync_playwright
 
-from tests.live.browser.conftest import FLAGS
+from tests.support.chromium import FLAGS
 from tests.support.programs import program
 from tests.support.servers import ROOT, serve
 
