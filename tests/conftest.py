@@ -1,9 +1,13 @@
-"""Every test that awaits runs on asyncio and on trio."""
+"""Every test that awaits runs on asyncio and on trio, and is marked with what it needs."""
 
+import gc
 import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.markers import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.support.markers import pytest_runtest_protocol as pytest_runtest_protocol
 
 # A busy machine is no failure. The same examples each time: what lands has been seen to pass.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -15,3 +19,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
     return request.param
+
+
+def pytest_collection_finish():
+    """Leave the thousands of tests out of each garbage collection, which costs a third of all time otherwise."""
+    gc.collect()
+    gc.freeze()

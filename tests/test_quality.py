@@ -57,6 +57,17 @@ def function():
     ]
 
 
+def test_test_modules_are_imported_by_nobody():
+    """What tests share is in a module of its own: `support`, or one beside them."""
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in sorted(TESTS.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom) and _imports_a_test(node)
+    ]
+    assert found == []
+
+
 def test_hooks_of_pre_commit_are_the_checks():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     checks = re.search(r"^checks=\((.*)\)$", (ROOT / ".ci/check").read_text(), re.MULTILINE).group(1).split()
@@ -98,6 +109,12 @@ def test_test_names_are_short():
         and len(node.name) > MAX_TEST_NAME_CHARACTERS
     ]
     assert long == []
+
+
+def _imports_a_test(node):
+    names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+    parts = {part for name in names for part in name.split(".")}
+    return any(part == "conftest" or part.startswith("test_") for part in parts)
 
 
 def _docstrings(file):

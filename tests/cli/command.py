@@ -1,4 +1,4 @@
-"""The installed command as a process."""
+"""The installed command, as a process and without one."""
 
 import contextlib
 import functools
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,15 +43,42 @@ def run(*arguments, text="", status=0, **options):
     return output.decode(), errors.decode()
 
 
-def invoke(*arguments, status=0):
+def invoke(*arguments, text="", status=0):
     """Do the same without a process of its own, which is quicker."""
     output, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-        main([*map(str, arguments)])
+    with (
+        _standard_input(text.encode() if isinstance(text, str) else text),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main([os.fsdecode(argument) if isinstance(argument, bytes) else str(argument) for argument in arguments])
     said = output.getvalue(), errors.getvalue()
     assert ended.value.code in ({0, 1, 2} if status is None else {status}), (ended.value.code, *said)
     return said
 
 
+@contextlib.contextmanager
+def _standard_input(content):
+    """Have ``content`` come through a pipe, as from a shell."""
+    out, into = os.pipe()
+    kept = os.dup(0)
+    os.dup2(out, 0)
+    os.close(out)
+
+    def write():
+        with contextlib.suppress(BrokenPipeError), open(into, "wb") as pipe:
+            pipe.write(content)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)  # nobody reads what is left
+        os.close(kept)
+        writing.join()
+
+
 def run_json(*arguments, **options):
-    return json.loads((run if options else invoke)(*arguments, "--json", **options)[0])
+    return json.loads(invoke(*arguments, "--json", **options)[0])

@@ -40,5 +40,5 @@ def test_shells_can_complete_it(shell):
 
 
 def test_unknown_commands_and_options_are_usage_errors():
-    assert "No such command 'nonsense'" in run("nonsense", status=2)[1]
-    assert "No such option" in run("logs", "errors", "--nonsense", status=2)[1]
+    assert "No such command 'nonsense'" in invoke("nonsense", status=2)[1]
+    assert "No such option" in invoke("logs", "errors", "--nonsense", status=2)[1]

@@ -23,7 +23,7 @@ from asgi_closecodes.client import Backoff, Connecting, Ended, GaveUp, Opened, c
 from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, seen
 from tests.support.servers import serve
 
-from .conftest import eager, follow, living, no_task_left, peer
+from .following import eager, follow, living, no_task_left, peer
 
 pytestmark = pytest.mark.anyio
 

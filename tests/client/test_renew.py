@@ -10,7 +10,7 @@ from asgi_closecodes import Close
 from asgi_closecodes.client import Backoff, Connecting, Ended, GaveUp, Opened, connect
 from tests.support.client_rule import seen
 
-from .conftest import eager, follow, living, no_task_left
+from .following import eager, follow, living, no_task_left
 
 pytestmark = pytest.mark.anyio
 

@@ -57,7 +57,7 @@ def apps():
 
 
 @pytest.mark.parametrize("which", ["demo", "chat"])
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=100)
 @given(st.sampled_from(["GET", "HEAD", "POST", "PUT", "NONSENSE"]), paths, headers, bodies)
 @example("POST", "/control/limit", {"origin": b"http://["}, b"")
 @example("POST", "/control/limit", {}, DEEP)

@@ -110,7 +110,7 @@ def limited(gate):
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(gate=gates, steps=steps)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_gate_and_no_composition_loses_a_permit(backend, gate, steps):
     async def main():
         guard = Guard(Settings(shed_grace=0.001, shed_rate=1000), gate=gate)

@@ -13,14 +13,10 @@ from asgi_closecodes.events import GateFailed
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.gates.base import as_gate
 from tests.support.asgi import Peer, of
+from tests.support.fakes import settle
 
 HOSTS = ("192.0.2.1", "192.0.2.2")
 NAMES = ("max_sessions", "max_sessions_per_client", "max_handshakes_in_progress")
-
-
-async def settle():
-    for _ in range(30):
-        await anyio.lowlevel.checkpoint()
 
 
 class Door:

@@ -34,12 +34,7 @@ from asgi_closecodes.logs import JsonFormatter, LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Clock, Dial, Guest, Stay, until
-
-
-async def settle():
-    for _ in range(25):
-        await anyio.lowlevel.checkpoint()
+from tests.support.fakes import Clock, Dial, Guest, Stay, settle, until
 
 
 def gates(guard):
@@ -825,7 +820,7 @@ class Model:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(steps=steps)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_guard_at_every_moment_knows_sessions_and_counts(backend, steps):
     """A guard knows at every moment who is there and what has happened."""
 
@@ -865,6 +860,8 @@ def test_guard_at_every_moment_knows_sessions_and_counts(backend, steps):
 
 
 # A crowd
+
+CROWD = 2000
 
 
 class Turnstile:
@@ -906,12 +903,12 @@ async def pause(rng, most):
 
 @pytest.mark.anyio
 async def test_sessions_ended_half_of_them_cancelled_leave_nothing(caplog):
-    """Of 8 000 sessions, half of which are cancelled, nothing is left."""
+    """Of a crowd, half of which is cancelled, nothing is left."""
     caplog.set_level(logging.CRITICAL, "asgi_closecodes")
     rng = random.Random(20261123)
     seen, begun, admitted, cancelled, peers = [], {}, [], Counter(), {}
     turnstile = Turnstile(rng)
-    guard = Guard(Settings(max_sessions=1000, max_sessions_per_client=12), gate=turnstile, observers=[seen.append])
+    guard = Guard(Settings(max_sessions=250, max_sessions_per_client=3), gate=turnstile, observers=[seen.append])
 
     async def handler(scope, receive, send):
         session = scope["extensions"]["closecodes"]
@@ -948,10 +945,10 @@ async def test_sessions_ended_half_of_them_cancelled_leave_nothing(caplog):
         await pause(rng, 50)
         scope.cancel()
 
-    doomed = set(rng.sample(range(8000), 4000))
-    with anyio.fail_after(60):
+    doomed = set(rng.sample(range(CROWD), CROWD // 2))
+    with anyio.fail_after(600):
         async with anyio.create_task_group() as tasks:
-            for number in range(8000):
+            for number in range(CROWD):
                 scope = anyio.CancelScope()
                 tasks.start_soon(visit, number, scope)
                 if number in doomed:
@@ -981,9 +978,9 @@ async def test_sessions_ended_half_of_them_cancelled_leave_nothing(caplog):
 
     # It was a crowd, and it was cancelled everywhere.
     refused = len(of(SessionRefused, seen))
-    assert cancelled[True] > 1500
-    assert refused > 300
-    assert len(begun) > 2000
-    assert len(begun) - len(opened) > 20, "cancelled before the answer"
-    assert turnstile.passed - len(begun) > 50, "cancelled in the gate"
-    assert 8000 - len(begun) - refused > 300, "cancelled before any answer of the gate"
+    assert cancelled[True] > 400
+    assert refused > 75
+    assert len(begun) > 500
+    assert len(begun) - len(opened) > 5, "cancelled before the answer"
+    assert turnstile.passed - len(begun) > 12, "cancelled in the gate"
+    assert CROWD - len(begun) - refused > 75, "cancelled before any answer of the gate"

@@ -25,7 +25,7 @@ from asgi_closecodes.guard.shed_order import ShedOrder
 from asgi_closecodes.guard.ticker import LINGER_S, TICK_S, Job, Ticker
 from asgi_closecodes.naming import shown
 from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Clock, Dial, Stay, until
+from tests.support.fakes import Clock, Dial, Stay, settle, until
 
 
 @pytest.mark.anyio
@@ -458,7 +458,7 @@ async def test_session_waiting_in_a_gate_as_a_drain_begins_is_refused():
     peer = Peer()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(peer.visit, CloseCodeMiddleware(Handler(), guard))
-        await anyio.wait_all_tasks_blocked()
+        await settle()
         await guard.drain(0)
         door.opens.set()
     assert peer.closed[0] == 1012
@@ -472,7 +472,7 @@ async def test_session_replaced_while_waiting_in_a_gate_is_refused():
     async with anyio.create_task_group() as tasks:
         for peer in (first, second):
             tasks.start_soon(peer.visit, CloseCodeMiddleware(Handler(), guard))
-            await anyio.wait_all_tasks_blocked()
+            await settle()
         door.opens.set()
     assert first.closed[1].endswith("cause=replaced")
     assert second.heard == ["accept"]

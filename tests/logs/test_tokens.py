@@ -231,9 +231,9 @@ def test_pairs_of_words_are_told_from_random_characters():
     "unit", ["a", "/", "%25", "a-", "AKIA-", "a==", "eyJ", "a:", "a@", ";a=", "Basic ", "sk-", "aB3/"]
 )
 def test_long_path_takes_linear_time(unit):
-    """A regular expression that backtracks would not come back from a megabyte."""
-    masked_path("/" + unit * (1_000_000 // len(unit)))
-    assert len(safe_path("/" + unit * (1_000_000 // len(unit)))) <= 256
+    """A regular expression that backtracks would not come back from that."""
+    masked_path("/" + unit * (200_000 // len(unit)))
+    assert len(safe_path("/" + unit * (200_000 // len(unit)))) <= 256
 
 
 def test_token_at_the_cut_of_a_long_path_goes():

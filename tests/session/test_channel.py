@@ -10,6 +10,7 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.concurrency import on_asyncio
 from asgi_closecodes.session.channel import Channel, Interruption
 from tests.support.asgi import Peer
+from tests.support.fakes import settle
 
 GONE = {"type": "websocket.disconnect", "code": 1013}
 
@@ -345,7 +346,7 @@ async def test_application_returns_after_its_close_is_sent():
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(visit)
-        await anyio.wait_all_tasks_blocked()
+        await settle()
         [session] = guard.sessions
         tasks.start_soon(session.shed)
     assert out == ["websocket.accept", "websocket.close", "returned"]

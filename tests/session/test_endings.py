@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter
 from tests.support.asgi import Peer, of
+from tests.support.fakes import settle
 
 
 class Staying(Peer):
@@ -140,7 +141,7 @@ async def test_receive_cancelled_as_it_is_interrupted_is_told_later():
         tasks.start_soon(peer.visit, CloseCodeMiddleware(app, guard))
         while not scopes:
             await anyio.sleep(0)
-        await anyio.wait_all_tasks_blocked()
+        await settle()
         scopes[0].cancel()
         await next(iter(guard.sessions)).shed()
     assert [message["type"] for message in seen] == ["websocket.disconnect"]
@@ -361,7 +362,7 @@ async def test_close_taken_as_its_twin_is_named():
     peer = Daphne()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(peer.visit, CloseCodeMiddleware(app, guard))
-        await anyio.wait_all_tasks_blocked()
+        await settle()
         await next(iter(guard.sessions)).shed()
     [shed] = of(events.SessionShed, seen)
     assert shed.close.code == 4013

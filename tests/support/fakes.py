@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -141,6 +142,16 @@ class Stay:
 
     def codes(self) -> list[int | None]:
         return [peer.closed[0] if "close" in peer.heard else None for peer in self.peers]
+
+
+async def settle() -> None:
+    """Let each task go on until it waits for something.
+
+    ``anyio.wait_all_tasks_blocked()`` may never return beside a guard: on asyncio it looks every 100 ms, as often as a
+    guard ticks, and may find it awake each time.
+    """
+    for _ in range(30):
+        await anyio.lowlevel.checkpoint()
 
 
 async def until(condition: Callable[[], object]) -> None:

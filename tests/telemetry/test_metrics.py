@@ -274,7 +274,7 @@ def series(numbers):
     return Counter(name for name, _ in numbers.all() if not name.endswith("_bucket"))
 
 
-def test_10_000_random_paths_codes_and_exception_types(numbers, monkeypatch):
+def test_random_paths_codes_and_exception_types_are_few(numbers, monkeypatch):
     # Not to pytest: what it keeps here is no UTF-8, and its processes could not tell each other.
     monkeypatch.setattr(logging.getLogger("asgi_closecodes"), "propagate", False)
     monkeypatch.setattr(logging.getLogger("asgi_closecodes"), "handlers", [logging.NullHandler()])
@@ -300,7 +300,7 @@ def test_10_000_random_paths_codes_and_exception_types(numbers, monkeypatch):
 
     async def main():
         wrapped = CloseCodeMiddleware(app, guard)
-        for _ in range(10_000):
+        for _ in range(2_000):
             await Leaver(path=word(rng)).visit(wrapped)
 
     anyio.run(main)
@@ -316,17 +316,17 @@ def test_10_000_random_paths_codes_and_exception_types(numbers, monkeypatch):
     assert set(numbers.by("errors_total", "route")) >= {OTHER, UNKNOWN}
     assert not numbers.by("sessions_active", "route")
     closed = sum(numbers.by("sessions_closed_total", "code").values())
-    assert closed == numbers("sessions_started_total") == 10_000
-    assert sum(numbers.by("errors_total", "phase").values()) == guard.snapshot()["errors"] > 2000
+    assert closed == numbers("sessions_started_total") == 2_000
+    assert sum(numbers.by("errors_total", "phase").values()) == guard.snapshot()["errors"] > 400
     generate_latest(numbers.registry).decode()
 
 
 def test_causes_and_gates_of_any_number(numbers):
     rng = random.Random(5)
-    for _ in range(10_000):
+    for _ in range(2_000):
         numbers.observer(events.SessionRefused(FACTS, Close(1013), word(rng), word(rng), 1.0, "close"))
     assert series(numbers)["closecodes_refusals_total"] <= 33 * 33 * 3
-    assert sum(numbers.by("refusals_total", "mode").values()) == 10_000
+    assert sum(numbers.by("refusals_total", "mode").values()) == 2_000
     generate_latest(numbers.registry).decode()
 
 

@@ -4,6 +4,8 @@ import json
 
 from asgi_closecodes import CloseCodeMiddleware
 
+APP = "tests.cli.capacity.app:wrapped"
+
 FRAGILE = 12
 """Sessions that /fragile holds."""
 

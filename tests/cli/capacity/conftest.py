@@ -7,7 +7,7 @@ import trustme
 
 from tests.support.servers import serve
 
-APP = "tests.cli.capacity.app:wrapped"
+from .app import APP
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ from tests.cli.command import invoke, run, start
 from tests.support.peers import eventually
 from tests.support.servers import serve
 
-from .app import FRAGILE
-from .conftest import APP
+from .app import APP, FRAGILE
 
 QUICK = ("--every", "50ms", "--hold", "200ms", "--p99", "30s")
 

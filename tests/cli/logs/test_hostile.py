@@ -102,6 +102,7 @@ def files(tmp_path_factory):
     return [*map(str, folder.iterdir())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_hostile_files_take_little_memory_and_do_no_harm(files, command, tmp_path):
     """Of 110 MB and more; measured from outside, of a process of its own."""

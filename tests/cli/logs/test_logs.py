@@ -137,7 +137,7 @@ def test_prefix_as_of_docker_compose_is_passed_over(log):
     text = "".join(f"web-1  | {line}\n" for line in log.read_text().splitlines())
     assert run_json("logs", "show", REF, text=text)["error"] == the_error()
     assert run_json("logs", "errors", text=text)["count"] == 1
-    assert "web-1  | 2026-11-23 19:02:21" in run("logs", "tail", text=text)[0]
+    assert "web-1  | 2026-11-23 19:02:21" in invoke("logs", "tail", text=text)[0]
 
 
 @pytest.mark.parametrize("formatter", FORMATTERS)
@@ -169,8 +169,8 @@ def test_log_that_is_text_is_shown_as_it_is():
     before, after = "INFO: before\n", "INFO: after\nKeyError: not ours\n"
     text = f"ERROR KeyError in the WebSocket handler of /x; ref={REF}\n{TRACE}"
     again = f"\nDuring handling of the above exception, another exception occurred:\n\n{TRACE}"
-    assert run("logs", "show", REF, text=before + text + again + after)[0] == text + again
-    assert run("logs", "show", REF, text=before + text + after)[0] == text
+    assert invoke("logs", "show", REF, text=before + text + again + after)[0] == text + again
+    assert invoke("logs", "show", REF, text=before + text + after)[0] == text
 
 
 # errors
@@ -387,55 +387,50 @@ def test_pipe_can_be_followed():
 COMMANDS = [["errors"], ["closes"], ["tail"], ["show", REF]]
 
 
-def outcome(*command, **options):
-    """Run two of the commands as processes; the others share the code, and are quicker without."""
-    return (run if command[1] in {"errors", "tail"} else invoke)(*command, **options)
-
-
 @pytest.fixture(params=COMMANDS, ids=lambda command: command[0])
 def command(request):
     return ["logs", *request.param]
 
 
 def test_file_that_does_not_exist(command, log):
-    assert outcome(*command, "none.log", status=2) == ("", "asgi-closecodes: none.log: no such file\n")
-    output, errors = outcome(*command, "none.log", "*.none", log, status=2)
+    assert invoke(*command, "none.log", status=2) == ("", "asgi-closecodes: none.log: no such file\n")
+    output, errors = invoke(*command, "none.log", "*.none", log, status=2)
     assert "/rooms/{id}" in output or "1011" in output
     assert errors == "asgi-closecodes: none.log: no such file\nasgi-closecodes: *.none: no file matches\n"
 
 
 def test_directory(command, tmp_path):
     errors = f"asgi-closecodes: {tmp_path}: is a directory; give its files, as {tmp_path}/*.log\n"
-    assert outcome(*command, tmp_path, status=2) == ("", errors)
+    assert invoke(*command, tmp_path, status=2) == ("", errors)
 
 
 def test_file_that_cannot_be_read(command):
     # Whoever runs this may be root, whom no mode keeps out.
     errors = "asgi-closecodes: /proc/self/mem: cannot be read: Input/output error\n"
-    assert outcome(*command, "/proc/self/mem", status=2) == ("", errors)
+    assert invoke(*command, "/proc/self/mem", status=2) == ("", errors)
 
 
 @pytest.mark.parametrize("content", [b"\x7fELF\x02\0\0\0" * 1000, '{"level": "error"}\n'.encode("utf-16")])
 def test_binary_file(command, tmp_path, content):
     (tmp_path / "app.log").write_bytes(content)
     errors = f"asgi-closecodes: {tmp_path}/app.log: is binary; only text and gzip can be read\n"
-    assert outcome(*command, tmp_path / "app.log", status=2) == ("", errors)
+    assert invoke(*command, tmp_path / "app.log", status=2) == ("", errors)
 
 
 def test_empty_file(command, tmp_path):
     (tmp_path / "app.log").touch()
-    output, errors = outcome(*command, tmp_path / "app.log", status=1)
+    output, errors = invoke(*command, tmp_path / "app.log", status=1)
     assert output == ""
     assert errors.endswith(f": {tmp_path}/app.log is empty\n")
     assert len(errors.splitlines()) <= 2
-    output, errors = run(*command, status=1)
+    output, errors = invoke(*command, status=1)
     assert errors.endswith(": standard input is empty\n")
 
 
 def test_file_that_is_cut_off_within_a_line(command, log):
-    whole = outcome(*command, log)[0]
+    whole = invoke(*command, log)[0]
     append(log, json.dumps(the_error())[:200])
-    output, errors = outcome(*command, log)
+    output, errors = invoke(*command, log)
     assert errors == ("" if "tail" in command else f"asgi-closecodes: {log}: skipped its incomplete last line\n")
     assert output.startswith(whole) or "tail" in command
 
@@ -443,7 +438,7 @@ def test_file_that_is_cut_off_within_a_line(command, log):
 def test_file_of_several_formats(command, log):
     text = "INFO:     Started server process [5]\n{not json}\n[1, 2]\n\x1b[2J{\n\n"
     log.write_text(text + log.read_text() + text)
-    output, errors = outcome(*command, log)
+    output, errors = invoke(*command, log)
     assert "/rooms/{id}" in output or "1011" in output or "Started server" in output
     assert errors == ""
 
@@ -462,16 +457,16 @@ def test_file_in_which_nothing_is_found(tmp_path):
         "stalls": "no stalls",
         "closes": "no closes and no refusals",
     }.items():
-        output, errors = run("logs", command, log, status=1)
+        output, errors = invoke("logs", command, log, status=1)
         assert output == ""
         assert errors.startswith(f"asgi-closecodes: {nothing} in {log} (2 lines, none of them JSON)\n")
     log.write_text('{"message": "one"}\n')
-    assert "no errors in standard input (1 line)\n" in run("logs", "errors", text=log.read_text(), status=1)[1]
+    assert "no errors in standard input (1 line)\n" in invoke("logs", "errors", text=log.read_text(), status=1)[1]
 
 
 @pytest.mark.parametrize("ref", ["D216BE3DZX4Z", "NOSUCHREF", "REF with spaces", "\x1b[2J", b"\xff"])
 def test_unknown_ref(log, ref):
-    output, errors = run("logs", "show", "--", ref, log, status=1)
+    output, errors = invoke("logs", "show", "--", ref, log, status=1)
     assert output == ""
     assert errors.splitlines()[0].startswith("asgi-closecodes: no error ")
     assert "\x1b" not in errors
@@ -479,7 +474,7 @@ def test_unknown_ref(log, ref):
 
 
 def test_empty_ref(log):
-    assert "REF is empty; give the text after ref=" in run("logs", "show", "", log, status=2)[1]
+    assert "REF is empty; give the text after ref=" in invoke("logs", "show", "", log, status=2)[1]
 
 
 def test_terminal_without_a_file_is_not_waited_for(command):
@@ -491,7 +486,7 @@ def test_terminal_without_a_file_is_not_waited_for(command):
 
 
 def test_files_and_a_pipe_are_not_followed_together(log):
-    assert "-f takes files or one pipe" in run("logs", "tail", "-f", log, "-", status=2)[1]
+    assert "-f takes files or one pipe" in invoke("logs", "tail", "-f", log, "-", status=2)[1]
 
 
 @pytest.mark.parametrize("arguments", [["tail", "-n", "100000"], ["errors"], ["tail", "-n", "100000", "--json"]])
@@ -545,7 +540,7 @@ hostile_lines = st.builds(
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
-@settings(suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
 @given(content=st.lists(hostile_lines | st.binary(), max_size=5).map(b"\n".join))
 def test_any_bytes_are_a_log(command, options, tmp_path, content):
     file = tmp_path / "app.log"
@@ -606,7 +601,7 @@ def test_from_the_close_reason_to_the_stack_trace(tmp_path):
         connect(demo, "/crash-on-message", say="x")
         assert demo.wait_for_records(4, event__name="closecodes.session.exception")
     [file] = tmp_path.glob("*.log")
-    output, _ = run("logs", "show", refs[1], file)
+    output, _ = invoke("logs", "show", refs[1], file)
     assert "in crash_after_accept\n" in output
     assert 'raise LookupError("a bug after accept; this text stays on the server")' in output
     errors = run_json("logs", "errors", file)

@@ -3,8 +3,10 @@
 import asyncio
 
 import anyio
+from click.testing import CliRunner
 
 from asgi_closecodes import TryAgainLater
+from asgi_closecodes.cli.cluster import cluster
 from asgi_closecodes.gates import ClusterSessions
 from tests.support.asgi import of
 from tests.support.fakes import Visitor
@@ -79,3 +81,8 @@ def is_left_behind(server):
         for line in server.command("CLIENT", "LIST").decode().splitlines()
         if "cmd=client" not in line.replace("|list", "")
     ]
+
+
+def status(*arguments):
+    """Run the command that shows a cluster."""
+    return CliRunner().invoke(cluster, ["status", *arguments])

@@ -4,15 +4,11 @@ import asyncio
 import json
 
 import pytest
-from click.testing import CliRunner
 
-from asgi_closecodes.cli.cluster import cluster
 from asgi_closecodes.gates.cluster import RedisStore
 from asgi_closecodes.gates.cluster.lease import Lease
 
-
-def status(*arguments):
-    return CliRunner().invoke(cluster, ["status", *arguments])
+from .processes import status
 
 
 @pytest.fixture

@@ -724,7 +724,7 @@ def test_whatever_is_lost_doubled_late_or_dead_the_limit_holds(each_server):
         run_state_machine_as_test(
             Faults,
             settings=settings(
-                max_examples=int(os.environ.get("EXAMPLES", "60")),
+                max_examples=int(os.environ.get("EXAMPLES", "30")),
                 stateful_step_count=60,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

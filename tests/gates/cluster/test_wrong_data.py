@@ -7,7 +7,7 @@ import pytest
 from asgi_closecodes.gates.cluster import CountRequest, KeyCount, RedisStore
 from asgi_closecodes.gates.cluster.lease import Lease
 
-from .test_cli import status
+from .processes import status
 
 pytestmark = pytest.mark.anyio
 

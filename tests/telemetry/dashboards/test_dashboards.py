@@ -19,26 +19,14 @@ from tests.support.peers import Raw, connect, eventually
 from tests.support.programs import program
 from tests.support.servers import serve, stop
 
+from .prometheus import SERIES, promtool
+
 HERE = Path(__file__).parent
 SHIPPED = files("asgi_closecodes.telemetry") / "dashboards"
 DASHBOARD = json.loads((SHIPPED / "grafana.json").read_text())
 ALERTS = yaml.safe_load((SHIPPED / "alerts.yml").read_text())
 PANELS = {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in DASHBOARD["panels"]}
 RULES = {rule["alert"]: rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]}
-
-SERIES = {}
-"""Every series that there is, with its labels."""
-for metric in METRICS:
-    if metric.kind == "histogram":
-        SERIES |= {f"{metric.name}_{part}": {*metric.labels} for part in ("sum", "count")}
-        SERIES[f"{metric.name}_bucket"] = {*metric.labels, "le"}
-    else:
-        SERIES[metric.name] = {*metric.labels}
-
-
-def promtool(*arguments, cwd):
-    done = subprocess.run([program("promtool", "prometheus"), *arguments], cwd=cwd, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 def as_sent(expression, interval="5m"):

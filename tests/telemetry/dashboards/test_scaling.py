@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from .test_dashboards import SERIES, promtool
+from .prometheus import SERIES, promtool
 
 SHIPPED = files("asgi_closecodes.telemetry") / "dashboards"
 KEDA = yaml.safe_load((SHIPPED / "keda.yml").read_text())
