@@ -47,11 +47,9 @@ class Counters:
         self._shed_causes = FirstOnes()
         self._codes = FirstOnes(MAX_LABELS + len(CloseCode), known=map(str, map(int, CloseCode)))
 
-    def closed(self, close: Close | None) -> None:
-        """Count a session that is over; None is an HTTP response, or a code that nobody knows."""
-        if close is not None:
-            with COUNTING:
-                self.closes[self._label_of(close.code)] += 1
+    def closed(self, close: Close) -> None:
+        """Count a session that is over; the caller has the lock."""
+        self.closes[self._label_of(close.code)] += 1
 
     def _label_of(self, code: int) -> int | str:
         if type(code) is int and code in self.closes:
