@@ -259,6 +259,8 @@ async def test_limit_set_by_a_thread_is_asked_by_who_passes():
     """A session that passes the gates in its own event loop has come after the change, and is refused like others."""
     guard = Guard(gate=MaxSessionsPerKey(9, key=lambda session: in_thread(guard.update, max_sessions=0)))
     visit = Visit(guard, HOSTS[0])
+    visit.answer.set()
+    visit.end.set()
     peer = await Peer("x").visit(CloseCodeMiddleware(visit.handler, guard))
     assert (peer.closed[0], visit.session) == (1013, None)
     assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0, 0]
@@ -281,6 +283,21 @@ async def test_change_by_a_thread_right_after_a_count_keeps_counts_exact(changes
         assert {gate["usage"] for gate in guard.snapshot()["gates"]} <= {1}
         assert len(guard.snapshot()["gates"]) == len(guard.gate.gates)
     assert not any(gate["usage"] for gate in guard.snapshot()["gates"])
+
+
+@pytest.mark.anyio
+async def test_session_admitted_while_gates_change_is_adopted():
+    """It may be neither among the admitted ones yet nor among those that pass any more."""
+    every, limit = AllOf(), MaxSessions(5)
+
+    def admitted(permits):
+        permits.admitted()
+        yield from ()
+
+    async with every.admit(Guard().session({"type": "websocket"}, None, None)) as permits:
+        every.replace((limit,), admitted(permits))
+        assert limit.usage == 1
+    assert limit.usage == 0
 
 
 def test_changes_while_threads_admit_count_exactly():
