@@ -36,7 +36,7 @@ class AllOf(GateBase):
         self.gates: tuple[GateBase, ...] = tuple(one for gate in gates for one in _flat(as_gate(gate)))
         self.failure = failure
         self.entering: set[Permits] = set()
-        """Permits of sessions that are passing the gates, or have passed them but are not admitted yet."""
+        """Permits of sessions that wait in a gate, or have passed them all but are not admitted yet."""
         self.is_inherited = False
         """Whether its permits are the parent process's: none is released here."""
 
@@ -49,15 +49,18 @@ class AllOf(GateBase):
 
         New gates adopt the sessions: the ``admitted`` ones and those that are passing. Removed gates are dropped
         together with their permits.
+
+        :param admitted: read when the gates are others already.
         """
         changes: dict[tuple[int, int], _Change] = {}
         with COUNTING:
             if self.gates == (gates := tuple(gates)):
                 return
             self.gates = gates
-            following = [*admitted, *self.entering]
-            if self.entering:
-                following.sort(key=_arrived_at)  # the order in which the gates would have been asked
+            passing = self.entering.copy()  # first: another thread's may be admitted at this moment
+            following = [*admitted, *passing]
+            if passing:
+                following.sort(key=_arrived_at)  # the order in which gates would have been asked
             for permits in following:
                 permits.follow(gates, changes)
 
@@ -88,57 +91,73 @@ class Permits:
         self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # the permit of each gate passed so far
 
     async def __aenter__(self) -> Self:
-        with COUNTING:  # so that a change of gates in another thread finds it from now on
-            self._all.entering.add(self)
-            self._gates = gates = self._all.gates
-        gate = gates[0] if gates else None
+        # Without a lock: gates that another thread has changed meanwhile are found before a wait, and at the end.
+        self._gates = asked = self._all.gates
         try:
-            while gate is not None:
-                try:
-                    permit = gate.admit(self._session)
-                    if isinstance(permit, PlainPermit):
-                        permit.acquire()
-                    else:
-                        await permit.__aenter__()
-                except (Exception, asyncio.CancelledError) as error:
-                    if not issubclass(type(error), Exception) and cancelled_from_outside():
-                        raise
-                    self._refuse_or_admit_past(gate, error)  # not this task was cancelled, but a future that it awaits
-                    permit = NO_PERMIT
-                gate = self._hold(gate, permit)
-            return self
+            while True:
+                for gate in self._gates[len(self._entered) :]:
+                    try:
+                        permit = gate.admit(self._session)
+                        if isinstance(permit, PlainPermit):
+                            permit.acquire()
+                    except (Exception, asyncio.CancelledError) as error:
+                        permit = self._refuse_or_admit_past(gate, error)
+                    if not isinstance(permit, PlainPermit):
+                        if self._announce(asked):
+                            await self._wait_for(gate, permit)
+                        break
+                    self._entered += (permit,)  # no list: that takes more for as long as the session lasts
+                else:
+                    if self._announce(asked):
+                        return self
+                asked = self._catch_up()
         except BaseException as error:
             if await self.__aexit__(type(error), error, error.__traceback__):  # swallowed by a gate
                 raise TryAgainLater(cause="gate") from error
             raise
 
-    def _hold(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> GateBase | None:
-        """Keep ``permit`` if its gate is still asked; return the next gate to ask, if one is left."""
+    def _announce(self, asked: tuple[GateBase, ...]) -> bool:
+        """Have a change of the gates find these permits from now on; return False if there was one since ``asked``."""
+        self._all.entering.add(self)  # first: replace() changes the gates, and then looks here
+        return self._all.gates is asked
+
+    async def _wait_for(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> None:
+        """Enter ``permit``, and keep it unless its gate is not asked any more."""
+        try:
+            await permit.__aenter__()
+        except (Exception, asyncio.CancelledError) as error:
+            permit = self._refuse_or_admit_past(gate, error)
         with COUNTING:
-            gates, count = self._gates or (), len(self._entered)
-            if count == len(gates):
-                return None
-            if (asked := gates[count]) is not gate:
-                if unshadowed(asked) is not unshadowed(gate):
-                    return asked
-                permit = self._kept(asked, permit)
-            self._entered += (permit,)  # a tuple: a list takes more memory for as long as the session lasts
-            return gates[count + 1] if count + 1 < len(gates) else None
+            count = len(self._entered)
+            for asked in (self._gates or ())[count : count + 1]:
+                if unshadowed(asked) is unshadowed(gate):
+                    self._entered += (permit if asked is gate else self._kept(asked, permit),)
+
+    def _catch_up(self) -> tuple[GateBase, ...]:
+        """Return the gates that are asked now, and go on with those of them that are left."""
+        with COUNTING:
+            self._all.entering.discard(self)
+            if (gates := self._all.gates) is not self._gates:
+                self.follow(gates, {}, adopts=False)
+            return gates
 
     def admitted(self) -> None:
         """Leave ``entering``: from now on the caller of :meth:`AllOf.replace` passes these permits."""
         self._all.entering.discard(self)
 
-    def follow(self, gates: tuple[GateBase, ...], changes: dict[tuple[int, int], _Change]) -> None:
-        """Hold permits of ``gates`` instead; the caller holds the lock.
+    def follow(
+        self, gates: tuple[GateBase, ...], changes: dict[tuple[int, int], _Change], *, adopts: bool = True
+    ) -> None:
+        """Hold permits of ``gates``; the caller has the lock.
 
-        :param changes: cache, by the gates and the number of permits, for other sessions that hold the same.
+        :param changes: by the gates and the number of permits of a session, kept for others that hold the same.
+        :param adopts: whether new gates count the session at once; else they are asked.
         """
         if self._gates is None:
             return
         alike = id(self._gates), len(self._entered)
         if (change := changes.get(alike)) is None:
-            change = changes[alike] = _Change(self._gates, len(self._entered), gates)
+            change = changes[alike] = _Change(self._gates, len(self._entered), gates, adopts=adopts)
         entered = self._entered
         self._gates = change.gates
         self._entered = tuple(
@@ -193,7 +212,9 @@ class Permits:
             except Exception as error:
                 self._refuse_or_admit_past(gate, error)
 
-    def _refuse_or_admit_past(self, gate: GateBase, error: BaseException) -> None:
+    def _refuse_or_admit_past(self, gate: GateBase, error: BaseException) -> PlainPermit:
+        if not issubclass(type(error), Exception) and cancelled_from_outside():
+            raise error  # else nobody has cancelled this: a future that the gate awaits was
         if (refusal := refusal_in(error)) is not None:
             try:
                 refusal.gate = refusal.gate or gate.name
@@ -207,6 +228,7 @@ class Permits:
             refusal = TryAgainLater(cause="gate")
             refusal.gate = gate.name
             raise refusal from error
+        return NO_PERMIT
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -262,10 +284,12 @@ class _Change:
 
     __slots__ = ("before", "gates", "held")
 
-    def __init__(self, before: tuple[GateBase, ...], count: int, after: tuple[GateBase, ...]) -> None:
+    def __init__(
+        self, before: tuple[GateBase, ...], count: int, after: tuple[GateBase, ...], *, adopts: bool = True
+    ) -> None:
         self.before = before  # kept alive: changes are found by its id
         passed = {unshadowed(gate): index for index, gate in enumerate(before[:count])}
-        left = {*map(unshadowed, before[count:])}
+        left = {*map(unshadowed, before[count:] if adopts else after)} - passed.keys()
         self.held = [(gate, passed.get(unshadowed(gate))) for gate in after if unshadowed(gate) not in left]
         """Gates that hold a permit of the session, each with its index in the old permits; None for a new gate."""
         to_ask = [gate for gate in after if unshadowed(gate) in left]

@@ -27,7 +27,7 @@ class Permit(PlainPermit):
 
     __slots__ = ("_gate", "_session")
 
-    def __init__(self, gate: _Counter, session: Session | None) -> None:
+    def __init__(self, gate: _Counter, session: Session) -> None:
         self._gate = gate
         self._session = session
 
@@ -88,7 +88,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-class MaxSessions(Limited):
+class MaxSessions(Limited, PlainPermit):
     """At most ``limit`` open sessions in this process.
 
     :param reserve: share of the limit that a priority may not use. With ``{2: 0.2}`` sessions of priority 2 are
@@ -99,7 +99,7 @@ class MaxSessions(Limited):
         between 0 and 1.
     """
 
-    __slots__ = ("_permit", "reserve", "usage")
+    __slots__ = ("reserve", "usage")
     _own_name = "max_sessions"
     cause = "full"
     usage: int
@@ -114,18 +114,17 @@ class MaxSessions(Limited):
             if not (isinstance(share, (int, float)) and 0 <= share <= 1):
                 raise ValueError(f"reserve={shown({priority: share})}: use a share of the limit between 0 and 1")
         self.usage = 0
-        self._permit = Permit(self, None)
 
     def admit(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Return a context manager that holds one of the permits."""
-        return Permit(self, session) if self.reserve else self._permit  # without priorities all permits are alike
+        return Permit(self, session) if self.reserve else self  # without priorities all permits are alike
 
     def adopt(self, session: Session, /) -> AbstractAsyncContextManager[None]:
         """Count a session that is already open."""
         self.usage += 1
         return self.admit(session)
 
-    def acquire(self, session: Session | None) -> None:
+    def acquire(self, session: Session | None = None) -> None:
         """Count one session more, or refuse it."""
         with COUNTING:
             if self._limit is not None:
@@ -135,7 +134,7 @@ class MaxSessions(Limited):
                     raise TryAgainLater(cause=self.cause, usage=self.usage, limit=self._limit)
             self.usage += 1
 
-    def release(self, _session: Session | None) -> None:
+    def release(self, _session: Session | None = None) -> None:
         """Count one session less."""
         with COUNTING:
             self.usage -= 1

@@ -47,11 +47,9 @@ class Counters:
         self._shed_causes = FirstOnes()
         self._codes = FirstOnes(MAX_LABELS + len(CloseCode), known=map(str, map(int, CloseCode)))
 
-    def closed(self, close: Close | None) -> None:
-        """Count a session that is over; ``close`` is None for an HTTP response and for an unknown code."""
-        if close is not None:
-            with COUNTING:
-                self.closes[self._label_of(close.code)] += 1
+    def closed(self, close: Close) -> None:
+        """Count a session that is over; the caller has the lock."""
+        self.closes[self._label_of(close.code)] += 1
 
     def _label_of(self, code: int) -> int | str:
         if type(code) is int and code in self.closes:

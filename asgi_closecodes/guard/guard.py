@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -187,8 +187,7 @@ class Guard:
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
-        held = (session.permits for session in [*self.sessions])
-        self.gate.replace(working, [permits for permits in held if permits is not None])
+        self.gate.replace(working, self._permits())
         self._stop_soon(dropped)
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.max_retry_after
@@ -196,6 +195,11 @@ class Guard:
         self._queue.admits_per_second = math.inf if rate is None else rate
         self._rejection.apply(settings)
         self._shedding.apply(settings, working, shedders)
+
+    def _permits(self) -> Iterator[Permits]:
+        for session in [*self.sessions]:
+            if (permits := session.permits) is not None:
+                yield permits
 
     def update(self, **changes: Any) -> None:
         """Change settings while running: ``guard.update(max_sessions=500)``. All changes are made, or none.
@@ -337,10 +341,9 @@ class Guard:
 
     def on_admitted(self, session: Session) -> None:
         """Register an admitted session."""
-        with COUNTING:  # so that a change of gates in another thread finds the session exactly once
-            self.sessions[session] = None
-            if (permits := session.permits) is not None:
-                permits.admitted()
+        self.sessions[session] = None
+        if (permits := session.permits) is not None:
+            permits.admitted()
         self._timeouts.add(session)
         if self.deadlines.is_used:
             self.deadlines.add(session)
@@ -361,9 +364,10 @@ class Guard:
 
     def on_closing(self, session: Session) -> None:
         """Count an admitted session as leaving: it has ended or is about to, while its handler still runs."""
-        with COUNTING:
-            if session in self.sessions:
-                self._leaving.add(session)
+        if session in self.sessions:
+            self._leaving.add(session)
+            if session not in self.sessions:  # another thread has found its event loop gone, at this moment
+                self._leaving.discard(session)
 
     def on_closed(self, session: Session) -> bool:
         """Forget a session that is over; return False if that was done before."""
@@ -374,7 +378,8 @@ class Guard:
             self._leaving.discard(session)
             self.busy_sessions.drop(session)
             self._queue.freed()
-            self._counters.closed(session.closed_with)
+            if (close := session.closed_with) is not None:
+                self._counters.closed(close)
         if self.deadlines.is_used:
             self.deadlines.discard(session)
         return True

@@ -56,11 +56,10 @@ class RetryQueue:
         self._freed_at = clock()
 
     def freed(self) -> None:
-        """Count a session that ended."""
-        with COUNTING:
-            now = self._clock()
-            self._freed = 1 + self._freed * math.exp((self._freed_at - now) / self.MEMORY)
-            self._freed_at = now
+        """Count a session that ended; the caller has the lock."""
+        now = self._clock()
+        self._freed = 1 + self._freed * math.exp((self._freed_at - now) / self.MEMORY)
+        self._freed_at = now
 
     def hint(self) -> float:
         """Take the next turn; return the seconds until then, at least 0.9."""

@@ -20,7 +20,7 @@ from .connection import Connection
 from .departure import Departure
 from .protocol import HandlerProtocol
 from .scope import offered_subprotocols
-from .state import OVER, UNANSWERED, Phase
+from .state import CLOSED, DENYING, OPEN, OVER, UNANSWERED
 
 CANCELLED_CLOSE_TIMEOUT_S = 1.0
 """Seconds that the server may take to accept the close of a cancelled session."""
@@ -62,8 +62,8 @@ class ClosingProtocol(HandlerProtocol):
 
         try:
             if not await limited(self._send_close_once(plan, private_use=private_use), limit):
-                return self.phase is Phase.CLOSED and not foreign  # else the peer has left, before the close
-            self._move(Phase.CLOSED)  # the peer does not read: send nothing more
+                return self.phase is CLOSED and not foreign  # else the peer has left, before the close
+            self._move(CLOSED)  # the peer does not read: send nothing more
             if connection is not None:
                 connection.abort()
         except OSError:
@@ -94,21 +94,21 @@ class ClosingProtocol(HandlerProtocol):
             if plan.mode == "http":
                 await self._deny(plan)
             elif plan.mode == "reject":
-                await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
+                await self._pass_on({"type": "websocket.close"}, CLOSED)
             else:
                 subprotocol = self._echoed_subprotocol()
-                await self._pass_on({"type": "websocket.accept", "subprotocol": subprotocol}, Phase.OPEN)
-        if self.phase is Phase.OPEN:
+                await self._pass_on({"type": "websocket.accept", "subprotocol": subprotocol}, OPEN)
+        if self.phase is OPEN:
             message = {"type": "websocket.close", "code": int(plan.close.code), "reason": plan.close.reason}
             await self._send_close_message(message, private_use=private_use)
-        elif self.phase is Phase.DENYING:
+        elif self.phase is DENYING:
             body = bytes(self._held or b"")
-            await self._pass_on({"type": "websocket.http.response.body", "body": body}, Phase.CLOSED)
+            await self._pass_on({"type": "websocket.http.response.body", "body": body}, CLOSED)
 
     async def _deny(self, plan: ClosePlan) -> None:
         start, body = closing.denial(plan, self.scope)
-        await self._pass_on(start, Phase.DENYING)
-        await self._pass_on(body, Phase.CLOSED)
+        await self._pass_on(start, DENYING)
+        await self._pass_on(body, CLOSED)
 
     def _echoed_subprotocol(self) -> str | None:
         """Return an offered subprotocol: a browser that gets none of those it offered hides the close code."""
@@ -133,7 +133,7 @@ class ClosingProtocol(HandlerProtocol):
         says_nothing = closing.asked_by(message) == closing.COMPLETED.close
         if not says_nothing and self._ending is None and self._handshake_mode() == "close":
             accept = {"type": "websocket.accept", "subprotocol": self._echoed_subprotocol()}
-            await self._pass_on(accept, Phase.OPEN)
+            await self._pass_on(accept, OPEN)
 
     async def refuse(self, refusal: TryAgainLater, plan: ClosePlan | None = None) -> None:
         """End this session because a gate refused its handshake, or its key.
@@ -173,7 +173,7 @@ class ClosingProtocol(HandlerProtocol):
         with anyio.CancelScope(shield=True):
             sent = await self._send_close(plan, timeout=CANCELLED_CLOSE_TIMEOUT_S)
         if (connection := self._held_connection()) is not None:
-            connection.abort_later(self._abort_deadline(connection), is_closed_here=self.phase is Phase.CLOSED)
+            connection.abort_later(self._abort_deadline(connection), is_closed_here=self.phase is CLOSED)
         return sent
 
     async def _depart(self, began_at: float, *, refused: bool = False) -> None:
@@ -192,16 +192,16 @@ class ClosingProtocol(HandlerProtocol):
             lambda: began_at + self._guard.rules.abandon_after,
             is_refused=refused,
         )
-        is_gone = await self._guard.departures.wait(connection, departure, is_closed_here=self.phase is Phase.CLOSED)
+        is_gone = await self._guard.departures.wait(connection, departure, is_closed_here=self.phase is CLOSED)
         if not is_gone:
             self.report(events.SessionAbandoned(self.facts(), self.closed_with, time.monotonic() - began_at))
 
     def _held_connection(self) -> Connection | None:
         """Return the connection if the server still holds it after this side or the peer has closed."""
-        if self.phase not in OVER or (self.phase is Phase.CLOSED and self.closed_with is None):
+        if self.phase not in OVER or (self.phase is CLOSED and self.closed_with is None):
             return None  # nor after an HTTP response: the server closes it
         connection = self.connection
-        if connection is None or not connection.is_held(is_closed_here=self.phase is Phase.CLOSED):
+        if connection is None or not connection.is_held(is_closed_here=self.phase is CLOSED):
             return None
         return connection
 

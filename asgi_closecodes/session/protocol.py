@@ -26,7 +26,7 @@ from .connection import Connection, connection_of
 from .facts import LateFacts
 from .progress_deadline import ProgressDeadline
 from .scope import can_deny, never_tells_codes
-from .state import OVER, TRANSITIONS, UNANSWERED, Phase
+from .state import ARRIVED, CLOSED, CONNECTING, DENYING, DISCONNECTED, OPEN, OVER, TRANSITIONS, UNANSWERED, Phase
 
 if TYPE_CHECKING:  # the guard imports this package
     from asgi_closecodes.gates.all_of import Permits
@@ -88,7 +88,7 @@ class HandlerProtocol(Channel):
         """ASGI scope that the server made."""
         self.scope = scope
         """ASGI scope that the application gets."""
-        self.phase = Phase.ARRIVED
+        self.phase = ARRIVED
         self.arrived_at = time.monotonic()
         self.closed_with: Close | None = None
         """Close that ended the session, if it is known."""
@@ -146,7 +146,7 @@ class HandlerProtocol(Channel):
             for call in self._answered:
                 call(self)
             self._answered = ()
-        self._deliver = self._data_sender() if phase is Phase.OPEN and self._ending is None else None
+        self._deliver = self._data_sender() if phase is OPEN and self._ending is None else None
 
     # Time limits of guard/timeouts.py
 
@@ -177,22 +177,22 @@ class HandlerProtocol(Channel):
         try:
             await self.server_send(message)
         except OSError:
-            if self.phase is Phase.OPEN:
+            if self.phase is OPEN:
                 self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))
             raise
 
     def _on_disconnect(self, close: Close | None) -> None:
         self.closed_with = close
         self._closed_by = "client"
-        self._move(Phase.DISCONNECTED)
+        self._move(DISCONNECTED)
         self._on_closing()
 
     def _on_control_message(self, message: Message) -> None:
         """Handle a message to the handler that is not data."""
         if message["type"] == "websocket.disconnect" and self._interruption is not None:
             self._interruption.is_delivered = True
-        if message["type"] == "websocket.connect" and self.phase is Phase.ARRIVED:
-            self._move(Phase.CONNECTING)
+        if message["type"] == "websocket.connect" and self.phase is ARRIVED:
+            self._move(CONNECTING)
         elif message["type"] == "websocket.disconnect" and self.phase not in OVER:
             code = message.get("code")  # None for none, and anything that a server or middleware makes up
             reason = message.get("reason") or ""
@@ -219,21 +219,21 @@ class HandlerProtocol(Channel):
             # A handler that swallows the error and sends in a loop must not block the event loop. So here and below.
             await anyio.lowlevel.checkpoint()
             raise SessionEnded(f"this session was closed with {self._ending.plan.close.code}")
-        if phase is Phase.DISCONNECTED:
+        if phase is DISCONNECTED:
             await anyio.lowlevel.checkpoint()
             await self.server_send(message)  # ASGI leaves it to the server whether this raises
-        elif phase is Phase.CLOSED and kind in _TERMINAL_MESSAGES:
+        elif phase is CLOSED and kind in _TERMINAL_MESSAGES:
             await anyio.lowlevel.checkpoint()
             return  # ignored: servers differ in whether a second one raises
-        elif kind == "websocket.http.response.start" and (phase is Phase.OPEN or not can_deny(self.scope)):
+        elif kind == "websocket.http.response.start" and (phase is OPEN or not can_deny(self.scope)):
             await self._close_instead_of_denial(message)
-        elif kind == "websocket.close" and phase is Phase.OPEN:
+        elif kind == "websocket.close" and phase is OPEN:
             await self._send_handlers_close(self._sendable_close(message))
         elif (following := TRANSITIONS[phase].get(kind)) is not None:
-            if following is not Phase.OPEN:
+            if following is not OPEN:
                 self._closed_by = "handler"
-            await (self._pass_on_body(message) if phase is Phase.DENYING else self._pass_on(message, following))
-            if following is Phase.OPEN:
+            await (self._pass_on_body(message) if phase is DENYING else self._pass_on(message, following))
+            if following is OPEN:
                 self._opened()
         else:
             await anyio.lowlevel.checkpoint()
@@ -255,7 +255,7 @@ class HandlerProtocol(Channel):
                 return
             message = {**message, "body": bytes(self._held)}
         try:
-            await self._pass_on(message, Phase.CLOSED if is_last else Phase.DENYING)
+            await self._pass_on(message, CLOSED if is_last else DENYING)
         except OSError:
             raise
         except Exception:  # granian refuses a body that is not the last
@@ -279,7 +279,7 @@ class HandlerProtocol(Channel):
         """
         if self.phase in UNANSWERED:
             self._closed_by = "handler"
-            await self._pass_on({"type": "websocket.close"}, Phase.CLOSED)
+            await self._pass_on({"type": "websocket.close"}, CLOSED)
             return
         close = self._plan_for(closing.wish_of_denial(message)).close
         await self._send_handlers_close({"type": "websocket.close", "code": int(close.code), "reason": close.reason})
@@ -311,15 +311,15 @@ class HandlerProtocol(Channel):
             if self.phase is following:  # no other task has changed the phase meanwhile
                 self._move(phase)  # the server did not take the message
             raise
-        if following is Phase.CLOSED:
+        if following is CLOSED:
             self._on_closing()
-        if phase is Phase.DENYING and following is Phase.CLOSED:
+        if phase is DENYING and following is CLOSED:
             await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
 
     async def _send_close_message(self, message: Message, *, private_use: bool) -> None:
         self.closed_with = Close(message.get("code", CloseCode.NORMAL_CLOSURE), message.get("reason") or "")
         try:
-            await self._pass_on(message, Phase.CLOSED)
+            await self._pass_on(message, CLOSED)
         except OSError:
             raise
         except Exception:

@@ -43,7 +43,7 @@ from .failures import Origin, is_cancelled, is_closed_by_library, origin_of
 from .message_rate import metered_receive, refused
 from .not_found import says_not_found
 from .protocol import Ending
-from .state import OVER, UNANSWERED, Phase
+from .state import ARRIVED, CLOSED, DISCONNECTED, OPEN, OVER, UNANSWERED
 
 if TYPE_CHECKING:
     from asgi_closecodes.guard import Guard
@@ -177,7 +177,7 @@ class Session(ClosingProtocol):
             raise
         except BaseException:
             if is_over and (connection := self._held_connection()) is not None:
-                connection.cancel(self._abort_deadline(connection), is_closed_here=self.phase is Phase.CLOSED)
+                connection.cancel(self._abort_deadline(connection), is_closed_here=self.phase is CLOSED)
             raise
         if (is_over or is_settled) and self._held_connection() is not None:
             await self._depart(began_at)
@@ -204,7 +204,7 @@ class Session(ClosingProtocol):
         """Release the session and its permits, since its event loop is gone."""
         permits = self.permits
         if self.phase not in OVER:
-            self._move(Phase.DISCONNECTED)  # whether a close was sent is unknown
+            self._move(DISCONNECTED)  # whether a close was sent is unknown
         self.release()
         if permits is not None:
             permits.let_go()
@@ -310,7 +310,7 @@ class Session(ClosingProtocol):
             return
         if (error := sys.exception()) is not None:
             await self._close_as_caught(error)  # the close that follows is a second one then, and is ignored
-        was_open = self.phase is Phase.OPEN
+        was_open = self.phase is OPEN
         if self._guard.rules.deliver_early_closes and self.phase in UNANSWERED:
             await self._accept_early_close(message)
         await super()._control(message)
@@ -321,7 +321,7 @@ class Session(ClosingProtocol):
 
     async def _close_as_caught(self, error: BaseException) -> None:
         """Close as ``error`` or one of its causes asks, since a framework has caught it and is about to close."""
-        if self._ending is not None or self.phase not in (Phase.OPEN, *UNANSWERED) or not is_closed_by_library(error):
+        if self._ending is not None or self.phase not in (OPEN, *UNANSWERED) or not is_closed_by_library(error):
             return
         mapping = without_defaults(self._guard.exceptions)  # frameworks handle Starlette's exceptions themselves
         for one in chain_of(error):
@@ -342,7 +342,7 @@ class Session(ClosingProtocol):
         code, reason = int(plan.close.code), plan.close.reason
         disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
         # Applications take a disconnect before the connect for a bug of the server.
-        connect = ({"type": "websocket.connect"},) if self.phase is Phase.ARRIVED else ()
+        connect = ({"type": "websocket.connect"},) if self.phase is ARRIVED else ()
         interruption = Interruption(*connect, disconnect)
         try:
             self._move(self.phase)  # so that _control() sees what the handler sends
@@ -367,7 +367,7 @@ class Session(ClosingProtocol):
     @property
     def has_departed(self) -> bool:
         """Whether the peer has left, and the session is not being ended from outside."""
-        return self.phase is Phase.DISCONNECTED and self._ending is None
+        return self.phase is DISCONNECTED and self._ending is None
 
     def cancel_soon(self) -> None:
         """Cancel the handler, which goes on although its peer has left; from any thread."""
@@ -488,7 +488,7 @@ class Session(ClosingProtocol):
         self.report(events.SessionFailed(facts, error_id, fingerprint(error), error, close, sent, of_another_session))
 
     def _origin_of(self, error: BaseException) -> Origin:
-        has_left = self.phase is Phase.DISCONNECTED or self._ending is not None
+        has_left = self.phase is DISCONNECTED or self._ending is not None
         try:
             return origin_of(error, self, has_left=has_left)
         except Exception:  # reading frames may raise: they hold the application's objects

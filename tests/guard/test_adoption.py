@@ -1,5 +1,7 @@
 """A limit that is set while sessions are open counts them at once, and one that is unset keeps none of them."""
 
+import itertools
+import sys
 import threading
 from contextlib import asynccontextmanager
 
@@ -241,3 +243,108 @@ async def test_all_of_replace_asks_gates_not_yet_passed():
         visit.answer.set()
         visit.end.set()
     assert (third.usage, fourth.usage) == (0, 0)
+
+
+def in_thread(function, **options):
+    thread = threading.Thread(target=function, kwargs=options)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.anyio
+async def test_limit_set_by_a_thread_is_asked_by_who_passes():
+    """A session that passes the gates in its own event loop has come after the change, and is refused like others."""
+    guard = Guard(gate=MaxSessionsPerKey(9, key=lambda session: in_thread(guard.update, max_sessions=0)))
+    visit = Visit(guard, HOSTS[0])
+    visit.answer.set()
+    visit.end.set()
+    peer = await Peer("x").visit(CloseCodeMiddleware(visit.handler, guard))
+    assert (peer.closed[0], visit.session) == (1013, None)
+    assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0, 0]
+    assert not guard.gate.entering
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("changes", [{"max_sessions": None}, {"shadow": "all"}, {"max_sessions_per_client": 5}])
+async def test_change_by_a_thread_right_after_a_count_keeps_counts_exact(changes, monkeypatch):
+    guard = Guard(Settings(max_sessions=9))
+    acquire = MaxSessions.acquire
+
+    def acquire_and_change(gate, *arguments):
+        monkeypatch.undo()
+        acquire(gate, *arguments)
+        in_thread(guard.update, **changes)
+
+    monkeypatch.setattr(MaxSessions, "acquire", acquire_and_change)
+    async with staying(guard, HOSTS[0]):
+        assert {gate["usage"] for gate in guard.snapshot()["gates"]} <= {1}
+        assert len(guard.snapshot()["gates"]) == len(guard.gate.gates)
+    assert not any(gate["usage"] for gate in guard.snapshot()["gates"])
+
+
+@pytest.mark.anyio
+async def test_session_admitted_while_gates_change_is_adopted():
+    """It may be neither among the admitted ones yet nor among those that pass any more."""
+    every, limit = AllOf(), MaxSessions(5)
+
+    def admitted(permits):
+        permits.admitted()
+        yield from ()
+
+    async with every.admit(Guard().session({"type": "websocket"}, None, None)) as permits:
+        every.replace((limit,), admitted(permits))
+        assert limit.usage == 1
+    assert limit.usage == 0
+
+
+def test_changes_while_threads_admit_count_exactly():
+    """Sessions come in three event loops while a fourth thread sets and unsets limits; then every count is right."""
+    guard = Guard()
+    is_over = threading.Event()
+    each, come = 40, threading.Barrier(4, timeout=60)
+
+    def serve():
+        async def main():
+            async with anyio.create_task_group() as tasks:
+                for _ in range(each):
+                    visit = Visit(guard, HOSTS[0])
+                    visit.answer.set()
+                    tasks.start_soon(visit.run)
+                    await anyio.lowlevel.checkpoint()
+                    visits.append(visit)
+                await settle()
+                come.wait()
+                come.wait()
+                for visit in visits:
+                    visit.end.set()
+
+        visits = []
+        anyio.run(main)
+
+    def change():
+        for number in itertools.count():
+            if is_over.is_set():
+                break
+            limit = None if number % 2 else 999
+            guard.update(max_sessions=limit, max_sessions_per_client=limit, shadow="all" if number % 3 else "")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(3)]
+    changing = threading.Thread(target=change, daemon=True)
+    try:
+        for thread in [*threads, changing]:
+            thread.start()
+        come.wait()
+        is_over.set()
+        changing.join()
+        guard.update(max_sessions=999, max_sessions_per_client=999)
+        counts = [gate["usage"] for gate in guard.snapshot()["gates"]]
+        come.wait()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert counts == [3 * each, 3 * each]
+    assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0, 0]
+    assert not guard.gate.entering

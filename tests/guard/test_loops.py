@@ -22,7 +22,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, TryAgainLater, events
-from asgi_closecodes.concurrency import Claim
+from asgi_closecodes.concurrency import COUNTING, Claim
 from asgi_closecodes.gates import HandshakesInProgress, MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.guard import guard as module
 from asgi_closecodes.guard.activity import Activity
@@ -881,7 +881,8 @@ def test_counters_in_threads_count_exactly():
         for number in range(2000):
             guard._counters(events.SessionShed(FACTS, Close(1011), f"c{number % 5}", 1.0))
             guard._counters(failed(number))
-            guard._counters.closed(Close(1011))
+            with COUNTING:
+                guard._counters.closed(Close(1011))
 
     with switching_often():
         in_threads(*[count] * 3)
