@@ -236,7 +236,7 @@ class GateSaturated(Event):
 
 @frozen
 class GateRecovered(Event):
-    """A saturated gate has admitted every session for a while."""
+    """A saturated gate has room again, and has refused no session for a while."""
 
     event_name: ClassVar = "closecodes.gate.recovered"
 

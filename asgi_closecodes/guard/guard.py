@@ -96,7 +96,7 @@ class Guard:
         self._leaving: set[Session] = set()
         self.departures = Departures()
         self._counters = Counters()
-        self._saturation = Saturation(self.report)
+        self._saturation = Saturation(self.report, self._is_full)
         # Weak: the finalizer that flushes the logs at exit must not keep the guard alive.
         self._logs = LogObserver(report=weak(self.report) if observers else None, wake=weak(self._start_ticker))
         weakref.finalize(self, self._logs.flush_summaries, now=True)
@@ -252,6 +252,10 @@ class Guard:
             "gates": [*map(state_of, self._working_gates), *self.message_rates.state()],
             **self._counters.counts(),
         }
+
+    def _is_full(self, name: str) -> bool:
+        room = headroom(gate for gate in self._working_gates if gate.name == name)
+        return room is not None and room <= 0
 
     async def drain(self, window: float | None = None, patience: float | None = None) -> None:
         """Refuse new sessions with 1012, and close the open ones with 1012, evenly over ``window``.

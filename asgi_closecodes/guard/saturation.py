@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from asgi_closecodes import events
@@ -14,13 +15,16 @@ RECOVERED_AFTER_S = 10.0
 
 
 class Saturation:
-    """Reports when a gate begins to refuse sessions, and when it has refused none for a while.
+    """Reports when a gate begins to refuse sessions, and when it has room and has refused none for a while.
 
     Only for gates of the whole process: one client at its own limit is not saturation.
+
+    :param is_full: whether the gate of a name would refuse now. That nobody came does not mean that it has recovered.
     """
 
-    def __init__(self, report: events.Observer) -> None:
+    def __init__(self, report: events.Observer, is_full: Callable[[str], bool]) -> None:
         self._report = report
+        self._is_full = is_full
         self._gates = FirstOnes()
         self._causes = FirstOnes()
         self._episodes: dict[tuple[str, str], _Episode] = {}  # by gate and cause: a user's gate may have several causes
@@ -51,13 +55,14 @@ class Saturation:
 
     def check(self) -> None:
         """Report the gates that have recovered."""
-        now = time.monotonic()
-        with COUNTING:
-            recovered = {key: one for key, one in self._episodes.items() if now - one.last >= RECOVERED_AFTER_S}
-            for key in recovered:
-                del self._episodes[key]
-        for key, episode in recovered.items():
-            self._report(events.GateRecovered(*key, episode.refused, episode.last - episode.first))
+        for key, episode in [*self._episodes.items()]:
+            if time.monotonic() - episode.last < RECOVERED_AFTER_S or self._is_full(key[0]):
+                continue
+            with COUNTING:
+                is_over = time.monotonic() - episode.last >= RECOVERED_AFTER_S
+                is_over = is_over and self._episodes.pop(key, None) is not None
+            if is_over:
+                self._report(events.GateRecovered(*key, episode.refused, episode.last - episode.first))
 
 
 @dataclass(slots=True)

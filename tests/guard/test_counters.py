@@ -38,7 +38,7 @@ def refused(gate="max_sessions", cause="full", mode="close", is_overload=True):
 
 def test_spell_of_refusals_begins_once_and_ends_once(clock):
     seen = []
-    saturation = Saturation(seen.append)
+    saturation = Saturation(seen.append, lambda gate: False)
     for _ in range(3):
         saturation(refused())
         clock.now += 2
@@ -56,9 +56,24 @@ def test_spell_of_refusals_begins_once_and_ends_once(clock):
     assert seen[2:] == seen[:1]
 
 
+def test_gate_that_is_full_has_not_recovered(clock):
+    """Also if nobody comes, so that it refuses nobody."""
+    seen, full = [], {"max_memory"}
+    saturation = Saturation(seen.append, full.__contains__)
+    saturation(refused("max_memory", "memory"))
+    saturation(refused())
+    clock.now += 60
+    saturation.check()
+    assert [event.gate for event in of(events.GateRecovered, seen)] == ["max_sessions"]
+    full.clear()
+    saturation.check()
+    assert [event.gate for event in of(events.GateRecovered, seen)] == ["max_sessions", "max_memory"]
+    assert not saturation.is_watched
+
+
 def test_gates_of_one_name_are_told_apart_by_their_cause(clock):
     seen = []
-    saturation = Saturation(seen.append)
+    saturation = Saturation(seen.append, lambda gate: False)
     for cause in ("lag", "memory", "lag"):
         saturation(refused("pressure", cause))
     assert [(event.gate, event.cause) for event in seen] == [("pressure", "lag"), ("pressure", "memory")]
@@ -66,7 +81,7 @@ def test_gates_of_one_name_are_told_apart_by_their_cause(clock):
 
 @pytest.mark.parametrize("event", [refused(is_overload=False), refused(mode="shadow")])
 def test_refusal_of_no_overload_or_a_shadow_is_no_saturation(event):
-    saturation = Saturation(lambda event: 1 / 0)
+    saturation = Saturation(lambda event: 1 / 0, lambda gate: False)
     saturation(event)
     assert not saturation.is_watched
 
@@ -104,8 +119,11 @@ def test_counters_remembers_the_latest_bugs_only():
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("gate", [MaxSessions(0), MaxSessionsPerKey(0), Shadow(MaxSessions(0))])
-async def test_recovery_without_lifespan_or_sessions_is_noticed(gate, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "gate_of", [lambda: MaxSessions(0), lambda: MaxSessionsPerKey(0), lambda: Shadow(MaxSessions(0))]
+)
+async def test_recovery_without_lifespan_or_sessions_is_noticed(gate_of, monkeypatch, caplog):
+    gate = gate_of()
     monkeypatch.setattr(saturation, "RECOVERED_AFTER_S", 0.2)
     caplog.set_level(logging.INFO, "asgi_closecodes")
     seen = []
@@ -113,6 +131,10 @@ async def test_recovery_without_lifespan_or_sessions_is_noticed(gate, monkeypatc
     with anyio.CancelScope() as scope:
         await Peer().visit(CloseCodeMiddleware(Handler(), guard))
         if isinstance(gate, MaxSessions):
+            await until(lambda: of(events.GateSaturated, seen))
+            await anyio.sleep(0.5)
+            assert not of(events.GateRecovered, seen)  # nobody comes, and nobody could come in
+            gate.limit = 1
             await until(lambda: of(events.GateRecovered, seen))
             assert "gate max_sessions saturated: full" in caplog.messages
             assert "gate max_sessions recovered: full; it refused 1 in 0.0 s" in caplog.messages
