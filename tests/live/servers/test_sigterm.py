@@ -1,5 +1,6 @@
 """Drains at SIGTERM where something else than one process of uvicorn with a lifespan gets the signal."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -37,8 +38,9 @@ def closes(peers):
 
     def wait(peer):
         close = peer.close_frame()
-        peer.send(8, close.code.to_bytes(2))
         seen[peer] = str(close)
+        with contextlib.suppress(ConnectionError):  # a server that stops may hang up before it is answered
+            peer.send(8, close.code.to_bytes(2))
 
     threads = [threading.Thread(target=wait, args=[peer]) for peer in peers]
     for thread in threads:
