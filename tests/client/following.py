@@ -30,7 +30,7 @@ async def follow(url, **options):
     try:
         async for websocket in connect(url, on_event=events.append, **options):
             async for message in websocket:
-                messages.append(message)
+                messages.append(message)  # noqa: PERF401 - what came before an error counts
     except GaveUp as error:
         events.append(error)
     return events, messages

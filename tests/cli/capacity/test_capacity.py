@@ -49,7 +49,7 @@ def test_capacity_of_a_server_becomes_settings(server):
     assert found["MAX_MEMORY"] == "80%"
     Settings(**{name.lower(): value for name, value in found.items()})
     rows = [line.split() for line in output.splitlines() if re.match(r" *\d+ ", line)]
-    assert [int(row[0]) for row in rows][0] == 10
+    assert next(int(row[0]) for row in rows) == 10
     assert re.fullmatch(r"-?\d+\.\d", rows[0][2])
     assert "close 1011" in output
     assert eventually(lambda: seen(server)["open"] == 0)

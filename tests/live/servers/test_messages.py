@@ -1,5 +1,6 @@
 """Limits of messages on live servers: who is delayed, who is closed, and which server pushes back."""
 
+import contextlib
 import threading
 import time
 
@@ -42,10 +43,8 @@ def flood(peer, until):
     peer.socket.settimeout(0.5)
     try:
         while not until():
-            try:
+            with contextlib.suppress(TimeoutError):
                 taken += peer.socket.send(FRAME * 64)
-            except TimeoutError:
-                pass
     except OSError:
         pass
     return taken
