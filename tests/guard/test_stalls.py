@@ -289,17 +289,20 @@ async def test_stopped_loop_is_no_stall():
         try:
             loop.run_until_complete(lifespan.__aenter__())
             loop.run_until_complete(watched())
-            deadline = time.monotonic() + 10
-            while threading.get_ident() in stalls._watcher._watched and time.monotonic() < deadline:
+            began = time.monotonic()
+            while threading.get_ident() in stalls._watcher._watched and time.monotonic() < began + 10:
                 time.sleep(0.01)
+            stopped_s = time.monotonic() - began
             loop.run_until_complete(watched())
             loop.run_until_complete(lifespan.__aexit__(None, None, None))
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
-        return seen
+        return seen, stopped_s
 
-    assert not of(LoopStalled, await anyio.to_thread.run_sync(use))
+    seen, stopped_s = await anyio.to_thread.run_sync(use)
+    # A busy machine may make it stand still besides, for a shorter time.
+    assert [stall for stall in of(LoopStalled, seen) if stall.duration >= stopped_s] == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
