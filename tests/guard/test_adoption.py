@@ -79,6 +79,7 @@ def expected(visits):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(steps=steps)
 @settings(max_examples=60, deadline=None)

@@ -229,6 +229,7 @@ async def play(script, kind, handshake, gate_full):
     return referee, guard, gate, escaped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(
     script=st.lists(steps, max_size=8),
