@@ -55,12 +55,11 @@ def test_on_asyncio_one_that_is_stopped_cancels_nothing():
 
 @pytest.mark.anyio
 async def test_error_on_the_way_out_is_not_lost():
-    with pytest.raises(KeyError):  # noqa: PT012 - it is raised where the timeout ends
-        with move_on_after(0) as timeout:
-            try:
-                await anyio.sleep_forever()
-            finally:
-                raise KeyError
+    with pytest.raises(KeyError), move_on_after(0) as timeout:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise KeyError
     assert not timeout.cancelled_caught
 
 

@@ -53,8 +53,14 @@ def test_ids_of_processes_in_one_millisecond_differ(monkeypatch):
 
 @pytest.mark.parametrize(
     "typed",
-    ["D216BE3DZX4Y", " d2l6be3dzx4y ", "D216-BE3D-ZX4Y", "internal error; ref=D216BE3DZX4Y", 'REF=d2i6be3dzx4y"']
-    + ["KeyError: a; ref=ABCDEFGHJKMN; ref=D216BE3DZX4Y"],
+    [
+        "D216BE3DZX4Y",
+        " d2l6be3dzx4y ",
+        "D216-BE3D-ZX4Y",
+        "internal error; ref=D216BE3DZX4Y",
+        'REF=d2i6be3dzx4y"',
+        "KeyError: a; ref=ABCDEFGHJKMN; ref=D216BE3DZX4Y",
+    ],
 )
 def test_id_is_known_however_it_is_typed(typed):
     assert as_error_id(typed) == "D216BE3DZX4Y"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.support import imports
+from tests.support.markers import NEEDS
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "asgi_closecodes"
@@ -66,6 +67,19 @@ def test_test_modules_are_imported_by_nobody():
         if isinstance(node, ast.Import | ast.ImportFrom) and _imports_a_test(node)
     ]
     assert found == []
+
+
+def test_process_of_a_server_needs_a_marker():
+    """What runs without servers, browsers and Redis starts none."""
+    with pytest.raises(pytest.fail.Exception, match="add servers to NEEDS"):
+        subprocess.run([sys.executable, "-c", "", "uvicorn"])
+
+
+@pytest.mark.parametrize("place", NEEDS)
+def test_place_that_needs_a_marker_exists(place):
+    path, _, name = place.partition("::")
+    files = [TESTS / path] if path.endswith(".py") else [*(TESTS / path).rglob("*.py")]
+    assert any(f"def {name}" in file.read_text() for file in files)
 
 
 def test_hooks_of_pre_commit_are_the_checks():

@@ -520,7 +520,7 @@ async def test_connect_after_leaving_an_open_session_waits_its_delay(server, key
     with anyio.fail_after(10):
         sessions = connect(f"{server.url}/echo/{key}", backoff=eager(), on_event=ends.append)
         async with aclosing(sessions):
-            async for websocket in sessions:
+            async for _websocket in sessions:
                 if len(ends) > 6:
                     break
                 continue

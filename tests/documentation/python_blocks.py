@@ -123,7 +123,7 @@ class Example:
         chain = []
         for example in self.before:
             chain += [one for one in example._chain() if one not in chain]
-        return sorted(chain, key=lambda example: example.block.line) + [self]
+        return [*sorted(chain, key=lambda example: example.block.line), self]
 
     def _run(self, names, loop, url):
         names |= self.given

@@ -5,6 +5,8 @@ import pytest
 from .pages import ROOT, Page, pages
 from .python_blocks import problems
 
+pytestmark = pytest.mark.slow
+
 BROKEN = """# A page
 
 ```python

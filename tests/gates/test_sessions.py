@@ -321,7 +321,8 @@ async def test_key_that_is_refused_stays_what_it_was_in_every_gate():
     peer = await Peer().visit(CloseCodeMiddleware(handler, Guard(gate=AllOf(free, full))))
     assert peer.heard == ["accept"]
     assert seen == [(None, 0, 1, 1)] * 2
-    assert not free._sessions and not full._sessions
+    assert not free._sessions
+    assert not full._sessions
 
 
 @pytest.mark.anyio
@@ -407,7 +408,9 @@ async def test_oldest_session_of_a_key_is_replaced_by_the_newest():
     for place in places:
         await place.__aenter__()
     assert [refusal.cause for refusal in first.ended] == ["replaced"]
-    assert not second.ended and not third.ended and not other.ended
+    assert not second.ended
+    assert not third.ended
+    assert not other.ended
     assert (gate.active, gate.active_of("192.0.2.7")) == (3, 2)
     for place in places:
         await place.__aexit__(None, None, None)

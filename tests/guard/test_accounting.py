@@ -155,7 +155,7 @@ def test_no_gate_and_no_composition_loses_a_permit(backend, gate, steps):
                         tasks.start_soon(session.shed)
             for _ in range(20):  # all that came are in by then
                 await anyio.lowlevel.checkpoint()
-            for scope, gone, _session in inside:
+            for _scope, gone, _session in inside:
                 gone.set()
             tasks.cancel_scope.deadline = anyio.current_time() + 1
         assert not guard.sessions

@@ -81,6 +81,7 @@ def expected(visits):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(steps=steps)
 @settings(max_examples=60, deadline=None)
@@ -266,7 +267,7 @@ async def test_limit_set_by_a_thread_is_asked_by_who_passes():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("changes", [{"max_sessions": None}, {"shadow": "all"}, {"max_sessions_per_client": 5}])
-async def test_change_by_a_thread_right_after_a_count_keeps_counts_exact(changes, monkeypatch):
+async def test_change_by_a_thread_right_after_a_count_counts_exactly(changes, monkeypatch):
     guard = Guard(Settings(max_sessions=9))
     acquire = MaxSessions.acquire
 

@@ -62,9 +62,8 @@ async def test_busy_block_that_raises_or_is_cancelled_ends():
     guard, after = Guard(Settings()), []
 
     async def block(session):
-        with pytest.raises(ValueError):
-            with session.busy():
-                raise ValueError
+        with pytest.raises(ValueError), session.busy():
+            raise ValueError
         after.append(busy(guard))
         with anyio.move_on_after(0.01), session.busy():
             await anyio.sleep_forever()

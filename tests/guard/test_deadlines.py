@@ -1,6 +1,7 @@
 """Deadlines of sessions that are dates: age, authentication, expiry; and the close of chosen ones."""
 
 import gc
+import itertools
 import math
 import os
 import random
@@ -229,7 +230,7 @@ async def test_many_due_at_once_are_ended_a_few_a_turn():
         await looking.pass_time(1.5)
         await until(lambda: ended and ended[-1] == 1000)
         tasks.cancel_scope.cancel()
-    assert max(after - before for before, after in zip(ended, ended[1:], strict=False)) <= 50
+    assert max(after - before for before, after in itertools.pairwise(ended)) <= 50
 
 
 # Age
@@ -581,7 +582,7 @@ async def test_guard_update_of_deadlines_applies_to_open_sessions():
     guard = Guard(Settings())
     async with Stay(guard) as stay:
         await stay.come(2)
-        [*guard.sessions][0].key = "somebody"
+        next(iter(guard.sessions)).key = "somebody"
         guard.update(auth_timeout=0.1)
         await until(lambda: len(guard.sessions) == 1)
         await anyio.to_thread.run_sync(lambda: guard.update(max_session_age=0.1))

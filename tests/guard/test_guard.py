@@ -42,7 +42,7 @@ def gates(guard):
     return {gate["name"]: gate for gate in guard.snapshot()["gates"]}
 
 
-# update()
+# The guard is updated
 
 
 @pytest.mark.anyio
@@ -214,7 +214,7 @@ async def test_gate_moved_into_the_shadow_and_back_keeps_its_permits():
     assert guard.snapshot()["refusals"] == {"full": 1}
 
 
-# snapshot()
+# The snapshot
 
 
 def is_plain(data):

@@ -489,6 +489,7 @@ def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
     asyncio.run(parent())
 
 
+@pytest.mark.slow
 def test_fork_while_others_count_finds_the_lock_free():
     guard = Guard(Settings(max_sessions=10))
     [gate] = guard.gate.gates
@@ -731,6 +732,7 @@ def failed(number):
     return events.SessionFailed(FACTS, f"{number:08x}", f"fp{number % 40}", error, Close(1011), True)
 
 
+@pytest.mark.slow
 def test_update_and_snapshot_while_errors_happen_never_raise():
     """The tables of errors change in the event loop, and are read and rebuilt in other threads."""
     guard = Guard(Settings(log_burst=1))

@@ -107,7 +107,8 @@ async def test_blocking_handler_is_named_with_route_and_session():
     assert stall.duration >= SECONDS
     assert (stall.file, stall.function) == (__file__, "block")
     assert "in blocking\n    block()\n" in stall.stack
-    assert "run_forever" not in stall.stack and "unrolled_run" not in stall.stack
+    assert "run_forever" not in stall.stack
+    assert "unrolled_run" not in stall.stack
     assert re.fullmatch("[0-9a-f]{12}", stall.fingerprint)
     assert 1 <= stall.looks <= 3
     assert stall.session.route == "/rooms/{id}"
@@ -200,7 +201,7 @@ async def test_loop_that_is_not_late_reports_nothing():
     guard = guard_of(seen := [], log_stalls=60)
     async with guard.lifespan():
         await watched()
-        time.sleep(0.05)  # noqa: ASYNC251 - less than that
+        time.sleep(0.05)
         await anyio.sleep(0.25)
     assert not of(LoopStalled, seen)
 
@@ -288,17 +289,20 @@ async def test_stopped_loop_is_no_stall():
         try:
             loop.run_until_complete(lifespan.__aenter__())
             loop.run_until_complete(watched())
-            deadline = time.monotonic() + 10
-            while threading.get_ident() in stalls._watcher._watched and time.monotonic() < deadline:
+            began = time.monotonic()
+            while threading.get_ident() in stalls._watcher._watched and time.monotonic() < began + 10:
                 time.sleep(0.01)
+            stopped_s = time.monotonic() - began
             loop.run_until_complete(watched())
             loop.run_until_complete(lifespan.__aexit__(None, None, None))
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
-        return seen
+        return seen, stopped_s
 
-    assert not of(LoopStalled, await anyio.to_thread.run_sync(use))
+    seen, stopped_s = await anyio.to_thread.run_sync(use)
+    # A busy machine may make it stand still besides, for a shorter time.
+    assert [stall for stall in of(LoopStalled, seen) if stall.duration >= stopped_s] == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")

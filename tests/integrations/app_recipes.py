@@ -168,6 +168,7 @@ async def app(scope, receive, send):
     _, name, path = PurePath(scope["path"]).parts
     scope = {**scope, "path": f"/{path}", "raw_path": f"/{path}".encode()}
     await apps[name](scope, receive, send)
+    return None
 
 
 configure_logging(format="json")

@@ -343,8 +343,8 @@ def test_delay_ended_in_the_interruption_s_turn_asks_no_server():
 
 @pytest.mark.anyio
 async def test_session_with_a_limit_is_gone_with_its_last_reference():
-    import gc  # noqa: PLC0415
-    import weakref  # noqa: PLC0415
+    import gc
+    import weakref
 
     found = []
 

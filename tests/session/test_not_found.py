@@ -179,6 +179,7 @@ async def test_peer_that_left_uvicorn_s_old_way_has_left():
             if message["type"] == "websocket.close":
                 return object.__new__(Legacy).transfer_data_task
             await super().send(message)
+            return None
 
     for app in (raising(ValueError(), accept=True), accept_and_close):
         seen = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -44,10 +45,8 @@ def reconnect_peak(draw: Callable[[], float], count: int = 10_000, age: float = 
             now = deadlines.next_at or 0.0
             rest = deadlines.check()
             assert rest is not None
-            try:
+            with contextlib.suppress(StopIteration):
                 rest.send(None)
-            except StopIteration:
-                pass
             arrivals[number] = now + member.left.retry_after
             del members[member]
             deadlines.discard(member)

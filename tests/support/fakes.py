@@ -155,6 +155,6 @@ async def settle() -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.sleep(0.01)

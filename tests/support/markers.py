@@ -26,6 +26,7 @@ NEEDS = {
     "documentation::browser": ["browser"],
     "gates/cluster::binary": ["redis"],
     "gates/cluster::servers": ["redis"],
+    "gates/cluster/test_from_settings.py::test_cluster_event_is_logged_in_one_line": ["redis"],
     "gates/cluster/test_gate.py": ["redis"],
     "gates/cluster/test_per_key.py": ["redis"],
     "gates/cluster/test_processes.py": ["servers", "redis"],
@@ -71,7 +72,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def _check_marker(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "subprocess.Popen" and _running:
+    if event == "subprocess.Popen" and _running and "--help" not in arguments[1]:
         for word in arguments[1]:
             marker = PROGRAMS.get(Path(os.fsdecode(word)).name)
             if marker and not _running[-1].get_closest_marker(marker):

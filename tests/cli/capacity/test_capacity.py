@@ -49,7 +49,7 @@ def test_capacity_of_a_server_becomes_settings(server):
     assert found["MAX_MEMORY"] == "80%"
     Settings(**{name.lower(): value for name, value in found.items()})
     rows = [line.split() for line in output.splitlines() if re.match(r" *\d+ ", line)]
-    assert [int(row[0]) for row in rows][0] == 10
+    assert next(int(row[0]) for row in rows) == 10
     assert re.fullmatch(r"-?\d+\.\d", rows[0][2])
     assert "close 1011" in output
     assert eventually(lambda: seen(server)["open"] == 0)
@@ -94,9 +94,9 @@ def test_server_that_admits_nobody_is_told(limited):
 def test_proxy_that_gives_itself_away_is_named(server):
     assert (
         "A proxy answered: one with a Via header."
-        in invoke("capacity", server.url + "/proxied", *QUICK, "--most", "1")[0]
+        in invoke("capacity", server.url + "/proxied", *QUICK, "--most", "1", status=None)[0]
     )
-    assert "A proxy answered" not in invoke("capacity", server.url, *QUICK, "--most", "1")[0]
+    assert "A proxy answered" not in invoke("capacity", server.url, *QUICK, "--most", "1", status=None)[0]
 
 
 def test_ctrl_c_prints_what_is_known(server):

@@ -154,6 +154,7 @@ def test_pipe_can_be_read_twice(tmp_path):
     writer.join()
 
 
+@pytest.mark.slow
 def test_reader_of_a_large_file_takes_no_memory_and_counts_all(tmp_path):
     """Memory does not grow with the file, and every error counts."""
     file = tmp_path / "app.log"

@@ -58,7 +58,9 @@ class Worker:
     def deliver(self, request):
         keys = [PREFIX, f"{PREFIX}:said", *(f"{PREFIX}:{one.digest}" for one in request.counts)]
         known, replaced, *pairs = self.script(keys=keys, args=request.arguments())
-        return CountReply(bool(known), [name.decode() for name in replaced], [*zip(pairs[::2], pairs[1::2])])
+        return CountReply(
+            bool(known), [name.decode() for name in replaced], [*zip(pairs[::2], pairs[1::2], strict=True)]
+        )
 
     def ask(self, limit, *, replaces=False):
         return self.counts.ask(lease_duration=TTL, limit=limit, replaces=replaces)

@@ -355,7 +355,7 @@ async def test_task_may_be_cancelled_at_every_await(processes, server, url):
             gate = processes.add(20, url)
             tasks = []
 
-            def start(loop, coroutine, **options):
+            def start(loop, coroutine, *, at=at, tasks=tasks, **options):
                 if coroutine.__qualname__ == "ProcessTask._contained":
                     coroutine = CancelledAt(coroutine, at)
                     tasks.append(coroutine)
@@ -365,7 +365,7 @@ async def test_task_may_be_cancelled_at_every_await(processes, server, url):
             gate.start()
             loop.set_task_factory(None)
             [task] = [one for one in asyncio.all_tasks() if one.get_coro() in tasks]
-            synced_twice = asyncio.ensure_future(processes.until(lambda: gate.lease.seq == 2))
+            synced_twice = asyncio.ensure_future(processes.until(lambda gate=gate: gate.lease.seq == 2))
             await asyncio.wait([task, synced_twice], return_when=asyncio.FIRST_COMPLETED, timeout=10)
             if synced_twice.done():
                 break

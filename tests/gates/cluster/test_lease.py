@@ -579,7 +579,7 @@ class Faults(RuleBasedStateMachine):
     @rule(silent=st.sets(st.integers(0, 49)), greedy=st.sets(st.integers(0, 49)), seconds=st.floats(0.01, 10))
     def everybody_syncs(self, silent, greedy, seconds):
         for _ in range(2):
-            for number, worker in enumerate(self.workers):
+            for number, _worker in enumerate(self.workers):
                 if number not in silent:
                     self.sync(number, 40 if number in greedy else 0, 40 if number in greedy else 0)
             self.cluster.now += seconds

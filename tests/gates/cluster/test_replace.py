@@ -372,7 +372,7 @@ async def test_process_that_stood_still_sheds_when_it_goes_on(processes, server)
         first, second = await processes.fill(still, still)
         await processes.until_subscribed(server)
         proxy.delay = 0.3  # what it is told comes late, as to one that is stopped
-        third, fourth = await processes.fill(other, other)
+        _third, _fourth = await processes.fill(other, other)
         assert counted(server) == 2
         assert not first.ended + second.ended
         await processes.until_replaced(first, second)

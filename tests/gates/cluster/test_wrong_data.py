@@ -50,7 +50,7 @@ class Asking:
         await self.store.count(CountRequest("w", self.seq, 30, 5, counts, replaces=True))
 
     async def problem_of(self, part):
-        with pytest.raises(Exception) as failed:  # noqa: PT011 - what it says is what is looked at
+        with pytest.raises(Exception) as failed:
             await (self.sync if part in SYNC else self.count)()
         return self.store.describe_error(failed.value)
 

@@ -23,16 +23,18 @@ CANARIES = {
 
 def visit(running, path):
     """Connect with a secret in every place, and say one."""
-    with contextlib.suppress(websockets.exceptions.WebSocketException):
-        with websockets.sync.client.connect(
+    with (
+        contextlib.suppress(websockets.exceptions.WebSocketException),
+        websockets.sync.client.connect(
             f"{running.url}/{path}",
             subprotocols=[CANARIES["subprotocol"]],
             additional_headers={"Cookie": f"s={CANARIES['cookie']}", "Authorization": CANARIES["header"]},
             proxy=None,
-        ) as websocket:
-            websocket.send(CANARIES["payload"])
-            websocket.recv()
-            websocket.recv()
+        ) as websocket,
+    ):
+        websocket.send(CANARIES["payload"])
+        websocket.recv()
+        websocket.recv()
 
 
 def test_stack_trace_without_configuration_is_on_stderr(tmp_path):

@@ -1,5 +1,6 @@
 """Limits of messages on live servers: who is delayed, who is closed, and which server pushes back."""
 
+import contextlib
 import threading
 import time
 
@@ -44,10 +45,8 @@ def flood(peer, until):
     sender.settimeout(0.5)
     try:
         while not until():
-            try:
+            with contextlib.suppress(TimeoutError):
                 taken += sender.send(FRAME * 64)
-            except TimeoutError:
-                pass
     except OSError:
         pass
     return taken

@@ -14,7 +14,7 @@ NOT_FOUND = """<!doctype html>
 <title>404 Not Found</title>
 <h1>Not Found</h1>
 <p>The requested URL was not found on the server. If you entered the URL manually please check your spelling and try again.</p>
-"""  # noqa: E501 - werkzeug's
+"""
 
 
 CHANNELS = [(setup, "channels") for setup in SETUPS if setup != "hypercorn-trio"]

@@ -110,7 +110,7 @@ def test_unit_whose_every_process_is_signalled_drains(workers, tmp_path, holding
 @pytest.mark.parametrize(("number", "later"), [(signal.SIGTERM, SAME_SIGNAL_S), (signal.SIGINT, 0)])
 def test_second_signal_stops_at_once(tmp_path, number, later):
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "60"}
-    with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:
+    with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:  # noqa: SIM117 - two conditions
         with Raw(running, "/echo/a") as first, Raw(running, "/echo/a") as second:
             assert first.answer() == second.answer() == 101
             running.process.send_signal(signal.SIGTERM)

@@ -87,8 +87,12 @@ def run(suite: Suite, root: Path, python: Path, tests: list[str], *, wrapped: bo
     }
     with open(root / f"output-{wrapped}.txt", "w") as output:
         subprocess.run(
-            [python, "-m", "pytest", "-p", "wrap", "-p", "no:cacheprovider", "-o", "addopts=", "--timeout=60"]
-            + ["--continue-on-collection-errors", "--quiet", *tests],
+            [
+                *[python, "-m", "pytest", "-p", "wrap", "-p", "no:cacheprovider", "-o", "addopts=", "--timeout=60"],
+                "--continue-on-collection-errors",
+                "--quiet",
+                *tests,
+            ],
             cwd=root,
             env=variables,
             stdout=output,
@@ -112,7 +116,7 @@ def compare(suite: Suite, bare: Run, wrapped: Run) -> bool:
     surprises = sorted(
         e
         for e in suite.expected_red
-        if (its := [t for t in bare.outcomes if covers(e, t)]) and set(its) - red or not its
+        if ((its := [t for t in bare.outcomes if covers(e, t)]) and set(its) - red) or not its
     )
     in_sockets = [test for test in bare.passed() if wrapped.sessions.get(test)]
     print(

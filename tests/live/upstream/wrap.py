@@ -67,7 +67,7 @@ def pytest_configure():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item):
-    global running
+    global running  # noqa: PLW0603 - of this process
     running = item.nodeid
 
 
