@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -19,7 +20,8 @@ from asgi_closecodes.settings import Settings
 
 SAME_SIGNAL_S = 2.0
 """Seconds in which another SIGTERM counts as the same one. systemd signals every process of a unit, and then uvicorn's
-parent its workers. gunicorn signals a worker that it replaces every second until that is gone."""
+parent its workers. gunicorn signals a worker that it replaces every second until that is gone. A busy worker hears it
+less often, so all of gunicorn's count as one; in the end it kills the worker."""
 
 
 class Drainable(Protocol):
@@ -102,9 +104,10 @@ class SigtermHandler:
         self.loop = loop
         self.guards: weakref.WeakSet[Drainable] = weakref.WeakSet()
         self._signalled_at: float | None = None
+        self._same_signal_s = SAME_SIGNAL_S if _graceful_timeout(before) is None else math.inf
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Drain at the first signal; stop at another one after :data:`SAME_SIGNAL_S`."""
+        """Drain at the first signal; stop at another one after :data:`SAME_SIGNAL_S`, but for gunicorn's."""
         now, last = time.monotonic(), self._signalled_at
         self._signalled_at = now
         if (
@@ -113,7 +116,7 @@ class SigtermHandler:
             self.before(number, frame)
         elif last is None:
             self.loop.call_soon(concurrency.spawn, self._drain_and_stop)
-        elif now - last >= SAME_SIGNAL_S:
+        elif now - last >= self._same_signal_s:
             self.before(number, frame)
 
     def add(self, guard: Drainable) -> None:

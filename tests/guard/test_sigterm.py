@@ -36,16 +36,17 @@ class Server:
 
 
 @pytest.mark.parametrize(
-    ("signalled_at", "stops"),
+    ("signalled_at", "graceful_timeout", "stops"),
     [
-        ([0, SAME_SIGNAL_S * 0.9], 0),
-        ([0, SAME_SIGNAL_S], 1),
-        ([0, 1, 2, 3, 4, 5], 0),  # gunicorn's, of a worker that it replaces
-        ([0, 1, 2, 5], 1),
+        ([0, SAME_SIGNAL_S * 0.9], None, 0),
+        ([0, SAME_SIGNAL_S], None, 1),
+        ([0, 1, 2, 3, 4, 5], None, 0),
+        ([0, 1, 2, 5], None, 1),
+        ([0, 1, 5, 20], 30, 0),  # gunicorn's, to a worker that is busy and that it replaces
     ],
 )
-def test_signal_soon_after_another_is_the_same(signalled_at, stops, monkeypatch):
-    server = Server()
+def test_signal_soon_after_another_is_the_same(signalled_at, graceful_timeout, stops, monkeypatch):
+    server = Server(graceful_timeout)
 
     async def main():
         handler = SigtermHandler(server.handle_exit, EventLoop.running())
