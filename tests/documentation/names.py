@@ -28,6 +28,7 @@ _OF_OTHERS = {
     *("bash_source", "zsh_source"),  # click
     *("bufferedAmount", "readyState"),  # browsers
     "get_asgi_application",  # Django
+    *("averageValue", "limit_req"),  # Kubernetes, nginx
     "stop_grace_period",  # Compose
 }
 """Identifiers on the pages that are neither ours nor used by our code."""
