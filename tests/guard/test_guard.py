@@ -818,6 +818,7 @@ class Model:
         assert Counter(snapshot["sheds"]) == self.sheds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(steps=steps)
 @settings(max_examples=50, deadline=None)
