@@ -5,6 +5,7 @@ import socketio
 from asgi_closecodes import CloseWith, TryAgainLater
 from asgi_closecodes.integrations.socketio import current_session
 from tests.integrations.both import early_error, with_recipe
+from tests.integrations.recipes import follow
 
 
 def register(sio):
@@ -38,8 +39,9 @@ def register(sio):
     sio.on("connect", lambda sid, environ: None, namespace="/legacy")
 
     class Below(socketio.AsyncNamespace):
-        def on_connect(self, sid, environ):
-            pass
+        def on_connect(self, sid, environ, auth=None):
+            if "early" in (auth or {}):
+                raise early_error(auth["early"])
 
         async def on_crash(self, sid, data=None):
             raise ValueError("secret")
@@ -66,3 +68,6 @@ both = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=serve
 sio_first = make()
 both_first = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=sio_first, socketio=socketio)
 register(sio_first)
+
+
+login = follow("A login with python-socketio", user_of={"a token": "anna"}.get)

@@ -82,12 +82,14 @@ async def legacy(sid):
 )
 async def test_socketio_call_with_fewer_arguments_is_no_failure(event, arguments, error):
     module("socketio")
+    from socketio import AsyncServer
+
     from asgi_closecodes.integrations import socketio
 
     async def call(request):
         token = socketio._current.set(lambda: request.scope["extensions"]["closecodes"])
         try:
-            await socketio._reporting(legacy, event)(*arguments)
+            await socketio._Reporter(AsyncServer(async_mode="asgi"), Guard()).wrap(legacy, event)(*arguments)
         finally:
             socketio._current.reset(token)
 
