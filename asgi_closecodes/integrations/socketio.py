@@ -7,7 +7,6 @@ Wrap the application: ``CloseCodeMiddleware(socketio.ASGIApp(sio), guard)``.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import math
@@ -30,18 +29,39 @@ from socketio.exceptions import ConnectionRefusedError as Refused  # noqa: E402
 __all__ = ["current_session", "install"]
 
 # Weak: the framework's background tasks inherit the context of a session, and outlive it.
-_current: ContextVar[Callable[[], Session | None]] = ContextVar("asgi_closecodes_session", default=lambda: None)
+_current: ContextVar[Callable[[], _Connection | None]] = ContextVar("asgi_closecodes_connection", default=lambda: None)
 _installed: weakref.WeakSet[Any] = weakref.WeakSet()
-
-_REFUSED_S = 1.0
-"""Seconds that a refused client has to leave by itself."""
-_closing: set[asyncio.Task[None]] = set()
-"""Tasks that close the connections of refused clients; asyncio keeps only weak references."""
 
 
 def current_session() -> Session | None:
     """Return the session whose WebSocket carried the event that is being handled; None for HTTP."""
-    return _current.get()()
+    connection = _current.get()()
+    return None if connection is None else connection.session
+
+
+class _Connection:
+    """The WebSocket of ``session``, which is closed once its client has been told of a refusal."""
+
+    __slots__ = ("__weakref__", "_send", "refused_by", "session")
+
+    def __init__(self, session: Session, send: Callable[[Any], Awaitable[None]]) -> None:
+        self.session = session
+        self._send = send
+        self.refused_by: Exception | None = None
+        """The exception that has refused the client, which is not told yet."""
+
+    async def send(self, message: Any) -> None:
+        """Send ``message``; close after the one that refuses the client, which would come back after a mere close."""
+        await self._send(message)
+        if (error := self.refused_by) is not None and _is_refusal(message):
+            self.refused_by = None
+            await self.session.fail(error)
+
+
+def _is_refusal(message: Mapping[str, Any]) -> bool:
+    """Whether ``message`` may be Socket.IO's CONNECT_ERROR, or DISCONNECT of a server that always connects."""
+    text = message.get("text")
+    return text[:2] in ("44", "41") if text else bool(message.get("bytes"))  # bytes are those of msgpack
 
 
 def install(sio: Any, guard: Guard) -> None:
@@ -109,18 +129,19 @@ class _Reporter:
                 result = handler(*arguments)
                 return await result if inspect.isawaitable(result) else result
             except Exception as error:
-                name, session = event or arguments[0], current_session()
+                name, connection = event or arguments[0], _current.get()()
                 if _is_for_framework(error, name, arguments):
                     raise
                 if name == "connect":
-                    self._refuse_connect(error, session)
+                    self._refuse_connect(error, connection)
+                session = None if connection is None else connection.session
                 if session is None or not await session.fail(error):
                     raise
                 return False  # refuses a "connect"; for other events nobody uses it
 
         return handle
 
-    def _refuse_connect(self, error: Exception, session: Session | None) -> None:
+    def _refuse_connect(self, error: Exception, connection: _Connection | None) -> None:
         """Have python-socketio refuse a client that ``error`` sends away; return if closing the session is right.
 
         :raises socketio.exceptions.ConnectionRefusedError: without the text of ``error``.
@@ -130,12 +151,10 @@ class _Reporter:
         except Exception:
             wish = None  # session.fail() reports what is wrong with the mapping
         if wish is not None:
-            if session is not None:
-                task = asyncio.create_task(_close_later(session, error))
-                _closing.add(task)
-                task.add_done_callback(_closing.discard)
+            if connection is not None:
+                connection.refused_by = error
             raise self._refusal(wish) from None
-        if session is None:
+        if connection is None:
             self._log.exception("connect handler error")
             raise Refused("internal error", {"code": int(CloseCode.INTERNAL_ERROR)}) from None
 
@@ -148,12 +167,6 @@ class _Reporter:
         if not may_be_sent(wish.code):
             return Refused("internal error", {"code": int(CloseCode.INTERNAL_ERROR)})
         return Refused(as_text(wish.reason) or "connection refused", {"code": int(wish.code)})
-
-
-async def _close_later(session: Session, error: Exception) -> None:
-    """Close the connection of a refused client that does not leave by itself, as socket.io-client does."""
-    await asyncio.sleep(_REFUSED_S)
-    await session.fail(error)
 
 
 def _is_for_framework(error: Exception, event: str, arguments: tuple[Any, ...]) -> bool:
@@ -176,9 +189,12 @@ def _with_session(handle_request: Callable[..., Awaitable[Any]], guard: Guard) -
     async def handle(scope: Mapping[str, Any], receive: Any, send: Any) -> Any:
         if scope["type"] == "http" and _is_new(scope) and _is_full(guard):
             return await _refuse(guard, send)
-        session = session_of(scope)
-        _current.set((lambda: None) if session is None else weakref.ref(session))
-        return await handle_request(scope, receive, send)
+        if (session := session_of(scope)) is None:
+            _current.set(lambda: None)
+            return await handle_request(scope, receive, send)
+        connection = _Connection(session, send)
+        _current.set(weakref.ref(connection))
+        return await handle_request(scope, receive, connection.send)
 
     return handle
 

@@ -52,9 +52,9 @@ def register(sio):
     sio.register_namespace(Below("/below"))
 
 
-def make():
+def make(**options):
     # Engine.IO has a task for each session, which outlives it by one such interval.
-    return socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[], ping_interval=1)
+    return socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[], ping_interval=1, **options)
 
 
 def server():
@@ -69,5 +69,8 @@ sio_first = make()
 both_first = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=sio_first, socketio=socketio)
 register(sio_first)
 
+sio_always = make(always_connect=True)
+always = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=sio_always, socketio=socketio)
+register(sio_always)
 
 login = follow("A login with python-socketio", user_of={"a token": "anna"}.get)

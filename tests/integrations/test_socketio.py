@@ -161,17 +161,15 @@ async def test_socketio_crash_in_connect_by_http_is_told(running):
     assert await asyncio.to_thread(eventually, is_logged)
 
 
-async def test_socketio_refused_client_that_stays_is_closed(running):
-    """It is told first, so that it does not come back."""
-
-    def visit_raw():
-        with opened(running, SocketIO.paths["early"]) as websocket:
-            websocket.send('40{"early":"asked"}')
-            while not (said := websocket.recv(timeout=PATIENCE_S)).startswith("44"):
-                pass
-            return json.loads(said[2:]), end_of(websocket)
-
-    assert await asyncio.to_thread(visit_raw) == (REFUSALS["asked"], "4001 as asked")
+@pytest.mark.parametrize(("name", "packet"), [("both", "44"), ("always", "41")])
+def test_socketio_refused_client_is_told_then_closed(application, name, packet):
+    """Told first, it does not come back. A server that always connects tells it with another packet."""
+    with opened(application(f"socketio.{name}"), SocketIO.paths["early"]) as websocket:
+        websocket.send('40{"early":"asked"}')
+        while not (said := websocket.recv(timeout=PATIENCE_S)).startswith(packet):
+            pass
+        assert json.loads(said[2:]) == REFUSALS["asked"]
+        assert end_of(websocket) == "4001 as asked"
 
 
 def test_socketio_login_refuses_and_limits_a_user(application):
@@ -191,9 +189,11 @@ def test_socketio_login_refuses_and_limits_a_user(application):
         said, stranger = come("stolen")
         assert (said, end_of(stranger)) == ("44", "4001 sign in")
         assert [come("a token")[0] for _ in range(3)] == ["40"] * 3
-        websocket = stack.enter_context(opened(running, path))
-        websocket.send('40{"token":"a token"}')
-        assert end_of(websocket).startswith("1013")
+        said, fourth = come("a token")
+        assert said == "44"
+        assert end_of(fourth).startswith("1013")
+    [refused] = running.wait_for_records(event__name="closecodes.session.refused", closecodes__gate__name="user")
+    assert refused["websocket.close.code"] == 1013
 
 
 def alive_after_refusal(running):
