@@ -50,7 +50,7 @@ class CloseCode(enum.IntEnum):
     )
     INTERNAL_ERROR = (
         1011,
-        "the server failed, as in HTTP 500",
+        "the endpoint failed, as in HTTP 500",
         "reconnect with growing back-off; tell the operator",
     )
     SERVICE_RESTART = 1012, "the service restarts", "reconnect with back-off"

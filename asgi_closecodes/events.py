@@ -361,6 +361,8 @@ class DrainFinished(Event):
     """Sessions that it closed."""
     duration: float
     """Duration in seconds."""
+    busy: int = 0
+    """Those of them that were in a block of ``session.busy()``: its patience was too short for them."""
 
 
 @frozen

@@ -41,6 +41,8 @@ class _Running:
     """Sessions whose end is scheduled; in another event loop it begins only later."""
     checked: set[Session] = field(default_factory=set)
     """Sessions that end in their own event loop unless they are busy by then."""
+    busy: int = 0
+    """Busy sessions that it did not wait for."""
 
     def is_patient(self, now: float) -> bool:
         """Whether busy sessions are still spared."""
@@ -116,7 +118,7 @@ class Draining:
                 await self._end_all(running)
             finally:
                 self._running = None
-        self._report(events.DrainFinished(len(running.scheduled), self._clock() - start))
+        self._report(events.DrainFinished(len(running.scheduled), self._clock() - start, running.busy))
 
     async def _end_idle(self, running: _Running) -> None:
         """End the sessions that are not busy at the drain's pace, until ``patience`` is over or none is left."""
@@ -138,6 +140,7 @@ class Draining:
             if self._clock() - start < window:
                 rest = await self._shed_order.choose(rest, pace.take_all())
             running.scheduled.update(rest)
+            running.busy += sum(one in self._busy for one in rest)
             await self._start_each(running, rest, _end)
             await anyio.sleep(TICK_S)
 

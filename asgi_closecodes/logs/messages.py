@@ -520,12 +520,22 @@ def _drain_started(event: events.DrainStarted, _redactor: Redactor) -> Message:
     )
 
 
-@_record(events.DrainFinished, _GATE, logging.INFO, keys=("closecodes.drain.sessions", "closecodes.drain.duration"))
+@_record(
+    events.DrainFinished,
+    _GATE,
+    logging.INFO,
+    keys=("closecodes.drain.sessions", "closecodes.drain.duration", "closecodes.drain.busy"),
+)
 def _drain_finished(event: events.DrainFinished, _redactor: Redactor) -> Message:
+    cut = f"; {event.busy} of them were busy: drain_patience waits for such" if event.busy else ""
     return Message(
-        "drained %d sessions in %.1f s",
-        (event.sessions, event.duration),
-        {"closecodes.drain.sessions": event.sessions, "closecodes.drain.duration": round(event.duration, 3)},
+        "drained %d sessions in %.1f s%s",
+        (event.sessions, event.duration, cut),
+        {
+            "closecodes.drain.sessions": event.sessions,
+            "closecodes.drain.duration": round(event.duration, 3),
+            "closecodes.drain.busy": event.busy,
+        },
     )
 
 

@@ -99,8 +99,16 @@ async def test_patient_drain_spares_busy_sessions():
                 clock.now += 0.5
                 await anyio.sleep(0.01)
     assert seen[0] == DrainStarted(6, 6.0, 60.0)
-    assert seen[1].sessions == 6
+    assert (seen[1].sessions, seen[1].busy) == (6, 2), "of the three busy ones one was spared to its end"
     assert drain.state(0) is None
+
+
+async def test_drain_without_patience_says_whom_it_cut():
+    """By default a busy block delays nothing."""
+    seen, clock = [], Clock()
+    sessions = [Leaver() for _ in range(3)]
+    await draining(sessions, seen, clock, {sessions[0]}).drain(0)
+    assert seen == [DrainStarted(3, 0), DrainFinished(3, 0.0, busy=1)]
 
 
 async def test_patient_drain_without_busy_ones_ends_early():

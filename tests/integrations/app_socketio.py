@@ -5,6 +5,7 @@ import socketio
 from asgi_closecodes import CloseWith, TryAgainLater
 from asgi_closecodes.integrations.socketio import current_session
 from tests.integrations.both import early_error, with_recipe
+from tests.integrations.recipes import follow
 
 
 def register(sio):
@@ -38,8 +39,9 @@ def register(sio):
     sio.on("connect", lambda sid, environ: None, namespace="/legacy")
 
     class Below(socketio.AsyncNamespace):
-        def on_connect(self, sid, environ):
-            pass
+        def on_connect(self, sid, environ, auth=None):
+            if "early" in (auth or {}):
+                raise early_error(auth["early"])
 
         async def on_crash(self, sid, data=None):
             raise ValueError("secret")
@@ -50,9 +52,9 @@ def register(sio):
     sio.register_namespace(Below("/below"))
 
 
-def make():
+def make(**options):
     # Engine.IO has a task for each session, which outlives it by one such interval.
-    return socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[], ping_interval=1)
+    return socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=[], ping_interval=1, **options)
 
 
 def server():
@@ -66,3 +68,9 @@ both = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=serve
 sio_first = make()
 both_first = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=sio_first, socketio=socketio)
 register(sio_first)
+
+sio_always = make(always_connect=True)
+always = with_recipe("python-socketio", bare=socketio.ASGIApp(server()), sio=sio_always, socketio=socketio)
+register(sio_always)
+
+login = follow("A login with python-socketio", user_of={"a token": "anna"}.get)

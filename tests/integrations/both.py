@@ -14,7 +14,8 @@ configure_logging(format="json")
 
 def make_guard():
     gate = MaxSessionsPerKey(1, key=lambda session: session.key, name="user")
-    return Guard(Settings(max_sessions=20, drain_window=0, log_burst=None), gate=gate)
+    settings = Settings(max_sessions=20, drain_window=0, log_burst=None)
+    return Guard(settings, gate=gate, exceptions={PermissionError: 3003})
 
 
 class Both:
@@ -70,6 +71,10 @@ def early_error(name):
             return TryAgainLater(cause="db", retry_after=2)
         case "asked":
             return CloseWith(4001, "as asked")
+        case "mapped":
+            return PermissionError("secret")
+        case "unsendable":
+            return CloseWith(1006, "lost")
     return ValueError("secret")
 
 

@@ -11,7 +11,7 @@ class Below:
     def __init__(self, server, name):
         self.url = f"{server.url}/{name}"
         self.host, self.name = server.url, name
-        self.records, self.wait_for_records = server.records, server.wait_for_records
+        self.log, self.records, self.wait_for_records = server.log, server.records, server.wait_for_records
 
 
 @pytest.fixture(scope="session")

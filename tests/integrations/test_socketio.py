@@ -1,6 +1,7 @@
 """python-socketio with its own client: it comes by HTTP first, and upgrades to a WebSocket."""
 
 import asyncio
+import contextlib
 import json
 import urllib.error
 import urllib.request
@@ -9,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from tests.integrations.peers import PATIENCE_S, SocketIO, control, visit
+from tests.integrations.peers import PATIENCE_S, SocketIO, control, end_of, opened, visit
 from tests.support.peers import eventually
 from tests.support.programs import module
 
@@ -102,6 +103,97 @@ async def test_socketio_refusal_of_connect_stays_one(running):
         async with connected(running, auth={"refuse": True}, reconnection=False):
             pass
     assert await asyncio.to_thread(alive_after_refusal, running) == "open"
+
+
+BUSY = {"code": 1013, "retry_after": 2.0, "cause": "db"}
+REFUSALS = {
+    "asked": {"message": "as asked", "data": {"code": 4001}},
+    "busy": {"message": "try again later", "data": BUSY},
+    "mapped": {"message": "connection refused", "data": {"code": 3003}},
+    "unsendable": {"message": "internal error", "data": {"code": 1011}},
+}
+
+
+async def refusal_of(running, early, transport, namespace="/"):
+    """Return what a client of ``namespace`` is told that is not let in."""
+    import socketio
+
+    client = socketio.AsyncClient(reconnection=False)
+    told = asyncio.Queue()
+
+    async def note(data):
+        told.put_nowait(data)
+
+    client.on("connect_error", note, namespace=namespace)
+    await client.connect(
+        running.host.replace("ws", "http"),
+        socketio_path=f"{running.name}/socket.io",
+        auth={"early": early},
+        namespaces=[namespace],
+        transports=[transport],
+        wait=False,
+    )
+    try:
+        with anyio.fail_after(PATIENCE_S):
+            return await told.get()
+    finally:
+        await client.eio.disconnect(abort=True)  # by HTTP it would wait for a last answer
+
+
+@pytest.mark.parametrize("namespace", ["/", "/below"])
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+@pytest.mark.parametrize("early", REFUSALS)
+async def test_socketio_close_in_connect_is_a_refusal(running, early, transport, namespace):
+    """Clients come back after every close code, and by HTTP there is no code: they would wait for ever."""
+    assert await refusal_of(running, early, transport, namespace) == REFUSALS[early]
+
+
+async def test_socketio_crash_in_connect_by_http_is_told(running):
+    """The client does not wait for ever, python-socketio's log has the exception, the client not its text."""
+    before = running.log().count("connect handler error")
+    told = await refusal_of(running, "7", "polling")
+    assert told == {"message": "internal error", "data": {"code": 1011}}
+
+    def is_logged():
+        _, *logged = running.log().split("connect handler error")
+        return len(logged) > before and "ValueError: secret" in logged[-1]
+
+    assert await asyncio.to_thread(eventually, is_logged)
+
+
+@pytest.mark.parametrize(("name", "packet"), [("both", "44"), ("always", "41")])
+def test_socketio_refused_client_is_told_then_closed(application, name, packet):
+    """Told first, it does not come back. A server that always connects tells it with another packet."""
+    with opened(application(f"socketio.{name}"), SocketIO.paths["early"]) as websocket:
+        websocket.send('40{"early":"asked"}')
+        while not (said := websocket.recv(timeout=PATIENCE_S)).startswith(packet):
+            pass
+        assert json.loads(said[2:]) == REFUSALS["asked"]
+        assert end_of(websocket) == "4001 as asked"
+
+
+def test_socketio_login_refuses_and_limits_a_user(application):
+    """The example of README.md: by HTTP nobody comes in, without a token neither, and three sessions of a user do."""
+    running = application("socketio.login")
+    path = SocketIO.paths["early"]
+    assert poll(running, "EIO=4&transport=polling")[0] == 400
+    with contextlib.ExitStack() as stack:
+
+        def come(token):
+            websocket = stack.enter_context(opened(running, path))
+            websocket.send(f'40{{"token":"{token}"}}')
+            while not (said := websocket.recv(timeout=PATIENCE_S)).startswith("4"):
+                pass
+            return said[:2], websocket
+
+        said, stranger = come("stolen")
+        assert (said, end_of(stranger)) == ("44", "4001 sign in")
+        assert [come("a token")[0] for _ in range(3)] == ["40"] * 3
+        said, fourth = come("a token")
+        assert said == "44"
+        assert end_of(fourth).startswith("1013")
+    [refused] = running.wait_for_records(event__name="closecodes.session.refused", closecodes__gate__name="user")
+    assert refused["websocket.close.code"] == 1013
 
 
 def alive_after_refusal(running):

@@ -82,14 +82,42 @@ async def legacy(sid):
 )
 async def test_socketio_call_with_fewer_arguments_is_no_failure(event, arguments, error):
     module("socketio")
+    from socketio import AsyncServer
+
     from asgi_closecodes.integrations import socketio
 
     async def call(request):
-        token = socketio._current.set(lambda: request.scope["extensions"]["closecodes"])
+        connection = socketio._Connection(request.scope["extensions"]["closecodes"], None)
+        token = socketio._current.set(lambda: connection)
         try:
-            await socketio._reporting(legacy, event)(*arguments)
+            await socketio._Reporter(AsyncServer(async_mode="asgi"), Guard()).wrap(legacy, event)(*arguments)
         finally:
             socketio._current.reset(token)
 
     code, _ = await close_of(call)
     assert code == (4500 if error == "framework" else 1011)
+
+
+@pytest.mark.parametrize(
+    ("message", "ends"),
+    [
+        ({"text": "2"}, False),
+        ({"text": '42["x"]'}, False),
+        ({"text": '44{"message":"no"}'}, True),
+        ({"bytes": b"4"}, True),
+    ],
+)
+async def test_socketio_refused_session_ends_once_it_is_told(message, ends):
+    """Pings and events of other namespaces may come in between. msgpack makes bytes of each packet."""
+    module("socketio")
+    from asgi_closecodes.integrations import socketio
+
+    async def call(request):
+        async def send(message):
+            await anyio.lowlevel.checkpoint()
+
+        connection = socketio._Connection(request.scope["extensions"]["closecodes"], send)
+        connection.refused_by = CloseWith(4001)
+        await connection.send({"type": "websocket.send", **message})
+
+    assert (await close_of(call))[0] == (4001 if ends else 1000)

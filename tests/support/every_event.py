@@ -38,7 +38,7 @@ EVENTS = [
     events.SheddingFutile("max_memory", "memory", 1.4, 1.0, 195),
     events.LoopStalled(1.25, "0123456789ab", 3, "Stack", "/app/main.py", 42, "handle", FACTS),
     events.DrainStarted(5, 30.0),
-    events.DrainFinished(5, 29.5),
+    events.DrainFinished(5, 29.5, 2),
     events.SigtermDrainUnavailable("reasons"),
     events.DrainWindowTooLong(window=30.0, limit=30.0),
     events.SessionAdmitted(FACTS),

@@ -289,6 +289,8 @@ class Closes:
     def __init__(self) -> None:
         self.timeline = Timeline()
         self.codes: dict[Code, Aggregate] = {}
+        self.by_client: dict[Code, int] = {}
+        """Closes that the client began, by its code; known only of processes that are complete."""
         self.unsent: dict[Code, int] = {}
         """Closes that the server did not accept."""
         self.refusals: dict[tuple[str, str, str], Aggregate] = {}
@@ -348,6 +350,8 @@ class Closes:
         if (aggregate := self.codes.get(code)) is None:
             aggregate = self.codes[code] = Aggregate(self.timeline.series())
         aggregate.add(record, self.timeline)
+        if record.text("closecodes.session.closed_by") == "client":
+            self.by_client[code] = self.by_client.get(code, 0) + 1
 
     def _add_refusal(self, record: Record, gate: str, outcome: str) -> None:
         key = _short(gate), _short(record.text("closecodes.gate.cause")), outcome

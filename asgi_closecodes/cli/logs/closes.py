@@ -49,7 +49,13 @@ def _described(found: Closes) -> dict[str, object]:
         **total(found.codes.values()).as_json(),
         "column_seconds": found.timeline.width,
         "closes": [
-            {"code": code, **kind.as_json(), "unsent": found.unsent.get(code, 0), "over_time": counts(kind.over_time)}
+            {
+                "code": code,
+                **kind.as_json(),
+                "by_client": found.by_client.get(code, 0),
+                "unsent": found.unsent.get(code, 0),
+                "over_time": counts(kind.over_time),
+            }
             for code, kind in found.codes.items()
         ],
         "refusals": [
@@ -71,11 +77,17 @@ def _print(found: Closes) -> None:
     if found.codes:
         codes = sorted(found.codes.items(), key=lambda item: str(item[0]))
         rows = [
-            (str(code), str(kind.count), bars(counts(kind.over_time)), _meaning(code, found.unsent.get(code, 0)))
+            (
+                str(code),
+                str(kind.count),
+                str(found.by_client.get(code, "-")),
+                bars(counts(kind.over_time)),
+                _meaning(code, found.unsent.get(code, 0)),
+            )
             for code, kind in codes
         ]
         write("")
-        render(table("code", ">closes", "over time", "", rows=rows))
+        render(table("code", ">closes", ">by clients", "over time", "", rows=rows))
     if found.refusals:
         refusals = sorted(found.refusals.items(), key=lambda item: -item[1].count)
         refused = [

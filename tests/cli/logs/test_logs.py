@@ -263,6 +263,18 @@ def test_closes_are_counted_by_code_and_refusals_by_cause(log):
     assert {refusal["outcome"]: refusal["count"] for refusal in found["refusals"]} == {"refused": 5, "shadow": 5}
 
 
+def test_closes_of_clients_are_told_apart(log):
+    """A client's own 1011 is no failure of the server."""
+    closed = {"event.name": "closecodes.session.closed", "websocket.close.code": 1011}
+    by = ("client", "client", "middleware")
+    log.write_text(lines_of(*(record("19:03:00", **closed, **{"closecodes.session.closed_by": one}) for one in by)))
+    [close] = run_json("logs", "closes", log)["closes"]
+    assert (close["code"], close["count"], close["by_client"]) == (1011, 3, 2)
+    lines = [line.split() for line in invoke("logs", "closes", log)[0].splitlines()]
+    assert [line[:4] for line in lines if line[:1] == ["code"]] == [["code", "closes", "by", "clients"]]
+    assert [line[:3] for line in lines if line[:1] == ["1011"]] == [["1011", "3", "2"]]
+
+
 @pytest.mark.parametrize("is_complete", [False, True])
 def test_closes_counts_too_many_messages_once(log, is_complete):
     """Such a session was admitted: where all are logged, it has a record of its end too."""
@@ -288,7 +300,7 @@ def test_closes_with_iana_code_prints_its_meaning(log, code):
     append(
         log, lines_of(record("19:04:00", **{"event.name": "closecodes.session.closed", "websocket.close.code": code}))
     )
-    lines = [line.split(maxsplit=3) for line in invoke("logs", "closes", log)[0].splitlines()]
+    lines = [line.split(maxsplit=4) for line in invoke("logs", "closes", log)[0].splitlines()]
     assert [line[-1] for line in lines if line[:2] == [str(int(code)), "1"]] == [code.meaning]
 
 
