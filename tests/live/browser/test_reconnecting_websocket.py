@@ -215,7 +215,10 @@ BACKOFF = "options of the back-off: known are cap, maxHint, maxCrashes, retry, r
     ("made", "error"),
     [
         ('ReconnectingWebSocket("/echo/key", { renew: "new" })', "renew is not a function"),
-        ('ReconnectingWebSocket(() => "/echo/key")', "url is a function: give a string or a URL; new ones come from renew"),
+        (
+            'ReconnectingWebSocket(() => "/echo/key")',
+            "url is a function: give a string or a URL; new ones come from renew",
+        ),
         ('ReconnectingWebSocket("/echo/key", "v2")', f"String instead of an object of {SOCKET}"),
         ('ReconnectingWebSocket("/echo/key", ["v2"])', f"Array instead of an object of {SOCKET}"),
         ('ReconnectingWebSocket("/echo/key", null)', f"Null instead of an object of {SOCKET}"),
@@ -247,8 +250,12 @@ def thrown(page, server, statement):
 
 
 def test_option_that_is_undefined_is_the_default(page, server):
-    made = 'const socket = new ReconnectingWebSocket("/echo/key", { protocols: undefined, backoff: { cap: undefined } })'
-    assert thrown(page, server, f"{made}; throw RangeError(`${{socket.protocols.length}} ${{socket.backoff.cap}}`)") == [
+    made = (
+        'const socket = new ReconnectingWebSocket("/echo/key", { protocols: undefined, backoff: { cap: undefined } })'
+    )
+    assert thrown(
+        page, server, f"{made}; throw RangeError(`${{socket.protocols.length}} ${{socket.backoff.cap}}`)"
+    ) == [
         "RangeError",
         "0 60000",
     ]
