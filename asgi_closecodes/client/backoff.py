@@ -45,8 +45,8 @@ class Backoff:
     """Reconnect rule: after each close, seconds to wait, or None to give up.
 
     Attempt *k* waits ``max(hint, random(0, min(cap, 1 s * 2**k)))``. A session that was open for 5 s, or had a
-    message, resets *k* to 0. Opening alone does not: a full server accepts in order to close, and a reset there makes
-    a tight loop.
+    message and did not end with 1011, resets *k* to 0. Opening alone does not: a full server accepts in order to
+    close, and a reset there makes a tight loop.
 
     The hint is ``retry_after`` of a close reason, or ``Retry-After`` of an HTTP response. A negative hint, or one that
     is no number, is ignored. The last of several counts, since a server appends its own to the text. Without a hint,

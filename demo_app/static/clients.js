@@ -6,7 +6,7 @@ import { ReconnectingWebSocket } from "./reconnecting-websocket.js";
 export class Client {
   #log;
   #socket;
-  #tries = 1;
+  #tries = 0;
   #retryAt;
   #crash = null;
   #state = element("span", { className: "state" });
@@ -30,7 +30,7 @@ export class Client {
 
     this.#socket = new ReconnectingWebSocket(`${location.origin.replace("http", "ws")}${path}`, { protocols, backoff: { cap: 15e3 } });
     this.#socket.addEventListener("connecting", () => {
-      this.#attempt.textContent = `try ${++this.#tries}`;
+      if (++this.#tries > 1) this.#attempt.textContent = `try ${this.#tries}`;
       this.#show();
       on.changed();
     });

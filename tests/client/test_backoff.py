@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asgi_closecodes.client import Backoff
 from asgi_closecodes.client import backoff as module
-from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, CASES, IDS, plain
+from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, CASES, IDS, REASONS, plain
 
 
 class Clock:
@@ -148,3 +148,8 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'asgi-closecodes[client]'" in done.stdout
+
+
+@pytest.mark.parametrize(("reason", "hint"), [(reason, hint) for reason, _, _, hint in REASONS if hint])
+def test_hint_of_a_reason_is_read_as_in_a_page(reason, hint):
+    assert Backoff(random=lambda: 0.0).closed(1012, reason) == hint

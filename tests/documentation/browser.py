@@ -1,5 +1,6 @@
 """HTML and JavaScript on the pages, run in Chromium with the package's own module."""
 
+import json
 from collections.abc import Iterator
 from importlib.resources import files
 
@@ -9,12 +10,19 @@ from .pages import Block
 
 _MODULE = files("asgi_closecodes.client") / "reconnecting-websocket.js"
 _ORIGIN = "http://page.test"
+_PACKAGES = {
+    "graphql-ws": "export const createClient = (options) => new WebSocket(options.url)",
+    "socket.io-client": "export const io = () => ({ on() {}, disconnect() {} })",
+}
+"""Stand-ins for npm's."""
+_IMPORTS = {"imports": {name: f"data:text/javascript,{source}" for name, source in _PACKAGES.items()}}
 
 
 def broken_script(block: Block, browser: Browser) -> Iterator[str]:
     """Yield what Chromium complains of."""
     problems = []
     html = block.source if block.language == "html" else f'<script type="module">{block.source}</script>'
+    html = f'<script type="importmap">{json.dumps(_IMPORTS)}</script>{html}'
 
     def answer(route):
         path = route.request.url.removeprefix(_ORIGIN)

@@ -116,6 +116,23 @@ CASES: list[tuple[str, Any, Any, Any]] = [
 
 IDS = [name for name, *_ in CASES]
 
+REASONS: list[tuple[str, str | None, str | None, float | None]] = [
+    ("", None, None, None),
+    ("try again later; retry_after=2.5; cause=full", None, "full", 2.5),
+    ("internal error; ref=1PB4XQ7Z0M8K", "1PB4XQ7Z0M8K", None, None),
+    ("too many messages; cause=messages", None, "messages", None),
+    ("x; cause=mine; ref=MINE; cause=full; ref=1PB4XQ7Z0M8K", "1PB4XQ7Z0M8K", "full", None),
+    ("x; cause=full; cause=not valid", None, "full", None),
+    ("x; retry_after=0; cause=a.b-c_9", None, "a.b-c_9", 0),
+    ("busy;a=1;  cause=full ;b=2;ref=A", "A", "full", None),
+    ("x; cause=" + "a" * 33, None, None, None),
+    ("x; Cause=full; ref=; cause; xref=A; ref=\u00e9", None, None, None),
+    ("cause=full", None, None, None),
+    ("x; cause=full\n", None, None, None),
+    ("x, cause:full", None, None, None),
+]
+"""Reasons, and the ref, the cause and the hint in seconds that a client reads from them."""
+
 ATTEMPTS_IN_TEN_SECONDS = 5
 """Against a server that accepts and closes with 1013, hint or not."""
 

@@ -23,7 +23,7 @@ from websockets.http11 import Response
 from websockets.protocol import OPEN
 from websockets.uri import WebSocketURI
 
-_CAUSE = re.compile(r"; *cause=([A-Za-z0-9_.-]{1,32})(?=;|$)")
+_CAUSE = re.compile(r"; *cause=([A-Za-z0-9_.-]{1,32}) *(?=;|\Z)")
 _CLOSE, _PING, _PONG = 8, 9, 10
 _SWITCHING = b"HTTP/1.1 101"
 

@@ -18,6 +18,7 @@ from asgi_closecodes.cli.capacity.load import Held, SlowOpening
 from asgi_closecodes.cli.capacity.measure import End, Plan, Search
 from asgi_closecodes.cli.capacity.options import duration, url
 from tests.cli.command import invoke, run, start
+from tests.support.client_rule import REASONS
 from tests.support.peers import eventually
 from tests.support.servers import serve
 
@@ -220,6 +221,11 @@ def test_server_that_holds_nobody_has_a_capacity_of_none():
 def test_bad_measurement_is_repeated_once():
     looks = iter([1.0, 0.1, *[0.1] * 10])
     assert search(ImaginedLoad(lambda _: next(looks)), most=20).held == 20
+
+
+@pytest.mark.parametrize(("reason", "cause"), [(reason, cause) for reason, _, cause, _ in REASONS])
+def test_cause_of_a_refusal_is_read_as_in_a_page(reason, cause):
+    assert Refusal(1013, reason=reason).cause == cause
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 import pytest
 import websockets.sync.server
 
-from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, CASES, IDS, plain, seen
+from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, CASES, IDS, REASONS, plain, seen
 from tests.support.ports import free_port
 from tests.support.servers import serve
 
@@ -22,7 +22,7 @@ async ({ url, options, until, random, speed }) => {
   const renew = RENEW;
   if (renew) options.renew = () => (renewals++, renew());
   const socket = new ReconnectingWebSocket(url, options);
-  const events = [["connecting", socket.state]];
+  const events = [];
   const note = (...what) => events.push(what);
   return await new Promise((resolve) => {
     socket.addEventListener("connecting", () => note("connecting", socket.state));
@@ -204,20 +204,107 @@ def test_renew_while_closed_connects_no_more(page, server, key, outcome):
         """.replace("OUTCOME", outcome),
         f"/close/{key}/3000",
     )
-    assert events == ["open", [3000, 0, None], [4000, None, None]]
+    assert events == ["connecting", "open", [3000, 0, None], [4000, None, None]]
 
 
-def test_renew_that_is_no_function_is_an_error_at_once(page, server):
+SOCKET = "options: known are protocols, binaryType, backoff, renew"
+BACKOFF = "options of the back-off: known are cap, maxHint, maxCrashes, retry, random, now"
+
+
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [
+        ('ReconnectingWebSocket("/echo/key", { renew: "new" })', "renew is not a function"),
+        (
+            'ReconnectingWebSocket(() => "/echo/key")',
+            "url is a function: give a string or a URL; new ones come from renew",
+        ),
+        ('ReconnectingWebSocket("/echo/key", "v2")', f"String instead of an object of {SOCKET}"),
+        ('ReconnectingWebSocket("/echo/key", ["v2"])', f"Array instead of an object of {SOCKET}"),
+        ('ReconnectingWebSocket("/echo/key", null)', f"Null instead of an object of {SOCKET}"),
+        ('ReconnectingWebSocket("/echo/key", undefined, {})', f"too many arguments, of {SOCKET}"),
+        ('ReconnectingWebSocket("/echo/key", { maxRetries: 5 })', f"no option maxRetries, of {SOCKET}"),
+        ('ReconnectingWebSocket("/echo/key", { toString: 1, debug: 1 })', f"no option toString, debug, of {SOCKET}"),
+        ('ReconnectingWebSocket("/echo/key", { backoff: { max: 5 } })', f"no option max, of {BACKOFF}"),
+        ('ReconnectingWebSocket("/echo/key", { backoff: null })', f"Null instead of an object of {BACKOFF}"),
+        ("Backoff({ cap: '30s' })", "cap is 30s: use a number above 0"),
+        ("Backoff({ maxHint: NaN })", "maxHint is NaN: use a number above 0"),
+        ("Backoff({ maxCrashes: 0 })", "maxCrashes is 0: use a number above 0"),
+    ],
+)
+def test_argument_that_is_unusable_is_named(page, server, made, error):
+    assert thrown(page, server, f"new {made}") == ["TypeError", error]
+
+
+def thrown(page, server, statement):
+    """Return the error that a statement throws."""
     page.goto(server.url.replace("ws", "http", 1) + "/page")
-    message = page.evaluate(
+    return page.evaluate(
         """
         async () => {
-          const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
-          try { new ReconnectingWebSocket("/echo/key", { renew: "new" }) } catch (error) { return error.message }
+          const { Backoff, ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+          try { STATEMENT } catch (error) { return [error.name, error.message] }
         }
-        """
+        """.replace("STATEMENT", statement)
     )
-    assert message == "renew is not a function"
+
+
+def test_option_that_is_undefined_is_the_default(page, server):
+    made = (
+        'const socket = new ReconnectingWebSocket("/echo/key", { protocols: undefined, backoff: { cap: undefined } })'
+    )
+    assert thrown(
+        page, server, f"{made}; throw RangeError(`${{socket.protocols.length}} ${{socket.backoff.cap}}`)"
+    ) == [
+        "RangeError",
+        "0 60000",
+    ]
+
+
+@pytest.mark.parametrize("name", ["onopen", "onmessage", "onclose", "onerror"])
+def test_handler_as_a_property_is_an_error(page, server, name):
+    """It would never be called."""
+    error = thrown(page, server, f'new ReconnectingWebSocket("/echo/key").{name} = () => {{}}')
+    assert error == ["TypeError", f"there is no {name}: use addEventListener"]
+
+
+def test_first_attempt_is_an_event_too(page, server, key):
+    page.goto(server.url.replace("ws", "http", 1) + "/page")
+    assert page.evaluate(
+        """
+        async (path) => {
+          const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+          const socket = new ReconnectingWebSocket(path);
+          const before = socket.state;
+          return await new Promise((resolve) => {
+            socket.addEventListener("connecting", () => resolve([before, socket.state]));
+            socket.addEventListener("open", () => resolve("too late"));
+          });
+        }
+        """,
+        f"/echo/{key}",
+    ) == ["connecting", "connecting"]
+
+
+def test_close_has_what_its_reason_says(page, server, key):
+    """Without CloseEvent, too, which some versions of Node lack."""
+    page.goto(server.url.replace("ws", "http", 1) + "/page")
+    told = page.evaluate(
+        """
+        async ([path, reasons]) => {
+          const { ReconnectingWebSocket } = await import("/static/reconnecting-websocket.js");
+          delete globalThis.CloseEvent;
+          return await Promise.all(reasons.map((reason) => new Promise((resolve) => {
+            const socket = new ReconnectingWebSocket(path);
+            socket.addEventListener("close", ({ ref, cause, retryAfter }) => resolve([ref, cause, retryAfter]));
+            socket.addEventListener("open", () => socket.close(4000, reason));
+          })));
+        }
+        """,
+        [f"/echo/{key}", [reason for reason, *_ in REASONS]],
+    )
+    for (reason, ref, cause, hint), seen_values in zip(REASONS, told, strict=True):
+        assert seen_values == [ref, cause, None if hint is None else pytest.approx(1000 * hint)], reason
 
 
 def test_refusal_by_http_is_1006_to_a_browser(follow, key):
