@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 NEEDS = {
-    "benchmarks::output": ["servers"],
+    "benchmarks/test_suite.py": ["servers"],
     "cli/capacity::limited": ["servers"],
     "cli/capacity::secure": ["servers"],
     "cli/capacity::server": ["servers"],
@@ -35,6 +35,7 @@ NEEDS = {
     "gates/cluster/test_tls.py": ["redis"],
     "gates/cluster/test_topologies.py": ["redis"],
     "integrations::application": ["servers"],
+    "integrations/test_front_ends.py": ["servers"],
     "integrations/test_recipes.py": ["servers"],
     "live": ["servers"],
     "live/browser": ["browser"],

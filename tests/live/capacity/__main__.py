@@ -174,7 +174,7 @@ def command(app, every, hold):
     held = re.search(r"held (\d+) session", done.stdout)
     if done.returncode or held is None:
         raise Refused(f"the command ended with status {done.returncode} and without a figure, see above")
-    if other := re.search(r"That is (a limit that is set|--most).*|The server may hold more.*", done.stdout):
+    if other := re.search(r"That is (a limit|--most).*|The server may hold more.*", done.stdout):
         raise Refused(f"the command did not find the server's limit: {other[0]}")
     rows = re.findall(r"^ *(\d+) +\S+ +([\d.]+) KiB +>?(\d+) *$", done.stdout, re.MULTILINE)
     return (int(held[1]), float(rows[-1][1]) * 1024, float(rows[-1][2])) if rows else (int(held[1]), 0, 0)
