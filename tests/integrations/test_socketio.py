@@ -192,7 +192,7 @@ def test_socketio_login_refuses_and_limits_a_user(application):
         said, fourth = come("a token")
         assert said == "44"
         assert end_of(fourth).startswith("1013")
-    [refused] = running.wait_for_records(event__name="closecodes.session.refused", closecodes__gate__name="user")
+    refused, *_ = running.wait_for_records(event__name="closecodes.session.refused", closecodes__gate__name="user")
     assert refused["websocket.close.code"] == 1013
 
 
