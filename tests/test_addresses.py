@@ -15,8 +15,8 @@ from asgi_closecodes.events import SessionRefused
 from asgi_closecodes.gates import client_network
 from asgi_closecodes.logs.redaction import safe_client
 from asgi_closecodes.session.scope import client_of
-from tests.support.asgi import of
-from tests.support.fakes import Stay, Visitor, until
+from tests.support.asgi import events_of
+from tests.support.fakes import ConnectedClients, FakeSession, wait_until
 
 V4 = "203.0.113.5"
 V6 = "2001:db8::5"
@@ -44,7 +44,7 @@ NO_ADDRESSES = [
 def test_address_has_one_form(address, written):
     assert canonical_address(written) == address
     assert client_of({"client": (written, 1)}) == (address, 1)
-    assert client_network(Visitor((written, 1))) == client_network(Visitor((address, 1)))
+    assert client_network(FakeSession((written, 1))) == client_network(FakeSession((address, 1)))
     for mode in ("full", "hashed", "truncated"):
         assert safe_client(written, mode) == safe_client(address, mode)
     assert safe_client(written, "truncated") == ("203.0.113.0/24" if address == V4 else "2001:db8::/48")
@@ -65,7 +65,7 @@ def test_ipv6_address_is_no_ipv4(own):
 def test_anything_may_stand_for_an_address(text):
     canonical = canonical_address(text)
     assert canonical_address(canonical) == canonical
-    client_network(Visitor((text, 1)))
+    client_network(FakeSession((text, 1)))
     safe_client(text, "truncated")
 
 
@@ -100,12 +100,12 @@ def test_client_of_another_kind_is_unknown(client):
 async def test_port_of_a_proxy_lifts_no_limit(proxied, forwarded, address):
     seen = []
     guard = Guard(Settings(max_sessions_per_client=1), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         app = stay.app
         stay.app = proxied(app) if proxied is ProxyFixMiddleware else proxied(app, trusted_hosts="*")
         for port in (4001, 4002):
             await stay.come(1, headers=[(b"x-forwarded-for", forwarded.format(port).encode())])
-        await until(lambda: of(SessionRefused, seen))
+        await wait_until(lambda: events_of(SessionRefused, seen))
         assert stay.codes() == [None, 1013]
-    [refused] = of(SessionRefused, seen)
+    [refused] = events_of(SessionRefused, seen)
     assert refused.session.client[0] == address

@@ -22,8 +22,8 @@ from asgi_closecodes.events import CallbackFailed, CloseRepaired, GateFailed, Se
 from asgi_closecodes.exceptions import checked_mapping, close_for_status, deliberate_close, leaves
 from asgi_closecodes.gates import AllOf, HandshakeRate, Shadow
 from asgi_closecodes.gates.base import NO_PERMIT
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Stay, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import ConnectedClients, wait_until
 
 
 def close_of(error, mapping=None):
@@ -366,14 +366,14 @@ async def visit(error, **guard):
 async def test_close_raised_by_a_handler_is_no_error(error):
     peer, events = await visit(error)
     assert peer.closed == (4001, "as asked")
-    assert not of(SessionFailed, events)
+    assert not events_of(SessionFailed, events)
 
 
 @pytest.mark.anyio
 async def test_try_again_later_raised_by_a_handler_carries_its_hint():
     peer, events = await visit(TryAgainLater("busy", cause="db", retry_after=7))
     assert peer.closed == (1013, "busy; retry_after=7.0; cause=db")
-    assert not of(SessionFailed, events)
+    assert not events_of(SessionFailed, events)
 
 
 @pytest.mark.anyio
@@ -438,11 +438,11 @@ async def test_imperfect_refusal_refuses(refusal, handshake, caplog):
     else:
         assert peer.status == 503
         assert re.fullmatch(rb"\d+", dict(peer.sent[0]["headers"])[b"retry-after"])
-    [refused] = of(SessionRefused, seen)
+    [refused] = events_of(SessionRefused, seen)
     assert re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", refused.cause)
     assert 0 <= refused.retry_after <= 86400
-    assert not of(GateFailed, seen)
-    assert not of(CallbackFailed, seen)
+    assert not events_of(GateFailed, seen)
+    assert not events_of(CallbackFailed, seen)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -451,7 +451,7 @@ async def test_imperfect_refusal_refuses(refusal, handshake, caplog):
 async def test_imperfect_refusal_in_a_handler_is_no_error(refusal):
     peer, seen = await visit(refusal())
     assert peer.closed[0] in {1011, 1013}
-    assert not of(SessionFailed, seen)
+    assert not events_of(SessionFailed, seen)
 
 
 @pytest.mark.anyio
@@ -461,8 +461,8 @@ async def test_imperfect_refusal_of_a_shadow_admits(refusal):
     guard = Guard(Settings(), gate=Shadow(Rooms(refusal)), observers=[seen.append])
     peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
     assert peer.closed == (1000, "") if "close" in peer.heard else peer.heard == ["accept"]
-    assert [refused.mode for refused in of(SessionRefused, seen)] == ["shadow"]
-    assert not of(GateFailed, seen)
+    assert [refused.mode for refused in events_of(SessionRefused, seen)] == ["shadow"]
+    assert not events_of(GateFailed, seen)
 
 
 @pytest.mark.anyio
@@ -471,7 +471,7 @@ async def test_shadow_refuses_nobody_in_admit_itself():
     seen = []
     guard = Guard(Settings(), gate=Shadow(HandshakeRate(0)), observers=[seen.append])
     assert (await Peer().visit(CloseCodeMiddleware(Handler(), guard))).heard == ["accept"]
-    assert [refused.mode for refused in of(SessionRefused, seen)] == ["shadow"]
+    assert [refused.mode for refused in events_of(SessionRefused, seen)] == ["shadow"]
 
 
 @pytest.mark.anyio
@@ -479,13 +479,13 @@ async def test_shadow_refuses_nobody_in_admit_itself():
 async def test_shed_with_an_imperfect_cause_sheds(given, sent):
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
         [session] = guard.sessions
         assert await session.shed(**given)
-        await until(lambda: of(SessionShed, seen))
+        await wait_until(lambda: events_of(SessionShed, seen))
         assert stay.codes() == [1013]
-    assert of(SessionShed, seen)[0].cause == sent["cause"]
+    assert events_of(SessionShed, seen)[0].cause == sent["cause"]
 
 
 @pytest.mark.anyio
@@ -498,8 +498,8 @@ async def test_repair_is_reported_once_for_each_gate(caplog):
     guard = Guard(Settings(log_burst=None), gate=AllOf(*gates), observers=[seen.append])
     for _ in range(100):
         await Peer().visit(CloseCodeMiddleware(Handler(), guard))
-    assert [refused.gate for refused in of(SessionRefused, seen)] == ["rooms"] * 50 + ["halls"] * 50
-    repaired = of(CloseRepaired, seen)
+    assert [refused.gate for refused in events_of(SessionRefused, seen)] == ["rooms"] * 50 + ["halls"] * 50
+    repaired = events_of(CloseRepaired, seen)
     assert [(event.gate, event.asked) for event in repaired] == [
         ("rooms", "cause='room 0'"),
         ("halls", "cause='room 0'"),
@@ -516,7 +516,7 @@ async def test_repairs_of_many_routes_are_reported_so_often():
     for number in range(1000):
         handler = Handler(TryAgainLater(cause="a b"))
         await Peer(route=SimpleNamespace(path_format=f"/{number}")).visit(CloseCodeMiddleware(handler, guard))
-    assert 1 < len(of(CloseRepaired, seen)) <= 257
+    assert 1 < len(events_of(CloseRepaired, seen)) <= 257
 
 
 @pytest.mark.anyio
@@ -538,9 +538,9 @@ async def test_gate_with_an_imperfect_cause_sheds(cause):
             return 1 / 0 if cause == "raises" else cause
 
     guard = Guard(Settings(), gate=Crowded())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
-        await until(lambda: stay.codes() == [1013])
+        await wait_until(lambda: stay.codes() == [1013])
 
 
 def fails(_error):
@@ -557,9 +557,9 @@ async def test_mapping_that_fails_is_reported_and_leaves_an_error(function):
     error = KeyError("k")
     peer, events = await visit(error, exceptions={KeyError: function})
     assert peer.closed[0] == 1011
-    [failed] = of(CallbackFailed, events)
+    [failed] = events_of(CallbackFailed, events)
     assert failed.callback == "exceptions"
-    assert of(SessionFailed, events)[0].exception is error
+    assert events_of(SessionFailed, events)[0].exception is error
 
 
 @pytest.mark.anyio
@@ -575,7 +575,7 @@ async def test_async_function_in_a_mapping_is_reported_without_warning():
 
     peer, events = await visit(KeyError("k"), exceptions={KeyError: function})
     assert peer.closed[0] == 1011
-    assert isinstance(of(CallbackFailed, events)[0].exception, TypeError)
+    assert isinstance(events_of(CallbackFailed, events)[0].exception, TypeError)
     never_awaited = inspect.getcoroutinestate(coroutines[0]) != inspect.CORO_CLOSED
     coroutines[0].close()
     assert not never_awaited

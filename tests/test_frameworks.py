@@ -22,8 +22,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings
 from asgi_closecodes.events import SessionClosed, SessionFailed, SessionOpened, SessionRefused
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Guest, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import StayingClient, wait_until
 
 cleaned_up = []
 
@@ -207,7 +207,7 @@ def test_wherever_it_stands_a_crash_is_one_close_and_one_event(place, caplog):
     refs = [getattr(record, "closecodes.error.id", None) for record in caplog.records]
     assert closed.value.reason.removeprefix("internal error; ref=") in refs
     if place != "twice and telling each other":
-        [failed] = of(SessionFailed, seen)
+        [failed] = events_of(SessionFailed, seen)
         assert failed.error_id in closed.value.reason
         assert failed.session.route == route
 
@@ -532,7 +532,7 @@ async def test_failure_is_reported_with_the_template_of_its_route(app, path, rou
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
     await Peer(path=path, raw_path=path.encode()).visit(CloseCodeMiddleware(app(), guard))
-    [failed] = of(SessionFailed, seen)
+    [failed] = events_of(SessionFailed, seen)
     assert (failed.session.route, failed.session.path) == (route, path)
     [record] = [record for record in caplog.records if record.name == "asgi_closecodes.error"]
     assert vars(record).get("http.route") == route
@@ -545,7 +545,7 @@ async def test_refusal_below_a_mount_has_no_route():
     guard = Guard(Settings(max_sessions=0), observers=[seen.append])
     app = Starlette(routes=[Mount("/v1", CloseCodeMiddleware(Starlette(routes=routes()), guard))])
     assert (await Peer(path="/v1/crash/a").visit(app)).closed[0] == 1013
-    [refused] = of(SessionRefused, seen)
+    [refused] = events_of(SessionRefused, seen)
     assert (refused.session.route, refused.session.path) == (None, "/v1/crash/a")
 
 
@@ -559,7 +559,7 @@ async def test_middleware_on_a_mount_reports_the_whole_template(mount, path, rou
     middleware = Middleware(CloseCodeMiddleware, Guard(Settings(), observers=[seen.append]))
     app = Starlette(routes=[Mount(mount, routes=routes(), middleware=[middleware])])
     await Peer(path=f"/proxied{path}", root_path="/proxied").visit(app)
-    [failed] = of(SessionFailed, seen)
+    [failed] = events_of(SessionFailed, seen)
     assert failed.session.route == route
 
 
@@ -572,7 +572,7 @@ async def test_two_middlewares_make_one_record_and_one_close(shared, error, capl
     outer = inner if shared else Guard(Settings(), observers=[seen.append])
     peer = await Peer().visit(CloseCodeMiddleware(CloseCodeMiddleware(Handler(error), inner), outer))
     assert peer.heard == ["accept", "close"]
-    assert len(of(SessionFailed, seen)) == 1
+    assert len(events_of(SessionFailed, seen)) == 1
     [record] = [record for record in caplog.records if record.name == "asgi_closecodes.error"]
     assert vars(record)["closecodes.error.id"] in peer.closed[1]
     assert not inner.sessions
@@ -586,7 +586,7 @@ async def test_two_middlewares_with_one_guard_take_one_permit():
     peer = await Peer().visit(CloseCodeMiddleware(CloseCodeMiddleware(Handler(ValueError("a bug")), guard), guard))
     assert peer.closed[0] == 1011
     assert guard.snapshot()["closes"] == {1011: 1}
-    assert len(of(SessionOpened, seen)) == len(of(SessionClosed, seen)) == 1
+    assert len(events_of(SessionOpened, seen)) == len(events_of(SessionClosed, seen)) == 1
 
 
 # Where no lifespan comes
@@ -609,13 +609,13 @@ async def test_limits_without_a_lifespan_hold_and_are_followed(build):
     gone, peers = anyio.Event(), []
     async with anyio.create_task_group() as tasks:
         for _ in range(3):
-            peers.append(Guest(gone))
+            peers.append(StayingClient(gone))
             tasks.start_soon(peers[-1].visit, app)
-            await until(lambda: peers[-1].sent)
-        await until(lambda: len(peers[2].sent) == 2)
+            await wait_until(lambda: peers[-1].sent)
+        await wait_until(lambda: len(peers[2].sent) == 2)
         assert peers[2].closed[0] == 1013
         guard.update(max_sessions=0)
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
         gone.set()
     assert [peer.closed[0] for peer in peers] == [1013] * 3
 
@@ -697,7 +697,7 @@ async def test_httpx_ws_sees_what_a_browser_would():
                     await refused.receive_text()
             assert closed.value.code == 1013
             assert "cause=full" in closed.value.reason
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
         async with aconnect_ws("ws://testserver/crash/x", client) as websocket:
             with pytest.raises(httpx_ws.WebSocketDisconnect) as closed:
                 await websocket.receive_text()

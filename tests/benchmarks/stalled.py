@@ -7,7 +7,7 @@ import contextlib
 import time
 from contextlib import contextmanager
 
-from tests.support.peers import Raw, eventually
+from tests.support.peers import Raw, wait_until
 
 from .harness.live import check_installed, served
 from .harness.paired import Comparison
@@ -41,7 +41,7 @@ def _register(name, app):
             with served(run, app) as server, contextlib.ExitStack() as stack:
                 for _ in range(peers):
                     stack.enter_context(contextlib.closing(Raw(server).socket))
-                eventually(lambda: server.ask()["counted"] == peers)
+                wait_until(lambda: server.ask()["counted"] == peers)
                 time.sleep(1)  # until nothing more goes out
                 server.ask("end")
                 time.sleep(2)  # what can leave does

@@ -8,7 +8,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 
-from tests.support.peers import eventually
+from tests.support.peers import wait_until
 from tests.support.servers import serve
 
 
@@ -103,7 +103,7 @@ def test_person_has_two_sessions_at_most_in_whatever_room(chat, people):
             member.say("back")
             return member.hears() == "erin: back"
 
-    assert eventually(comes_in)
+    assert wait_until(comes_in)
 
 
 @pytest.mark.parametrize("who", ["", "mallory", "mallory.0123", "mallory.\xff", "."])

@@ -15,7 +15,7 @@ from demo_app import controls, hosts
 from demo_app.app import PAGE
 from demo_app.handlers import ENDINGS
 from tests.support.demo import outcome, running_demo
-from tests.support.peers import Raw, connect, eventually
+from tests.support.peers import Raw, connect, wait_until
 
 SERVERS = ["uvicorn", "hypercorn", "granian"]
 SEEN = {
@@ -78,7 +78,7 @@ def test_more_sessions_than_it_takes(demo):
         with feed(demo) as told:
             state = told()
             assert (state["sessions"], state["limit"], state["draining"], state["bare"]) == (20, 20, False, 1)
-    assert eventually(lambda: state_of(demo)["open"] == 0)
+    assert wait_until(lambda: state_of(demo)["open"] == 0)
 
 
 def test_page_loads_nothing_from_elsewhere(demo):

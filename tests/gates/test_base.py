@@ -10,7 +10,7 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import GateFailed, SessionFailed, SessionRefused
 from asgi_closecodes.gates import AllOf, MaxSessions
-from tests.support.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, events_of
 
 
 class Diary:
@@ -336,7 +336,7 @@ async def test_users_gate_refuses_with_1013_its_delay_and_its_cause():
     peer, events = await visit(OfficeHours())
     assert peer.heard == ["accept", "close"]
     assert peer.closed == (1013, "try again later; retry_after=600.0; cause=closed")
-    [refused] = of(SessionRefused, events)
+    [refused] = events_of(SessionRefused, events)
     assert (refused.gate, refused.cause, refused.retry_after, refused.mode) == (
         "office_hours",
         "closed",
@@ -350,9 +350,9 @@ async def test_users_gate_refuses_with_1013_its_delay_and_its_cause():
 async def test_gate_failure_setting_decides_about_a_failing_gate(diary, failure, code):
     peer, events = await visit(diary.gate("a", on_entry=ValueError()), accepts, gate_failure=failure)
     assert peer.closed[0] == code
-    [failed] = of(GateFailed, events)
+    [failed] = events_of(GateFailed, events)
     assert failed.admitted is (failure == "open")
-    assert not of(SessionFailed, events)
+    assert not events_of(SessionFailed, events)
 
 
 async def accepts(_scope, _receive, send):
@@ -392,7 +392,7 @@ class Lease:
 async def test_gate_may_run_tasks_of_its_own():
     peer, events = await visit(Lease(anyio.sleep_forever), accepts)
     assert peer.closed == (1000, "")
-    assert not of(GateFailed, events)
+    assert not events_of(GateFailed, events)
 
 
 @pytest.mark.anyio
@@ -400,7 +400,7 @@ async def test_gate_with_tasks_is_not_blamed_for_the_next_refusal():
     """A gate with tasks is not blamed for the refusal of the next gate."""
     peer, events = await visit(AllOf(Lease(anyio.sleep_forever), MaxSessions(0)))
     assert peer.closed[0] == 1013
-    assert not of(GateFailed, events)
+    assert not events_of(GateFailed, events)
 
 
 @pytest.mark.anyio
@@ -412,7 +412,7 @@ async def test_gate_with_a_failing_task_ends_its_session_and_reports():
         server.start_soon(visit_and_note, notes := [], Lease(fails), stays)
     [(peer, events)] = notes
     assert peer.closed[0] == 1012
-    assert len(of(GateFailed, events)) == 1
+    assert len(events_of(GateFailed, events)) == 1
 
 
 async def stays(_scope, _receive, send):
@@ -439,7 +439,7 @@ async def test_gate_may_end_its_session_by_a_cancel_scope_of_its_own():
         server.start_soon(visit_and_note, notes := [], AllOf(AtMost(), MaxSessions(1)), stays)
     [(peer, events)] = notes
     assert peer.closed[0] == 1012
-    assert not of(GateFailed, events)
+    assert not events_of(GateFailed, events)
 
 
 @pytest.mark.anyio

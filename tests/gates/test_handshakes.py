@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.gates import HandshakeRate, HandshakesInProgress
-from tests.support.fakes import Clock, Visitor, admitted, refused
+from tests.support.fakes import Clock, FakeSession, admitted, refused
 
 # HandshakesInProgress
 
@@ -13,7 +13,7 @@ from tests.support.fakes import Clock, Visitor, admitted, refused
 @pytest.mark.anyio
 async def test_permit_is_free_once_the_handshake_is_answered():
     gate = HandshakesInProgress(1)
-    first, second = Visitor(), Visitor()
+    first, second = FakeSession(), FakeSession()
     place = gate.admit(first)
     await place.__aenter__()
     refusal = await refused(gate, second)
@@ -28,7 +28,7 @@ async def test_permit_is_free_once_the_handshake_is_answered():
 @pytest.mark.anyio
 async def test_handshake_never_answered_releases_its_permit_at_its_end():
     gate = HandshakesInProgress(1)
-    async with gate.admit(Visitor()):
+    async with gate.admit(FakeSession()):
         assert gate.usage == 1
     assert gate.usage == 0
 
@@ -37,7 +37,7 @@ async def test_handshake_never_answered_releases_its_permit_at_its_end():
 async def test_handshakes_that_take_too_long_are_expired():
     clock = Clock()
     gate = HandshakesInProgress(5, handshake_timeout=10, clock=clock)
-    slow, answered, young = Visitor(), Visitor(), Visitor()
+    slow, answered, young = FakeSession(), FakeSession(), FakeSession()
     assert await admitted(gate, slow)
     assert await admitted(gate, answered)
     answered.answer()
@@ -64,7 +64,7 @@ def test_in_progress_counts_what_is_neither_answered_nor_ended(steps, limit):
     inside, waiting = {}, set()
     for step, number in steps:
         if step == "come" and number not in inside:
-            session = Visitor()
+            session = FakeSession()
             place = gate.admit(session)
             try:
                 place.__aenter__().send(None)
@@ -191,7 +191,7 @@ async def test_storm_that_follows_hints_is_admitted_nearly_optimally():
         clock.now, client = heapq.heappop(due)
         attempts[client] += 1
         try:
-            await gate.admit(Visitor()).__aenter__()
+            await gate.admit(FakeSession()).__aenter__()
             last = clock.now
         except Exception as refusal:
             jitter = rng.uniform(0, min(60, 2 ** (attempts[client] - 1)))

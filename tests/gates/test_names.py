@@ -22,8 +22,8 @@ from asgi_closecodes.gates import (
     Shadow,
 )
 from asgi_closecodes.gates.base import NO_PERMIT, as_gate
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Dial, Stay, Visitor, admitted, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import ConnectedClients, FakeSensor, FakeSession, admitted, wait_until
 
 REDIS = "redis://localhost"
 
@@ -66,7 +66,7 @@ class Office(HTTPRooms2D):
         (HandshakesInProgress(1), "handshakes_in_progress"),
         (HandshakeRate(1), "handshake_rate"),
         (Pressure(LoopLag(), 1, 0.5), "lag"),
-        (Pressure(Dial(), 1, 0.5, name="heat"), "heat"),
+        (Pressure(FakeSensor(), 1, 0.5, name="heat"), "heat"),
         (ClusterSessions(1, REDIS), "cluster_sessions"),
         (ClusterSessions(1, REDIS, "rooms"), "cluster_sessions.rooms"),
         (ClusterSessionsPerKey(1, REDIS, name="a:b"), "cluster_sessions_per_key.a_b"),
@@ -126,9 +126,9 @@ def test_heir_of_a_gate_has_a_name_of_its_own():
 
 @pytest.mark.parametrize("name", [None, 5, b"queue"])
 def test_sensor_whose_name_is_no_text_is_refused(name):
-    sensor = Dial()
+    sensor = FakeSensor()
     sensor.name = name
-    with pytest.raises(TypeError, match="the name of the sensor Dial is .*give it a text"):
+    with pytest.raises(TypeError, match="the name of the sensor FakeSensor is .*give it a text"):
         Pressure(sensor, 1, 0.5)
 
 
@@ -171,7 +171,8 @@ def test_long_default_names_stay_tokens():
 
 @pytest.mark.parametrize("name", ["", "no token", "é", "x" * 65, 5, b"x", "a\n"])
 @pytest.mark.parametrize(
-    "build", [lambda name: MaxSessions(1, name=name), HTTPRooms2D, lambda name: Pressure(Dial(), 1, 0.5, name=name)]
+    "build",
+    [lambda name: MaxSessions(1, name=name), HTTPRooms2D, lambda name: Pressure(FakeSensor(), 1, 0.5, name=name)],
 )
 def test_name_that_is_no_token_is_refused(build, name):
     with pytest.raises(ValueError, match=r"name=.*: use 1 to 64 letters"):
@@ -263,15 +264,15 @@ async def test_bare_gate_is_asked_for_what_it_has():
 
     seen = []
     guard = Guard(Settings(shed_rate=1000), gate=Everything(), observers=[seen.append])
-    async with guard.lifespan(), Stay(guard) as stay:
+    async with guard.lifespan(), ConnectedClients(guard) as stay:
         for path in ("/shed", "/expired", "/stays"):
             await stay.come(1, path=path)
-        await until(lambda: stay.codes() == [1013, 1013, None])
+        await wait_until(lambda: stay.codes() == [1013, 1013, None])
         assert stay.peers[0].closed[1].endswith("cause=mine")
-        await until(lambda: "sample" in calls)
+        await wait_until(lambda: "sample" in calls)
     assert calls[:2] == ["attach", "start"]
     assert calls[-1] == "stop"
-    assert of(CallbackFailed, seen) == []
+    assert events_of(CallbackFailed, seen) == []
     [gate] = guard.snapshot()["gates"]
     assert gate == {"name": "everything", "cause": "mine", "usage": 3, "limit": 7, "shadow": False}
 
@@ -285,7 +286,7 @@ async def test_bare_gate_with_other_attributes_is_left_alone():
     guard = Guard(gate=Unrelated(), observers=[seen.append])
     async with guard.lifespan():
         await Peer().visit(CloseCodeMiddleware(Handler(), guard))
-    assert of(CallbackFailed, seen) == []
+    assert events_of(CallbackFailed, seen) == []
 
 
 @pytest.mark.parametrize(
@@ -325,7 +326,7 @@ async def test_names_are_what_refusals_tell():
     seen = []
     gates = Shadow(MaxSessions(0, name="shadowed")), type("OfficeHours", (), {"admit": refuse})()
     await Peer().visit(CloseCodeMiddleware(Handler(), gate=AllOf(*gates), observers=[seen.append]))
-    assert [(refused.gate, refused.cause) for refused in of(SessionRefused, seen)] == [
+    assert [(refused.gate, refused.cause) for refused in events_of(SessionRefused, seen)] == [
         ("shadowed", "full"),
         ("office_hours", "closed"),
     ]
@@ -371,19 +372,19 @@ async def test_shadow_makes_nobody_leave():
     seen = []
     gate = MaxSessionsPerKey(1, key=lambda session: session.key, when_full="replace_oldest")
     guard = Guard(gate=Shadow(gate), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         for session in guard.sessions:
             session.key = "alice"
-        assert len(of(SessionRefused, seen)) == 2
-        assert {event.mode for event in of(SessionRefused, seen)} == {"shadow"}
+        assert len(events_of(SessionRefused, seen)) == 2
+        assert {event.mode for event in events_of(SessionRefused, seen)} == {"shadow"}
         assert stay.codes() == [None] * 3
         assert gate.usage == 1
 
 
 @pytest.mark.anyio
 async def test_shadow_of_several_gates_is_a_shadow_of_each():
-    dial = Dial()
+    dial = FakeSensor()
     dial.sample = lambda: setattr(dial, "shown", 0.1)
     guard = Guard(gate=Shadow(AllOf(MaxSessions(0), Pressure(dial, 0.5, 0.2))))
     assert [(gate["name"], gate["shadow"]) for gate in guard.snapshot()["gates"]] == [
@@ -391,7 +392,7 @@ async def test_shadow_of_several_gates_is_a_shadow_of_each():
         ("dial", True),
     ]
     async with guard.lifespan():
-        await until(lambda: dial.shown == 0.1)
+        await wait_until(lambda: dial.shown == 0.1)
 
 
 # How much of a key's limit is in use
@@ -402,7 +403,7 @@ async def test_usage_is_what_the_busiest_key_has(anyio_backend):
     gate = MaxSessionsPerKey(None, key=lambda session: session.name)
     places = []
     for step, name in enumerate(["a", "b", "a", None, None, None, "a", "b", "c"]):
-        session = Visitor(name=name)
+        session = FakeSession(name=name)
         places.append(gate.admit(session))
         await places[-1].__aenter__()
         assert gate.usage == [1, 1, 2, 2, 2, 2, 3, 3, 3][step]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_closecodes.gates import Pressure
-from tests.support.fakes import Clock, Dial, Visitor, admitted, refused
+from tests.support.fakes import Clock, FakeSensor, FakeSession, admitted, refused
 
 
 class Trial:
@@ -13,7 +13,7 @@ class Trial:
 
     def __init__(self):
         self.clock = Clock()
-        self.dial = Dial()
+        self.dial = FakeSensor()
         self.gate = Pressure(self.dial, 0.8, 0.6, 1.2, clock=self.clock)
 
     async def let_in(self, value, of=100):
@@ -129,7 +129,7 @@ async def test_refusal_names_the_sensor_and_its_value():
 @pytest.mark.anyio
 @pytest.mark.parametrize("shown", [10**400, 1e308, math.inf])
 async def test_value_beyond_all_bounds_refuses(shown):
-    gate = Pressure(Dial(shown), 0.8, 0.6)
+    gate = Pressure(FakeSensor(shown), 0.8, 0.6)
     for _ in range(3):
         assert (await refused(gate)).cause == "dial"
 
@@ -144,8 +144,8 @@ async def test_value_beyond_all_bounds_refuses(shown):
 )  # fmt: skip
 def test_thresholds_that_contradict_each_other_are_refused(thresholds):
     with pytest.raises(ValueError, match="refuse_above="):
-        Pressure(Dial(), *thresholds)
-    gate = Pressure(Dial(), 0.8, 0.6)
+        Pressure(FakeSensor(), *thresholds)
+    gate = Pressure(FakeSensor(), 0.8, 0.6)
     with pytest.raises(ValueError, match="refuse_above="):
         gate.set(*thresholds)
     assert (gate.refuse_above, gate.resume_below, gate.shed_above) == (0.8, 0.6, None)
@@ -153,7 +153,7 @@ def test_thresholds_that_contradict_each_other_are_refused(thresholds):
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.none() | st.floats(0, 3)), max_size=80))
 def test_gate_without_pressure_refuses_nobody(steps):
-    clock, dial = Clock(), Dial()
+    clock, dial = Clock(), FakeSensor()
     gate = Pressure(dial, 0.8, 0.6, 1.2, clock=clock)
     high_since = None
     for pause, value in steps:
@@ -162,7 +162,7 @@ def test_gate_without_pressure_refuses_nobody(steps):
         if value is not None and value >= 0.8:
             high_since = clock.now
         try:
-            gate.admit(Visitor())
+            gate.admit(FakeSession())
         except Exception:
             assert high_since is not None
             assert value >= 0.6 or clock.now - high_since < 5 or gate._refusing_since is not None

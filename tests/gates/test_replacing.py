@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from asgi_closecodes import TryAgainLater
 from asgi_closecodes.gates import MaxSessionsPerKey
-from tests.support.fakes import Visitor
+from tests.support.fakes import FakeSession
 
 
 def enter(gate, name="ann"):
-    visitor = Visitor((name, 1))
+    visitor = FakeSession((name, 1))
     gate.acquire(name, visitor)
     return visitor
 

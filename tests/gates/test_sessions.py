@@ -17,13 +17,13 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import GateFailed, SessionFailed, SessionRefused
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey, Shadow, client_network
 from asgi_closecodes.gates.per_key import SessionsByKey
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Keyed, Stay, Visitor, admitted, of_key, refused, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import ConnectedClients, FakeSession, Keyed, admitted, of_key, refused, wait_until
 
 NOBODY = SimpleNamespace(priority=0)
 
 
-session_of = Visitor
+session_of = FakeSession
 
 
 def by_name(session):
@@ -235,10 +235,10 @@ async def test_session_counts_under_the_key_that_its_handler_sets(when):
     gate = MaxSessionsPerKey(1, key=of_key)
     events = []
     guard = Guard(gate=gate, observers=[events.append])
-    async with Stay(guard, Keyed(when)) as stay:
+    async with ConnectedClients(guard, Keyed(when)) as stay:
         await stay.come(1, path="/alice")
         await stay.come(1, path="/bob")
-        await until(lambda: gate.active_of("alice") == gate.active_of("bob") == 1)
+        await wait_until(lambda: gate.active_of("alice") == gate.active_of("bob") == 1)
         assert (gate.active, gate.active_of(None)) == (2, 0)
         again = await Peer(path="/alice").visit(stay.app)
         assert again.heard == ["accept", "close"]
@@ -247,9 +247,9 @@ async def test_session_counts_under_the_key_that_its_handler_sets(when):
         assert (gate.active, gate.active_of("alice"), len(guard.sessions)) == (2, 1, 2)
         assert stay.codes() == [None, None]
     assert (gate.active, len(gate._sessions)) == (0, 0)
-    [refusal] = of(SessionRefused, events)
+    [refusal] = events_of(SessionRefused, events)
     assert (refusal.gate, refusal.cause, refusal.usage, refusal.limit) == ("max_sessions_per_key", "client", 1, 1)
-    assert not of(SessionFailed, events)
+    assert not events_of(SessionFailed, events)
 
 
 @pytest.mark.anyio
@@ -261,21 +261,21 @@ async def test_gate_may_set_the_key_for_those_after_it():
             yield
 
     gate = MaxSessionsPerKey(1, key=of_key)
-    async with Stay(Guard(gate=AllOf(Authenticated(), gate))) as stay:
+    async with ConnectedClients(Guard(gate=AllOf(Authenticated(), gate))) as stay:
         await stay.come(2, path="/alice")
-        await until(lambda: stay.codes() == [None, 1013])
+        await wait_until(lambda: stay.codes() == [None, 1013])
         assert gate.active_of("/alice") == 1
 
 
 @pytest.mark.anyio
 async def test_new_key_may_replace_the_oldest_session_of_that_key():
     gate = MaxSessionsPerKey(1, key=of_key, when_full="replace_oldest")
-    async with Stay(Guard(gate=gate), Keyed()) as stay:
+    async with ConnectedClients(Guard(gate=gate), Keyed()) as stay:
         await stay.come(1, path="/alice")
         await stay.come(1, path="/alice")
-        await until(lambda: stay.codes() == [1013, None])
+        await wait_until(lambda: stay.codes() == [1013, None])
         assert "cause=replaced" in stay.peers[0].closed[1]
-        await until(lambda: gate.active == gate.active_of("alice") == 1)
+        await wait_until(lambda: gate.active == gate.active_of("alice") == 1)
     assert (gate.active, len(gate._sessions)) == (0, 0)
 
 
@@ -297,9 +297,9 @@ async def test_key_may_be_set_in_a_thread():
         return session.key
 
     gate.key = key
-    async with Stay(Guard(gate=gate), handler) as stay:
+    async with ConnectedClients(Guard(gate=gate), handler) as stay:
         await stay.come(2)
-        await until(lambda: stay.codes() == [None, 1013])
+        await wait_until(lambda: stay.codes() == [None, 1013])
         assert gate.active_of("alice") == 1
     # Counted by the event loop alone: admitted, set, admitted, set, set back.
     assert [thread == threading.get_ident() for thread in threads] == [True, False, True] * 2 + [True]
@@ -329,12 +329,12 @@ async def test_key_that_is_refused_stays_what_it_was_in_every_gate():
 async def test_key_in_the_shadow_is_not_refused():
     inner = MaxSessionsPerKey(1, key=of_key)
     events = []
-    async with Stay(Guard(gate=Shadow(inner), observers=[events.append]), Keyed()) as stay:
+    async with ConnectedClients(Guard(gate=Shadow(inner), observers=[events.append]), Keyed()) as stay:
         await stay.come(2, path="/alice")
         assert stay.codes() == [None, None]
         assert (inner.active_of("alice"), inner.active_of(None)) == (1, 1)
     assert not inner._sessions
-    assert [refusal.mode for refusal in of(SessionRefused, events)] == ["shadow"]
+    assert [refusal.mode for refusal in events_of(SessionRefused, events)] == ["shadow"]
 
 
 @pytest.mark.anyio
@@ -345,7 +345,7 @@ async def test_key_that_becomes_unusable_is_a_fault_of_the_gate(failure):
     guard = Guard(Settings(gate_failure=failure), gate=gate, observers=[events.append])
     peer = await Peer(path="/alice").visit(CloseCodeMiddleware(Keyed(), guard))
     assert peer.closed[0] == 1013 if failure == "closed" else peer.heard == ["accept"]
-    assert [type(event.exception) for event in of(GateFailed, events)] == [TypeError]
+    assert [type(event.exception) for event in events_of(GateFailed, events)] == [TypeError]
     assert not gate._sessions
 
 
@@ -374,12 +374,12 @@ def test_session_given_a_key_is_freed_with_its_last_reference():
 async def test_reserve_is_kept_from_a_priority():
     gate = MaxSessions(10, reserve={1: 0.2, 2: 1})
     for _ in range(8):
-        assert await admitted(gate, Visitor(priority=1))
-    assert not await admitted(gate, Visitor(priority=1))
-    assert not await admitted(gate, Visitor(priority=2))
-    assert await admitted(gate, Visitor(priority=0))
-    assert await admitted(gate, Visitor(priority=7))
-    assert not await admitted(gate, Visitor(priority=0))
+        assert await admitted(gate, FakeSession(priority=1))
+    assert not await admitted(gate, FakeSession(priority=1))
+    assert not await admitted(gate, FakeSession(priority=2))
+    assert await admitted(gate, FakeSession(priority=0))
+    assert await admitted(gate, FakeSession(priority=7))
+    assert not await admitted(gate, FakeSession(priority=0))
     assert gate.usage == 10
 
 
@@ -403,7 +403,7 @@ def test_reserve_is_a_share(share):
 async def test_oldest_session_of_a_key_is_replaced_by_the_newest():
     """The oldest session of a key is replaced, and its permit handed on."""
     gate = MaxSessionsPerKey(2, when_full="replace_oldest")
-    first, second, third, other = Visitor(), Visitor(), Visitor(), Visitor(("192.0.2.8", 1))
+    first, second, third, other = FakeSession(), FakeSession(), FakeSession(), FakeSession(("192.0.2.8", 1))
     places = [gate.admit(session) for session in (first, second, other, third)]
     for place in places:
         await place.__aenter__()
@@ -450,8 +450,8 @@ async def test_lowered_limit_leaves_an_excess():
 @pytest.mark.anyio
 async def test_lowered_limit_a_key_leaves_the_newest_to_shed():
     gate = MaxSessionsPerKey(3)
-    ours = [Visitor() for _ in range(3)]
-    theirs = Visitor(("192.0.2.8", 1))
+    ours = [FakeSession() for _ in range(3)]
+    theirs = FakeSession(("192.0.2.8", 1))
     for session in (*ours, theirs):
         assert await admitted(gate, session)
     assert list(gate.to_shed()) == []

@@ -20,7 +20,7 @@ from asgi_closecodes.gates import (
     Shadow,
     client_network,
 )
-from tests.support.fakes import Dial, Guest
+from tests.support.fakes import FakeSensor, StayingClient
 
 
 class Slow:
@@ -77,7 +77,7 @@ gates = st.deferred(
         )
         | st.builds(HandshakesInProgress, small)
         | st.builds(lambda: HandshakeRate(1000, 3, ramp=0))
-        | st.builds(lambda shown: Pressure(Dial(shown), 0.8, 0.5, 2), st.sampled_from([0.0, 0.9, None]))
+        | st.builds(lambda shown: Pressure(FakeSensor(shown), 0.8, 0.5, 2), st.sampled_from([0.0, 0.9, None]))
         | st.builds(lambda seed: Slow(random.Random(seed), 0.2), st.integers(0, 99))
         | st.builds(Shadow, gates)
         | st.builds(
@@ -127,7 +127,7 @@ def test_no_gate_and_no_composition_loses_a_permit(backend, gate, steps):
 
         async def visit(number):
             gone = anyio.Event()
-            peer = Guest(gone, client=(f"192.0.2.{number}", 1))
+            peer = StayingClient(gone, client=(f"192.0.2.{number}", 1))
             with anyio.CancelScope() as scope:
                 inside.append((scope, gone, None))
                 await peer.visit(app)

@@ -14,7 +14,7 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import GateFailed
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.gates.base import as_gate
-from tests.support.asgi import Peer, of
+from tests.support.asgi import Peer, events_of
 from tests.support.fakes import settle
 
 HOSTS = ("192.0.2.1", "192.0.2.2")
@@ -211,7 +211,7 @@ async def test_key_that_raises_holds_nothing_and_is_told_once():
     async with staying(guard, *HOSTS):
         guard.gate.replace((gate,), [session.permits for session in guard.sessions])
         assert gate.usage == 0
-    [told] = of(GateFailed, seen)
+    [told] = events_of(GateFailed, seen)
     assert (told.gate, type(told.exception)) == (gate.name, ZeroDivisionError)
 
 

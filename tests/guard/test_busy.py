@@ -6,8 +6,8 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import DrainStarted, SessionShed
-from tests.support.asgi import of
-from tests.support.fakes import Stay, until
+from tests.support.asgi import events_of
+from tests.support.fakes import ConnectedClients, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -52,9 +52,9 @@ async def test_busy_blocks_nest_in_tasks_and_threads():
             counts.append(busy(guard))
         counts.append(busy(guard))
 
-    async with Stay(guard, Calls(block)) as stay:
+    async with ConnectedClients(guard, Calls(block)) as stay:
         await stay.come(1)
-        await until(lambda: len(counts) == 4)
+        await wait_until(lambda: len(counts) == 4)
     assert counts == [1, 1, 1, 0]
 
 
@@ -69,9 +69,9 @@ async def test_busy_block_that_raises_or_is_cancelled_ends():
             await anyio.sleep_forever()
         after.append(busy(guard))
 
-    async with Stay(guard, Calls(block)) as stay:
+    async with ConnectedClients(guard, Calls(block)) as stay:
         await stay.come(1)
-        await until(lambda: len(after) == 2)
+        await wait_until(lambda: len(after) == 2)
     assert after == [0, 0]
 
 
@@ -83,9 +83,9 @@ async def test_busy_session_that_crashes_is_none_any_more():
         calls[0].__enter__()
         raise ValueError
 
-    async with Stay(guard, Calls(block)) as stay:
+    async with ConnectedClients(guard, Calls(block)) as stay:
         await stay.come(1)
-        await until(lambda: calls and not guard.sessions)
+        await wait_until(lambda: calls and not guard.sessions)
     assert busy(guard) == 0
     calls[0].__exit__(None, None, None)
     assert not guard.busy_sessions._blocks
@@ -93,7 +93,7 @@ async def test_busy_session_that_crashes_is_none_any_more():
 
 async def test_busy_session_that_is_over_changes_nothing():
     guard, handler = Guard(Settings()), Calls(lambda session: anyio.sleep(0))
-    async with Stay(guard, handler) as stay:
+    async with ConnectedClients(guard, handler) as stay:
         await stay.come(1)
     [session] = handler.sessions
     with session.busy():
@@ -109,9 +109,9 @@ async def test_busy_session_that_is_told_to_end_is_leaving():
             await session.shed("test")
             assert busy(guard) == 0
 
-    async with Stay(guard, Calls(block)) as stay:
+    async with ConnectedClients(guard, Calls(block)) as stay:
         await stay.come(1)
-        await until(lambda: stay.codes() == [1013])
+        await wait_until(lambda: stay.codes() == [1013])
 
 
 async def test_drain_waits_for_busy_sessions_and_refuses_at_once():
@@ -123,21 +123,21 @@ async def test_drain_waits_for_busy_sessions_and_refuses_at_once():
             with session.busy():
                 await done.wait()
 
-    async with Stay(guard, Calls(block)) as stay, anyio.create_task_group() as tasks:
+    async with ConnectedClients(guard, Calls(block)) as stay, anyio.create_task_group() as tasks:
         await stay.come(2, path="/call")
         await stay.come(2)
-        await until(lambda: busy(guard) == 2)
+        await wait_until(lambda: busy(guard) == 2)
         tasks.start_soon(guard.drain)
-        await until(lambda: guard.snapshot()["open"] == 2)
-        await until(lambda: stay.codes() == [None, None, 1012, 1012])
+        await wait_until(lambda: guard.snapshot()["open"] == 2)
+        await wait_until(lambda: stay.codes() == [None, None, 1012, 1012])
         state = guard.snapshot()["drain"]
         assert (state["sessions"], state["remaining"], state["waits_for_busy"]) == (4, 2, True)
         await stay.come(1)
-        await until(lambda: stay.codes()[4] == 1012)
+        await wait_until(lambda: stay.codes()[4] == 1012)
         done.set()
-        await until(lambda: stay.codes() == [1012] * 5)
-    assert [event.patience for event in of(DrainStarted, seen)] == [60]
-    assert [event.cause for event in of(SessionShed, seen)] == ["drain"] * 4
+        await wait_until(lambda: stay.codes() == [1012] * 5)
+    assert [event.patience for event in events_of(DrainStarted, seen)] == [60]
+    assert [event.cause for event in events_of(SessionShed, seen)] == ["drain"] * 4
     assert guard.snapshot()["drain"] is None
 
 
@@ -148,7 +148,7 @@ async def test_drain_without_patience_cuts_busy_sessions():
         with session.busy():
             await anyio.sleep_forever()
 
-    async with Stay(guard, Calls(block)) as stay:
+    async with ConnectedClients(guard, Calls(block)) as stay:
         await stay.come(2)
         await guard.drain(0, patience=0)
         assert stay.codes() == [1012] * 2
@@ -163,18 +163,18 @@ async def test_shedding_takes_those_that_are_not_busy():
             with session.busy():
                 await anyio.sleep_forever()
 
-    async with Stay(guard, Calls(block)) as stay:
+    async with ConnectedClients(guard, Calls(block)) as stay:
         await stay.come(2)
         await stay.come(2, path="/call")  # the newest go first otherwise
-        await until(lambda: busy(guard) == 2)
+        await wait_until(lambda: busy(guard) == 2)
         guard.update(max_sessions=2)
-        await until(lambda: stay.codes() == [1013, 1013, None, None])
+        await wait_until(lambda: stay.codes() == [1013, 1013, None, None])
         stay.tasks.cancel_scope.cancel()
 
 
 async def test_busy_session_costs_nothing_until_it_is():
     guard, handler = Guard(Settings()), Calls(lambda session: anyio.sleep(0))
-    async with Stay(guard, handler) as stay:
+    async with ConnectedClients(guard, handler) as stay:
         await stay.come(3)
         assert not guard.busy_sessions._blocks
     assert CloseCodeMiddleware(handler, guard).guard is guard

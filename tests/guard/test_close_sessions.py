@@ -10,23 +10,25 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import CallbackFailed, SessionShed
 from asgi_closecodes.session import Session
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Guest, Stay, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import ConnectedClients, StayingClient, wait_until
 
 
 @pytest.mark.anyio
 async def test_close_sessions_closes_those_that_are_chosen():
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(5)
         for number, session in enumerate(guard.sessions):
             session.key = number % 2
         assert await guard.close_sessions(lambda session: session.key == 0, 3003, "banned") == 3
         assert await guard.close_sessions(lambda session: session.key == 0, 3003, "banned") == 0
-        await until(lambda: len(guard.sessions) == 2)
+        await wait_until(lambda: len(guard.sessions) == 2)
     assert [peer.closed for peer in stay.peers[::2]] == [(3003, "banned")] * 3
-    assert [(event.cause, event.retry_after) for event in of(SessionShed, seen)] == [("close_sessions", None)] * 3
+    assert [(event.cause, event.retry_after) for event in events_of(SessionShed, seen)] == [
+        ("close_sessions", None)
+    ] * 3
     assert guard.snapshot()["closes"][3003] == 3
 
 
@@ -64,12 +66,12 @@ async def test_close_sessions_skips_what_the_predicate_fails_for(where, closed):
     """And says so once."""
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(4)
         for number, session in enumerate(guard.sessions):
             session.key = number % 2
         assert await guard.close_sessions(where, 3000, "x") == closed
-    [failed] = of(CallbackFailed, seen)
+    [failed] = events_of(CallbackFailed, seen)
     assert failed.callback == f"where={where.__module__}.{where.__qualname__}"
 
 
@@ -77,7 +79,7 @@ async def test_close_sessions_skips_what_the_predicate_fails_for(where, closed):
 @pytest.mark.parametrize("code", [1004, 1005, 1006, 1015, 999, 0, -1, 5000, True, "3000", 3000.0, None])
 async def test_close_sessions_with_a_code_that_must_not_be_sent(code):
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
         with pytest.raises(ValueError, match="must not be sent in a close frame; use 1000-1003"):
             await guard.close_sessions(lambda session: True, code, "x")
@@ -89,7 +91,7 @@ async def test_close_sessions_with_a_code_that_must_not_be_sent(code):
 @pytest.mark.anyio
 async def test_close_sessions_cuts_a_long_reason():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
         assert await guard.close_sessions(lambda session: True, 4000, "ü" * 100) == 1
     assert stay.peers[0].closed == (4000, "ü" * 61)
@@ -112,7 +114,7 @@ async def test_close_sessions_ends_at_most_25_a_turn(monkeypatch):
             turns.append(turn[0])
             turn[0] = 0
 
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(200)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
@@ -123,7 +125,7 @@ async def test_close_sessions_ends_at_most_25_a_turn(monkeypatch):
 
 def test_close_sessions_of_other_event_loops():
     guard = Guard(Settings())
-    peer = Guest(anyio.Event())
+    peer = StayingClient(anyio.Event())
 
     async def close():
         with anyio.fail_after(10):

@@ -10,9 +10,9 @@ from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey, Shadow
 from asgi_closecodes.guard import counters, saturation
 from asgi_closecodes.guard.counters import Counters
 from asgi_closecodes.guard.saturation import Saturation
-from tests.support.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, events_of
 from tests.support.every_event import FACTS
-from tests.support.fakes import until
+from tests.support.fakes import wait_until
 
 
 class Clock:
@@ -64,10 +64,10 @@ def test_gate_that_is_full_has_not_recovered(clock):
     saturation(refused())
     clock.now += 60
     saturation.check()
-    assert [event.gate for event in of(events.GateRecovered, seen)] == ["max_sessions"]
+    assert [event.gate for event in events_of(events.GateRecovered, seen)] == ["max_sessions"]
     full.clear()
     saturation.check()
-    assert [event.gate for event in of(events.GateRecovered, seen)] == ["max_sessions", "max_memory"]
+    assert [event.gate for event in events_of(events.GateRecovered, seen)] == ["max_sessions", "max_memory"]
     assert not saturation.is_watched
 
 
@@ -131,13 +131,13 @@ async def test_recovery_without_lifespan_or_sessions_is_noticed(gate_of, monkeyp
     with anyio.CancelScope() as scope:
         await Peer().visit(CloseCodeMiddleware(Handler(), guard))
         if isinstance(gate, MaxSessions):
-            await until(lambda: of(events.GateSaturated, seen))
+            await wait_until(lambda: events_of(events.GateSaturated, seen))
             await anyio.sleep(0.5)
-            assert not of(events.GateRecovered, seen)  # nobody comes, and nobody could come in
+            assert not events_of(events.GateRecovered, seen)  # nobody comes, and nobody could come in
             gate.limit = 1
-            await until(lambda: of(events.GateRecovered, seen))
+            await wait_until(lambda: events_of(events.GateRecovered, seen))
             assert "gate max_sessions saturated: full" in caplog.messages
             assert "gate max_sessions recovered: full; it refused 1 in 0.0 s" in caplog.messages
         else:
-            assert not of(events.GateSaturated, seen)
+            assert not events_of(events.GateSaturated, seen)
         scope.cancel()

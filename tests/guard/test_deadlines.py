@@ -23,10 +23,10 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import SessionRefused, SessionShed
 from asgi_closecodes.guard.deadlines import Deadlines
 from asgi_closecodes.session import Session
-from tests.support.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, events_of
 from tests.support.cohort import reconnect_peak
 from tests.support.every_event import FACTS
-from tests.support.fakes import Clock, Guest, Stay, until
+from tests.support.fakes import Clock, ConnectedClients, StayingClient, wait_until
 
 TICK_S = 0.1
 
@@ -228,7 +228,7 @@ async def test_many_due_at_once_are_ended_a_few_a_turn():
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         await looking.pass_time(1.5)
-        await until(lambda: ended and ended[-1] == 1000)
+        await wait_until(lambda: ended and ended[-1] == 1000)
         tasks.cancel_scope.cancel()
     assert max(after - before for before, after in itertools.pairwise(ended)) <= 50
 
@@ -455,12 +455,12 @@ async def test_guard_closes_each_by_its_code_and_cause(caplog):
     caplog.set_level("INFO")
     seen = []
     guard = Guard(Settings(max_session_age=0.5, auth_timeout=0.2), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         expires, _, ages = guard.sessions
         ages.key = expires.key = "somebody"
         expires.expires_at = timedelta(seconds=0.01)
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
     (expired, auth, age) = (peer.closed for peer in stay.peers)
     assert expired == (3000, "credentials expired; cause=expired")
     assert auth == (3000, "authentication timeout; cause=auth")
@@ -469,7 +469,7 @@ async def test_guard_closes_each_by_its_code_and_cause(caplog):
     assert age[1].endswith("; cause=age")
     assert guard.snapshot()["sheds"] == {"expired": 1, "auth": 1, "age": 1}
     assert guard.snapshot()["closes"] == {3000: 2, 1012: 1}
-    assert sorted(event.cause for event in of(SessionShed, seen)) == ["age", "auth", "expired"]
+    assert sorted(event.cause for event in events_of(SessionShed, seen)) == ["age", "auth", "expired"]
     [record] = [record for record in caplog.records if record.__dict__.get("closecodes.gate.cause") == "auth"]
     assert (record.levelname, record.getMessage()) == ("INFO", "shed a session of /: auth; close code 3000")
 
@@ -478,27 +478,27 @@ async def test_guard_closes_each_by_its_code_and_cause(caplog):
 async def test_guard_ends_session_whose_expiry_a_thread_sets():
     """And though nothing had to tick before."""
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         session, other = guard.sessions
         assert session.expires_at is None
         assert not guard._ticker.is_running
         await anyio.to_thread.run_sync(setattr, session, "expires_at", 0)
-        await until(lambda: [*guard.sessions] == [other])
+        await wait_until(lambda: [*guard.sessions] == [other])
     assert stay.peers[0].closed[0] == 3000
 
 
 @pytest.mark.anyio
 async def test_guard_keeps_session_whose_expiry_was_cleared():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         kept, ended = guard.sessions
         kept.expires_at = timedelta(seconds=0.2)
         ended.expires_at = timedelta(seconds=0.3)
         kept.expires_at = None
         assert kept.expires_at is None
-        await until(lambda: len(guard.sessions) == 1)
+        await wait_until(lambda: len(guard.sessions) == 1)
         assert [*guard.sessions] == [kept]
 
 
@@ -518,9 +518,9 @@ class Expiring:
 @pytest.mark.anyio
 async def test_expiry_that_a_gate_sets_bites_once_it_is_admitted():
     guard = Guard(Settings(), gate=Expiring(anyio.lowlevel.checkpoint))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
     assert stay.peers[0].closed[0] == 3000
 
 
@@ -558,7 +558,7 @@ async def test_expired_handshake_is_refused_by_http_401():
         await anyio.sleep_forever()
 
     guard = Guard(Settings(shed_grace=0.1, reject_with="http"))
-    peer = Guest(anyio.Event())
+    peer = StayingClient(anyio.Event())
     with anyio.fail_after(10):
         await peer.visit(CloseCodeMiddleware(never, guard))
     assert peer.status == 401
@@ -567,26 +567,26 @@ async def test_expired_handshake_is_refused_by_http_401():
 @pytest.mark.anyio
 async def test_key_that_is_taken_away_gives_time_for_another():
     guard = Guard(Settings(auth_timeout=0.2))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
         [session] = guard.sessions
         session.key = "somebody"
-        await until(lambda: guard.deadlines._current == 0)
+        await wait_until(lambda: guard.deadlines._current == 0)
         session.key = None
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
     assert stay.peers[0].closed[0] == 3000
 
 
 @pytest.mark.anyio
 async def test_guard_update_of_deadlines_applies_to_open_sessions():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         next(iter(guard.sessions)).key = "somebody"
         guard.update(auth_timeout=0.1)
-        await until(lambda: len(guard.sessions) == 1)
+        await wait_until(lambda: len(guard.sessions) == 1)
         await anyio.to_thread.run_sync(lambda: guard.update(max_session_age=0.1))
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
     assert [peer.closed[0] for peer in stay.peers] == [1012, 3000]
 
 
@@ -594,9 +594,9 @@ async def test_guard_update_of_deadlines_applies_to_open_sessions():
 async def test_deadlines_in_the_shadow_are_counted_and_logged(caplog):
     caplog.set_level("INFO")
     guard = Guard(Settings(max_session_age=0.1, auth_timeout=0.1, idle_timeout=0.5, shadow="all"))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
-        await until(lambda: "would have closed a session of /: idle_timeout (idle)" in caplog.text)
+        await wait_until(lambda: "would have closed a session of /: idle_timeout (idle)" in caplog.text)
         assert len(guard.sessions) == 1
         await anyio.sleep(0.8)  # longer than the limit once more
     shadowed = [record for record in caplog.records if record.__dict__.get("closecodes.refusal.mode") == "shadow"]
@@ -612,7 +612,7 @@ async def test_deadlines_in_the_shadow_are_counted_and_logged(caplog):
 @pytest.mark.anyio
 async def test_session_without_deadlines_leaves_no_entry():
     guard = Guard(Settings(max_sessions=5))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         assert not guard.deadlines.is_used
         assert not guard.deadlines._times
@@ -628,7 +628,7 @@ async def test_session_without_deadlines_leaves_no_entry():
 @pytest.mark.anyio
 async def test_forked_child_has_none_of_the_parents_deadlines():
     guard = Guard(Settings(max_session_age=60))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         if not (child := os.fork()):
             os._exit(len(guard.deadlines._heap) + len(guard.deadlines._times))
@@ -639,7 +639,7 @@ async def test_forked_child_has_none_of_the_parents_deadlines():
 def test_deadlines_of_two_event_loops_end_in_their_own():
     guard = Guard(Settings())
     portals = [anyio.from_thread.start_blocking_portal(backend) for backend in ("asyncio", "trio")]
-    peers = [Guest(anyio.Event()) for _ in portals]
+    peers = [StayingClient(anyio.Event()) for _ in portals]
     try:
         started = [portal.__enter__() for portal in portals]
         done = [

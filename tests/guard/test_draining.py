@@ -11,12 +11,12 @@ from asgi_closecodes.exceptions import ServiceRestart
 from asgi_closecodes.guard import draining as module
 from asgi_closecodes.guard.draining import Draining
 from asgi_closecodes.guard.shed_order import ShedOrder
-from tests.support.fakes import Clock, Visitor, until
+from tests.support.fakes import Clock, FakeSession, wait_until
 
 pytestmark = pytest.mark.anyio
 
 
-class Leaver(Visitor):
+class Leaver(FakeSession):
     loop = SimpleNamespace(is_here=True)
 
     async def end(self, refusal):
@@ -38,12 +38,12 @@ async def test_drain_closes_as_many_as_time_has_passed():
     gate.check()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(gate.drain, 10.0)
-        await until(lambda: seen)
+        await wait_until(lambda: seen)
         with pytest.raises(ServiceRestart):
             gate.check()
         for count in (1, 2, 3):
             clock.now += 1.0
-            await until(lambda count=count: sum(one.is_leaving for one in sessions) == count)
+            await wait_until(lambda count=count: sum(one.is_leaving for one in sessions) == count)
         assert [one.is_leaving for one in sessions] == [True] * 3 + [False] * 7, "in the order of the shed_order"
         clock.now += 7.0
     assert {type(refusal) for one in sessions for refusal in one.ended} == {ServiceRestart}
@@ -56,7 +56,7 @@ async def test_drain_called_off_or_in_a_child_admits():
     gate = draining(sessions, seen, clock)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(gate.drain, 10.0)
-        await until(lambda: gate.is_on)
+        await wait_until(lambda: gate.is_on)
         gate.is_on = False
     gate.check()
     assert not any(one.is_leaving for one in sessions)
@@ -79,20 +79,20 @@ async def test_patient_drain_spares_busy_sessions():
     assert drain.state(6) is None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(drain.drain, 6.0, 60.0)
-        await until(lambda: drain.state(6))
+        await wait_until(lambda: drain.state(6))
         assert drain.state(6) == {
             "sessions": 6, "remaining": 6, "elapsed": 0.0, "window": 6.0, "patience": 60.0, "waits_for_busy": True
         }  # fmt: skip
         clock.now += 1.0
-        await until(lambda: gone(sessions) == [False] * 3 + [True, False, False])
+        await wait_until(lambda: gone(sessions) == [False] * 3 + [True, False, False])
         for count in (2, 3):
             clock.now += 1.0
-            await until(lambda count=count: sum(gone(sessions)) == count)
+            await wait_until(lambda count=count: sum(gone(sessions)) == count)
         busy.discard(sessions[1])
         clock.now += 1.0
-        await until(lambda: gone(sessions) == [False, True, False, True, True, True])
+        await wait_until(lambda: gone(sessions) == [False, True, False, True, True, True])
         clock.now += 60.0
-        await until(lambda: not drain.state(2)["waits_for_busy"])
+        await wait_until(lambda: not drain.state(2)["waits_for_busy"])
         assert gone(sessions)[::2] == [False, False, True], "their window begins"
         with anyio.fail_after(10):
             while not all(gone(sessions)):
@@ -124,7 +124,7 @@ async def test_patient_drain_called_off_admits_again():
     drain = draining(sessions, seen, clock, busy=sessions)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(drain.drain, 0, 60.0)
-        await until(lambda: seen)
+        await wait_until(lambda: seen)
         drain.is_on = False
     drain.check()
     assert gone(sessions) == [False]
@@ -145,12 +145,12 @@ async def test_patient_drain_looks_once_more_before_it_ends_one():
     drain._shed_order = SimpleNamespace(choose=choose_and_begin)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(drain.drain, 0, 60.0)
-        await until(lambda: session in busy)
+        await wait_until(lambda: session in busy)
         await anyio.sleep(0.15)
         assert not session.is_leaving
         drain._shed_order = SimpleNamespace(choose=choose)
         busy.clear()
-        await until(lambda: session.is_leaving)
+        await wait_until(lambda: session.is_leaving)
 
 
 @pytest.mark.parametrize("bad", [-1, float("inf"), float("nan"), True, "5"])

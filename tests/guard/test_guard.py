@@ -33,8 +33,8 @@ from asgi_closecodes.gates.base import NO_PERMIT
 from asgi_closecodes.logs import JsonFormatter, LogObserver
 from asgi_closecodes.naming import name_of, shown
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Clock, Dial, Guest, Stay, settle, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import Clock, ConnectedClients, FakeSensor, StayingClient, settle, wait_until
 
 
 def gates(guard):
@@ -48,7 +48,7 @@ def gates(guard):
 @pytest.mark.anyio
 async def test_new_limit_counts_those_who_came_before_it():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         await settle()
         guard.update(max_sessions=4)
@@ -69,7 +69,7 @@ def in_use(usage, limit, *, shadow=False):
 @pytest.mark.anyio
 async def test_limit_below_use_refuses_until_enough_have_left():
     guard = Guard(Settings(max_sessions=3, max_sessions_per_client=3, shed_order="never"))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         await settle()
         guard.update(max_sessions=1, max_sessions_per_client=1)
@@ -79,7 +79,7 @@ async def test_limit_below_use_refuses_until_enough_have_left():
         assert stay.codes() == [None, None, None, 1013]
         assert gates(guard)["max_sessions"] == in_use(3, 1)
     assert gates(guard)["max_sessions"]["usage"] == 0
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         await settle()
         assert stay.codes() == [None, 1013]
@@ -107,7 +107,7 @@ async def test_all_changes_are_made_or_none(changes):
     except ValueError:
         assert (guard.settings, guard.rules, guard.snapshot(), guard.gate.gates) == before
         assert seen == []
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(2)
             await settle()
             assert stay.codes() == [None, None]
@@ -136,7 +136,7 @@ def test_update_reports_the_change_and_all_limits(caplog):
     with caplog.at_level(logging.INFO, "asgi_closecodes"):
         guard = Guard(Settings(max_sessions=9), observers=[seen.append])
         guard.update(max_sessions="5", max_memory="1MiB", error_code=4000)
-    first, second = of(LimitsChanged, seen)
+    first, second = events_of(LimitsChanged, seen)
     assert first.changed == {}
     assert first.limits["max_sessions"] == 9
     assert second.changed == {"max_sessions": 5, "max_memory": 2**20, "error_code": 4000}
@@ -196,7 +196,7 @@ async def test_gate_failure_after_an_update_follows_it_at_once():
 @pytest.mark.anyio
 async def test_gate_moved_into_the_shadow_and_back_keeps_its_permits():
     guard = Guard(Settings(max_sessions=2, shed_order="never"))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         await settle()
         guard.update(shadow="max_sessions")
@@ -265,14 +265,14 @@ async def test_snapshot_is_right_before_during_and_after_sessions():
         }
 
     assert guard.snapshot() == expected(0)
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(4)
         await settle()
         assert guard.snapshot() == expected(3, refusals={"full": 1})
         session = next(iter(guard.sessions))
         await session.shed("why", retry_after=1)
         assert guard.snapshot()["sheds"] == {"why": 1}
-        await until(lambda: len(guard.sessions) == 2)
+        await wait_until(lambda: len(guard.sessions) == 2)
         assert guard.snapshot() == expected(2, refusals={"full": 1}, sheds={"why": 1}, closes={1013: 1})
         crashing = CloseCodeMiddleware(Handler(ValueError()), guard)
         await Peer().visit(crashing)
@@ -338,7 +338,7 @@ async def test_gate_of_ones_own_may_have_any_numbers(number, caplog):
     assert b"closecodes_gate_usage" in generate_latest(registry)
     for line in caplog.text.splitlines():
         json.loads(line)
-    assert [refused.limit for refused in of(SessionRefused, seen)] == [None]
+    assert [refused.limit for refused in events_of(SessionRefused, seen)] == [None]
 
 
 @pytest.mark.anyio
@@ -347,7 +347,7 @@ async def test_session_that_does_not_leave_is_leaving():
     app = CloseCodeMiddleware(deaf, guard)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Peer().visit, app)
-        await until(lambda: guard.sessions)
+        await wait_until(lambda: guard.sessions)
         await next(iter(guard.sessions)).shed()
         assert (len(guard.sessions), guard.snapshot()["leaving"]) == (1, 1)
     assert (len(guard.sessions), guard.snapshot()["leaving"]) == (0, 0)
@@ -369,7 +369,7 @@ def test_handler_overstaying_on_asyncio_is_cancelled_once():
     async def main():
         guard = Guard(Settings(shed_grace=0.01))
         visit = asyncio.create_task(Peer().visit(CloseCodeMiddleware(overstay, guard)))
-        await until(lambda: guard.sessions)
+        await wait_until(lambda: guard.sessions)
         await next(iter(guard.sessions)).shed()
         await visit
         assert not guard.sessions
@@ -417,7 +417,7 @@ async def test_snapshot_is_plain_data():
         Settings(
             max_sessions=5, max_memory="1GiB", max_cpu="99%", max_loop_lag=9, handshakes_per_second=100, shadow="all"
         ),
-        gate=Pressure(Dial(), 0.8, 0.5),
+        gate=Pressure(FakeSensor(), 0.8, 0.5),
     )
     for handler, peer in (
         *((Handler(), Peer()), (Handler(), Gone()), (vanish, Gone()), (stop, Peer())),
@@ -465,7 +465,7 @@ async def test_snapshot_counts_no_refusal_of_a_shadow():
     seen = []
     guard = Guard(Settings(max_sessions=0, shadow="max_sessions"), observers=[seen.append])
     await Peer().visit(CloseCodeMiddleware(stop, guard))
-    assert [event.mode for event in of(SessionRefused, seen)] == ["shadow"]
+    assert [event.mode for event in events_of(SessionRefused, seen)] == ["shadow"]
     assert (guard.snapshot()["refusals"], guard.snapshot()["closes"]) == ({}, {1000: 1})
 
 
@@ -496,10 +496,10 @@ async def test_failing_observer_is_logged_once_and_called_again(caplog):
         peer = await Peer().visit(CloseCodeMiddleware(stop, guard))
         assert peer.heard == ["accept", "close"]
         assert peer.closed == (1000, "")
-    assert len(of(SessionClosed, first.told)) == len(of(SessionClosed, second.told)) == 3
-    assert len(of(SessionOpened, before)) == len(of(SessionClosed, after)) == 3
+    assert len(events_of(SessionClosed, first.told)) == len(events_of(SessionClosed, second.told)) == 3
+    assert len(events_of(SessionOpened, before)) == len(events_of(SessionClosed, after)) == 3
     assert [name_of(first) in record.getMessage() for record in failures(caplog)] == [True, True]
-    assert [event.exception.args for event in of(CallbackFailed, after)] == [("the observer",)] * 2
+    assert [event.exception.args for event in events_of(CallbackFailed, after)] == [("the observer",)] * 2
     assert guard.snapshot()["errors"] == 0
 
 
@@ -658,7 +658,7 @@ def test_settings_are_no_guard_and_a_dict_is_no_settings():
 @pytest.mark.anyio
 async def test_middlewares_with_one_guard_share_limit_and_counts():
     guard = Guard(Settings(max_sessions=3))
-    async with Stay(guard) as one, Stay(guard) as other:
+    async with ConnectedClients(guard) as one, ConnectedClients(guard) as other:
         assert one.app is not other.app
         await one.come(2)
         await settle()
@@ -679,7 +679,7 @@ async def test_middlewares_with_one_guard_share_limit_and_counts():
 @pytest.mark.anyio
 async def test_two_middlewares_without_a_guard_share_nothing():
     one, other = (CloseCodeMiddleware(Handler(), settings=Settings(max_sessions=1)) for _ in range(2))
-    async with Stay(one.guard) as stay:
+    async with ConnectedClients(one.guard) as stay:
         await stay.come(2)
         await settle()
         assert stay.codes() == [None, 1013]
@@ -691,18 +691,18 @@ async def test_drain_and_clients_own_limit_are_no_overload():
     seen = []
     settings = Settings(max_sessions=2, max_sessions_per_client=1, when_client_full="replace_oldest")
     guard = Guard(settings, observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)  # the second takes the place of the first
-        await until(lambda: stay.codes() == [1013, None])
+        await wait_until(lambda: stay.codes() == [1013, None])
         guard.update(max_sessions=0, max_sessions_per_client=None)
-        await until(lambda: len(guard.sessions) - guard.snapshot()["leaving"] == 0)
+        await wait_until(lambda: len(guard.sessions) - guard.snapshot()["leaving"] == 0)
         guard.update(max_sessions=5)
         await stay.come(1)
         await settle()
         await guard.drain(0)
         await Peer().visit(stay.app)
-    overloads = {(type(event).__name__, event.cause): event.is_overload for event in of(SessionRefused, seen)}
-    overloads |= {(type(event).__name__, event.cause): event.is_overload for event in of(SessionShed, seen)}
+    overloads = {(type(event).__name__, event.cause): event.is_overload for event in events_of(SessionRefused, seen)}
+    overloads |= {(type(event).__name__, event.cause): event.is_overload for event in events_of(SessionShed, seen)}
     assert overloads == {
         ("SessionRefused", "drain"): False,
         ("SessionShed", "replaced"): False,
@@ -745,7 +745,7 @@ class Visit:
     def __init__(self, client):
         self.client = client
         self.told = anyio.Event()
-        self.peer = Guest(self.told, client=client)
+        self.peer = StayingClient(self.told, client=client)
         self.scope = anyio.CancelScope()
         self.session = None
 
@@ -962,14 +962,14 @@ async def test_sessions_ended_half_of_them_cancelled_leave_nothing(caplog):
     gate = next(gate for gate in guard.gate.gates if isinstance(gate, MaxSessionsPerKey))
     assert not gate._sessions
 
-    closed = Counter(event.session.id for event in of(SessionClosed, seen))
-    opened = Counter(event.session.id for event in of(SessionOpened, seen))
+    closed = Counter(event.session.id for event in events_of(SessionClosed, seen))
+    opened = Counter(event.session.id for event in events_of(SessionOpened, seen))
     assert closed == Counter(begun.keys()), "each session that began is closed once, and no other"
     assert opened == Counter({key: 1 for key, stage in begun.items() if stage == "accepted"})
     assert sum(guard.snapshot()["closes"].values()) == len(
-        [event for event in of(SessionClosed, seen) if event.close is not None]
+        [event for event in events_of(SessionClosed, seen) if event.close is not None]
     )
-    assert len(of(SessionFailed, seen)) == guard.snapshot()["errors"]
+    assert len(events_of(SessionFailed, seen)) == guard.snapshot()["errors"]
     for peer in peers.values():
         assert peer.heard.count("accept") <= 1
         assert peer.heard.count("close") <= 1
@@ -978,7 +978,7 @@ async def test_sessions_ended_half_of_them_cancelled_leave_nothing(caplog):
         assert peers[number].sent
 
     # It was a crowd, and it was cancelled everywhere.
-    refused = len(of(SessionRefused, seen))
+    refused = len(events_of(SessionRefused, seen))
     assert cancelled[True] > 400
     assert refused > 75
     assert len(begun) > 500

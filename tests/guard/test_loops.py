@@ -30,9 +30,9 @@ from asgi_closecodes.guard.retry_after import RetryQueue
 from asgi_closecodes.guard.shed_order import ShedOrder
 from asgi_closecodes.guard.sigterm import drain_at_sigterm
 from asgi_closecodes.token_bucket import TokenBucket
-from tests.support.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, events_of
 from tests.support.every_event import FACTS
-from tests.support.fakes import Stay, Visitor, until
+from tests.support.fakes import ConnectedClients, FakeSession, wait_until
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -96,7 +96,7 @@ class Elsewhere:
 
     def __enter__(self):
         self.portal = self.portals.__enter__()
-        self.stay = self.portal.call(Stay, self.guard, self.handler)  # its event belongs to that event loop
+        self.stay = self.portal.call(ConnectedClients, self.guard, self.handler)  # its event belongs to that event loop
         self.context = self.portal.wrap_async_context_manager(self.stay)
         self.context.__enter__()
         return self
@@ -153,7 +153,7 @@ def test_guard_loop_closed_ticks_in_the_next(backend):
     gone = []
 
     async def first():
-        await Stay(guard).__aenter__()
+        await ConnectedClients(guard).__aenter__()
         guard.update(max_sessions=9)
         await anyio.sleep(0)
         assert guard._ticker.is_running
@@ -162,10 +162,10 @@ def test_guard_loop_closed_ticks_in_the_next(backend):
     assert not guard._ticker.is_running
 
     async def second():
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(3)
             guard.update(max_sessions=1)
-            await until(lambda: len(guard.sessions) == 1)
+            await wait_until(lambda: len(guard.sessions) == 1)
 
     anyio.run(second, backend=backend)
 
@@ -177,7 +177,7 @@ def test_lag_loop_closed_admits_in_the_next(backend):
 
     async def first():
         await Peer().visit(CloseCodeMiddleware(Handler(), guard))
-        await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+        await wait_until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
 
     closed_in_the_middle(first)
     guard._gates["max_loop_lag"].sensor._last -= 60
@@ -223,13 +223,13 @@ def test_sessions_loop_closed_give_back_permits(next_backend):
     )
 
     async def first():
-        await (await Stay(guard).__aenter__()).come(2)
+        await (await ConnectedClients(guard).__aenter__()).come(2)
 
     closed_in_the_middle(first)
     assert usage(guard)["max_sessions"] == 2
 
     async def second():
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(2)
             assert usage(guard) == {
                 "max_sessions": 2,
@@ -244,7 +244,7 @@ def test_sessions_loop_closed_give_back_permits(next_backend):
 
     anyio.run(second, backend=next_backend)
     assert set(usage(guard).values()) == {0}
-    assert len(of(events.SessionClosed, seen)) == 4
+    assert len(events_of(events.SessionClosed, seen)) == 4
 
 
 @pytest.mark.parametrize("who", ["passes the gates", "is in its handshake"])
@@ -274,7 +274,7 @@ def test_sessions_arriving_loop_closed_give_back_permits(who):
 
     async def first():
         tasks.append(asyncio.create_task(Peer().visit(CloseCodeMiddleware(mute, guard))))
-        await until(lambda: is_there)
+        await wait_until(lambda: is_there)
 
     closed_in_the_middle(first)
 
@@ -295,12 +295,12 @@ def test_sessions_loop_closed_while_another_runs_are_dropped():
         elsewhere.come(1)
 
         async def first():
-            await (await Stay(guard).__aenter__()).come(2)
+            await (await ConnectedClients(guard).__aenter__()).come(2)
 
         closed_in_the_middle(first)
-        elsewhere.portal.call(until, lambda: len(guard.sessions) == 1)
+        elsewhere.portal.call(wait_until, lambda: len(guard.sessions) == 1)
         assert usage(guard)["max_sessions"] == 1
-    assert [event.close for event in of(events.SessionClosed, seen)] == [None, None, Close(1001)]
+    assert [event.close for event in events_of(events.SessionClosed, seen)] == [None, None, Close(1001)]
 
 
 def test_sessions_loop_closed_release_slow_gates():
@@ -321,7 +321,7 @@ def test_sessions_loop_closed_release_slow_gates():
     guard = Guard(Settings(max_sessions=2), gate=Slow())
 
     async def first():
-        await (await Stay(guard).__aenter__()).come(1)
+        await (await ConnectedClients(guard).__aenter__()).come(1)
 
     closed_in_the_middle(first)
     asyncio.run(guard.drain(0))
@@ -344,17 +344,17 @@ def test_shedding_loop_closed_in_it_sheds_in_the_next(monkeypatch):
     monkeypatch.setattr(ShedOrder, "choose", choose_unless_first)
 
     async def first():
-        await (await Stay(guard).__aenter__()).come(3)
+        await (await ConnectedClients(guard).__aenter__()).come(3)
         guard.update(max_sessions=1)
-        await until(lambda: begun)
+        await wait_until(lambda: begun)
 
     closed_in_the_middle(first)
 
     async def second():
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(3)
             guard.update(max_sessions=1)
-            await until(lambda: len(guard.sessions) == 1)
+            await wait_until(lambda: len(guard.sessions) == 1)
 
     asyncio.run(second())
 
@@ -364,7 +364,7 @@ def test_drain_loop_closed_in_it_keeps_no_next_waiting(backend):
     guard = Guard(Settings())
 
     async def first():
-        await (await Stay(guard).__aenter__()).come(2)
+        await (await ConnectedClients(guard).__aenter__()).come(2)
         first.drain = asyncio.create_task(guard.drain(60))
         await asyncio.sleep(0.01)
 
@@ -380,7 +380,7 @@ def test_drain_loop_closed_in_it_keeps_no_next_waiting(backend):
     guard.draining = False
 
     async def third():
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(2)
             with anyio.fail_after(10):
                 await guard.drain(0)
@@ -455,12 +455,12 @@ def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
         assert set(usage(guard).values()) == {0}
 
         async def main():
-            async with guard.lifespan(), Stay(guard) as stay:
+            async with guard.lifespan(), ConnectedClients(guard) as stay:
                 await stay.come(3)
                 assert usage(guard)["max_sessions"] == 3
-                await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+                await wait_until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
                 guard.update(max_sessions=1, shed_rate=1000)
-                await until(lambda: len(guard.sessions) == 1)
+                await wait_until(lambda: len(guard.sessions) == 1)
                 with anyio.fail_after(10):
                     await guard.drain(0)
 
@@ -469,7 +469,7 @@ def test_fork_child_begins_without_the_parents_sessions(reserve, capfd):
         assert set(usage(guard).values()) == {0}
 
     async def parent():
-        async with guard.lifespan(), Stay(guard) as stay:
+        async with guard.lifespan(), ConnectedClients(guard) as stay:
             await stay.come(2)
             broken = CloseCodeMiddleware(Handler(ValueError()), guard)
             for _ in range(3):
@@ -534,7 +534,7 @@ def test_fork_child_with_the_handler_stops_at_sigterm(parent):
             in_a_child(check)
             assert not told
             if parent == "was told":  # the parent's own drain goes on
-                await until(lambda: told)
+                await wait_until(lambda: told)
                 assert guard.draining
 
     before = signal.signal(signal.SIGTERM, servers_own)
@@ -641,11 +641,11 @@ def test_fork_child_gives_back_nothing_of_the_parents():
         return (await Peer().visit(CloseCodeMiddleware(Handler(), guard))).heard
 
     async def parent():
-        stay = await Stay(guard).__aenter__()
+        stay = await ConnectedClients(guard).__aenter__()
         stays.append(stay)
         await stay.come(2)
         tasks.append(asyncio.create_task(visit()))
-        await until(lambda: len(calls) == 3)
+        await wait_until(lambda: len(calls) == 3)
 
     stays, loop = [], [asyncio.new_event_loop()]
     loop[0].set_exception_handler(lambda *_: None)
@@ -662,22 +662,22 @@ def test_fork_child_gives_back_nothing_of_the_parents():
 @pytest.mark.parametrize("shape", ["a limit is lowered", "the first limit is set"])
 async def test_update_from_a_plain_thread_reaches_open_sessions(shape):
     guard = Guard(Settings(max_sessions=400 if shape == "a limit is lowered" else None, shed_rate=100_000))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(40)
         thread = threading.Thread(target=lambda: guard.update(max_sessions=1))
         thread.start()
         await anyio.to_thread.run_sync(thread.join)
-        await until(lambda: len(guard.sessions) == 1)
+        await wait_until(lambda: len(guard.sessions) == 1)
 
 
 def test_update_from_to_thread_reaches_open_sessions():
     guard = Guard(Settings(shed_rate=100_000))
 
     async def main():
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(40)
             await asyncio.to_thread(guard.update, max_sessions=1)
-            await until(lambda: len(guard.sessions) == 1)
+            await wait_until(lambda: len(guard.sessions) == 1)
 
     asyncio.run(main())
 
@@ -813,7 +813,7 @@ def test_per_key_in_threads_counts_exactly(when_full):
 
     def visit():
         for number in range(1500):
-            session, key = Visitor(), number % 2
+            session, key = FakeSession(), number % 2
             try:
                 gate.acquire(key, session)
             except TryAgainLater:
@@ -836,7 +836,7 @@ def test_max_sessions_in_threads_counts_exactly(reserve):
 
     def visit():
         for _ in range(3000):
-            session = Visitor() if reserve else None
+            session = FakeSession() if reserve else None
             try:
                 gate.acquire(session)
             except TryAgainLater:
@@ -857,7 +857,7 @@ def test_handshakes_in_threads_count_exactly():
 
     def visit():
         for _ in range(2000):
-            session = Visitor()
+            session = FakeSession()
             try:
                 gate.acquire(session)
             except TryAgainLater:
@@ -1013,9 +1013,9 @@ def test_sums_over_several_loops_are_exact():
     snapshot = guard.snapshot()
     assert snapshot["open"] == snapshot["leaving"] == 0
     assert set(usage(guard).values()) == {0}
-    failed, refused = len(of(events.SessionFailed, seen)), len(of(events.SessionRefused, seen))
+    failed, refused = len(events_of(events.SessionFailed, seen)), len(events_of(events.SessionRefused, seen))
     assert failed + refused == 240
-    assert snapshot["errors"] == snapshot["closes"][1011] == len(of(events.SessionClosed, seen)) == failed
+    assert snapshot["errors"] == snapshot["closes"][1011] == len(events_of(events.SessionClosed, seen)) == failed
     assert sum(snapshot["refusals"].values()) == refused
 
 
@@ -1041,13 +1041,13 @@ async def test_drain_ends_sessions_of_all_loops(other, strays):
     guard = Guard(Settings(), observers=[seen.append])
     async with Elsewhere(guard, other) as elsewhere:
         await anyio.to_thread.run_sync(elsewhere.come, 3)
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(2)
             with anyio.fail_after(10):
                 await guard.drain(0)
             assert stay.codes() == [1012] * 2
             assert elsewhere.codes() == [1012] * 3
-        assert [event.sessions for event in of(events.DrainFinished, seen)] == [5]
+        assert [event.sessions for event in events_of(events.DrainFinished, seen)] == [5]
     assert not strays
 
 
@@ -1057,10 +1057,10 @@ async def test_lowered_limit_sheds_sessions_of_another_loop(other, strays):
     guard = Guard(Settings(max_sessions=10, shed_rate=1000))
     async with Elsewhere(guard, other) as elsewhere:
         await anyio.to_thread.run_sync(elsewhere.come, 3)
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(2)
             guard.update(max_sessions=1, shed_order="newest")
-            await until(lambda: len(guard.sessions) == 1)
+            await wait_until(lambda: len(guard.sessions) == 1)
             assert sorted([*stay.codes(), *elsewhere.codes()], key=str) == [1013] * 4 + [None]
     assert guard.snapshot()["sheds"] == {"full": 4}
     assert not strays
@@ -1072,11 +1072,11 @@ async def test_replaced_session_of_another_loop_ends_there(other, strays):
     guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest"))
     async with Elsewhere(guard, other) as elsewhere:
         await anyio.to_thread.run_sync(elsewhere.come, 1)
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(1)
-            await until(lambda: elsewhere.codes() == [1013])
+            await wait_until(lambda: elsewhere.codes() == [1013])
             assert stay.codes() == [None]
-            await until(lambda: len(guard.sessions) == 1)
+            await wait_until(lambda: len(guard.sessions) == 1)
     assert not strays
 
 
@@ -1091,7 +1091,7 @@ def test_ticker_loop_ends_goes_on_in_another(backends):
             assert guard._ticker.is_running
             second.come(3)
         guard._gates["max_sessions"].limit = 1  # no update, which would wake it
-        second.portal.call(until, lambda: len(guard.sessions) == 1)
+        second.portal.call(wait_until, lambda: len(guard.sessions) == 1)
 
 
 def test_testclient_sockets_without_with_count_exactly():
@@ -1121,7 +1121,7 @@ def test_testclient_sockets_replace_each_other():
 @pytest.mark.anyio
 async def test_order_idle_keeps_no_session_alive():
     """It is not looked at any more after the order has changed."""
-    sessions = [Visitor() for _ in range(50)]
+    sessions = [FakeSession() for _ in range(50)]
     held = [weakref.ref(session) for session in sessions]
     activity = Activity()
     await activity.update(sessions)
@@ -1135,9 +1135,9 @@ def test_guard_idle_keeps_no_session_alive(monkeypatch):
     guard = Guard(Settings(max_sessions=100, shed_order="idle"))
 
     async def main():
-        async with Stay(guard) as stay:
+        async with ConnectedClients(guard) as stay:
             await stay.come(30)
-            await until(lambda: len(guard._activity._seen) == 30)
+            await wait_until(lambda: len(guard._activity._seen) == 30)
             guard.update(shed_order="newest")
             held = [weakref.ref(session) for session in guard.sessions]
         del stay

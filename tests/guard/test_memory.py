@@ -14,8 +14,8 @@ from asgi_closecodes.events import CallbackFailed, SheddingFutile
 from asgi_closecodes.gates import Memory, Pressure, Shadow, rounds
 from asgi_closecodes.guard import give_back
 from asgi_closecodes.session.cycles import break_cycles
-from tests.support.asgi import Peer, of
-from tests.support.fakes import Stay, until
+from tests.support.asgi import Peer, events_of
+from tests.support.fakes import ConnectedClients, wait_until
 
 BASE, EACH = 0.2, 0.025
 
@@ -59,14 +59,14 @@ async def test_memory_gate_sheds_rounds_until_usage_is_below():
     sensor, seen = FakeMemory(), []
     sensor.leaked = -0.3  # as long as they come
     guard = pressed(sensor, seen)
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(40)
         sensor.leaked = 0.0
-        await until(lambda: len(guard.sessions) == 35)
+        await wait_until(lambda: len(guard.sessions) == 35)
         await anyio.sleep(0.5)
         assert len(guard.sessions) == 35  # 0.2 and 35 * 0.025 are less than 1.1
         assert guard.snapshot()["sheds"] == {"memory": 5}
-    assert not of(SheddingFutile, seen)
+    assert not events_of(SheddingFutile, seen)
 
 
 @pytest.mark.anyio
@@ -74,17 +74,17 @@ async def test_memory_gate_that_sheds_in_vain_says_so_once_and_refuses():
     sensor, seen = FakeMemory(returns=0.1), []
     sensor.leaked = -0.3
     guard = pressed(sensor, seen)
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(40)
         sensor.leaked = 0.5
-        await until(lambda: of(SheddingFutile, seen))
+        await wait_until(lambda: events_of(SheddingFutile, seen))
         left = len(guard.sessions)
         assert left >= 36
         await anyio.sleep(0.5)
         assert len(guard.sessions) == left
         refused = await Peer().visit(stay.app)
         assert refused.closed[1].endswith("cause=memory")
-    [event] = of(SheddingFutile, seen)
+    [event] = events_of(SheddingFutile, seen)
     assert (event.gate, event.cause, event.limit, event.shed) == ("memory", "memory", 1.0, 40 - left)
 
 
@@ -103,15 +103,15 @@ async def test_memory_gate_waits_for_a_handler_that_cleans_up():
         with anyio.CancelScope(shield=True):
             await done.wait()
 
-    async with Stay(guard, tidy) as stay:
+    async with ConnectedClients(guard, tidy) as stay:
         await stay.come(40)
         sensor.leaked = 0.0
-        await until(lambda: guard.snapshot()["leaving"] == 2)
+        await wait_until(lambda: guard.snapshot()["leaving"] == 2)
         await anyio.sleep(0.6)
         assert guard.snapshot()["leaving"] == 2
         done.set()
-        await until(lambda: len(guard.sessions) == 35)
-    assert not of(SheddingFutile, seen)
+        await wait_until(lambda: len(guard.sessions) == 35)
+    assert not events_of(SheddingFutile, seen)
 
 
 @pytest.mark.anyio
@@ -126,14 +126,14 @@ async def test_memory_gate_collects_garbage_once_a_round_was_poor(monkeypatch):
     monkeypatch.setattr(give_back, "collect_garbage", collect)
     sensor.leaked = -0.3
     guard = pressed(sensor, seen)
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(40)
         sensor.leaked = 0.05
-        await until(lambda: len(guard.sessions) <= 34)
+        await wait_until(lambda: len(guard.sessions) <= 34)
         await anyio.sleep(0.4)
     assert collected == [37, 36, 35, 34][: len(collected)]
     assert len(collected) >= 2
-    assert not of(SheddingFutile, seen)
+    assert not events_of(SheddingFutile, seen)
 
 
 @pytest.mark.anyio
@@ -144,7 +144,7 @@ async def test_memory_gate_that_may_not_shed_sheds_nobody(how):
     settings = Settings(shed_order="never") if how == "never" else Settings()
     guard = Guard(settings, gate=Shadow(gate) if how == "shadow" else gate)
     sensor.guard = guard
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         sensor.leaked = -0.3
         await stay.come(40)
         sensor.leaked = 1.0
@@ -215,11 +215,11 @@ async def test_memory_gate_with_a_failing_sensor_is_reported():
     guard = Guard(
         Settings(max_sessions=10, shed_rate=100), gate=Pressure(Broken(1), 1.0, 0.9, 1.1), observers=[seen.append]
     )
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         guard.update(max_sessions=1)
-        await until(lambda: len(guard.sessions) == 1)
-    assert [event.callback for event in of(CallbackFailed, seen)] == ["memory.sample"]
+        await wait_until(lambda: len(guard.sessions) == 1)
+    assert [event.callback for event in events_of(CallbackFailed, seen)] == ["memory.sample"]
 
 
 # Giving back

@@ -26,7 +26,7 @@ from asgi_closecodes.gates import AllOf, LoopLag, MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.guard import unused
 from asgi_closecodes.logs import configure_logging, observer
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
-from tests.support.asgi import Handler, Peer, get, of
+from tests.support.asgi import Handler, Peer, events_of, get
 
 BUILD = [Guard, lambda **parts: CloseCodeMiddleware(Handler(), **parts)]
 SECRET = "correct-horse"
@@ -166,8 +166,8 @@ def test_memory_of_a_cgroup_needs_no_psutil(without_psutil, monkeypatch):
 def ignored(settings):
     seen = []
     Guard(settings, observers=[seen.append])
-    assert not of(UnknownSetting, seen)
-    return [event.name for event in of(SettingIgnored, seen)]
+    assert not events_of(UnknownSetting, seen)
+    return [event.name for event in events_of(SettingIgnored, seen)]
 
 
 def test_variable_that_code_overrides_is_told(monkeypatch):
@@ -234,7 +234,7 @@ async def test_guard_that_no_middleware_has_says_so(parts):
     app = CloseCodeMiddleware(Handler())
     for _ in range(3):
         await visit(app)
-    [told] = of(SettingIgnored, seen)
+    [told] = events_of(SettingIgnored, seen)
     assert told.name in {"Guard(max_sessions=1)", "Guard(gate=MaxSessions)"}
     assert "CloseCodeMiddleware(app, guard=guard)" in told.problem
     assert len(guard.sessions) == 0
@@ -246,7 +246,7 @@ async def test_guard_says_so_when_an_application_starts():
     forgotten = Guard(Settings(max_sessions=1), observers=[seen.append])
     for _ in range(2):
         async with CloseCodeMiddleware(Handler()).guard.lifespan():
-            assert len(of(SettingIgnored, seen)) == 1
+            assert len(events_of(SettingIgnored, seen)) == 1
     assert not forgotten.sessions
 
 
@@ -265,7 +265,7 @@ async def test_guard_that_a_middleware_gets_later_is_silent():
     )
     await visit(app)
     async with guards[0].lifespan():
-        assert of(SettingIgnored, seen) == []
+        assert events_of(SettingIgnored, seen) == []
 
 
 @pytest.mark.anyio
@@ -274,7 +274,7 @@ async def test_guard_without_limits_is_silent():
     guard = Guard(observers=[seen.append])
     await visit(CloseCodeMiddleware(Handler()))
     guard.snapshot()
-    assert of(SettingIgnored, seen) == []
+    assert events_of(SettingIgnored, seen) == []
 
 
 @pytest.mark.anyio
@@ -288,7 +288,7 @@ async def test_status_of_a_guard_without_middleware_says_so(is_used):
     for _ in range(2):
         sent = await get(status)
         assert sent[0]["status"] == 200
-    assert [event.name for event in of(SettingIgnored, seen)] == ([] if is_used else ["Guard(max_sessions=5)"])
+    assert [event.name for event in events_of(SettingIgnored, seen)] == ([] if is_used else ["Guard(max_sessions=5)"])
 
 
 # Limits that were set before anybody could read them
@@ -360,6 +360,6 @@ async def test_single_token_is_the_cause(refusal, cause, reason):
 
     seen = []
     peer = await Peer().visit(CloseCodeMiddleware(Handler(), gate=Full(), observers=[seen.append]))
-    [refused] = of(SessionRefused, seen)
+    [refused] = events_of(SessionRefused, seen)
     assert refused.cause == cause
     assert peer.closed == (1013, reason)

@@ -17,8 +17,8 @@ from asgi_closecodes.events import (
     SessionRefused,
 )
 from asgi_closecodes.gates import HandshakeRate, MaxSessions, Pressure, Shadow
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Dial, Stay, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import ConnectedClients, FakeSensor, wait_until
 
 # How a session went
 
@@ -49,7 +49,7 @@ class Slow:
 async def test_time_that_the_gates_took():
     seen = []
     await Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=Slow(), observers=[seen.append])))
-    [admitted] = of(SessionAdmitted, seen)
+    [admitted] = events_of(SessionAdmitted, seen)
     assert admitted.session.duration >= 0.019
     assert admitted.session.phase == "connecting"
     kinds = [type(event) for event in seen if hasattr(event, "session")]
@@ -61,10 +61,10 @@ async def test_refused_session_is_not_admitted():
     seen = []
     gate = Slow(TryAgainLater(cause="slow"))
     await Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=gate, observers=[seen.append])))
-    [refused] = of(SessionRefused, seen)
+    [refused] = events_of(SessionRefused, seen)
     assert refused.session.duration >= 0.019
-    assert not of(SessionAdmitted, seen)
-    assert not of(SessionClosed, seen)
+    assert not events_of(SessionAdmitted, seen)
+    assert not events_of(SessionClosed, seen)
 
 
 async def close(scope, receive, send):
@@ -105,9 +105,9 @@ async def leave_at_once(scope, receive, send):
 async def test_outcome_of_a_session(handler, outcome):
     seen = []
     await Peer().visit(CloseCodeMiddleware(handler, Guard(observers=[seen.append])))
-    [closed] = of(SessionClosed, seen)
+    [closed] = events_of(SessionClosed, seen)
     assert closed.outcome == outcome
-    assert len(of(SessionFailed, seen)) == (outcome == "failed")
+    assert len(events_of(SessionFailed, seen)) == (outcome == "failed")
 
 
 @pytest.mark.anyio
@@ -123,10 +123,10 @@ async def test_session_that_was_shed(then, outcome):
             raise then
 
     guard = Guard(observers=[seen.append])
-    async with Stay(guard, handler) as stay:
+    async with ConnectedClients(guard, handler) as stay:
         await stay.come(1)
         await next(iter(guard.sessions)).shed()
-    assert [event.outcome for event in of(SessionClosed, seen)] == [outcome]
+    assert [event.outcome for event in events_of(SessionClosed, seen)] == [outcome]
 
 
 @pytest.mark.anyio
@@ -149,9 +149,9 @@ async def test_session_closed_is_not_opened_afterwards():
 
     async with anyio.create_task_group() as tasks:
         await Sluggish().visit(CloseCodeMiddleware(handler, Guard(observers=[seen.append])))
-        assert of(SessionClosed, seen)
+        assert events_of(SessionClosed, seen)
         go_on.set()
-    assert not of(SessionOpened, seen)
+    assert not events_of(SessionOpened, seen)
 
 
 # How things stand
@@ -192,7 +192,7 @@ class Odd:
 async def test_watcher_sees_how_the_gates_stand_now():
     watcher = Watcher()
     guard = Guard(Settings(max_sessions=5, shadow="max_sessions", max_sessions_per_client=3), observers=[watcher])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         assert watcher.snapshot()["gates"] == [
             gate_state("max_sessions_per_client", "client", 2, 3),
@@ -209,8 +209,8 @@ async def test_watcher_sees_how_the_gates_stand_now():
 @pytest.mark.parametrize(
     ("gate", "state"),
     [
-        (Pressure(Dial(0.25), 0.5, 0.2), gate_state("dial", "dial", 0.25, 0.5)),
-        (Shadow(Pressure(Dial(None), 0.5, 0.2)), gate_state("dial", "dial", None, 0.5, shadow=True)),
+        (Pressure(FakeSensor(0.25), 0.5, 0.2), gate_state("dial", "dial", 0.25, 0.5)),
+        (Shadow(Pressure(FakeSensor(None), 0.5, 0.2)), gate_state("dial", "dial", None, 0.5, shadow=True)),
         (HandshakeRate(5), gate_state("handshake_rate", "rate", None, 5)),
         (Odd(), gate_state("odd", "shed", None, None)),
     ],
@@ -241,16 +241,16 @@ async def test_watcher_is_sampled_and_sees_a_stall(monkeypatch):
     monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER_S", 0.2)
     watcher = Watcher()
     guard = Guard(Settings(), observers=[watcher])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         assert not guard._ticker.is_running
         await stay.come(1)
-        await until(lambda: watcher.samples > 1)
+        await wait_until(lambda: watcher.samples > 1)
         threading.Event().wait(0.4)  # in the event loop's thread, which is the fault
         assert watcher.snapshot()["loop_lag"] >= 0.2
         samples = watcher.samples
-        await until(lambda: watcher.samples > samples + 2)
+        await wait_until(lambda: watcher.samples > samples + 2)
         assert watcher.snapshot()["loop_lag"] >= 0.2
-    await until(lambda: not guard._ticker.is_running)
+    await wait_until(lambda: not guard._ticker.is_running)
     assert watcher.snapshot()["loop_lag"] is None
 
 
@@ -258,7 +258,7 @@ async def test_watcher_is_sampled_and_sees_a_stall(monkeypatch):
 async def test_watcher_that_fails_is_reported_once():
     watcher = Watcher(ValueError("a bug"))
     guard = Guard(Settings(), observers=[watcher])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
-        await until(lambda: watcher.samples > 2)
-    assert [event.callback for event in of(CallbackFailed, watcher.seen)] == ["Watcher.sample"]
+        await wait_until(lambda: watcher.samples > 2)
+    assert [event.callback for event in events_of(CallbackFailed, watcher.seen)] == ["Watcher.sample"]

@@ -8,8 +8,8 @@ import pytest
 from asgi_closecodes import Guard, Settings
 from asgi_closecodes.events import FewFiles
 from asgi_closecodes.guard import open_files
-from tests.support.asgi import of
-from tests.support.fakes import Stay
+from tests.support.asgi import events_of
+from tests.support.fakes import ConnectedClients
 
 pytestmark = pytest.mark.anyio
 
@@ -43,31 +43,31 @@ async def test_limit_that_does_not_fit_is_told(allowed, sessions, limit, is_deli
     """``max_sessions``, what is open, and 64."""
     allowed(limit)
     async with guard_of(seen := [], max_sessions=sessions).lifespan():
-        assert of(FewFiles, seen) == ([FewFiles(sessions, 20, limit, sessions + 84)] if is_delivered else [])
+        assert events_of(FewFiles, seen) == ([FewFiles(sessions, 20, limit, sessions + 84)] if is_delivered else [])
 
 
 async def test_open_files_limit_is_told_once_in_many_lifespans(allowed):
     allowed(100)
     guard = guard_of(seen := [], max_sessions=50)
-    async with guard.lifespan(), guard.lifespan(), Stay(guard) as stay:
+    async with guard.lifespan(), guard.lifespan(), ConnectedClients(guard) as stay:
         await stay.come(2)
-    assert len(of(FewFiles, seen)) == 1
+    assert len(events_of(FewFiles, seen)) == 1
 
 
 async def test_open_files_limit_without_lifespan_is_told_by_a_session(allowed):
     allowed(100)
     guard = guard_of(seen := [], max_sessions=50)
-    assert not of(FewFiles, seen)
-    async with Stay(guard) as stay:
+    assert not events_of(FewFiles, seen)
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
-        assert len(of(FewFiles, seen)) == 1
+        assert len(events_of(FewFiles, seen)) == 1
 
 
 async def test_platform_without_such_a_limit_says_nothing(allowed, monkeypatch):
     allowed(100)
     monkeypatch.setattr(open_files, "resource", None)
     async with guard_of(seen := [], max_sessions=500).lifespan():
-        assert not of(FewFiles, seen)
+        assert not events_of(FewFiles, seen)
 
 
 async def test_its_record_names_the_remedy(allowed, caplog):

@@ -4,7 +4,7 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import CallbackFailed, SessionClosed, SessionOpened, SessionRefused
-from tests.support.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ async def test_auto_is_the_default_and_closes():
     assert Settings().reject_with == "auto"
     server = Full(**FULL)
     assert [await server.visit() for _ in range(5)] == [1013, 1013, 1013, 503, 503]
-    assert [event.mode for event in of(SessionRefused, server.events)] == ["close"] * 3 + ["http"] * 2
+    assert [event.mode for event in events_of(SessionRefused, server.events)] == ["close"] * 3 + ["http"] * 2
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ async def choose(session):
 async def test_function_that_fails_is_told_once_and_closes(function):
     server = Full(**FULL, reject_with=function)
     assert [await server.visit() for _ in range(5)] == [1013] * 5
-    [failed] = of(CallbackFailed, server.events)
+    [failed] = events_of(CallbackFailed, server.events)
     assert failed.callback == "reject_with"
 
 
@@ -185,9 +185,9 @@ async def test_early_close_is_delivered_where_it_is_set(deliver):
     assert peer.heard == ["accept", "close"]
     assert peer.closed == (4401, "sign in")
     assert peer.sent[0]["subprotocol"] == "chat"
-    [closed] = of(SessionClosed, server.events)
+    [closed] = events_of(SessionClosed, server.events)
     assert (closed.close.code, closed.closed_by, closed.outcome) == (4401, "handler", "not_accepted")
-    assert not of(SessionOpened, server.events)
+    assert not events_of(SessionOpened, server.events)
 
 
 async def test_early_close_is_made_sendable():

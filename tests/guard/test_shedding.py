@@ -13,7 +13,7 @@ from asgi_closecodes.guard.activity import Activity
 from asgi_closecodes.guard.dispatch import Dispatcher
 from asgi_closecodes.guard.shed_order import ShedOrder
 from asgi_closecodes.guard.shedding import Shedding
-from tests.support.fakes import Clock, Visitor
+from tests.support.fakes import Clock, FakeSession
 
 # ShedOrder
 
@@ -25,7 +25,7 @@ def choose(sessions, count, order="newest", failures=None):
 
 def aged(*ages, **rest):
     now = time.monotonic()
-    return [Visitor(arrived_at=now - age, **rest) for age in ages]
+    return [FakeSession(arrived_at=now - age, **rest) for age in ages]
 
 
 def test_newest_go_first_or_the_oldest():

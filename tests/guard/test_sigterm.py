@@ -11,8 +11,8 @@ from asgi_closecodes.concurrency import EventLoop
 from asgi_closecodes.events import DrainWindowTooLong
 from asgi_closecodes.guard import sigterm
 from asgi_closecodes.guard.sigterm import SAME_SIGNAL_S, SigtermHandler, arm
-from tests.support.asgi import of
-from tests.support.fakes import until
+from tests.support.asgi import events_of
+from tests.support.fakes import wait_until
 
 
 class Server:
@@ -55,7 +55,7 @@ def test_signal_soon_after_another_is_the_same(signalled_at, graceful_timeout, s
             handler(signal.SIGTERM, None)
         assert len(server.signals) == stops
         monkeypatch.undo()
-        await until(lambda: len(server.signals) == stops + 1)  # it has drained nobody
+        await wait_until(lambda: len(server.signals) == stops + 1)  # it has drained nobody
 
     asyncio.run(main())
 
@@ -69,7 +69,7 @@ def test_guards_of_one_loop_share_a_handler_and_drain_together():
             assert handlers == {signal.getsignal(signal.SIGTERM)}
             [handler] = handlers
             signal.raise_signal(signal.SIGTERM)
-            await until(lambda: server.signals)
+            await wait_until(lambda: server.signals)
             assert all(guard.draining for guard in guards)
             for guard in guards:
                 assert signal.getsignal(signal.SIGTERM) is handler
@@ -87,7 +87,7 @@ def test_guard_that_comes_after_the_signal_drains_at_once():
             arm(early)
             signal.raise_signal(signal.SIGTERM)
             arm(late)
-            await until(lambda: late.draining and server.signals)
+            await wait_until(lambda: late.draining and server.signals)
 
     asyncio.run(main())
 
@@ -104,4 +104,4 @@ def test_window_that_gunicorn_does_not_wait_for_is_told(window, graceful_timeout
             arm(guard)
 
     asyncio.run(main())
-    assert of(DrainWindowTooLong, seen) == [DrainWindowTooLong(window, graceful_timeout)] * warned
+    assert events_of(DrainWindowTooLong, seen) == [DrainWindowTooLong(window, graceful_timeout)] * warned

@@ -25,8 +25,8 @@ from asgi_closecodes.events import LoopStalled
 from asgi_closecodes.guard import stalls
 from asgi_closecodes.guard.stalls import _common_stack, _largest_agreeing, _Look, _substantial
 from asgi_closecodes.logs.stack_traces import CodePosition
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +75,7 @@ async def blocking_child():
 
 def blocked(seen):
     """The stalls by :func:`block`; a busy machine has others."""
-    return [one for one in of(LoopStalled, seen) if one.function == "block"]
+    return [one for one in events_of(LoopStalled, seen) if one.function == "block"]
 
 
 def guard_of(seen, **settings):
@@ -88,7 +88,7 @@ def app_of(guard, endpoint):
 
 async def watched():
     """Return when this event loop is watched, and has said when its next beat is due."""
-    await until(lambda: stalls._watcher._watched.get(threading.get_ident(), _Nobody).seconds < 60.1)
+    await wait_until(lambda: stalls._watcher._watched.get(threading.get_ident(), _Nobody).seconds < 60.1)
 
 
 async def stall_in(endpoint, guard, seen):
@@ -97,7 +97,7 @@ async def stall_in(endpoint, guard, seen):
         await watched()
         before = len(blocked(seen))
         await Peer(path="/rooms/5").visit(app_of(guard, endpoint))
-        await until(lambda: len(blocked(seen)) > before)
+        await wait_until(lambda: len(blocked(seen)) > before)
     return blocked(seen)[-1]
 
 
@@ -112,7 +112,7 @@ async def test_blocking_handler_is_named_with_route_and_session():
     assert re.fullmatch("[0-9a-f]{12}", stall.fingerprint)
     assert 1 <= stall.looks <= 3
     assert stall.session.route == "/rooms/{id}"
-    [closed] = of(events.SessionClosed, seen)
+    [closed] = events_of(events.SessionClosed, seen)
     assert stall.session.id == closed.session.id
 
 
@@ -129,7 +129,7 @@ async def test_stall_outside_of_sessions_has_its_line():
     async with guard_of(seen).lifespan():
         await watched()
         block()
-        await until(lambda: blocked(seen))
+        await wait_until(lambda: blocked(seen))
     [stall] = blocked(seen)
     assert (stall.file, stall.function, stall.session) == (__file__, "block", None)
 
@@ -141,10 +141,10 @@ async def test_stall_longer_than_the_linger_is_reported(monkeypatch):
     async with guard_of(seen).lifespan():
         await watched()
         block()
-        await until(lambda: blocked(seen))
+        await wait_until(lambda: blocked(seen))
         await watched()
         block()
-        await until(lambda: len(blocked(seen)) == 2)
+        await wait_until(lambda: len(blocked(seen)) == 2)
 
 
 async def test_last_session_that_stalls_for_long_is_reported(monkeypatch):
@@ -159,7 +159,7 @@ async def test_last_session_that_stalls_for_long_is_reported(monkeypatch):
         block()
 
     await Peer(path="/rooms/5").visit(app_of(guard_of(seen), blocking_after_a_beat))
-    await until(lambda: blocked(seen))
+    await wait_until(lambda: blocked(seen))
 
 
 async def test_log_of_a_stall_of_an_ended_session_has_its_route(caplog):
@@ -182,7 +182,7 @@ async def test_log_of_a_stall_of_an_ended_session_has_its_route(caplog):
     async with guard.lifespan():
         await watched()
         await Peer(path="/rooms/5", point=nothing).visit(app_of(guard, blocking_last))
-        await until(lambda: any(vars(one)["code.function.name"] == "block" for one in stall_records()))
+        await wait_until(lambda: any(vars(one)["code.function.name"] == "block" for one in stall_records()))
     [stall] = [one for one in stall_records() if vars(one)["code.function.name"] == "block"]
     assert vars(stall)["http.route"] == "/rooms/{id}"
 
@@ -203,7 +203,7 @@ async def test_loop_that_is_not_late_reports_nothing():
         await watched()
         time.sleep(0.05)
         await anyio.sleep(0.25)
-    assert not of(LoopStalled, seen)
+    assert not events_of(LoopStalled, seen)
 
 
 async def test_stall_watch_without_the_setting_has_no_thread():
@@ -211,34 +211,34 @@ async def test_stall_watch_without_the_setting_has_no_thread():
     async with guard.lifespan():
         await anyio.sleep(0.25)
         assert threading.get_ident() not in stalls._watcher._watched
-    assert not of(LoopStalled, seen)
+    assert not events_of(LoopStalled, seen)
 
 
 async def test_thread_is_one_for_all_guards_and_ends_with_the_last():
     guards = [guard_of([]) for _ in range(3)]
     async with guards[0].lifespan(), guards[1].lifespan(), guards[2].lifespan():
-        await until(lambda: len(stalls._watcher._watched.get(threading.get_ident(), _Nobody).watches) == 3)
-        await until(threads)
+        await wait_until(lambda: len(stalls._watcher._watched.get(threading.get_ident(), _Nobody).watches) == 3)
+        await wait_until(threads)
         assert len(threads()) == 1
         for guard in guards[1:]:
             guard.update(log_stalls=None)
         await anyio.sleep(0.3)
         assert len(threads()) == 1
         guards[0].update(log_stalls=None)
-        await until(lambda: not threads())
+        await wait_until(lambda: not threads())
         guards[0].update(log_stalls=SECONDS)
-        await until(threads)
+        await wait_until(threads)
         guards[0].update(log_stalls=None)
-        await until(lambda: not threads())
+        await wait_until(lambda: not threads())
 
 
 async def test_two_guards_of_one_loop_report_a_stall_once():
     first, second = [], []
     guards = guard_of(first), guard_of(second)
     async with guards[0].lifespan(), guards[1].lifespan():
-        await until(lambda: len(stalls._watcher._watched.get(threading.get_ident(), _Nobody).watches) == 2)
+        await wait_until(lambda: len(stalls._watcher._watched.get(threading.get_ident(), _Nobody).watches) == 2)
         await Peer(path="/rooms/5").visit(app_of(guards[1], blocking))
-        await until(lambda: blocked(first + second))
+        await wait_until(lambda: blocked(first + second))
         await anyio.sleep(0.5)
     assert (len(blocked(first)), len(blocked(second))) == (0, 1)  # the session's
 
@@ -302,7 +302,7 @@ async def test_stopped_loop_is_no_stall():
 
     seen, stopped_s = await anyio.to_thread.run_sync(use)
     # A busy machine may make it stand still besides, for a shorter time.
-    assert [stall for stall in of(LoopStalled, seen) if stall.duration >= stopped_s] == []
+    assert [stall for stall in events_of(LoopStalled, seen) if stall.duration >= stopped_s] == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
@@ -371,7 +371,7 @@ async def test_code_that_holds_the_gil_is_seen_at_its_end():
     async with guard.lifespan():
         await watched()
         await Peer(path="/rooms/5").visit(app_of(guard, computing))
-        await until(lambda: any(one.function == "hold_the_gil" for one in of(LoopStalled, seen)))
+        await wait_until(lambda: any(one.function == "hold_the_gil" for one in events_of(LoopStalled, seen)))
 
 
 def hold_the_gil(size):
@@ -386,7 +386,7 @@ async def test_free_threaded_python_is_told_once(monkeypatch):
     async with guard.lifespan():
         await anyio.sleep(0.15)
         assert threading.get_ident() not in stalls._watcher._watched
-    [ignored] = of(events.SettingIgnored, seen)
+    [ignored] = events_of(events.SettingIgnored, seen)
     assert ignored.name == "log_stalls"
 
 
@@ -399,8 +399,8 @@ async def test_look_that_fails_is_reported_as_background_work(monkeypatch):
     async with guard.lifespan():
         await watched()
         block(1)
-        await until(lambda: of(events.BackgroundFailed, seen))
-    [failed] = of(events.BackgroundFailed, seen)
+        await wait_until(lambda: events_of(events.BackgroundFailed, seen))
+    [failed] = events_of(events.BackgroundFailed, seen)
     assert isinstance(failed.exception, ZeroDivisionError)
 
 

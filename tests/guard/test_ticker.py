@@ -24,22 +24,22 @@ from asgi_closecodes.guard.loops import EventLoops
 from asgi_closecodes.guard.shed_order import ShedOrder
 from asgi_closecodes.guard.ticker import LINGER_S, TICK_S, Job, Ticker
 from asgi_closecodes.naming import shown
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Clock, Dial, Stay, settle, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import Clock, ConnectedClients, FakeSensor, settle, wait_until
 
 
 @pytest.mark.anyio
 async def test_sessions_over_a_lowered_limit_leave_at_the_shed_rate():
     seen = []
     guard = Guard(Settings(max_sessions=10, shed_rate=20), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(6)
         start = anyio.current_time()
         guard.update(max_sessions=1)
-        await until(lambda: len(guard.sessions) == 1)
+        await wait_until(lambda: len(guard.sessions) == 1)
         assert anyio.current_time() - start > 0.1  # 5 at 20 a second, up to a burst
         assert stay.codes() == [None] + [1013] * 5
-        assert {event.cause for event in of(SessionShed, seen)} == {"full"}
+        assert {event.cause for event in events_of(SessionShed, seen)} == {"full"}
         await anyio.sleep(0.3)
         assert len(guard.sessions) == 1
     assert guard.snapshot()["sheds"] == {"full": 5}
@@ -49,16 +49,16 @@ async def test_sessions_over_a_lowered_limit_leave_at_the_shed_rate():
 async def test_limit_of_a_gate_of_one_s_own_is_followed_too():
     gate = MaxSessions(10)
     guard = Guard(Settings(shed_rate=100), gate=gate)
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(4)
         gate.limit = 2
-        await until(lambda: len(guard.sessions) == 2)
+        await wait_until(lambda: len(guard.sessions) == 2)
 
 
 @pytest.mark.anyio
 async def test_shed_order_off_sheds_nobody():
     guard = Guard(Settings(max_sessions=10, shed_order="never"))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         guard.update(max_sessions=1)
         await anyio.sleep(0.4)
@@ -67,12 +67,12 @@ async def test_shed_order_off_sheds_nobody():
 
 @pytest.mark.anyio
 async def test_pressure_sheds_at_the_set_pace_until_it_falls():
-    dial = Dial(0.1)
+    dial = FakeSensor(0.1)
     guard = Guard(Settings(shed_rate=2), gate=Pressure(dial, 0.8, 0.6, 0.9))  # slow: a late tick makes up for a second
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(20)
         dial.shown = 0.95
-        await until(lambda: len(guard.sessions) < 20)
+        await wait_until(lambda: len(guard.sessions) < 20)
         dial.shown = 0.7
         await anyio.sleep(0.2)
         left = len(guard.sessions)
@@ -125,12 +125,12 @@ async def test_gate_failing_in_background_is_reported_once_and_retried():
     seen = []
     gate = Faulty()
     guard = Guard(Settings(max_sessions=10, shed_rate=100), gate=gate, observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
-        await until(lambda: gate.asked > 3)
+        await wait_until(lambda: gate.asked > 3)
         guard.update(max_sessions=1)
-        await until(lambda: len(guard.sessions) == 1)
-    assert [event.callback for event in of(CallbackFailed, seen)] == [
+        await wait_until(lambda: len(guard.sessions) == 1)
+    assert [event.callback for event in events_of(CallbackFailed, seen)] == [
         "faulty.sample",
         "faulty.excess",
         "faulty.to_shed",
@@ -141,37 +141,37 @@ async def test_gate_failing_in_background_is_reported_once_and_retried():
 async def test_order_that_fails_is_reported_once_and_the_newest_go():
     seen = []
     guard = Guard(Settings(max_sessions=10, shed_rate=100, shed_order=lambda session: 1 / 0), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         guard.update(max_sessions=1)
-        await until(lambda: len(guard.sessions) == 1)
+        await wait_until(lambda: len(guard.sessions) == 1)
         assert stay.codes()[0] is None
-    assert [event.callback for event in of(CallbackFailed, seen)] == ["shed"]
+    assert [event.callback for event in events_of(CallbackFailed, seen)] == ["shed"]
 
 
 @pytest.mark.anyio
 async def test_ticker_without_need_does_not_run():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         assert not guard._ticker.is_running
         guard.update(max_sessions=5)
         assert guard._ticker.is_running
         guard.update(max_sessions=None)
-        await until(lambda: not guard._ticker.is_running)
+        await wait_until(lambda: not guard._ticker.is_running)
 
 
 @pytest.mark.anyio
 async def test_ticker_without_lifespan_stops_after_the_last_session(monkeypatch):
     monkeypatch.setattr("asgi_closecodes.guard.ticker.LINGER_S", 0.3)
-    dial = Dial()
+    dial = FakeSensor()
     guard = Guard(Settings(max_loop_lag=1), gate=Pressure(dial, 0.8, 0.6))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
-        await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
-    await until(lambda: not guard._ticker.is_running)
+        await wait_until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+    await wait_until(lambda: not guard._ticker.is_running)
     assert guard._gates["max_loop_lag"].sensor.value() is None
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
         assert guard._ticker.is_running
 
@@ -189,9 +189,9 @@ async def test_lifespan_starts_and_stops_it(monkeypatch):
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(CloseCodeMiddleware(app, guard), {"type": "lifespan"}, None, None)
         await is_up.wait()
-        await until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+        await wait_until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
         stop.set()
-    await until(lambda: not guard._ticker.is_running)
+    await wait_until(lambda: not guard._ticker.is_running)
 
 
 @pytest.mark.parametrize("by", ["gate", "server"])
@@ -226,7 +226,7 @@ def test_gate_awaiting_its_cancelled_task_lets_others_stop(by):
         asyncio.run(main())
     assert sent == (["lifespan.shutdown.complete"] if by == "gate" else [])
     assert len(stopped) == (by == "gate")
-    assert [failure.callback for failure in of(CallbackFailed, seen)] == (["hasty.stop"] if by == "gate" else [])
+    assert [failure.callback for failure in events_of(CallbackFailed, seen)] == (["hasty.stop"] if by == "gate" else [])
 
 
 @pytest.mark.anyio
@@ -253,7 +253,7 @@ async def test_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
     with anyio.fail_after(5):
         await CloseCodeMiddleware(app, guard)({"type": "lifespan"}, None, send)
     assert sent == [("lifespan.shutdown.complete", 1)]
-    [failure] = of(CallbackFailed, seen)
+    [failure] = events_of(CallbackFailed, seen)
     assert failure.callback == "stuck.stop"
     assert isinstance(failure.exception, TimeoutError)
 
@@ -265,7 +265,7 @@ async def test_gate_that_does_not_stop_does_not_keep_the_server(monkeypatch):
 async def test_drain_closes_everybody_evenly_and_refuses_everybody():
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(10)
         start = anyio.current_time()
         async with anyio.create_task_group() as tasks:
@@ -277,8 +277,8 @@ async def test_drain_closes_everybody_evenly_and_refuses_everybody():
             assert refused.closed == (1012, "service restart; retry_after=1.0; cause=drain")
         assert 0.7 < anyio.current_time() - start < 2
         assert stay.codes() == [1012] * 10
-    assert of(DrainStarted, seen)[0].sessions == 10
-    assert [event.sessions for event in of(DrainFinished, seen)] == [10]
+    assert events_of(DrainStarted, seen)[0].sessions == 10
+    assert [event.sessions for event in events_of(DrainFinished, seen)] == [10]
 
 
 @pytest.mark.anyio
@@ -286,15 +286,15 @@ async def test_drain_cancelled_keeps_the_rest_and_admits_again():
     """A drain that is called off leaves the rest alone and lets others in."""
     seen = []
     guard = Guard(Settings(), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(guard.drain, 60)
-            await until(lambda: stay.codes().count(1012) == 1)
+            await wait_until(lambda: stay.codes().count(1012) == 1)
             guard.draining = False
         await stay.come(1)
         assert sorted(stay.codes(), key=str) == [1012, None, None, None]
-        assert [event.sessions for event in of(DrainFinished, seen)] == [1]
+        assert [event.sessions for event in events_of(DrainFinished, seen)] == [1]
         await guard.drain(0)
         assert stay.codes() == [1012] * 4
 
@@ -303,7 +303,7 @@ async def test_drain_cancelled_keeps_the_rest_and_admits_again():
 async def test_drain_without_a_window_is_immediate_and_shared():
     """A drain without a window is immediate, and a second one waits for the first."""
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1200)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(guard.drain, 0)
@@ -316,7 +316,7 @@ async def test_drain_without_a_window_is_immediate_and_shared():
 @pytest.mark.anyio
 async def test_session_overstaying_its_deadline_is_ended():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         for session in guard.sessions:
             session.shed_exempt = True
@@ -327,7 +327,7 @@ async def test_session_overstaying_its_deadline_is_ended():
 @pytest.mark.anyio
 async def test_drain_over_next_to_no_time_ends():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         await guard.drain(5e-324)
         assert stay.codes() == [1012] * 3
@@ -359,18 +359,18 @@ async def test_shedding_counts_sessions_whose_handler_cleans_up(setting, close):
             await receive()
         await cleaned_up.wait()
 
-    async with Stay(guard, slow) as ended:
+    async with ConnectedClients(guard, slow) as ended:
         await ended.come(3)
         ended.gone.set()
-        await until(lambda: all(session.is_leaving for session in guard.sessions))
-        async with Stay(guard) as stay:
+        await wait_until(lambda: all(session.is_leaving for session in guard.sessions))
+        async with ConnectedClients(guard) as stay:
             await stay.come(3)
             guard.update(**{setting: 3})
             await anyio.sleep(0.4)
             assert stay.codes() == [None] * 3
             assert guard.snapshot()["leaving"] == 3
             guard.update(**{setting: 2})
-            await until(lambda: stay.codes() == [None, None, 1013])
+            await wait_until(lambda: stay.codes() == [None, None, 1013])
         cleaned_up.set()
     assert guard.snapshot()["leaving"] == 0
 
@@ -384,13 +384,13 @@ async def test_shedding_counts_sessions_leaving_already():
         await send({"type": "websocket.accept"})
         await anyio.sleep_forever()
 
-    async with Stay(guard, slow_to_leave) as stay:
+    async with ConnectedClients(guard, slow_to_leave) as stay:
         await stay.come(6)
         guard.update(max_sessions=3)
-        await until(lambda: guard.snapshot()["leaving"] == 3)
+        await wait_until(lambda: guard.snapshot()["leaving"] == 3)
         await anyio.sleep(0.3)
         assert guard.snapshot()["leaving"] == 3
-        await until(lambda: len(guard.sessions) == 3)
+        await wait_until(lambda: len(guard.sessions) == 3)
         stay.tasks.cancel_scope.cancel()
     assert guard.snapshot()["sheds"] == {"full": 3}
 
@@ -405,7 +405,7 @@ async def test_drain_does_not_wait_for_a_handler_whose_peer_is_gone():
         await send({"type": "websocket.close"})
         await anyio.sleep_forever()
 
-    async with Stay(guard, lingers) as stay:
+    async with ConnectedClients(guard, lingers) as stay:
         await stay.come(2)
         with anyio.fail_after(5):
             await guard.drain(0)
@@ -418,15 +418,15 @@ async def test_sigterm_drain_unavailable_is_logged_once(wanted):
     """A signal that will not drain is logged once where no lifespan comes."""
     seen = []
     guard = Guard(Settings(drain_on_sigterm=wanted), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
-    assert len(of(SigtermDrainUnavailable, seen)) == wanted
+    assert len(events_of(SigtermDrainUnavailable, seen)) == wanted
 
 
 @pytest.mark.anyio
 async def test_drain_that_is_cancelled_is_finished_by_the_next():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         with anyio.move_on_after(0.05):
             await guard.drain(60)
@@ -481,7 +481,7 @@ async def test_session_replaced_while_waiting_in_a_gate_is_refused():
 @pytest.mark.anyio
 async def test_shadow_replaces_nobody():
     guard = Guard(Settings(max_sessions_per_client=1, when_client_full="replace_oldest", shadow="all"))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         await anyio.sleep(0.1)
         assert len(guard.sessions) == 3
@@ -497,10 +497,10 @@ async def test_async_answer_does_not_stop_the_background_work():
     seen = []
     gate = Async()
     guard = Guard(Settings(max_sessions=10), gate=gate, observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
-        await until(lambda: gate.asked > 3)
-    assert "async.excess" in [event.callback for event in of(CallbackFailed, seen)]
+        await wait_until(lambda: gate.asked > 3)
+    assert "async.excess" in [event.callback for event in events_of(CallbackFailed, seen)]
 
 
 # The ticker alone
@@ -564,14 +564,14 @@ async def test_ticker_runs_as_long_as_any_job_is_needed():
     first, second, along = Work(), Work(is_needed=False), Work()
     bench = Bench(first.job(), second.job(), Job("along", along, None))
     bench.ticker.start_if_needed()
-    await until(lambda: len(first.runs) > 2)
+    await wait_until(lambda: len(first.runs) > 2)
     assert bench.ticker.is_running
     assert not second.runs
     first.is_needed, second.is_needed = False, True
-    await until(lambda: second.runs)
+    await wait_until(lambda: second.runs)
     count = len(first.runs)
     second.is_needed = False
-    await until(lambda: not bench.ticker.is_running)
+    await wait_until(lambda: not bench.ticker.is_running)
     assert len(first.runs) == count
     assert len(along.runs) == count + len(second.runs)
     assert first.finished == second.finished == 1
@@ -628,9 +628,9 @@ async def test_ticker_job_that_fails_is_reported_and_runs_again(where):
         job.finish = fail
     bench = Bench(job, sound.job())
     bench.ticker.start_if_needed()
-    await until(lambda: len(broken.runs) > 2 and len(sound.runs) > 2)
+    await wait_until(lambda: len(broken.runs) > 2 and len(sound.runs) > 2)
     job.is_needed, sound.is_needed = lambda: False, False
-    await until(lambda: not bench.ticker.is_running)
+    await wait_until(lambda: not bench.ticker.is_running)
     assert set(bench.failures) == {("broken", ValueError)}
     assert sound.finished == 1
 
@@ -652,9 +652,9 @@ def test_ticker_job_with_a_cancelled_future_goes_on(is_async):
             job.run = awaits
         bench = Bench(job)
         bench.ticker.start_if_needed()
-        await until(lambda: len(work.runs) > 2)
+        await wait_until(lambda: len(work.runs) > 2)
         work.is_needed = False
-        await until(lambda: not bench.ticker.is_running)
+        await wait_until(lambda: not bench.ticker.is_running)
         assert set(bench.failures) == {("a job", asyncio.CancelledError)}
 
     asyncio.run(main())
@@ -666,15 +666,15 @@ async def test_ticker_unused_stops_after_a_while():
     bench = Bench(work.job(), is_used=False)
     start = bench.clock.now
     bench.ticker.start_if_needed()
-    await until(lambda: not bench.ticker.is_running)
+    await wait_until(lambda: not bench.ticker.is_running)
     assert LINGER_S < bench.clock.now - start < LINGER_S + 3 * TICK_S
     assert work.finished == 1
     bench.is_used = True
     bench.ticker.start_if_needed()
-    await until(lambda: bench.clock.now - start > 3 * LINGER_S)
+    await wait_until(lambda: bench.clock.now - start > 3 * LINGER_S)
     assert bench.ticker.is_running
     work.is_needed = False
-    await until(lambda: not bench.ticker.is_running)
+    await wait_until(lambda: not bench.ticker.is_running)
 
 
 @pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio"), ("trio", "asyncio")])
@@ -688,13 +688,13 @@ def test_ticker_hands_over_to_another_loop(backends):
         with first as first:
             bench.loops.add(here := first.call(running_loop))
             first.call(bench.ticker.start_if_needed)
-            first.call(until, lambda: here in work.runs)
+            first.call(wait_until, lambda: here in work.runs)
             assert there not in work.runs
-        second.call(until, lambda: there in work.runs)
+        second.call(wait_until, lambda: there in work.runs)
         for is_needed in (False, True, False):
             work.is_needed = is_needed
             bench.ticker.start_if_needed()
-            second.call(until, lambda is_needed=is_needed: bench.ticker.is_running == is_needed)
+            second.call(wait_until, lambda is_needed=is_needed: bench.ticker.is_running == is_needed)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -714,7 +714,7 @@ def test_ticker_job_of_a_closed_loop_runs_in_the_next(backend):
 
     async def first():
         bench.ticker.start_if_needed()
-        await until(lambda: work.runs)
+        await wait_until(lambda: work.runs)
 
     loop.run_until_complete(first())
     assert not bench.ticker.is_running
@@ -723,9 +723,9 @@ def test_ticker_job_of_a_closed_loop_runs_in_the_next(backend):
 
     async def second():
         bench.ticker.start_if_needed()
-        await until(lambda: len(work.runs) == 2)
+        await wait_until(lambda: len(work.runs) == 2)
         work.is_needed = False
-        await until(lambda: not bench.ticker.is_running)
+        await wait_until(lambda: not bench.ticker.is_running)
 
     anyio.run(second, backend=backend)
 
@@ -735,11 +735,11 @@ async def test_ticker_forgets_what_the_parent_process_runs():
     work = Slow()
     bench = Bench(work.job(interval=60.0))
     bench.ticker.start_if_needed()
-    await until(lambda: work.runs)
+    await wait_until(lambda: work.runs)
     bench.ticker.forget()
     assert not bench.ticker.is_running
     bench.tick()
-    await until(lambda: len(work.runs) == 2)
+    await wait_until(lambda: len(work.runs) == 2)
 
 
 # Work of a guard that takes long
@@ -758,13 +758,13 @@ async def test_guard_long_shedding_looks_at_activity_meanwhile(monkeypatch):
         return []
 
     monkeypatch.setattr(ShedOrder, "choose", choose)
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         guard.update(max_sessions=1)
         await is_shedding.wait()
         await stay.come(1)
         newest = [*guard.sessions][-1]
-        await until(lambda: guard._activity.last_message_at(newest) > newest.arrived_at)
+        await wait_until(lambda: guard._activity.last_message_at(newest) > newest.arrived_at)
         may_end.set()
 
 
@@ -777,7 +777,7 @@ async def test_guard_gate_whose_need_fails_keeps_nobody_out():
 
     seen = []
     guard = Guard(Settings(), gate=Unsure(3), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         assert stay.codes() == [None] * 3
-    assert {type(event.exception) for event in of(BackgroundFailed, seen)} == {ValueError}
+    assert {type(event.exception) for event in events_of(BackgroundFailed, seen)} == {ValueError}

@@ -18,8 +18,8 @@ from asgi_closecodes.guard.timeouts import SessionTimeouts
 from asgi_closecodes.logs import JsonFormatter
 from asgi_closecodes.session import MessageRate, Session, is_pending
 from asgi_closecodes.session.message_rate import LimitedReceive
-from tests.support.asgi import Handler, of
-from tests.support.fakes import Clock, Guest, Stay, until
+from tests.support.asgi import Handler, events_of
+from tests.support.fakes import Clock, ConnectedClients, StayingClient, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -94,7 +94,7 @@ class Looking:
         for _ in range(round(seconds / tick)):
             self.clock.now += tick
             await self.timeouts.check()
-        await until(lambda: self.timeouts._ending_in is None)
+        await wait_until(lambda: self.timeouts._ending_in is None)
 
     async def first_end(self, within):
         """Return the seconds until the first session is ended."""
@@ -325,7 +325,7 @@ async def test_is_pending_follows_a_coroutine():
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
-        await until(lambda: is_pending(coroutine))
+        await wait_until(lambda: is_pending(coroutine))
         gate.set()
     assert not is_pending(coroutine)
 
@@ -354,7 +354,7 @@ async def test_handler_that_goes_on_is_cancelled_once_after_the_grace():
 # In a guard
 
 
-class Mute(Guest):
+class Mute(StayingClient):
     """A peer that takes ``most`` messages and reads no more, until it is told to."""
 
     def __init__(self, gone, most=2, **scope):
@@ -370,7 +370,7 @@ class Mute(Guest):
 
 async def visiting(guard, handler, peer, tasks):
     tasks.start_soon(peer.visit, CloseCodeMiddleware(handler, guard))
-    await until(lambda: peer.sent)
+    await wait_until(lambda: peer.sent)
 
 
 async def flood(scope, receive, send):
@@ -390,11 +390,11 @@ async def test_guard_closes_idle_session_with_3008_and_says_so(caplog):
     caplog.set_level("INFO")
     seen = []
     guard = Guard(Settings(idle_timeout=0.3), observers=[seen.append])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
     assert [peer.closed for peer in stay.peers] == [(3008, "idle timeout; cause=idle")] * 2
-    assert [(event.cause, event.retry_after) for event in of(SessionShed, seen)] == [("idle", None)] * 2
+    assert [(event.cause, event.retry_after) for event in events_of(SessionShed, seen)] == [("idle", None)] * 2
     assert guard.snapshot()["sheds"] == {"idle": 2}
     assert guard.snapshot()["closes"] == {3008: 2}
     record = next(record for record in caplog.records if record.__dict__.get("closecodes.gate.cause") == "idle")
@@ -409,7 +409,7 @@ async def test_guard_answers_an_idle_handshake_by_policy(http):
         await anyio.sleep_forever()
 
     guard = Guard(Settings(idle_timeout=0.2, shed_grace=0.1, reject_with="http" if http else "close"))
-    peer = Guest(anyio.Event())
+    peer = StayingClient(anyio.Event())
     with anyio.fail_after(10):
         await peer.visit(CloseCodeMiddleware(never, guard))
     assert peer.status == 408 if http else peer.closed[0] == 3008
@@ -427,18 +427,18 @@ async def test_guard_sheds_session_whose_peer_does_not_read(handler, when):
         await visiting(guard, handler, peer, tasks)
         if when == "after":
             guard.update(send_timeout=0.5)
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
         gone.set()
     assert peer.closed[0] == 1013
     assert peer.closed[1].endswith("; cause=slow")
     assert guard.snapshot()["sheds"] == {"slow": 1}
-    assert not of(SessionFailed, seen)
+    assert not events_of(SessionFailed, seen)
 
 
 async def test_guard_keeps_session_whose_sends_end():
     guard = Guard(Settings(send_timeout=0.3))
     gone = anyio.Event()
-    peer = Guest(gone)
+    peer = StayingClient(gone)
     async with anyio.create_task_group() as tasks:
         await visiting(guard, flood, peer, tasks)
         await anyio.sleep(1.5)
@@ -452,9 +452,9 @@ async def test_guard_counts_stalled_sessions_where_it_looks(monkeypatch):
     peer = Mute(anyio.Event())
     async with anyio.create_task_group() as tasks:
         await visiting(guard, flood, peer, tasks)
-        await until(lambda: guard.snapshot()["stalled"] == 1)
+        await wait_until(lambda: guard.snapshot()["stalled"] == 1)
         peer.reads.set()
-        await until(lambda: guard.snapshot()["stalled"] == 0)
+        await wait_until(lambda: guard.snapshot()["stalled"] == 0)
         tasks.cancel_scope.cancel()
 
 
@@ -463,7 +463,7 @@ async def test_forked_child_looks_at_none_of_the_parents(monkeypatch):
     guard = Guard(Settings(send_timeout=60))
     async with anyio.create_task_group() as tasks:
         await visiting(guard, flood, Mute(anyio.Event()), tasks)
-        await until(lambda: guard.snapshot()["stalled"] == 1)
+        await wait_until(lambda: guard.snapshot()["stalled"] == 1)
         if not (child := os.fork()):
             os._exit(guard.snapshot()["stalled"] or len(guard._timeouts._ring))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -473,7 +473,7 @@ async def test_forked_child_looks_at_none_of_the_parents(monkeypatch):
 
 async def test_no_send_timeout_remembers_nothing():
     guard = Guard(Settings(max_sessions=5, idle_timeout=60))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
         [session] = guard.sessions
         assert type(session) is Session
@@ -505,7 +505,7 @@ async def send_and_swallow(scope, receive, send):
         await anyio.sleep(0.01)
 
 
-class Lost(Guest):
+class Lost(StayingClient):
     """A peer whose departure the server tells by an OSError too."""
 
     async def send(self, message):
@@ -534,9 +534,9 @@ async def test_guard_cancels_handler_that_goes_on_without_its_peer(handler, when
         if when == "after the departure":
             await anyio.sleep(0.05)
             guard.update(cancel_after_disconnect=True)
-        await until(lambda: not guard.sessions)
-    assert not of(SessionFailed, seen)
-    assert not of(CloseFailed, seen)
+        await wait_until(lambda: not guard.sessions)
+    assert not events_of(SessionFailed, seen)
+    assert not events_of(CloseFailed, seen)
     assert "close" not in peer.heard
     assert guard.snapshot()["errors"] == 0
 
@@ -565,7 +565,7 @@ async def test_handler_that_cleans_up_in_time_is_not_cancelled():
             raise
 
     guard = Guard(Settings(cancel_after_disconnect=True, shed_grace=5))
-    async with Stay(guard, clean_up) as stay:
+    async with ConnectedClients(guard, clean_up) as stay:
         await stay.come(3)
     assert not guard.sessions
     assert not cancelled
@@ -575,7 +575,7 @@ async def test_cancellation_from_outside_goes_on_to_whoever_cancels():
     """A handler that goes on without its peer, and whose server is cancelled before the grace is over."""
     guard = Guard(Settings(cancel_after_disconnect=True, shed_grace=60))
     gone = anyio.Event()
-    peer = Guest(gone)
+    peer = StayingClient(gone)
     finished = False
     with anyio.move_on_after(0.3) as scope:
         gone.set()
@@ -590,7 +590,7 @@ async def test_cancellation_from_outside_goes_on_to_whoever_cancels():
 
 async def test_update_sets_changes_and_unsets_limits_while_running():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         assert not guard._ticker.is_running
         guard.update(idle_timeout=60, send_timeout=60, cancel_after_disconnect=True)
@@ -600,24 +600,24 @@ async def test_update_sets_changes_and_unsets_limits_while_running():
         assert len(guard._timeouts._ring) == 3
         guard.update(idle_timeout=None, send_timeout=None, cancel_after_disconnect=False)
         assert not guard._timeouts._ring
-        await until(lambda: not guard._ticker.is_running)
+        await wait_until(lambda: not guard._ticker.is_running)
         assert not [code for code in stay.codes() if code]
         guard.update(idle_timeout=0.2)
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
         assert stay.codes() == [3008] * 3
 
 
 async def test_update_leaves_no_trace_of_unset_limits_in_sessions():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(1)
         [session] = guard.sessions
         guard.update(send_timeout=60, cancel_after_disconnect=True)
-        await until(lambda: session._deliver != stay.peers[0].send)
+        await wait_until(lambda: session._deliver != stay.peers[0].send)
         guard.update(send_timeout=None)
-        await until(lambda: session._deliver == session._send_and_notice)
+        await wait_until(lambda: session._deliver == session._send_and_notice)
         guard.update(cancel_after_disconnect=False)
-        await until(lambda: session._deliver == stay.peers[0].send)
+        await wait_until(lambda: session._deliver == stay.peers[0].send)
 
 
 def test_timeout_in_another_loop_than_the_ticker_s_is_kept():
@@ -625,9 +625,9 @@ def test_timeout_in_another_loop_than_the_ticker_s_is_kept():
     guard = Guard(Settings(idle_timeout=0.3))
 
     async def stay(count):
-        async with Stay(guard) as staying:
+        async with ConnectedClients(guard) as staying:
             await staying.come(count)
-            await until(lambda: all(staying.codes()))
+            await wait_until(lambda: all(staying.codes()))
         return staying.codes()
 
     async def main():

@@ -12,7 +12,7 @@ import pytest
 import websockets
 
 from tests.integrations.peers import PATIENCE_S
-from tests.support.peers import eventually
+from tests.support.peers import wait_until
 from tests.support.programs import module
 from tests.support.servers import serve
 
@@ -156,4 +156,4 @@ async def test_front_end_chainlit_callback_ends_its_session(served):
         client.on("disconnect", lambda *reason: left.set())
         await client.emit("client_message", {"message": message, "fileReferences": []})
         await left.wait()
-    assert await asyncio.to_thread(eventually, lambda: "close code 1011; ref=" in running.log())
+    assert await asyncio.to_thread(wait_until, lambda: "close code 1011; ref=" in running.log())

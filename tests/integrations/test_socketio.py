@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from tests.integrations.peers import PATIENCE_S, SocketIO, control, end_of, opened, visit
-from tests.support.peers import eventually
+from tests.support.peers import wait_until
 from tests.support.programs import module
 
 
@@ -158,7 +158,7 @@ async def test_socketio_crash_in_connect_by_http_is_told(running):
         _, *logged = running.log().split("connect handler error")
         return len(logged) > before and "ValueError: secret" in logged[-1]
 
-    assert await asyncio.to_thread(eventually, is_logged)
+    assert await asyncio.to_thread(wait_until, is_logged)
 
 
 @pytest.mark.parametrize(("name", "packet"), [("both", "44"), ("always", "41")])
@@ -241,4 +241,4 @@ async def test_socketio_nothing_leaks(running):
         state = json.loads(control(running, "state"))
         return state["open"] + state["leaving"] == 0
 
-    assert await asyncio.to_thread(eventually, is_empty)
+    assert await asyncio.to_thread(wait_until, is_empty)

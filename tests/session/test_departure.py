@@ -20,8 +20,8 @@ from asgi_closecodes.session import protocol
 from asgi_closecodes.session.connection import Connection, StreamConnection, connection_of
 from asgi_closecodes.session.departure import Departure, Step
 from asgi_closecodes.session.progress_deadline import ProgressDeadline
-from tests.support.asgi import Peer, of
-from tests.support.fakes import until
+from tests.support.asgi import Peer, events_of
+from tests.support.fakes import wait_until
 
 
 class Socket:
@@ -104,9 +104,9 @@ async def running(handler, guard, server):
     """The session of ``handler`` in a task, once it stays or departs."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.visit, CloseCodeMiddleware(handler, guard))
-        await until(lambda: guard.sessions and server.sent)
+        await wait_until(lambda: guard.sessions and server.sent)
         yield tasks
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
 
 
 def counts(guard):
@@ -122,7 +122,7 @@ async def test_session_closed_counts_until_its_transport_is_gone(handler):
         if handler is stay:
             [one] = guard.sessions
             await one.shed()
-        await until(lambda: counts(guard) == (1, 1, 0))
+        await wait_until(lambda: counts(guard) == (1, 1, 0))
         await anyio.sleep(0.1)
         assert counts(guard) == (1, 1, 0)
         refused = await Peer().visit(CloseCodeMiddleware(returns, guard))
@@ -149,10 +149,10 @@ async def test_session_that_stays_held_is_abandoned_once(caplog):
     guard = Guard(Settings(max_sessions=1, abandon_after=0.05), observers=[seen.append])
     async with running(returns, guard, Server(transport)):
         pass
-    [event] = of(SessionAbandoned, seen)
+    [event] = events_of(SessionAbandoned, seen)
     assert event.close.code == 1000
     assert event.after >= 0.05
-    assert seen.index(event) < seen.index(*of(SessionClosed, seen))
+    assert seen.index(event) < seen.index(*events_of(SessionClosed, seen))
     assert counts(guard) == (0, 0, 0)
     assert guard.gate.gates[-1].usage == 0
     assert "closecodes.session.abandoned" in {record.__dict__["event.name"] for record in caplog.records}
@@ -162,7 +162,7 @@ async def test_session_that_stays_held_is_abandoned_once(caplog):
 async def test_session_that_leaves_follows_a_changed_limit():
     transport, guard = Deaf(), Guard(Settings(max_sessions=1))
     async with running(returns, guard, Server(transport)):
-        await until(lambda: counts(guard) == (1, 1, 0))
+        await wait_until(lambda: counts(guard) == (1, 1, 0))
         guard.update(abandon_after=0.01)
     assert counts(guard) == (0, 0, 0)
 
@@ -176,7 +176,7 @@ def test_session_abandoned_is_aborted_all_the_same(monkeypatch):
         async with running(returns, guard, Server(transport)):
             pass
         assert transport.aborts == 0
-        await until(lambda: transport.aborts == 1)
+        await wait_until(lambda: transport.aborts == 1)
 
     asyncio.run(main())
 
@@ -186,7 +186,7 @@ async def test_session_refused_counts_apart_until_it_is_gone():
     transport, guard = Transport(), Guard(Settings(max_sessions=0))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Server(transport).visit, CloseCodeMiddleware(stay, guard))
-        await until(lambda: counts(guard) == (0, 0, 1))
+        await wait_until(lambda: counts(guard) == (0, 0, 1))
         assert guard.snapshot()["leaving_refused"] == 1
         transport.is_gone = True
     assert counts(guard) == (0, 0, 0)
@@ -197,7 +197,7 @@ def refused(guard):
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)
     task = loop.create_task(Server(Transport()).visit(CloseCodeMiddleware(stay, guard)))
-    loop.run_until_complete(until(lambda: counts(guard) == (0, 0, 1)))
+    loop.run_until_complete(wait_until(lambda: counts(guard) == (0, 0, 1)))
     return loop, task
 
 
@@ -247,10 +247,10 @@ async def test_session_refused_by_http_is_not_waited_for():
 async def test_wait_that_is_cancelled_stops_at_once():
     transport, guard = Transport(), Guard()
     async with running(returns, guard, Server(transport)) as tasks:
-        await until(lambda: counts(guard) == (1, 1, 0))
+        await wait_until(lambda: counts(guard) == (1, 1, 0))
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
-            await until(lambda: not guard.sessions)
+            await wait_until(lambda: not guard.sessions)
 
 
 def test_wait_that_is_cancelled_leaves_the_abort_behind(monkeypatch):
@@ -258,13 +258,13 @@ def test_wait_that_is_cancelled_leaves_the_abort_behind(monkeypatch):
         monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.2)
         transport, guard = Transport(), Guard()
         task = asyncio.create_task(Server(transport).visit(CloseCodeMiddleware(returns, guard)))
-        await until(lambda: counts(guard) == (1, 1, 0))
+        await wait_until(lambda: counts(guard) == (1, 1, 0))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert counts(guard) == (0, 0, 0)
         assert transport.aborts == 0
-        await until(lambda: transport.aborts == 1)
+        await wait_until(lambda: transport.aborts == 1)
 
     asyncio.run(main())
 
@@ -274,12 +274,12 @@ def test_session_cancelled_is_aborted_later(monkeypatch):
         monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.2)
         transport, guard = Transport(), Guard()
         task = asyncio.create_task(Server(transport).visit(CloseCodeMiddleware(stay, guard)))
-        await until(lambda: guard.sessions)
+        await wait_until(lambda: guard.sessions)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert transport.aborts == 0
-        await until(lambda: transport.aborts == 1)
+        await wait_until(lambda: transport.aborts == 1)
 
     asyncio.run(main())
 
@@ -417,7 +417,7 @@ async def test_transport_that_cannot_be_believed_changes_nothing(transport, hand
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.visit, CloseCodeMiddleware(handler, guard))
             if handler is stay:
-                await until(lambda: server.sent)
+                await wait_until(lambda: server.sent)
                 [one] = guard.sessions
                 await one.shed()
     assert counts(guard) == (0, 0, 0)
@@ -496,7 +496,7 @@ async def test_session_of_a_middleware_inside_finds_the_transport():
     """The guard inside counts as long as the one outside."""
     transport, inside, outside = Transport(), Guard(), Guard()
     async with running(CloseCodeMiddleware(returns, inside), outside, Server(transport)):
-        await until(lambda: counts(inside) == (1, 1, 0))
+        await wait_until(lambda: counts(inside) == (1, 1, 0))
         assert outside.sessions
         transport.is_gone = True
     assert counts(inside) == counts(outside) == (0, 0, 0)

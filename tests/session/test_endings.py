@@ -10,7 +10,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
 from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter
-from tests.support.asgi import Peer, of
+from tests.support.asgi import Peer, events_of
 from tests.support.fakes import settle
 
 
@@ -191,7 +191,7 @@ async def test_broadcast_to_a_member_that_is_gone_is_a_failure(how):
             await anyio.sleep(0)
         tasks.cancel_scope.cancel()
     assert speaker.closed[0] == 1011
-    [failure] = of(events.SessionFailed, seen)
+    [failure] = events_of(events.SessionFailed, seen)
     assert failure.of_another_session
     assert failure.session.path == "/speaker"
 
@@ -245,7 +245,7 @@ async def test_clean_up_after_the_peer_left_is_no_failure(clean_up, raises):
 
     peer.send = accepts
     await peer.visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
-    assert not of(events.SessionFailed, seen)
+    assert not events_of(events.SessionFailed, seen)
 
 
 async def receive_before_accept(websocket):
@@ -288,7 +288,7 @@ async def test_misuse_stays_a_failure(misuse):
 
     seen = []
     await Peer().visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
-    [failure] = of(events.SessionFailed, seen)
+    [failure] = events_of(events.SessionFailed, seen)
     assert not failure.of_another_session
 
 
@@ -307,7 +307,7 @@ async def test_disconnected_of_the_own_send_is_a_departure():
     seen = []
     peer = Staying(raises=Disconnected("Attempt to send on a closed protocol"))
     await peer.visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
-    assert not of(events.SessionFailed, seen)
+    assert not events_of(events.SessionFailed, seen)
 
 
 @pytest.mark.anyio
@@ -321,7 +321,7 @@ async def test_failure_after_own_close_names_that_close():
     seen = []
     guard = Guard(observers=[seen.append])
     await Peer().visit(CloseCodeMiddleware(app, guard))
-    [failure] = of(events.SessionFailed, seen)
+    [failure] = events_of(events.SessionFailed, seen)
     assert failure.close.code == 1003
     assert guard.snapshot()["closes"] == {1003: 1}
 
@@ -335,7 +335,7 @@ async def test_failure_answered_by_http_names_no_close():
     seen = []
     guard = Guard(Settings(reject_with="http"), observers=[seen.append])
     peer = await Peer().visit(CloseCodeMiddleware(app, guard))
-    [failure] = of(events.SessionFailed, seen)
+    [failure] = events_of(events.SessionFailed, seen)
     assert peer.status == 500
     assert failure.close is None
     assert guard.snapshot()["closes"] == {}
@@ -364,7 +364,7 @@ async def test_close_taken_as_its_twin_is_named():
         tasks.start_soon(peer.visit, CloseCodeMiddleware(app, guard))
         await settle()
         await next(iter(guard.sessions)).shed()
-    [shed] = of(events.SessionShed, seen)
+    [shed] = events_of(events.SessionShed, seen)
     assert shed.close.code == 4013
     assert guard.snapshot()["closes"] == {4013: 1}
 
@@ -391,7 +391,7 @@ def test_cancellation_nobody_asked_for_is_a_failure(group):
         return await Peer().visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
 
     assert asyncio.run(main()).closed[0] == 1011
-    assert of(events.SessionFailed, seen)
+    assert events_of(events.SessionFailed, seen)
 
 
 def nested(depth):
@@ -507,7 +507,7 @@ def test_cancelled_future_of_a_gate_is_its_failure():
 
     peer, seen = asyncio.run(main())
     assert peer.closed[0] == 1000
-    assert of(events.GateFailed, seen)
+    assert events_of(events.GateFailed, seen)
 
 
 class Raising:
@@ -564,7 +564,7 @@ async def test_close_that_cannot_be_read_is_a_failure(kind, place, caplog):
     guard = Guard(observers=[seen.append], exceptions={LookupError: lambda error: BROKEN[kind]()})
     peer = await Peer().visit(CloseCodeMiddleware(app, guard))
     assert peer.closed[0] == 1011
-    [failed] = of(events.SessionFailed, seen)
+    [failed] = events_of(events.SessionFailed, seen)
     assert failed.error_id in peer.closed[1]
     assert guard.snapshot()["closes"] == {1011: 1}
 
@@ -583,7 +583,7 @@ async def test_refusal_that_cannot_be_read_refuses(kind):
     seen = []
     peer = await Peer().visit(CloseCodeMiddleware(app, Guard(gate=Gate(), observers=[seen.append])))
     assert peer.closed[0] == 1013
-    assert of(events.SessionRefused, seen)
+    assert events_of(events.SessionRefused, seen)
 
 
 @pytest.mark.anyio
@@ -605,7 +605,7 @@ async def test_crash_cancelled_as_it_closes_is_told_and_recorded(stalled):
         await peer.visit(CloseCodeMiddleware(app, guard))
     assert scope.cancelled_caught
     assert peer.closed[0] == 1011
-    assert len(of(events.SessionFailed, told)) == guard.snapshot()["errors"] == 1
+    assert len(events_of(events.SessionFailed, told)) == guard.snapshot()["errors"] == 1
     assert not guard.sessions
 
 
@@ -626,5 +626,5 @@ async def test_shed_while_a_departure_is_in_doubt_keeps_its_close():
     peer = Staying()
     await CloseCodeMiddleware(handler, guard)(peer.scope, peer.receive, peer.send)
     assert peer.closed[0] == 1013
-    [closed] = of(events.SessionClosed, seen)
+    [closed] = events_of(events.SessionClosed, seen)
     assert (closed.close.code, closed.closed_by, closed.outcome) == (1013, "middleware", "shed")

@@ -3,7 +3,7 @@
 import pytest
 
 from asgi_closecodes import Close, CloseCodeMiddleware, Guard, Settings, events
-from tests.support.asgi import Peer, of
+from tests.support.asgi import Peer, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,7 @@ async def test_error_close_of_named_code_is_told_once(named, accept, sent, is_to
 
     seen, peer = [], Peer()
     await peer.visit(CloseCodeMiddleware(app, Guard(Settings(), observers=[seen.append])))
-    told = of(events.SessionClosedWithError, seen)
+    told = events_of(events.SessionClosedWithError, seen)
     assert [event.close for event in told] == ([Close(4500, "log in")] if is_told else [])
-    [closed] = of(events.SessionClosed, seen)
+    [closed] = events_of(events.SessionClosed, seen)
     assert closed.outcome == ("completed" if accept else "not_accepted")

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException, WebSocketException
 from starlette.websockets import WebSocketDisconnect
 
 from asgi_closecodes import Close, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater, events
-from tests.support.asgi import Peer, of
-from tests.support.fakes import Guest
+from tests.support.asgi import Peer, events_of
+from tests.support.fakes import StayingClient
 from tests.support.framework import installed
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +33,7 @@ class Run:
         self.seen = []
         self.guard = Guard(settings or Settings(), exceptions=exceptions, observers=[self.seen.append])
         self.handler, self.accept = handler, accept
-        self.peer = peer or Guest(anyio.Event())
+        self.peer = peer or StayingClient(anyio.Event())
         self.returned = []
 
     async def __call__(self, scope, receive, send):
@@ -50,11 +50,11 @@ class Run:
 
     @property
     def failures(self):
-        return of(events.SessionFailed, self.seen)
+        return events_of(events.SessionFailed, self.seen)
 
     @property
     def outcome(self):
-        [closed] = of(events.SessionClosed, self.seen)
+        [closed] = events_of(events.SessionClosed, self.seen)
         return closed.outcome
 
 
@@ -158,7 +158,7 @@ async def test_fail_handler_that_goes_on_is_cancelled(grace, error, code):
     assert len(run.failures) == (error is ValueError)
 
 
-class Granian(Guest):
+class Granian(StayingClient):
     """A server that drops what it sends when the sender is cancelled."""
 
     async def send(self, message):
@@ -358,7 +358,7 @@ async def test_fail_after_shed_is_told_with_that_close():
 async def test_fail_where_1011_is_refused_is_4011():
     """No server closes by itself here, as daphne does where it sees the error."""
 
-    class Refusing(Guest):
+    class Refusing(StayingClient):
         async def send(self, message):
             if message.get("code") == 1011:
                 raise ValueError("must be 1000 or from [3000, 4999]")
@@ -395,7 +395,7 @@ async def test_fail_leaves_no_cycle(monkeypatch):
     gc.disable()
     try:
         guard = Guard(Settings())
-        await Guest(anyio.Event()).visit(CloseCodeMiddleware(plain(handler), guard))
+        await StayingClient(anyio.Event()).visit(CloseCodeMiddleware(plain(handler), guard))
         assert sessions[0]() is None
     finally:
         gc.enable()
@@ -505,12 +505,12 @@ async def test_caught_mapping_that_fails_is_the_frameworks_close():
 
     run = await Run(raising(Mapped()), exceptions={Mapped: broken}).visit()
     assert run.peer.closed == (4500, "of the framework")
-    assert len(of(events.CallbackFailed, run.seen)) == 1
+    assert len(events_of(events.CallbackFailed, run.seen)) == 1
 
 
 async def test_caught_refusal_of_a_gate_is_counted():
     refusal = TryAgainLater(cause="user")
     refusal.gate = "per_user"
     run = await Run(raising(refusal)).visit()
-    [refused] = of(events.SessionRefused, run.seen)
+    [refused] = events_of(events.SessionRefused, run.seen)
     assert (refused.gate, run.peer.closed[0]) == ("per_user", 1013)

@@ -10,8 +10,8 @@ import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, TryAgainLater, events
 from asgi_closecodes.gates import MaxSessionsPerKey
-from tests.support.asgi import Peer, of
-from tests.support.fakes import until
+from tests.support.asgi import Peer, events_of
+from tests.support.fakes import wait_until
 
 
 def plain_thread(call):
@@ -68,7 +68,7 @@ def test_key_set_by_to_thread_that_is_refused_is_1013():
     async def main():
         reported = []
         peer = await Peer().visit(CloseCodeMiddleware(app, Guard(gate=gate, observers=[reported.append])))
-        assert not of(events.SessionFailed, reported)
+        assert not events_of(events.SessionFailed, reported)
         return peer
 
     assert asyncio.run(main()).closed[0] == 1013
@@ -133,7 +133,7 @@ async def test_key_set_by_one_that_ends_takes_no_permit(when_full):
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(bob.visit, CloseCodeMiddleware(app, guard))
-            await until(lambda: gate.active_of("bob"))
+            await wait_until(lambda: gate.active_of("bob"))
             tasks.start_soon(ann.visit, CloseCodeMiddleware(app, guard))
     assert (ann.closed[0], bob.closed[0]) == (1013, 1000)
     assert cleaned_up.is_set()

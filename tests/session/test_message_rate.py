@@ -14,8 +14,8 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import SessionClosed, SessionRefused, SessionShed
 from asgi_closecodes.session import MessageRate, message_rate
 from asgi_closecodes.session.message_rate import LimitedReceive, ShadowedReceive
-from tests.support.asgi import Handler, Peer, of
-from tests.support.fakes import Clock, Stay, until
+from tests.support.asgi import Handler, Peer, events_of
+from tests.support.fakes import Clock, ConnectedClients, wait_until
 
 DATA = {"type": "websocket.receive", "text": "x"}
 
@@ -202,11 +202,11 @@ async def test_flooder_is_closed_with_1008_and_counts_as_refused():
         await peer.visit(CloseCodeMiddleware(Handler(), guard))
     assert peer.closed == (1008, "too many messages; cause=messages")
     assert peer.taken < 50 * 5
-    [refused] = of(SessionRefused, seen)
+    [refused] = events_of(SessionRefused, seen)
     assert (refused.gate, refused.cause, refused.mode, refused.limit) == ("messages", "messages", "close", 50)
     assert (refused.is_overload, refused.session.phase) == (False, "open")
-    assert of(SessionShed, seen) == []
-    assert [event.outcome for event in of(SessionClosed, seen)] == ["shed"]
+    assert events_of(SessionShed, seen) == []
+    assert [event.outcome for event in events_of(SessionClosed, seen)] == ["shed"]
     snapshot = guard.snapshot()
     assert (snapshot["refusals"], snapshot["closes"]) == ({"messages": 1}, {1008: 1})
     assert snapshot["gates"] == [
@@ -222,7 +222,7 @@ async def test_shed_and_disconnect_interrupt_the_delay():
         with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(peer.visit, CloseCodeMiddleware(Handler(), guard))
-                await until(lambda peer=peer: peer.taken == 1)
+                await wait_until(lambda peer=peer: peer.taken == 1)
                 await anyio.sleep(0.05)
                 [session] = guard.sessions
                 peer.is_gone = True
@@ -274,7 +274,7 @@ async def test_flooder_of_a_handler_that_polls_is_closed_too():
 @pytest.mark.anyio
 async def test_limit_changes_open_sessions_and_goes_away_again():
     guard = Guard(Settings())
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         before = [session.server_receive for session in guard.sessions]
         assert before == [peer.receive for peer in stay.peers], "without a limit it is the server's own"
@@ -295,9 +295,9 @@ async def test_limit_that_is_taken_away_ends_the_delay():
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(peer.visit, CloseCodeMiddleware(Handler(), guard))
-            await until(lambda: peer.taken == 1)
+            await wait_until(lambda: peer.taken == 1)
             guard.update(messages_per_second=None)
-            await until(lambda: peer.taken > 10)
+            await wait_until(lambda: peer.taken > 10)
             peer.is_gone = True
 
 
@@ -307,7 +307,7 @@ async def test_shadow_of_messages_is_told_once_a_session():
     settings = Settings(messages_per_second=10, message_burst=1, message_patience=0.5, shadow="messages_per_second")
     peer = Peer(*["x"] * 100)
     await peer.visit(CloseCodeMiddleware(Handler(), Guard(settings, observers=[seen.append])))
-    [refused] = of(SessionRefused, seen)
+    [refused] = events_of(SessionRefused, seen)
     assert (refused.mode, refused.gate, refused.close.code) == ("shadow", "messages", 1008)
     assert "close" not in peer.heard or peer.closed[0] == 1000
 
@@ -321,7 +321,7 @@ def test_delay_ended_in_the_interruption_s_turn_asks_no_server():
         peer = Flooder()
         app = CloseCodeMiddleware(Handler(), guard)
         visit = asyncio.create_task(peer.visit(app))
-        await until(lambda: peer.taken == 1)
+        await wait_until(lambda: peer.taken == 1)
         [session] = guard.sessions
         limited = session.server_receive.__self__
         peer.receive = None

@@ -7,7 +7,7 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
 from asgi_closecodes.events import RouteNotFound, SessionClosed, SessionFailed
 from asgi_closecodes.session.not_found import says_not_found
 from asgi_closecodes.session.protocol import MAX_HELD_BYTES
-from tests.support.asgi import Peer, of
+from tests.support.asgi import Peer, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -67,8 +67,8 @@ async def visit(app, *, settings=None, exceptions=None, **scope):
 async def test_no_route_is_404_and_no_error(app, handshake):
     peer, seen = await visit(app, settings=Settings(reject_with=handshake, reraise=True))
     assert (peer.heard, peer.status) == (["http.response.start", "http.response.body"], 404)
-    assert of(SessionFailed, seen) == []
-    assert len(of(RouteNotFound, seen)) == len(of(SessionClosed, seen)) == 1
+    assert events_of(SessionFailed, seen) == []
+    assert len(events_of(RouteNotFound, seen)) == len(events_of(SessionClosed, seen)) == 1
 
 
 async def test_no_route_without_the_extension_is_a_reject():
@@ -89,8 +89,8 @@ async def test_no_route_without_the_extension_is_a_reject():
 async def test_like_error_raised_by_others_is_a_failure(app):
     peer, seen = await visit(app)
     assert peer.closed[0] == 1011
-    assert len(of(SessionFailed, seen)) == 1
-    assert of(RouteNotFound, seen) == []
+    assert len(events_of(SessionFailed, seen)) == 1
+    assert events_of(RouteNotFound, seen) == []
 
 
 async def test_error_raised_below_the_router_is_a_failure():
@@ -117,8 +117,8 @@ async def test_plain_http_response_is_a_denial(status):
 
     peer, seen = await visit(app)
     assert (peer.heard, peer.status) == (["http.response.start", "http.response.body"], status)
-    assert of(SessionFailed, seen) == []
-    assert len(of(RouteNotFound, seen)) == (status == 404)
+    assert events_of(SessionFailed, seen) == []
+    assert len(events_of(RouteNotFound, seen)) == (status == 404)
 
 
 class OneBody(Peer):
@@ -149,7 +149,7 @@ async def test_parts_are_one_where_a_server_wants_one(parts, end):
     peer = await OneBody().visit(CloseCodeMiddleware(denying(*parts, end=end), guard))
     assert peer.heard == ["http.response.start", "http.response.body"]
     assert peer.sent[1]["body"] == b"".join(parts)
-    assert of(SessionFailed, seen) == []
+    assert events_of(SessionFailed, seen) == []
 
 
 async def test_parts_are_left_alone_where_a_server_takes_them():
@@ -170,7 +170,7 @@ async def test_parts_without_an_end_are_bounded():
     with anyio.fail_after(10):
         await OneBody().visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
     assert len(held) == MAX_HELD_BYTES // 65536 + 1
-    assert len(of(SessionFailed, seen)) == 1
+    assert len(events_of(SessionFailed, seen)) == 1
 
 
 async def test_peer_that_left_uvicorn_s_old_way_has_left():
@@ -184,9 +184,9 @@ async def test_peer_that_left_uvicorn_s_old_way_has_left():
     for app in (raising(ValueError(), accept=True), accept_and_close):
         seen = []
         await Legacy().visit(CloseCodeMiddleware(app, Guard(observers=[seen.append])))
-        [closed] = of(SessionClosed, seen)
+        [closed] = events_of(SessionClosed, seen)
         assert (closed.close.code, closed.closed_by) == (1006, "client")
-        assert len(of(SessionFailed, seen)) == (app is not accept_and_close)
+        assert len(events_of(SessionFailed, seen)) == (app is not accept_and_close)
 
 
 async def accept_and_close(scope, receive, send):

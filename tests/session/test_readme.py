@@ -8,7 +8,7 @@ from fastapi import FastAPI, HTTPException, WebSocket, WebSocketException
 
 from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, TryAgainLater
 from asgi_closecodes.testing import serve
-from tests.support.peers import eventually
+from tests.support.peers import wait_until
 from tests.support.servers import ROOT
 
 TEXT = (ROOT / "asgi_closecodes/session/README.md").read_text(encoding="utf-8")
@@ -122,10 +122,10 @@ def test_example_of_a_broadcast_survives_dead_members():
         assert (speaker.receive(), leaver.receive()) == ("one", "one")
         before = {*members}
         leaver.close()
-        assert eventually(lambda: len(members) == 1)
+        assert wait_until(lambda: len(members) == 1)
         members.update(before)  # as where its handler is still busy with something else
         speaker.send("two")
         assert speaker.receive() == "two"
-        assert eventually(lambda: len(members) == 1), "the dead one is discarded"
+        assert wait_until(lambda: len(members) == 1), "the dead one is discarded"
         speaker.send("three")
         assert speaker.receive() == "three"

@@ -5,7 +5,7 @@ from starlette.routing import Mount
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, events
 from asgi_closecodes.session.scope import route_of
-from tests.support.asgi import Peer, of
+from tests.support.asgi import Peer, events_of
 
 SERVERS = {"type": "websocket", "path": "/crash/7", "root_path": "/api"}
 
@@ -40,5 +40,5 @@ async def test_path_is_that_of_the_client_whatever_is_left():
 
     seen, peer = [], Peer()
     await peer.visit(CloseCodeMiddleware(app, Guard(Settings(), observers=[seen.append])))
-    [failed] = of(events.SessionFailed, seen)
+    [failed] = events_of(events.SessionFailed, seen)
     assert failed.session.path == peer.scope["path"] != "/changed"

@@ -29,7 +29,7 @@ from asgi_closecodes.exceptions import leaves
 from asgi_closecodes.gates import MaxSessions
 from asgi_closecodes.logs import configure_logging
 from asgi_closecodes.session import protocol
-from tests.support.asgi import Handler, Peer, of
+from tests.support.asgi import Handler, Peer, events_of
 from tests.support.clocks import run_without_waiting
 from tests.support.fakes import settle
 
@@ -468,7 +468,7 @@ async def test_refusal_that_is_cancelled_is_reported():
     with anyio.move_on_after(0.05) as scope:
         await peer.visit(app)
     assert scope.cancelled_caught
-    assert len(of(SessionRefused, events)) == 1
+    assert len(events_of(SessionRefused, events)) == 1
 
 
 @pytest.mark.anyio
@@ -613,4 +613,4 @@ async def test_handler_shed_before_it_receives_finds_connect_first(waits, caplog
 async def test_client_of_any_server_is_an_address_and_a_port(said, client):
     seen = []
     await Peer(client=said).visit(CloseCodeMiddleware(Handler(), Guard(Settings(), observers=[seen.append])))
-    assert of(SessionClosed, seen)[0].session.client == client
+    assert events_of(SessionClosed, seen)[0].session.client == client

@@ -5,7 +5,7 @@ import pytest
 from asgi_closecodes import Guard, Settings, SettingsError
 from asgi_closecodes.events import LimitsChanged
 from asgi_closecodes.gates import HandshakeRate, Pressure, Shadow
-from tests.support.asgi import of
+from tests.support.asgi import events_of
 from tests.support.fakes import refused
 
 
@@ -54,7 +54,7 @@ def test_change_keeps_the_gates_that_count_and_what_they_know():
     guard.update(handshakes_per_second=None, max_loop_lag=2)
     assert "handshakes_per_second" not in names(guard)
     assert guard.snapshot()["gates"][0]["limit"] == 2
-    assert of(LimitsChanged, seen)[-1].changed == {"handshakes_per_second": None, "max_loop_lag": 2}
+    assert events_of(LimitsChanged, seen)[-1].changed == {"handshakes_per_second": None, "max_loop_lag": 2}
 
 
 def test_change_is_made_as_a_whole_or_not_at_all():

@@ -16,7 +16,7 @@ from asgi_closecodes.events import UnknownSetting
 from asgi_closecodes.naming import shown
 from asgi_closecodes.settings import LIMITS, unknown_settings
 from asgi_closecodes.settings.types import SHADOWED, TIME_LIMITS
-from tests.support.asgi import of
+from tests.support.asgi import events_of
 
 README = Path(__file__).parents[2] / "asgi_closecodes/settings/README.md"
 
@@ -486,7 +486,7 @@ def test_unknown_name_is_a_warning_with_the_nearest_match(monkeypatch, caplog, n
     with caplog.at_level(logging.INFO, "asgi_closecodes"):
         guard = Guard(observers=[seen.append])
     assert guard.settings == Settings.model_construct()
-    assert of(UnknownSetting, seen) == [UnknownSetting(name, nearest)]
+    assert events_of(UnknownSetting, seen) == [UnknownSetting(name, nearest)]
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.name == "asgi_closecodes.config"
     assert name in record.getMessage()

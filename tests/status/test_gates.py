@@ -7,7 +7,7 @@ import pytest
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, StatusApp
 from asgi_closecodes.gates import AllOf, LoopLag, MaxSessions, MaxSessionsPerKey, Pressure, Shadow
 from tests.support.asgi import get
-from tests.support.fakes import Stay
+from tests.support.fakes import ConnectedClients
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +20,7 @@ async def gates(guard):
 @pytest.mark.parametrize("shadow", ["none", "max_sessions_per_client"])
 async def test_status_shows_the_busiest_key_beside_its_limit(shadow):
     guard = Guard(Settings(max_sessions_per_client=3, shadow=shadow))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         for address, count in (("192.0.2.1", 3), ("192.0.2.2", 2), ("192.0.2.3", 1)):
             await stay.come(count, client=(address, 1))
         assert len(guard.sessions) == 6
@@ -32,7 +32,7 @@ async def test_status_shows_the_busiest_key_beside_its_limit(shadow):
 async def test_status_shows_no_use_of_sessions_without_key():
     """They are not limited, however many they are."""
     guard = Guard(gate=MaxSessionsPerKey(2, key=lambda session: session.key))
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         assert guard.snapshot()["gates"][-1] == {
             "name": "max_sessions_per_key",

@@ -16,7 +16,7 @@ from starlette.routing import Mount
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, StatusApp
 from asgi_closecodes.events import CallbackFailed
 from tests.support.asgi import Handler, Peer
-from tests.support.fakes import Stay, until
+from tests.support.fakes import ConnectedClients, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -195,7 +195,7 @@ async def test_snapshot(guard):
 
 
 async def test_full_process_still_answers(guard):
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         app = CloseCodeMiddleware(StatusApp(guard, authorize=None), guard)
         async with client_of(app) as client:
@@ -245,34 +245,34 @@ async def test_page_is_bound_by_a_strict_policy(guard, path, kind):
 
 
 async def test_drain_answers_when_it_is_done(guard):
-    async with Stay(guard) as stay, served(guard) as client:
+    async with ConnectedClients(guard) as stay, served(guard) as client:
         await stay.come(2)
         response = await client.post("/drain?window=0")
         assert response.status_code == 200
         assert response.json()["draining"] is True
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
     assert guard.snapshot()["sheds"] == {"drain": 2}
 
 
 async def test_drain_goes_on_when_its_caller_leaves(guard):
-    async with Stay(guard) as stay, served(guard) as client:
+    async with ConnectedClients(guard) as stay, served(guard) as client:
         await stay.come(2)
         with anyio.move_on_after(0.05):
             await client.post("/drain?window=1")
         assert guard.draining
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
 
 
 async def test_drain_with_patience_waits_for_busy_sessions(guard):
-    async with Stay(guard) as stay, served(guard) as client, anyio.create_task_group() as tasks:
+    async with ConnectedClients(guard) as stay, served(guard) as client, anyio.create_task_group() as tasks:
         await stay.come(1)
         [session] = guard.sessions
         with session.busy():
             tasks.start_soon(client.post, "/drain?window=0&patience=60")
-            await until(lambda: guard.snapshot()["drain"])
+            await wait_until(lambda: guard.snapshot()["drain"])
             state = guard.snapshot()["drain"]
             assert (state["patience"], state["waits_for_busy"], state["remaining"]) == (60, True, 1)
-        await until(lambda: not guard.sessions)
+        await wait_until(lambda: not guard.sessions)
 
 
 @pytest.mark.parametrize("window", ["-1", "nan", "inf", "soon", ""])

@@ -91,7 +91,7 @@ class Handler:
             pass
 
 
-def of(kind: type[_Event], events: Iterable[object]) -> list[_Event]:
+def events_of(kind: type[_Event], events: Iterable[object]) -> list[_Event]:
     """Return the ``events`` of class ``kind``."""
     return [event for event in events if isinstance(event, kind)]
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import httpx
 
-from .peers import eventually
+from .peers import wait_until
 from .ports import free_port
 from .servers import ROOT, START, Running, stop
 
@@ -75,6 +75,6 @@ def running_demo(tmp_path: Path, *options: str, port: int | None = None, **envir
         demo.greeting = process.stdout.readline()
         demo.page = f"http://127.0.0.1:{port}"
         demo.http = stack.enter_context(httpx.Client(base_url=demo.page, timeout=10, trust_env=False, verify=False))
-        assert eventually(lambda: accepts(demo), within=START), demo.log()
+        assert wait_until(lambda: accepts(demo), within=START), demo.log()
         assert demo.http.get("/healthz").json() == {"status": "ok"}
         yield demo

@@ -24,7 +24,7 @@ class Clock:
         return self.now
 
 
-class Visitor:
+class FakeSession:
     """Fake session with what gates use."""
 
     def __init__(self, client: object = ("192.0.2.7", 1), **rest: Any) -> None:
@@ -46,7 +46,7 @@ class Visitor:
             call(self)
 
 
-class Dial:
+class FakeSensor:
     """Sensor that returns the value it was set to."""
 
     name = "dial"
@@ -64,7 +64,7 @@ class Dial:
 async def admitted(gate: Any, session: object = None) -> bool:
     """Whether ``gate`` admits a session, which then stays."""
     try:
-        await gate.admit(session or Visitor()).__aenter__()
+        await gate.admit(session or FakeSession()).__aenter__()
     except TryAgainLater:
         return False
     return True
@@ -73,7 +73,7 @@ async def admitted(gate: Any, session: object = None) -> bool:
 async def refused(gate: Any, session: object = None) -> TryAgainLater:
     """Return the refusal of ``gate``."""
     try:
-        await gate.admit(session or Visitor()).__aenter__()
+        await gate.admit(session or FakeSession()).__aenter__()
     except TryAgainLater as refusal:
         return refusal
     raise AssertionError("was admitted")
@@ -100,7 +100,7 @@ class Keyed:
             pass
 
 
-class Guest(Peer):
+class StayingClient(Peer):
     """Peer that stays until ``gone`` is set."""
 
     def __init__(self, gone: anyio.Event, **scope: Any) -> None:
@@ -113,12 +113,12 @@ class Guest(Peer):
         return await super().receive()
 
 
-class Stay:
+class ConnectedClients:
     """Context manager with peers that stay until its block ends."""
 
     def __init__(self, guard: Guard, handler: ASGIApp | None = None) -> None:
         self.app = CloseCodeMiddleware(handler or Handler(), guard)
-        self.peers: list[Guest] = []
+        self.peers: list[StayingClient] = []
         self.gone = anyio.Event()
 
     async def __aenter__(self) -> Self:
@@ -134,7 +134,7 @@ class Stay:
 
     async def come(self, count: int, **scope: Any) -> None:
         for _ in range(count):
-            peer = Guest(self.gone, **scope)
+            peer = StayingClient(self.gone, **scope)
             self.peers.append(peer)
             self.tasks.start_soon(peer.visit, self.app)
             while not peer.sent:
@@ -154,7 +154,7 @@ async def settle() -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(60):
         while not condition():
             await anyio.sleep(0.01)

@@ -27,7 +27,7 @@ from asgi_closecodes.telemetry.opentelemetry import OpenTelemetryObserver
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 from tests.support.asgi import Handler, Peer
 from tests.support.every_event import EVENTS, FACTS
-from tests.support.fakes import Dial, Guest, Stay, until
+from tests.support.fakes import ConnectedClients, FakeSensor, StayingClient, wait_until
 
 
 class Numbers:
@@ -85,10 +85,10 @@ def routed(handler, template="/rooms/{id}"):
 @pytest.mark.anyio
 async def test_session_from_its_start_to_its_end(numbers):
     guard = Guard(Settings(max_sessions=5), observers=[numbers.observer])
-    async with Stay(guard, routed(Handler())) as stay:
+    async with ConnectedClients(guard, routed(Handler())) as stay:
         assert numbers("sessions_active", route=UNKNOWN) == 0
         await stay.come(2)
-        await until(lambda: numbers.by("sessions_active", "route") == {"/rooms/{id}": 2})
+        await wait_until(lambda: numbers.by("sessions_active", "route") == {"/rooms/{id}": 2})
         assert numbers("sessions_started_total") == 2
         assert numbers("admission_seconds_count", result="admitted") == 2
         assert numbers("gate_usage", gate="max_sessions") == 2
@@ -112,7 +112,7 @@ async def test_session_is_active_before_it_is_accepted(numbers):
     app = CloseCodeMiddleware(routed(slow), Guard(observers=[numbers.observer]))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Peer().visit, app)
-        await until(lambda: numbers("sessions_started_total") == 1)
+        await wait_until(lambda: numbers("sessions_started_total") == 1)
         assert numbers.by("sessions_active", "route") == {UNKNOWN: 1}
         go_on.set()
     assert not numbers.by("sessions_active", "route")
@@ -136,12 +136,12 @@ async def test_failures(numbers):
 @pytest.mark.anyio
 async def test_refusals(numbers):
     guard = Guard(Settings(max_sessions=1, max_refusals_per_second=1, shadow=[]), observers=[numbers.observer])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(3)
         guard.update(shadow="max_sessions")
         await stay.come(1)
         expected = {("max_sessions", "full", mode): 1 for mode in ("close", "http", "shadow")}
-        await until(lambda: numbers.by("refusals_total", "gate", "cause", "mode") == expected)
+        await wait_until(lambda: numbers.by("refusals_total", "gate", "cause", "mode") == expected)
         assert numbers("admission_seconds_count", result="refused") == 2
         assert numbers("admission_seconds_count", result="admitted") == 2
         assert numbers("sessions_started_total") == 2
@@ -221,7 +221,7 @@ def test_metrics_of_what_the_logs_may_suppress_are_there():
 
 
 def test_gates_as_they_are_now(numbers):
-    dial, own = Dial(0.25), MaxSessionsPerKey(4)
+    dial, own = FakeSensor(0.25), MaxSessionsPerKey(4)
     guard = Guard(Settings(max_sessions=5), gate=Pressure(dial, 0.5, 0.2), observers=[numbers.observer])
     other = Guard(Settings(max_sessions=1), gate=own, observers=[numbers.observer])
 
@@ -251,7 +251,7 @@ def test_gates_as_they_are_now(numbers):
 
 @pytest.mark.anyio
 async def test_stall(numbers):
-    async with Stay(Guard(Settings(), observers=[numbers.observer])) as stay:
+    async with ConnectedClients(Guard(Settings(), observers=[numbers.observer])) as stay:
         await stay.come(1)
         await anyio.sleep(0.15)
         import time
@@ -371,7 +371,7 @@ async def test_active_sessions_whatever_happens_return_to_zero(numbers):
 
     async def visit(number):
         gone = anyio.Event()
-        peer = Guest(gone, point=pause, client=(f"192.0.2.{number % 20}", 1))
+        peer = StayingClient(gone, point=pause, client=(f"192.0.2.{number % 20}", 1))
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(peer.visit, app)
@@ -554,7 +554,7 @@ class Broken(Full):
 )
 async def test_headroom_is_the_least_that_is_left(numbers, gate, settings, room):
     guard = Guard(Settings(**settings), observers=[numbers.observer])
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(2)
         if gate is not None:
             guard._working_gates += (as_gate(gate, "gate"),)
@@ -574,9 +574,9 @@ async def test_limit_of_nobody_leaves_no_room(numbers):
 async def test_wanted_are_the_open_and_those_told_to_come(numbers):
     guard = Guard(Settings(max_sessions=2), observers=[numbers.observer])
     assert numbers("wanted_sessions") == 0
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(5)
-        await until(lambda: numbers("wanted_sessions") == 2 + 3)
+        await wait_until(lambda: numbers("wanted_sessions") == 2 + 3)
         guard._queue._clock = lambda: float("inf")
         assert numbers("wanted_sessions") == 2
     assert numbers("wanted_sessions") == 0

@@ -19,7 +19,7 @@ from asgi_closecodes.cli.capacity.measure import End, Plan, Search
 from asgi_closecodes.cli.capacity.options import duration, url
 from tests.cli.command import invoke, run, start
 from tests.support.client_rule import REASONS
-from tests.support.peers import eventually
+from tests.support.peers import wait_until
 from tests.support.servers import serve
 
 from .app import APP, FRAGILE
@@ -53,7 +53,7 @@ def test_capacity_of_a_server_becomes_settings(server):
     assert next(int(row[0]) for row in rows) == 10
     assert re.fullmatch(r"-?\d+\.\d", rows[0][2])
     assert "close 1011" in output
-    assert eventually(lambda: seen(server)["open"] == 0)
+    assert wait_until(lambda: seen(server)["open"] == 0)
 
 
 def test_sessions_speak_as_browsers_do(server):
@@ -103,14 +103,14 @@ def test_proxy_that_gives_itself_away_is_named(server):
 def test_ctrl_c_prints_what_is_known(server):
     before = seen(server)["most"]
     with start("capacity", server.url, *QUICK, "--message", "hello") as process:
-        assert eventually(lambda: seen(server)["open"] > 20), before
+        assert wait_until(lambda: seen(server)["open"] > 20), before
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == b""
     assert b"It was interrupted: the server may hold more." in output
     assert b"CLOSECODES_MAX_SESSIONS=" in output
-    assert eventually(lambda: seen(server)["open"] == 0)
+    assert wait_until(lambda: seen(server)["open"] == 0)
 
 
 def test_few_files_are_the_command_s_own_limit(server):
@@ -135,7 +135,7 @@ def test_few_files_of_the_server_are_told(tmp_path):
 def test_ctrl_c_in_the_first_step_says_so(server):
     before = seen(server)["most"]
     with start("capacity", server.url, "--every", "60s", "--message", "hello") as process:
-        assert eventually(lambda: seen(server)["open"] > 5), before
+        assert wait_until(lambda: seen(server)["open"] > 5), before
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, b"")

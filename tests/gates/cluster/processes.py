@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from asgi_closecodes import TryAgainLater
 from asgi_closecodes.cli.cluster import cluster
 from asgi_closecodes.gates import ClusterSessions
-from tests.support.asgi import of
-from tests.support.fakes import Visitor
+from tests.support.asgi import events_of
+from tests.support.fakes import FakeSession
 
 TTL = 2.0
 
@@ -29,7 +29,7 @@ class Processes:
         return gate
 
     async def enter(self, gate):
-        place = gate.admit(Visitor())
+        place = gate.admit(FakeSession())
         try:
             await place.__aenter__()
         except TryAgainLater:
@@ -71,7 +71,7 @@ class Processes:
                 await anyio.sleep(0.02)
 
     def of(self, kind):
-        return of(kind, self.told)
+        return events_of(kind, self.told)
 
 
 def is_left_behind(server):

@@ -15,7 +15,7 @@ from asgi_closecodes.gates.cluster.counts import Counts
 from asgi_closecodes.gates.cluster.redis.client import COUNT
 from asgi_closecodes.gates.cluster.store import CountReply
 from asgi_closecodes.gates.per_key import SessionsByKey
-from tests.support.fakes import Visitor
+from tests.support.fakes import FakeSession
 
 TTL = 30.0
 KEYS = ("ann", "bob", "eve", "kim")
@@ -26,7 +26,7 @@ class Asking:
     """A session that asks for a place: ``answer`` is whether it got one, None as long as it waits."""
 
     def __init__(self, session=None):
-        self.session = session or Visitor()
+        self.session = session or FakeSession()
         self.answer = None
         self.is_cancelled = False
 

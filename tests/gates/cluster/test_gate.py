@@ -14,7 +14,7 @@ import pytest
 from asgi_closecodes import events
 from asgi_closecodes.gates import ClusterSessions
 from asgi_closecodes.gates.cluster import RedisStore
-from tests.support.fakes import Visitor, refused
+from tests.support.fakes import FakeSession, refused
 from tests.support.redis import running
 
 from .processes import TTL, is_left_behind
@@ -430,7 +430,7 @@ def test_another_event_loop_begins_anew(server):
     gate = ClusterSessions(10, server.url)
 
     async def visit():
-        async with gate.admit(Visitor()):
+        async with gate.admit(FakeSession()):
             return gate.usage
 
     for _ in range(3):
@@ -445,7 +445,7 @@ def test_on_trio_it_says_so(server):
 
     async def visit():
         with pytest.raises(RuntimeError, match="do not run on trio|does not run on trio"):
-            await gate.admit(Visitor()).__aenter__()
+            await gate.admit(FakeSession()).__aenter__()
         with pytest.raises(RuntimeError, match="trio"):
             gate.start()
 

@@ -11,8 +11,8 @@ import pytest
 from asgi_closecodes import TryAgainLater, events
 from asgi_closecodes.gates import ClusterSessions, ClusterSessionsPerKey
 from asgi_closecodes.gates.cluster.task import ProcessTask
-from tests.support.asgi import of
-from tests.support.fakes import Visitor, until
+from tests.support.asgi import events_of
+from tests.support.fakes import FakeSession, wait_until
 
 KINDS = {
     "sessions": lambda limit, url: ClusterSessions(limit, url, lease_duration=2),
@@ -64,7 +64,7 @@ async def nothing():
 
 async def enter(gate, held):
     """Whether a session gets a place in ``gate``."""
-    place = gate.admit(Visitor())
+    place = gate.admit(FakeSession())
     try:
         await place.__aenter__()
     except TryAgainLater:
@@ -99,7 +99,7 @@ def test_gate_in_several_loops_counts_exactly(kind, server, switching, caplog):
     in_loops(main, main, main)
     assert gate.usage == 0
     assert max(most) <= 6
-    assert not of(events.ClusterUnreachable, told), of(events.ClusterUnreachable, told)[0]
+    assert not events_of(events.ClusterUnreachable, told), events_of(events.ClusterUnreachable, told)[0]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not server.command("CLIENT", "LIST").decode().count("cmd=evalsha")
 
@@ -160,7 +160,7 @@ def test_gate_loop_closed_goes_on_in_the_next(kind, server):
         await gate.stop()
 
     asyncio.run(asyncio.wait_for(second(), 30))
-    assert not of(events.ClusterSyncFailed, told)
+    assert not events_of(events.ClusterSyncFailed, told)
     assert gate.usage == 0
     del kept
     gc.collect()
@@ -324,7 +324,7 @@ def test_task_of_a_loop_that_stood_still_gives_way():
 
     async def begin():
         task.start()
-        await until(lambda: turns and turns[-1] is asyncio.get_running_loop())
+        await wait_until(lambda: turns and turns[-1] is asyncio.get_running_loop())
 
     still, other = asyncio.new_event_loop(), asyncio.new_event_loop()
     still.run_until_complete(begin())

@@ -9,8 +9,8 @@ from asgi_closecodes import TryAgainLater, events
 from asgi_closecodes.gates import ClusterSessionsPerKey
 from asgi_closecodes.gates.cluster import CountRequest, KeyCount, RedisStore, counts
 from asgi_closecodes.gates.cluster.per_key import _digest
-from tests.support.asgi import of
-from tests.support.fakes import Visitor
+from tests.support.asgi import events_of
+from tests.support.fakes import FakeSession
 from tests.support.redis import running
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ class Processes:
         return gate
 
     async def enter(self, gate, key):
-        place = gate.admit(Visitor(key))
+        place = gate.admit(FakeSession(key))
         try:
             await place.__aenter__()
         except TryAgainLater as refusal:
@@ -126,7 +126,7 @@ async def test_process_without_the_server_decides_by_itself(processes, fallback,
         server.start()
 
         async def is_back():
-            return len(of(events.ClusterRecovered, processes.told)) == 2
+            return len(events_of(events.ClusterRecovered, processes.told)) == 2
 
         await processes.until(is_back)
         if admitted:  # they are counted now, wherever they were admitted
@@ -187,7 +187,7 @@ async def test_no_key_is_stored_as_it_is(processes, server):
 async def test_key_that_differs_from_process_to_process_is_an_error(processes):
     gate = processes.add()
     with pytest.raises(TypeError, match="not the same in all processes"):
-        gate.admit(Visitor(object()))
+        gate.admit(FakeSession(object()))
 
 
 async def test_limit_that_is_set_later_finds_what_is_open(processes):

@@ -15,8 +15,8 @@ from asgi_closecodes.gates import ClusterSessionsPerKey, MaxSessionsPerKey, Shad
 from asgi_closecodes.gates.cluster import CountRequest, KeyCount, RedisStore, per_key
 from asgi_closecodes.gates.cluster.per_key import _digest
 from asgi_closecodes.gates.cluster.redis import client as redis_client
-from tests.support.asgi import of
-from tests.support.fakes import Keyed, Stay, Visitor, of_key, until
+from tests.support.asgi import events_of
+from tests.support.fakes import ConnectedClients, FakeSession, Keyed, of_key, wait_until
 from tests.support.ports import free_port
 from tests.support.redis import running
 
@@ -74,7 +74,7 @@ class Processes:
 
     async def enter(self, gate, name="ann"):
         """A visitor, or the cause of its refusal."""
-        visitor = Visitor((name, 1))
+        visitor = FakeSession((name, 1))
         place = gate.admit(visitor)
         try:
             await place.__aenter__()
@@ -119,7 +119,7 @@ class Processes:
         await self.until(lambda: all(gate._health.is_good for gate in self.gates))
 
     def of(self, kind):
-        return of(kind, self.told)
+        return events_of(kind, self.told)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ async def test_last_of_many_that_come_at_once_are_admitted(processes, server):
     old = await processes.fill(other, other, other)
     answers = await asyncio.gather(*(processes.enter(gate) for _ in range(8)))
     assert answers[:-3] == ["replaced"] * 5
-    assert all(isinstance(answer, Visitor) for answer in answers[-3:])
+    assert all(isinstance(answer, FakeSession) for answer in answers[-3:])
     await processes.until_replaced(*old)
     assert (processes.held(), counted(server)) == (3, 3)
 
@@ -429,7 +429,7 @@ async def test_replacement_may_be_stopped_anywhere(processes, server, turns):
     with anyio.fail_after(5):
         while len(is_left_behind(server)) > before:
             await anyio.sleep(0.01)
-    assert isinstance(await processes.enter(gate), Visitor)
+    assert isinstance(await processes.enter(gate), FakeSession)
 
 
 async def test_limit_that_is_taken_away_ends_it(processes, server):
@@ -495,7 +495,7 @@ async def guarded(gate, handler=None, **options):
     """Peers that stay behind ``gate``."""
     guard = Guard(gate=gate, **options)
     try:
-        async with Stay(guard, handler or Keyed()) as stay:
+        async with ConnectedClients(guard, handler or Keyed()) as stay:
             yield stay
     finally:
         for working in guard._working_gates:
@@ -509,11 +509,11 @@ async def test_session_counts_under_the_key_that_its_handler_sets(server, when):
     async with guarded(gate, Keyed(when)) as stay:
         await stay.come(1, path="/alice")
         await stay.come(1, path="/bob")
-        await until(lambda: gate.active_of(alice) == gate.active_of(bob) == gate.active / 2 == 1)
+        await wait_until(lambda: gate.active_of(alice) == gate.active_of(bob) == gate.active / 2 == 1)
         await stay.come(1, path="/alice")
-        await until(lambda: stay.codes() == [None, None, 1013])
+        await wait_until(lambda: stay.codes() == [None, None, 1013])
         assert stay.peers[2].closed[1].endswith("cause=client")
-        await until(lambda: counted(server, "alice") == 1 == gate.active_of(alice))
+        await wait_until(lambda: counted(server, "alice") == 1 == gate.active_of(alice))
     assert (gate.active, len(gate._sessions), gate._refused) == (0, 0, set())
 
 
@@ -524,22 +524,22 @@ async def test_rekey_replaces_the_oldest_session_of_the_key_elsewhere(server):
     ]
     async with guarded(gates[0]) as first, guarded(gates[1]) as second:
         await first.come(1, path="/alice")
-        await until(lambda: counted(server, "alice") == 1 and len(server.command("PUBSUB", "CHANNELS")) == 1)
+        await wait_until(lambda: counted(server, "alice") == 1 and len(server.command("PUBSUB", "CHANNELS")) == 1)
         await second.come(1, path="/alice")
-        await until(lambda: first.codes() == [1013])
+        await wait_until(lambda: first.codes() == [1013])
         assert first.peers[0].closed[1].endswith("cause=replaced")
-        await until(lambda: gates[1].active_of(_digest("alice")) == 1)
+        await wait_until(lambda: gates[1].active_of(_digest("alice")) == 1)
         assert second.codes() == [None]
     assert not any(gate._sessions for gate in gates)
 
 
 async def test_key_that_is_set_back_keeps_the_permit(processes, server):
-    visitor = Visitor()
+    visitor = FakeSession()
     visitor.key = "alice"
     gate = processes.add(server.url, 1, key=of_key, when_full="refuse")
     place = gate.admit(visitor)
     await place.__aenter__()
-    await gate.admit(bob := Visitor(key="bob")).__aenter__()
+    await gate.admit(bob := FakeSession(key="bob")).__aenter__()
     for wait in (0, 0.3):  # before the answer, and when it was refused
         visitor.key = "bob"
         place.rekey()
@@ -562,7 +562,7 @@ async def test_key_that_is_set_back_keeps_the_permit(processes, server):
 async def test_rekey_then_leaving_early_holds_neither_key(processes, server):
     """Who leaves before the answer has no permit under either key."""
     for turns in range(12):
-        visitor = Visitor(key="alice")
+        visitor = FakeSession(key="alice")
         gate = processes.add(server.url, 1, key=of_key)
         place = gate.admit(visitor)
         await place.__aenter__()
@@ -583,17 +583,17 @@ async def test_rekey_without_the_server_is_refused_at_once(server):
         async with guarded(gate, observers=[seen.append]) as stay:
             away.stop()
             await stay.come(1, path="/nobody")
-            await until(lambda: not gate._health.is_good)
+            await wait_until(lambda: not gate._health.is_good)
             await stay.come(1, path="/alice")
-            await until(lambda: stay.codes()[1] == 1013)
-    assert [refusal.cause for refusal in of(events.SessionRefused, seen)][-1:] == ["client"]
+            await wait_until(lambda: stay.codes()[1] == 1013)
+    assert [refusal.cause for refusal in events_of(events.SessionRefused, seen)][-1:] == ["client"]
 
 
 async def test_in_the_shadow_nobody_leaves(server):
     gate = ClusterSessionsPerKey(1, server.url, key=of_key, when_full="replace_oldest")
     async with guarded(Shadow(gate)) as stay:
         await stay.come(2, path="/alice")
-        await until(lambda: len(gate._refused) == 1)
+        await wait_until(lambda: len(gate._refused) == 1)
         await anyio.sleep(0.3)
         assert stay.codes() == [None, None]
         assert gate.when_full == "replace_oldest"
@@ -604,9 +604,9 @@ async def test_sessions_of_a_process_over_a_lowered_limit_are_shed(server):
     gate = ClusterSessionsPerKey(3, server.url, key=lambda session: session.scope["path"])
     async with guarded(gate) as stay:
         await stay.come(3, path="/alice")
-        await until(lambda: gate.active == 3)
+        await wait_until(lambda: gate.active == 3)
         gate.limit = 1
-        await until(lambda: stay.codes() == [None, 1013, 1013])
+        await wait_until(lambda: stay.codes() == [None, 1013, 1013])
 
 
 # Any order of anything
@@ -644,7 +644,7 @@ def test_all_processes_together_do_what_one_does(server, limit, steps):
 
         async def enter_one(visitor):
             """The same in one process, where who was replaced leaves at once."""
-            ours[visitor] = Visitor(("ann", 1))
+            ours[visitor] = FakeSession(("ann", 1))
             await one.admit(ours[visitor]).__aenter__()
             for replaced in [its for its in ours.values() if its.ended]:
                 one.release("ann", replaced)

@@ -10,7 +10,7 @@ from asgi_closecodes.gates import ClusterSessionsPerKey
 from asgi_closecodes.gates.cluster import RedisStore
 from asgi_closecodes.gates.cluster.redis import client as redis_client
 from asgi_closecodes.gates.cluster.redis.client import keys_of
-from tests.support.fakes import Visitor
+from tests.support.fakes import FakeSession
 from tests.support.programs import program
 from tests.support.redis import running, system_servers
 
@@ -41,7 +41,7 @@ async def test_one_limit_and_one_of_a_key_hold(processes, each_server):
     keyed = [ClusterSessionsPerKey(3, each_server.url, key=lambda session: session.scope["client"]) for _ in range(2)]
     admitted = 0
     for gate in keyed * 3:
-        place = gate.admit(Visitor("ann"))
+        place = gate.admit(FakeSession("ann"))
         try:
             await place.__aenter__()
         except TryAgainLater:
@@ -70,7 +70,7 @@ async def test_acl_of_the_readme_is_enough(processes, binary):
         await processes.fill(10, processes.gates[1])
         keyed = ClusterSessionsPerKey(3, url, key=lambda session: "ann")
         keyed.attach(processes.told.append)
-        async with keyed.admit(Visitor()):
+        async with keyed.admit(FakeSession()):
             await keyed.stop()
         assert not processes.of(events.ClusterSyncFailed)
         store = RedisStore(url)
@@ -98,7 +98,7 @@ async def test_acl_to_replace_is_enough_for_the_server(processes, binary, monkey
             return len(server.command("PUBSUB", "CHANNELS", "closecodes:*"))
 
         await processes.until(lambda: listening() == 2)
-        old, new = Visitor(), Visitor()
+        old, new = FakeSession(), FakeSession()
         async with gates[0].admit(old), gates[1].admit(new):
             await processes.until(lambda: old.ended)
             await anyio.sleep(0.2)

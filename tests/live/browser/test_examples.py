@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from tests.documentation.pages import pages
-from tests.support.peers import eventually
+from tests.support.peers import wait_until
 from tests.support.servers import serve
 
 MODULE = files("asgi_closecodes.client") / "reconnecting-websocket.js"
@@ -69,7 +69,7 @@ def test_message_is_kept_until_a_full_server_has_room(run, server):
 def test_page_that_is_replaced_stays_away(run, server):
     ask(server, "/admit")
     first = run("Replaced")
-    eventually(lambda: ask(server, "/state")["sessions"] == 1)
+    wait_until(lambda: ask(server, "/state")["sessions"] == 1)
     second = run("Replaced")
     first.wait_for_function("example.closes.at(-1) === 1013", timeout=20_000)
     assert first.evaluate("example.socket.state") == "closed"

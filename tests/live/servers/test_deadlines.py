@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.support.peers import Raw, eventually, held, snapshot, tell
+from tests.support.peers import Raw, held, snapshot, tell, wait_until
 from tests.support.servers import serve
 
 AGE = r"1012 session age reached; retry_after=[0-5]\.[0-9]; cause=age"
@@ -30,7 +30,7 @@ def dated(started):
     yield started
     tell(started, "shed", max_session_age="None", auth_timeout="None", shadow="none")
     tell(started, "shed", sign_out="4000")
-    assert eventually(lambda: held(started, "shed") == 0, within=30)
+    assert wait_until(lambda: held(started, "shed") == 0, within=30)
 
 
 def sheds(server, cause):
@@ -51,7 +51,7 @@ def test_session_is_closed_with_its_code_and_cause(dated, setup, cause, handler,
     before = sheds(dated, cause)
     with Raw(dated, f"/shed/{handler}") as peer:
         assert peer.answer() == 101
-        assert eventually(lambda: held(dated, "shed") == 1) or sheds(dated, cause) > before
+        assert wait_until(lambda: held(dated, "shed") == 1) or sheds(dated, cause) > before
         tell(dated, "shed", **what)
         seen = peer.close_frame()
         if setup == "daphne":  # sends no reasons, and 4012 instead of 1012
@@ -60,7 +60,7 @@ def test_session_is_closed_with_its_code_and_cause(dated, setup, cause, handler,
         if not mute:
             with contextlib.suppress(ConnectionError):
                 peer.send(8, seen.code.to_bytes(2))
-        assert eventually(lambda: held(dated, "shed") == 0, within=30)
+        assert wait_until(lambda: held(dated, "shed") == 0, within=30)
     assert sheds(dated, cause) == before + 1
     [*_, record] = dated.wait_for_records(
         before + 1, event__name="closecodes.session.shed", closecodes__gate__cause=cause

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from tests.support.peers import Raw, eventually, snapshot, tell
+from tests.support.peers import Raw, snapshot, tell, wait_until
 from tests.support.servers import serve
 
 CLOSE_TIMEOUT = 1.0
@@ -88,7 +88,7 @@ def departing(setup, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nobody_is_there(departing):
-    assert eventually(lambda: counted(departing) == 0, within=30)
+    assert wait_until(lambda: counted(departing) == 0, within=30)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_peers_that_behave_free_their_permits(departing, clients):
     before = len(departing.records(event__name="closecodes.session.abandoned"))
     these = clients(MUTE, "polite") + clients(MUTE, "vanish")
     end_all(departing)
-    assert eventually(lambda: is_true(departing, these))
-    assert eventually(lambda: counted(departing) == held(departing, these) == 0)
+    assert wait_until(lambda: is_true(departing, these))
+    assert wait_until(lambda: counted(departing) == held(departing, these) == 0)
     assert len(departing.records(event__name="closecodes.session.abandoned")) == before
 
 
@@ -149,7 +149,7 @@ def test_peers_that_do_not_behave_count_while_held(departing, setup, clients):
             wrong.append((before, now))
         return now == held(departing, cancelled + abandoned) == counted(departing) == 0
 
-    assert eventually(is_over, within=30)
+    assert wait_until(is_over, within=30)
     if setup not in SELF_CLOSING:
         assert len(wrong) <= 1, wrong  # a connection that is aborted goes a turn later than its place
     if setup.startswith("uvicorn"):
@@ -184,9 +184,9 @@ def test_one_client_holds_at_most_twice_its_limit(departing, setup, clients):
             most = max(most, held(departing, these) - snapshot(departing, "few")["leaving_refused"])
     if setup not in SELF_CLOSING:
         assert most <= 6 + 5 + MARGIN  # five that have come since the last look may wait for their refusal
-    assert eventually(lambda: snapshot(departing, "few")["sheds"].get("replaced", 0) > 0)
+    assert wait_until(lambda: snapshot(departing, "few")["sheds"].get("replaced", 0) > 0)
     end_all(departing, "few")
-    assert eventually(lambda: counted(departing) == held(departing, these) == 0, within=30)
+    assert wait_until(lambda: counted(departing) == held(departing, these) == 0, within=30)
 
 
 def test_sigterm_is_as_fast_as_without_the_middleware(setup, tmp_path, holding):
@@ -214,5 +214,5 @@ def test_sigterm_is_as_fast_as_without_the_middleware(setup, tmp_path, holding):
                 took[app] = time.monotonic() - start
         return len(took) == 2
 
-    eventually(have_stopped, within=6)
+    wait_until(have_stopped, within=6)
     assert took.get("app", math.inf) < took.get("bare", math.inf) + 2  # a bare hypercorn may wait for ever

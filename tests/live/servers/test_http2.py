@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.http2 import Http2
-from tests.support.peers import connect, eventually, snapshot
+from tests.support.peers import connect, snapshot, wait_until
 from tests.support.servers import serve
 
 APPS = {"bare": "tests.live.servers.apps:bare", "wrapped": "tests.live.servers.wrapped:wrapped"}
@@ -36,7 +36,7 @@ def test_http2_close_ends_all_sockets_of_the_connection(setup, app, tmp_path):
         if setup == "hypercorn-trio":
             assert running.process.wait(20) is not None
         else:
-            assert app == "bare" or eventually(lambda: snapshot(running)["open"] == 0)
+            assert app == "bare" or wait_until(lambda: snapshot(running)["open"] == 0)
             assert connect(running, "/echo", say="x", patience=0.5).open  # other connections are left alone
 
 

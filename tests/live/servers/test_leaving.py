@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.support.peers import Raw, eventually
+from tests.support.peers import Raw, wait_until
 from tests.support.servers import serve
 
 LEGACY = "uvicorn {app} {uvicorn_bind} --ws websockets --log-level info --no-access-log"
@@ -52,7 +52,7 @@ def legacy(tmp_path_factory):
 @pytest.mark.parametrize("handler", ["accept", "send", "close", "return", "refuse"])
 def test_client_that_leaves_before_the_accept_has_left(legacy, handler):
     with Raw(legacy, f"/late/{handler}") as peer:
-        assert eventually(lambda: legacy.records(path=f"/late/{handler}"))
+        assert wait_until(lambda: legacy.records(path=f"/late/{handler}"))
         peer.vanish()
         legacy.process.send_signal(signal.SIGUSR1)
         [record] = legacy.wait_for_records(1, event__name="closecodes.session.closed", url__path=f"/late/{handler}")

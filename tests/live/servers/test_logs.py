@@ -7,7 +7,7 @@ import sys
 import pytest
 import websockets.sync.client
 
-from tests.support.peers import connect, eventually
+from tests.support.peers import connect, wait_until
 from tests.support.servers import SETUPS, serve
 
 APP = "tests.live.servers.unconfigured:app"
@@ -74,7 +74,7 @@ def test_no_secret_is_written(setup, form, tmp_path):
             visit(running, f"{kind}/a?token={CANARIES['query']}")
         seen = connect(running, "/crash/a%0d%0aforged%1b[31m%e2%80%a8%e2%80%ae", say="x")
         assert seen.code == 1011
-        assert eventually(lambda: running.log().count("ValueError: ") >= 3)
+        assert wait_until(lambda: running.log().count("ValueError: ") >= 3)
         log = running.log()
         assert form == "console" or "/crash/REDACTED" in log
         known = {"path"} if setup == "daphne" else set()  # its access log is for debugging, and cannot be switched off

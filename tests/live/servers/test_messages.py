@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from tests.support.peers import Raw, eventually, held, snapshot, tell
+from tests.support.peers import Raw, held, snapshot, tell, wait_until
 from tests.support.servers import serve
 
 FRAME = b"\x81\xfe\x04\x00" + bytes(4) + b"x" * 1024
@@ -34,7 +34,7 @@ def limited(started):
     tell(started, "shed", cancel_after_disconnect="True", abandon_after="2")
     tell(started, "shed", messages_per_second="None", message_burst="None", message_patience="5", shadow="")
     tell(started, "shed", shed="1")
-    assert eventually(lambda: held(started, "shed") == 0, within=60)
+    assert wait_until(lambda: held(started, "shed") == 0, within=60)
     tell(started, "shed", cancel_after_disconnect="False", abandon_after="60")
 
 
@@ -78,14 +78,14 @@ def test_flooder_is_closed_with_1008(limited, setup):
         sender.close()
     assert time.monotonic() - start >= 1
     assert str(seen) == ("4008" if setup == "daphne" else "1008 too many messages; cause=messages")
-    assert eventually(lambda: refusals(server) == before + 1)
+    assert wait_until(lambda: refusals(server) == before + 1)
     [*_, record] = server.wait_for_records(1, closecodes__gate__name="messages")
     assert (record["closecodes.gate.cause"], record["level"], record["event.name"]) == (
         "messages",
         "info",
         "closecodes.session.refused",
     )
-    assert eventually(lambda: held(server, "shed") == 0, within=30)
+    assert wait_until(lambda: held(server, "shed") == 0, within=30)
 
 
 def test_peer_below_the_limit_is_let_alone(limited):
@@ -128,7 +128,7 @@ def test_server_pushes_back_or_memory_is_bounded_until_the_close(limited, setup)
         start = time.monotonic()
         if setup == "daphne":
             flood(peer, lambda: refusals_soon(start))
-            assert eventually(lambda: refusals(server) >= 1, within=20)
+            assert wait_until(lambda: refusals(server) >= 1, within=20)
         else:
             assert flood(peer, lambda: time.monotonic() - start > 3) <= MAX_ACCEPTED_BYTES
         assert resident() - before <= 256 << 20

@@ -7,7 +7,7 @@ from collections import Counter
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.peers import Raw, eventually
+from tests.support.peers import Raw, wait_until
 from tests.support.servers import serve
 
 
@@ -49,7 +49,7 @@ def test_one_process(tmp_path, holding):
         assert value("gate_limit", gate="max_sessions") == 1000
         for visitor in visitors:
             visitor.vanish()
-        assert eventually(lambda: scrape(server)("sessions_active") == 0)
+        assert wait_until(lambda: scrape(server)("sessions_active") == 0)
         assert scrape(server)("gate_usage") == 0
 
 
@@ -58,7 +58,7 @@ def test_two_workers_and_one_that_is_killed(tmp_path, holding):
     directory.mkdir()
     env = {"PROMETHEUS_MULTIPROC_DIR": str(directory), "CLOSECODES_MAX_SESSIONS": "1000"}
     with serve("uvicorn-sansio", "tests.live.servers.metered:app", tmp_path, "--workers", "2", env=env) as server:
-        assert eventually(lambda: server.log().count("Application startup complete") == 2, within=30)
+        assert wait_until(lambda: server.log().count("Application startup complete") == 2, within=30)
         visitors = []
         for _ in range(500):  # the kernel decides who gets which
             visitors.append(holding.enter_context(Visitor(server)))
@@ -71,23 +71,23 @@ def test_two_workers_and_one_that_is_killed(tmp_path, holding):
         assert value("sessions_active", route="/rooms/{room}") == value("sessions_active") == total
         assert value("sessions_started_total") == value("admission_seconds_count", result="admitted") == total
         assert value("gate_limit", gate="max_sessions") == 1000
-        assert eventually(lambda: scrape(server)("gate_usage", gate="max_sessions") == most)
+        assert wait_until(lambda: scrape(server)("gate_usage", gate="max_sessions") == most)
         for process in at:  # one of each
             next(visitor for visitor in visitors if visitor.process == process).crash()
-        assert eventually(lambda: scrape(server)("sessions_active") == total - 2)
+        assert wait_until(lambda: scrape(server)("sessions_active") == total - 2)
         value = scrape(server)
         assert value("errors_total", route="/rooms/{room}", error_type="ZeroDivisionError", phase="open") == 2
         assert value("sessions_closed_total", code="1011") == value("sessions_closed_total") == 2
         assert value("draining") == 0
 
         os.kill(busy, signal.SIGKILL)
-        assert eventually(lambda: scrape_or_nothing(server) == fewest - 1, within=30), server.log()
+        assert wait_until(lambda: scrape_or_nothing(server) == fewest - 1, within=30), server.log()
         assert scrape(server)("sessions_started_total") == total
         for visitor in visitors:
             if visitor.process != busy:
                 visitor.vanish()
-        assert eventually(lambda: scrape(server)("sessions_active") == 0)
-        assert eventually(lambda: scrape(server)("gate_usage", gate="max_sessions") == 0)
+        assert wait_until(lambda: scrape(server)("sessions_active") == 0)
+        assert wait_until(lambda: scrape(server)("gate_usage", gate="max_sessions") == 0)
 
 
 def scrape_or_nothing(server):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.peers import Raw, eventually
+from tests.support.peers import Raw, wait_until
 from tests.support.servers import SETUPS, serve
 
 WITH_LIFESPAN = [setup for setup in SETUPS if setup != "daphne"]
@@ -24,4 +24,4 @@ def test_guard_that_is_forgotten_is_told(setup, tmp_path):
         with Raw(running, "/") as first, Raw(running, "/") as second:
             assert (first.answer(), second.answer()) == (101, 101)
         told = "Guard(max_sessions=1) has no effect: no CloseCodeMiddleware has this guard: give it to one, as"
-        assert eventually(lambda: told in running.log())
+        assert wait_until(lambda: told in running.log())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.peers import Raw, connect, eventually
+from tests.support.peers import Raw, connect, wait_until
 from tests.support.proxies import PROXIES, proxy
 from tests.support.servers import serve
 
@@ -43,7 +43,7 @@ def test_each_client_behind_a_proxy_has_its_own_limit(running, name, tmp_path):
         assert {record["closecodes.gate.cause"] for record in records} == {"client"}
         assert not running.records(client__address="203.0.113.9")
         assert not running.records(client__address="127.0.0.1", closecodes__gate__cause="client")
-        assert eventually(lambda: connect(front, "/echo", say="x", patience=0.3).open)
+        assert wait_until(lambda: connect(front, "/echo", say="x", patience=0.3).open)
 
 
 @pytest.mark.parametrize("name", PROXIES)

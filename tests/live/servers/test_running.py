@@ -16,7 +16,7 @@ import websockets
 import websockets.exceptions
 
 from asgi_closecodes.guard.sigterm import SAME_SIGNAL_S
-from tests.support.peers import Raw, connect, eventually
+from tests.support.peers import Raw, connect, wait_until
 from tests.support.servers import serve
 
 APP = "tests.live.servers.frameworks:starlette"
@@ -45,7 +45,7 @@ def test_first_handshake_after_a_stall_alone_is_refused(setup, options, tmp_path
         assert seen.reason.endswith("cause=lag")
         stall.join()
         start = time.monotonic()
-        assert eventually(lambda: connect(running, "/echo/a", say="x", patience=0.2).open, within=20)
+        assert wait_until(lambda: connect(running, "/echo/a", say="x", patience=0.2).open, within=20)
         assert time.monotonic() - start > 1  # it does not flap
         [*_, record] = running.wait_for_records(1, event__name="closecodes.session.refused")
         assert record["closecodes.gate.name"] == "max_loop_lag"

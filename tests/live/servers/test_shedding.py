@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.support.peers import HINT, Raw, connect, eventually, held, is_empty, snapshot, tell
+from tests.support.peers import HINT, Raw, connect, held, is_empty, snapshot, tell, wait_until
 
 ENDING = (
     "echo",
@@ -38,10 +38,10 @@ def daphne(setup):
 
 @pytest.fixture(autouse=True)
 def nobody_is_there(server):
-    assert eventually(is_empty(server, "shed"))
+    assert wait_until(is_empty(server, "shed"))
     yield
     tell(server, "shed", max_sessions="None", max_sessions_per_client="None", shed_grace="1")
-    assert eventually(is_empty(server, "shed"))
+    assert wait_until(is_empty(server, "shed"))
 
 
 @pytest.mark.parametrize("mute", [False, True], ids=["polite", "mute"])
@@ -52,7 +52,7 @@ def test_shed_session_gets_its_code_whatever_its_handler_does(server, daphne, ho
     tell(server, "shed", shed_grace=GRACE_S)
     peers = {handler: holding.enter_context(Raw(server, f"/shed/{handler}")) for handler in handlers}
     assert {handler: peer.answer() for handler, peer in peers.items()} == dict.fromkeys(handlers, 101)
-    assert eventually(lambda: held(server, "shed") == len(handlers))
+    assert wait_until(lambda: held(server, "shed") == len(handlers))
     time.sleep(0.1)  # let the handlers reach what they wait for
     tell(server, "shed", shed="1")
     seen = {handler: peer.close_frame() for handler, peer in peers.items()}
@@ -64,8 +64,8 @@ def test_shed_session_gets_its_code_whatever_its_handler_does(server, daphne, ho
             with contextlib.suppress(ConnectionError):  # a server may hang up before it is answered
                 peer.send(8, seen[handler].code.to_bytes(2))
     # A session counts as long as its connection: uvicorn waits for the answer, until it is aborted.
-    assert eventually(lambda: held(server, "shed") == len(STUBBORN)), "the others do not wait for their grace"
-    assert eventually(is_empty(server, "shed"), within=30)
+    assert wait_until(lambda: held(server, "shed") == len(STUBBORN)), "the others do not wait for their grace"
+    assert wait_until(is_empty(server, "shed"), within=30)
     said = news()
     assert "Traceback" not in said, said[said.find("Traceback") :][:4000]
     assert '"error"' not in said
@@ -86,7 +86,7 @@ def test_handler_shed_sees_a_disconnect_and_sends_raise(server):
 
 def test_handshake_that_is_not_answered_is_ended_too(server, daphne):
     with Raw(server, "/shed/answer-late") as peer:
-        assert eventually(lambda: held(server, "shed") == 1)
+        assert wait_until(lambda: held(server, "shed") == 1)
         time.sleep(0.05)
         tell(server, "shed", shed="1")
         assert peer.answer() == 101
@@ -103,7 +103,7 @@ def test_sessions_over_a_lowered_limit_leave_newest_first(server, daphne, holdin
         seen = peer.close_frame()
         assert seen.code == (4013 if daphne else 1013)
         assert daphne or HINT.fullmatch(seen.reason)
-    assert eventually(lambda: held(server, "shed") == 2)
+    assert wait_until(lambda: held(server, "shed") == 2)
     for peer in peers[:2]:
         peer.send(1, b"still here")
         assert peer.frame() == (1, b"still here")
@@ -123,7 +123,7 @@ def test_client_s_dead_sessions_do_not_lock_it_out(server, daphne, holding):
     seen = zombies[0].close_frame()
     assert seen.code == (4013 if daphne else 1013)
     assert daphne or seen.reason.endswith("cause=replaced")
-    assert eventually(lambda: held(server, "shed") == 5)
+    assert wait_until(lambda: held(server, "shed") == 5)
 
 
 def test_drain_tells_everybody_and_lets_nobody_in(server, daphne, holding):

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.support.peers import Raw, connect, eventually
+from tests.support.peers import Raw, connect, wait_until
 from tests.support.programs import module
 from tests.support.servers import serve
 
@@ -84,7 +84,7 @@ def test_gunicorn_reload_drains_the_worker_it_replaces(tmp_path, holding):
         running.process.send_signal(signal.SIGHUP)
         assert closes(peers) == [DRAINED] * 8
         # The old worker may take one more connection, and refuse it with 1012.
-        assert eventually(lambda: connect(running, "/echo/a", say="x", patience=0.5).open)
+        assert wait_until(lambda: connect(running, "/echo/a", say="x", patience=0.5).open)
 
 
 def test_uvicorn_reload_drains_the_old_process(tmp_path, holding):
@@ -96,7 +96,7 @@ def test_uvicorn_reload_drains_the_old_process(tmp_path, holding):
         peers = opened(running, holding, *["/echo/a"] * 4)
         os.utime(source)
         assert closes(peers) == [DRAINED] * 4
-        assert eventually(lambda: connect(running, "/echo/a", say="x", patience=0.5).open), "by the new process"
+        assert wait_until(lambda: connect(running, "/echo/a", say="x", patience=0.5).open), "by the new process"
         peers = opened(running, holding, *["/echo/a"] * 4)
         running.process.send_signal(signal.SIGTERM)
         assert closes(peers) == [DRAINED] * 4
@@ -108,7 +108,7 @@ def test_uvicorn_sighup_drains_worker_after_worker(tmp_path, holding):
         peers = opened(running, holding, *["/echo/a"] * 8)
         running.process.send_signal(signal.SIGHUP)
         assert closes(peers) == [DRAINED] * 8
-        assert eventually(lambda: connect(running, "/echo/a", say="x", patience=0.5).open)
+        assert wait_until(lambda: connect(running, "/echo/a", say="x", patience=0.5).open)
 
 
 def test_daphne_drains_once_there_was_a_session(tmp_path, holding):

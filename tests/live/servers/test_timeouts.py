@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.support.peers import Raw, eventually, held, snapshot, tell
+from tests.support.peers import Raw, held, snapshot, tell, wait_until
 from tests.support.servers import serve
 
 FINDS_SOCKET = {"uvicorn-sansio", "uvicorn-wsproto", "hypercorn-asyncio", "hypercorn-trio"}
@@ -28,7 +28,7 @@ def timed(started):
     # Whoever is left is cancelled if its peer has left, or ended.
     tell(started, "shed", idle_timeout="None", cancel_after_disconnect="True", send_timeout="None")
     tell(started, "shed", shed="1")
-    assert eventually(lambda: held(started, "shed") == 0, within=30)
+    assert wait_until(lambda: held(started, "shed") == 0, within=30)
     tell(started, "shed", cancel_after_disconnect="False")
 
 
@@ -68,7 +68,7 @@ def test_idle_session_is_closed_with_3008(timed, setup):
             polite.send(8, seen.code.to_bytes(2))
         said = "3008" if setup == "daphne" else "3008 idle timeout; cause=idle"
         assert str(seen) == str(mute.close_frame()) == said
-        assert eventually(lambda: held(timed, "shed") == 0)
+        assert wait_until(lambda: held(timed, "shed") == 0)
     assert sheds(timed, "idle") == before + 2
     records = timed.wait_for_records(before + 2, event__name="closecodes.session.shed", closecodes__gate__cause="idle")
     assert {(record["websocket.close.code"], record["level"]) for record in records} == {(3008, "info")}
@@ -85,10 +85,10 @@ def test_peer_that_does_not_read_is_shed_as_slow(timed, setup, handler):
             time.sleep(3)
             assert sheds(timed, "slow") == before
             return
-        assert eventually(lambda: snapshot(timed, "shed")["leaving"] or sheds(timed, "slow") > before)
+        assert wait_until(lambda: snapshot(timed, "shed")["leaving"] or sheds(timed, "slow") > before)
         if handler == "flood":
             assert str(peer.close_frame()).startswith("1013 try again later; retry_after=")
-        assert eventually(lambda: sheds(timed, "slow") > before)
+        assert wait_until(lambda: sheds(timed, "slow") > before)
 
 
 def test_peer_that_reads_ordinary_messages_is_never_slow(timed):
@@ -116,7 +116,7 @@ def test_peer_that_reads_4_kb_a_second_of_a_flood_is_not_slow(timed, setup):
         assert sheds(timed, "slow") == before
         if setup in TELLS_OF_LOSS:  # the sends of a trio worker are shorter
             assert snapshot(timed, "shed")["stalled"] == 1
-        assert eventually(lambda: snapshot(timed, "shed")["leaving"], within=20), "it has stopped to read"
+        assert wait_until(lambda: snapshot(timed, "shed")["leaving"], within=20), "it has stopped to read"
 
 
 @pytest.mark.parametrize("way", ["close", "vanish"])
@@ -133,7 +133,7 @@ def test_handler_without_its_peer_is_cancelled(timed, setup, handler, way):
             peer.send(8, (1000).to_bytes(2))
             time.sleep(0.1)
     if told:  # elsewhere the server may tell of it late, or never
-        assert eventually(lambda: held(timed, "shed") == 0)
+        assert wait_until(lambda: held(timed, "shed") == 0)
     assert not timed.records(event__name="closecodes.session.exception")
     assert "Traceback" not in timed.log()
 
@@ -149,11 +149,11 @@ def test_idle_timeout_frees_what_hypercorn_never_tells_of(tmp_path, behind):
 
         for _ in range(10):  # it depends on what its tasks have read until then
             with Raw(server, "/shed/echo", behind=behind) as peer:
-                eventually(is_open, within=1)
+                wait_until(is_open, within=1)
                 peer.vanish()
             time.sleep(0.7)
             if is_open():
                 break
         assert is_open()
         tell(server, "shed", idle_timeout="1")
-        assert eventually(lambda: not is_open())
+        assert wait_until(lambda: not is_open())

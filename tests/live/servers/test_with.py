@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.support.peers import HINT, Raw, connect, connect_with_httpx_ws, eventually, held, is_empty, snapshot, tell
+from tests.support.peers import HINT, Raw, connect, connect_with_httpx_ws, held, is_empty, snapshot, tell, wait_until
 from tests.support.servers import serve
 
 from .apps import SECRET
@@ -109,7 +109,7 @@ def test_failure_on_a_message(server, daphne):
 
 def test_server_does_not_log_the_failure_again(server, daphne, news):
     connect(server, "/raise-after-accept")
-    assert eventually(lambda: "closecodes.session.exception" in news())
+    assert wait_until(lambda: "closecodes.session.exception" in news())
     time.sleep(0.2)
     assert ("Traceback" in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE)) is daphne
 
@@ -118,7 +118,7 @@ def test_reraise_lets_the_server_see_the_failure(server, daphne, news):
     seen = connect(server, "/reraise/raise-after-accept")
     assert seen.code == 1011
     assert daphne or seen.ref
-    assert eventually(lambda: "Traceback" in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE))
+    assert wait_until(lambda: "Traceback" in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE))
     assert news().count("closecodes.session.exception") == 1
 
 
@@ -169,7 +169,7 @@ def test_peer_that_leaves_is_no_error(server, news, path, leave):
         else:
             peer.send(8, b"\x03\xe9")
             peer.socket.settimeout(0.3)
-    assert eventually(is_empty(server, ""))
+    assert wait_until(is_empty(server, ""))
     time.sleep(0.1)
     assert "Traceback" not in news()
     assert "ERROR" not in news()
@@ -189,7 +189,7 @@ def test_handshake_answered_by_http_logs_no_server_error(server, news, path):
 
 def test_full_server_says_when_to_return_and_has_room_again(server, daphne):
     """A full server says when to come back, and has room again when somebody leaves."""
-    assert eventually(is_empty(server, "one"))
+    assert wait_until(is_empty(server, "one"))
     with Raw(server, "/one/echo") as peer:
         assert peer.answer() == 101
         hints = []
@@ -203,7 +203,7 @@ def test_full_server_says_when_to_return_and_has_room_again(server, daphne):
         assert held(server, "one") == 1
         peer.send(8, b"\x03\xe8")
         peer.close_frame()
-    assert eventually(is_empty(server, "one"))
+    assert wait_until(is_empty(server, "one"))
     assert connect(server, "/one/echo", say="x", patience=0.3).open
 
 
@@ -279,13 +279,13 @@ def test_subprotocol_is_echoed_so_that_browsers_see_the_code(server, path, echoe
 
 def test_scope_without_extensions_asgi_and_client(server, daphne):
     """A client may see its end before its place is free: each waits for it."""
-    assert eventually(is_empty(server, "bald"))
+    assert wait_until(is_empty(server, "bald"))
     seen = connect(server, "/bald/raise-before-accept")
     assert seen.code == 1011
     assert daphne or seen.ref
-    assert eventually(is_empty(server, "bald"))
+    assert wait_until(is_empty(server, "bald"))
     assert str(connect(server, "/bald/deny")) == "HTTP 403"
-    assert eventually(is_empty(server, "bald"))
+    assert wait_until(is_empty(server, "bald"))
     with Raw(server, "/bald/echo") as peer:
         assert peer.answer() == 101
         assert connect(server, "/bald/echo").code == (4013 if daphne else 1013)
@@ -296,34 +296,34 @@ def test_scope_without_extensions_asgi_and_client(server, daphne):
 
 @pytest.mark.parametrize("path", ["/one/raise-after-accept", "/one/return-after-accept", "/one/close-1013"])
 def test_peer_that_never_answers_a_close_holds_no_permit(server, path):
-    assert eventually(is_empty(server, "one"))
+    assert wait_until(is_empty(server, "one"))
     with Raw(server, path) as peer:
         assert peer.answer() == 101
         assert peer.close_frame().code
-        assert eventually(is_empty(server, "one"), within=5)
+        assert wait_until(is_empty(server, "one"), within=5)
 
 
 def test_peer_that_does_not_read_is_given_up(server, setup):
     """It takes nothing, not even the close frame; the handler ends, and so does the session."""
-    assert eventually(is_empty(server, "one"))
+    assert wait_until(is_empty(server, "one"))
     with Raw(server, "/one/flood-and-raise") as peer:
         assert peer.answer() == 101
         if setup == "hypercorn-trio":  # shields its writes from cancellation: nothing can end them but the peer
             time.sleep(4)
             assert not is_empty(server, "one")()
             peer.vanish()
-        assert eventually(is_empty(server, "one"))
+        assert wait_until(is_empty(server, "one"))
 
 
 def test_peer_that_vanishes_gives_its_permit_back(server, news):
-    assert eventually(is_empty(server, "one"))
+    assert wait_until(is_empty(server, "one"))
     for _ in range(5):
         peer = Raw(server, "/one/echo")
         assert peer.answer() == 101
         peer.send(1, b"hello")
         assert peer.frame() == (1, b"hello")
         peer.vanish()
-        assert eventually(is_empty(server, "one"))
+        assert wait_until(is_empty(server, "one"))
     assert "Traceback" not in news()
     assert '"error"' not in news()
 
@@ -335,13 +335,13 @@ def test_peer_that_leaves_at_once_leaves_nothing_behind(server, news, path):
         time.sleep(wait)
         peer.vanish()
     for guard in ("", "one", "http", "few"):
-        assert eventually(is_empty(server, guard))
+        assert wait_until(is_empty(server, guard))
     if path != "/raise-before-accept":
         assert '"error"' not in news()
 
 
 def test_half_a_handshake_takes_no_permit(server):
-    assert eventually(is_empty(server, "one"))
+    assert wait_until(is_empty(server, "one"))
     with server.connect() as half, Raw(server, "/one/echo") as peer:
         half.sendall(b"GET /one/echo HTTP/1.1\r\nHost: localhost\r\nUpgr")
         assert peer.answer() == 101
@@ -386,7 +386,7 @@ def test_unix_socket_has_no_client(setup, tmp_path):
 
 def test_every_permit_is_free_in_the_end(server):
     for guard in ("", "one", "http", "auto", "few", "keyed", "reraise", "private", "debug", "bald", "offers", "shed"):
-        assert eventually(is_empty(server, guard)), guard
+        assert wait_until(is_empty(server, guard)), guard
         assert all(gate["usage"] == 0 for gate in snapshot(server, guard)["gates"])
 
 
@@ -398,15 +398,15 @@ def test_broadcast_to_a_shed_member_is_the_speakers_failure(server, daphne):
     earlier = len(failures(server, "/speak"))
     with Raw(server, "/shed/join") as member, Raw(server, "/speak") as speaker:
         assert member.answer() == speaker.answer() == 101
-        assert eventually(lambda: held(server, "shed") == 1)
+        assert wait_until(lambda: held(server, "shed") == 1)
         tell(server, "shed", shed="1")
         member.close_frame()
         speaker.send(1, b"hello")
         seen = speaker.close_frame()
     assert seen.code == 1011
-    assert eventually(lambda: len(failures(server, "/speak")) == earlier + 1)
+    assert wait_until(lambda: len(failures(server, "/speak")) == earlier + 1)
     assert "another session's socket" in failures(server, "/speak")[-1]["message"]
-    assert eventually(is_empty(server, "shed"))
+    assert wait_until(is_empty(server, "shed"))
 
 
 @pytest.mark.parametrize("path", ["close-in-finally", "answer-once"])
@@ -417,12 +417,12 @@ def test_clean_up_after_the_client_left_is_no_error(server, path):
             assert peer.answer() == 101
             peer.send(1, b"x") if path == "answer-once" else None
             peer.send(8, (1000).to_bytes(2))
-    assert eventually(is_empty(server, ""))
+    assert wait_until(is_empty(server, ""))
     assert len(failures(server, f"/{path}")) == earlier
 
 
 def test_failure_after_an_own_close_names_that_close(server, daphne):
     seen = connect(server, "/close-and-raise")
     assert seen.code == (4003 if daphne else 1003)
-    assert eventually(lambda: failures(server, "/close-and-raise"))
+    assert wait_until(lambda: failures(server, "/close-and-raise"))
     assert failures(server, "/close-and-raise")[-1]["websocket.close.code"] == seen.code

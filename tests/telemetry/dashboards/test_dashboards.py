@@ -15,7 +15,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from asgi_closecodes.telemetry.metrics import METRICS
-from tests.support.peers import Raw, connect, eventually
+from tests.support.peers import Raw, connect, wait_until
 from tests.support.programs import program
 from tests.support.servers import serve, stop
 
@@ -129,7 +129,7 @@ def test_real_prometheus_fills_every_panel(tmp_path):
         )
         with Prometheus(tmp_path) as prometheus, Raw(app, "/rooms/stays") as stays:
             assert stays.answer() == 101
-            assert eventually(lambda: prometheus.ask("closecodes_sessions_active > 0"), within=30), prometheus.log()
+            assert wait_until(lambda: prometheus.ask("closecodes_sessions_active > 0"), within=30), prometheus.log()
 
             def filled():
                 with Raw(app, "/rooms/5") as crashes:
@@ -144,7 +144,7 @@ def test_real_prometheus_fills_every_panel(tmp_path):
                     for expression in expressions
                 )
 
-            filled_up = eventually(filled, within=40)
+            filled_up = wait_until(filled, within=40)
             assert filled_up, {
                 title: [prometheus.ask(as_sent(one, "10s")) for one in all_of] for title, all_of in PANELS.items()
             }
@@ -173,7 +173,7 @@ class Prometheus:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        found = eventually(lambda: re.search(r"Listening on\"? address=127\.0\.0\.1:(\d+)", self.log()), within=30)
+        found = wait_until(lambda: re.search(r"Listening on\"? address=127\.0\.0\.1:(\d+)", self.log()), within=30)
         assert found, self.log()
         self.url = f"http://127.0.0.1:{found[1]}/api/v1"
         return self
