@@ -572,7 +572,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from asgi_closecodes import Guard, Settings
 from asgi_closecodes.telemetry.prometheus import PrometheusObserver
-from tests.support.fakes import Stay
+from tests.support.fakes import ConnectedClients
 
 registry = CollectorRegistry()
 observer = PrometheusObserver(registry)
@@ -588,7 +588,7 @@ def active():
     return sum(float(line.split()[-1]) for line in lines if line.startswith("closecodes_sessions_active{{"))
 
 async def come(count, then):
-    async with Stay(guard) as stay:
+    async with ConnectedClients(guard) as stay:
         await stay.come(count)
         return then()
 

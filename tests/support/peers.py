@@ -198,7 +198,7 @@ def held(server: Running, guard: str = "") -> int:
     return int(state["open"] + state["leaving"])
 
 
-def wait_until(condition: Callable[[], _Result], within: float = 10) -> _Result:
+def wait_until(condition: Callable[[], _Result], within: float = 60) -> _Result:
     """Return the result of ``condition`` as soon as it is true, or after ``within`` seconds."""
     deadline = time.monotonic() + within
     while not (result := condition()) and time.monotonic() < deadline:
