@@ -1,6 +1,6 @@
 """Integrations with frameworks that catch the exceptions of their handlers: ``install()`` of one of these modules.
 
-They use only public names of this library and of the framework. README.md has a table of their effects.
+They use public names of the framework, and nothing private of this library. README.md has a table of their effects.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_kind(given: object, wanted: type) -> None:
     """
     if not isinstance(given, wanted):
         raise TypeError(
-            f"install() takes the {wanted.__name__} itself, not {type(given).__name__} {given!r:.100}: "
+            f"install() takes the {wanted.__name__} itself, not {type(given).__qualname__}: "
             "call it first, and put CloseCodeMiddleware around the application then"
         )
 

@@ -92,6 +92,6 @@ def test_install_wrapped_application_says_what_to_do(kind):
     module(kind.__name__)
     app, install, _ = kind()
     with pytest.raises(
-        TypeError, match=f"takes the {type(app).__name__} itself, not CloseCodeMiddleware .* call it first"
+        TypeError, match=f"takes the {type(app).__name__} itself, not CloseCodeMiddleware: call it first"
     ):
         install(CloseCodeMiddleware(app))
