@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import ssl
 
 import click
@@ -31,7 +32,9 @@ except ModuleNotFoundError as error:
     raise click.UsageError(f"{error.name} is missing; pip install 'asgi-closecodes[cli]'") from None
 
 
-@click.command(epilog="Exit status: 0 there is something to set, 1 there is not, 2 it cannot be measured, 130 Ctrl-C.")
+@click.command(
+    epilog="Exit status: 0 there is something to set, 1 there is not, 2 it cannot be measured, 130 a signal."
+)
 @click.argument("url", type=url)
 @click.option("--message", metavar="TEXT", help="What each session says; the next message is its answer. Else pings.")
 @click.option(
@@ -63,7 +66,8 @@ def capacity(
 
     It opens sessions in steps, with compression as browsers have it, until answers come late or sessions are refused.
     This overloads the server: use one that has no other users, and set no limits. Pings measure the server alone. With
-    --message the handler works too: use a message that it answers to each session. Ctrl-C prints the results so far.
+    --message the handler works too: use a message that it answers to each session. Ctrl-C and SIGTERM print the
+    results so far.
     """
     if ca is not None and not url.secure:
         raise click.UsageError("--ca is only for wss://; omit it, or use wss://")
@@ -96,8 +100,16 @@ def _server(pid: int) -> Server:
 
 def _run(search: Search) -> int:
     _allow_many_files()
+
+    async def run() -> None:
+        before = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # asyncio's, which cancels this
+        try:
+            await search.run()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
     try:
-        asyncio.run(search.run())
+        asyncio.run(run())
     except KeyboardInterrupt:
         return INTERRUPTED
     return FOUND

@@ -100,11 +100,12 @@ def test_proxy_that_gives_itself_away_is_named(server):
     assert "A proxy answered" not in invoke("capacity", server.url, *QUICK, "--most", "1", status=None)[0]
 
 
-def test_ctrl_c_prints_what_is_known(server):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_prints_what_is_known(server, number):
     before = seen(server)["most"]
     with start("capacity", server.url, *QUICK, "--message", "hello") as process:
         assert wait_until(lambda: seen(server)["open"] > 20), before
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == b""
