@@ -78,14 +78,14 @@ class Referee:
 
     async def send(self, message):
         self.sent.append(message)
+        if not self.peer_left:
+            self.judge(message)  # first: servers act, and then wait for the network
         if self.kind.stuck_when == len(self.sent):
             await anyio.sleep_forever()
-        if self.peer_left:
-            if self.kind.after_departure == "OSError":
-                raise ConnectionResetError("the peer has left")
-            return
-        self.judge(message)
-        await anyio.lowlevel.checkpoint()  # servers act first and wait for the network then
+        if not self.peer_left:
+            await anyio.lowlevel.checkpoint()
+        elif self.kind.after_departure == "OSError":
+            raise ConnectionResetError("the peer has left")
 
     def judge(self, message):
         match self.phase, message["type"]:
