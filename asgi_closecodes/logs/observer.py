@@ -161,8 +161,8 @@ class LogObserver:
                     SUPPRESSED[name]: count,
                     **({} if is_rest else kind.keys),
                 }
-                what = "other kinds of " + kind.line.name if is_rest else kind.first
-                summary = Message("suppressed %d more: %s", (count, what), keys)
+                what = ": other kinds of " + kind.line.name if is_rest else " like this: " + kind.first
+                summary = Message("suppressed %d more%s", (count, what), keys)
                 _log(kind.line.logger, kind.level, SUMMARIES[name], summary)
 
     def _describe(self, event: events.Event, line: Line, level: int) -> _Kind:

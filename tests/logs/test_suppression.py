@@ -99,7 +99,7 @@ async def test_refusals_after_five_of_a_gate_and_cause_are_counted(records):
     summary = vars(records[-1])
     assert (summary["closecodes.gate.name"], summary["closecodes.gate.cause"]) == ("max_sessions", "full")
     assert records[-1].getMessage() == (
-        "suppressed 35 more: refused a session of /: max_sessions (full); retry after 1.9 s"
+        "suppressed 35 more like this: refused a session of /: max_sessions (full); retry after 1.9 s"
     ).replace("1.9", records[-1].getMessage().split()[-2])
 
 

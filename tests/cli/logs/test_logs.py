@@ -181,7 +181,7 @@ def test_errors_are_grouped_with_those_that_were_only_counted(tmp_path, log):
     more.append(
         record(
             "19:10:30",
-            "suppressed 5 more: KeyError in the WebSocket handler of /rooms/{id}",
+            "suppressed 5 more like this: KeyError in the WebSocket handler of /rooms/{id}",
             "error",
             **{
                 "event.name": "closecodes.errors.suppressed",
