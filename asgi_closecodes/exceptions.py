@@ -117,14 +117,14 @@ class TryAgainLater(CloseWith):
             self.retry_after, is_repaired = _repaired_retry_after(retry_after)
             if is_repaired:
                 self.repairs += (f"retry_after={_given(retry_after)}",)
-        self.usage, self.limit = finite(self.usage), finite(self.limit)
+        usage, limit = self.usage, self.limit
+        if usage is not None or limit is not None:
+            self.usage, self.limit = finite(usage), finite(limit)
 
     def reason_with(self, retry_after: float) -> str:
         """Return the close reason: ``try again later; retry_after=2.3; cause=full``."""
-        parameters = f"; retry_after={retry_after:.1f}"
-        if self.cause is not None and not self._says_cause:
-            parameters += f"; cause={self.cause}"
-        return fit_reason(self.reason, parameters)
+        cause = "" if self.cause is None or self._says_cause else f"; cause={self.cause}"
+        return fit_reason(self.reason, f"; retry_after={retry_after:.1f}{cause}")
 
 
 def _repaired_cause(cause: object) -> tuple[str, bool]:

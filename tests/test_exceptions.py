@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 from asgi_closecodes import Close, CloseCode, CloseCodeMiddleware, CloseWith, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import CallbackFailed, CloseRepaired, GateFailed, SessionFailed, SessionRefused, SessionShed
 from asgi_closecodes.exceptions import checked_mapping, close_for_status, deliberate_close, leaves
-from asgi_closecodes.gates import AllOf, HandshakeRate, Shadow
+from asgi_closecodes.gates import AllOf, HandshakeRate, MaxSessions, Shadow
 from asgi_closecodes.gates.base import NO_PERMIT
 from tests.support.asgi import Handler, Peer, events_of
 from tests.support.fakes import ConnectedClients, wait_until
@@ -507,6 +507,28 @@ async def test_repair_is_reported_once_for_each_gate(caplog):
     records = [record for record in caplog.records if "repaired" in vars(record)["event.name"]]
     assert [record.levelname for record in records] == ["WARNING"] * 2
     assert "gate rooms closed with cause='room 0', which must not be sent; sent 1013 " in records[0].message
+
+
+class Tables(MaxSessions):
+    cause = "no tables"
+    is_overload = False
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("shadow", [Shadow, lambda gate: gate])
+async def test_refusal_of_a_gate_s_subclass_is_repaired(shadow):
+    """It says what its class says, and whom its refusals concern."""
+    seen = []
+    guard = Guard(gate=shadow(Tables(0)), observers=[seen.append])
+    for _ in range(3):
+        peer = await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+    refusals = events_of(SessionRefused, seen)
+    assert [(one.cause, one.gate, one.usage, one.limit, one.is_overload) for one in refusals] == [
+        ("no_tables", "tables", 0, 0, False)
+    ] * 3
+    assert refusals[0].mode == "shadow" or peer.closed[1].endswith("; cause=no_tables")
+    [repaired] = events_of(CloseRepaired, seen)
+    assert repaired.asked == "cause='no tables'"
 
 
 @pytest.mark.anyio

@@ -10,7 +10,6 @@ from contextlib import AbstractAsyncContextManager
 
 from asgi_closecodes.bounds import is_between
 from asgi_closecodes.concurrency import COUNTING
-from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 from asgi_closecodes.token_bucket import TokenBucket
@@ -81,7 +80,7 @@ class HandshakesInProgress(Limited):
         """Count one handshake more, or refuse it."""
         with COUNTING:
             if self._limit is not None and len(self._started) >= self._limit:
-                raise TryAgainLater(cause=self.cause, usage=self.usage, limit=self._limit)
+                raise self._refusal(self.usage)
             self._started[session] = self._clock()
         session.on_handshake_answered(self.release)
 
@@ -184,7 +183,7 @@ class HandshakeRate(GateBase):
             limiter.burst = rate if self._burst is None else self._burst
             if limiter.take():
                 return NO_PERMIT
-            raise TryAgainLater(cause=self.cause, retry_after=self._next_turn(now), limit=self._rate)
+            raise self._refusal(retry_after=self._next_turn(now))
 
     def _rate_at(self, now: float) -> float:
         age = now - self._start

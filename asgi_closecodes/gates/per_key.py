@@ -230,9 +230,7 @@ class MaxSessionsPerKey(Limited):
         with COUNTING:
             sessions = self._sessions.of(key)
             if self._limit is not None and key is not None and len(sessions) >= self._limit:
-                raise TryAgainLater(
-                    cause=self.cause, usage=len(sessions), limit=self._limit, is_overload=self.is_overload
-                )
+                raise self._refusal(len(sessions))
             self._hold(key, session)
 
     def _to_replace(self, key: Hashable, limit: int) -> Session | None:
@@ -240,7 +238,7 @@ class MaxSessionsPerKey(Limited):
         if len(sessions) < limit:
             return None
         if self.when_full == "refuse" or not sessions or self._holds_twice(key, limit):
-            raise TryAgainLater(cause=self.cause, usage=len(sessions), limit=limit, is_overload=self.is_overload)
+            raise self._refusal(len(sessions))
         return next(iter(sessions))
 
     def _hold(self, key: Hashable, session: Session, number: int | None = None) -> None:

@@ -10,7 +10,6 @@ from contextlib import AbstractAsyncContextManager
 from asgi_closecodes.bounds import finite
 from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.events import Observer
-from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
@@ -151,7 +150,7 @@ class Pressure(GateBase):
             with COUNTING:
                 refuses = self._refuses(value)
             if refuses:
-                raise TryAgainLater(cause=self.cause, usage=value, limit=self.refuse_above)
+                raise self._refusal(value)
         return NO_PERMIT
 
     def _refuses(self, value: float) -> bool:

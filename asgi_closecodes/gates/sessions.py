@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from asgi_closecodes.bounds import MAX_NUMBER, is_between
 from asgi_closecodes.concurrency import COUNTING
-from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.naming import shown
 from asgi_closecodes.session import Session
 
@@ -131,7 +130,7 @@ class MaxSessions(Limited, PlainPermit):
                 reserved = 0 if session is None else self.reserve.get(session.priority, 0)
                 limit = self._limit * (1 - reserved) if reserved else self._limit
                 if self.usage >= limit:
-                    raise TryAgainLater(cause=self.cause, usage=self.usage, limit=self._limit)
+                    raise self._refusal(self.usage)
             self.usage += 1
 
     def release(self, _session: Session | None = None) -> None:

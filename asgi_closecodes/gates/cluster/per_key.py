@@ -130,7 +130,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         with COUNTING:
             waiting = self._counts.waiting_for(digest)
         if self.when_full == "replace_oldest" and self._holds_twice(digest, self._limit, waiting):
-            raise self._refusal(digest)
+            raise self._refusal(self.active_of(digest))
         self.start()
         if not self._health.is_good:
             self._admit_locally(digest, session)
@@ -152,13 +152,9 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
         if is_changed:
             self._task.wake_if_due()
 
-    def _refusal(self, digest: str) -> TryAgainLater:
-        usage = self.active_of(digest)
-        return TryAgainLater(cause=self.cause, usage=usage, limit=self._limit, is_overload=self.is_overload)
-
     def _admit_locally(self, digest: str, session: Session) -> None:
         if self.fallback == "closed":
-            raise self._refusal(digest)
+            raise self._refusal(self.active_of(digest))
         (self.acquire_or_refuse if self._in_shadow else self.acquire)(digest, session)
         with COUNTING:
             self._counts.mark_changed(digest)
@@ -204,9 +200,7 @@ class ClusterSessionsPerKey(ClusterGate, MaxSessionsPerKey):
     def _carry_out(self, decisions: Decisions[PendingAdmission]) -> None:
         for all_pending, cause in ((decisions.refused, self.cause), (decisions.superseded, "replaced")):
             for pending in all_pending:
-                pending.settle(
-                    TryAgainLater(cause=cause, usage=self._limit, limit=self._limit, is_overload=self.is_overload)
-                )
+                pending.settle(self._refusal(self._limit, cause=cause))
         for digest, pending, number in decisions.admitted:
             self._hold(digest, pending.session, number)
             self._settle_admitted(digest, pending)

@@ -8,7 +8,6 @@ from types import TracebackType
 import anyio
 
 from asgi_closecodes.concurrency import COUNTING, EventLoop, running_loop
-from asgi_closecodes.exceptions import TryAgainLater
 from asgi_closecodes.session import Session
 
 from .base import ClusterGate
@@ -102,7 +101,7 @@ class ClusterSessions(ClusterGate):
             lease.record_shortfall()
         self._task.wake_if_due()
         usage = lease.used if lease.reply is None else lease.reply.used
-        raise TryAgainLater(cause=self.cause, usage=usage, limit=self._limit)
+        raise self._refusal(usage)
 
     def acquire(self) -> bool:
         """Count one session more if there is a permit now; return whether there is."""
