@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
 from typing import Self
+
+from .frozen import frozen
 
 MAX_REASON_BYTES = 123
 """A control frame has 125 bytes, two of them for the code (RFC 6455 section 5.5)."""
@@ -116,7 +117,7 @@ def _cut(text: str, size: int) -> str:
     return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Close:
     """Close code and reason.
 
@@ -132,8 +133,12 @@ class Close:
         A code that must not be sent becomes 1011 Internal Error. The reason becomes a string of
         at most 123 bytes. uvicorn, hypercorn and granian would turn such closes into 1006, 1000 or 1005.
         """
-        code = int.__int__(self.code) if may_be_sent(self.code) else int(CloseCode.INTERNAL_ERROR)
-        reason = fit_reason(self.reason)
+        code, reason = self.code, self.reason
+        is_plain = type(code) is int and type(reason) is str and reason.isascii()
+        if is_plain and code in _REGISTERED and len(reason) <= MAX_REASON_BYTES:
+            return self  # nearly always
+        code = int.__int__(code) if may_be_sent(code) else int(CloseCode.INTERNAL_ERROR)
+        reason = fit_reason(reason)
         is_same = reason is self.reason and type(self.code) in (int, CloseCode) and code == self.code
         return self if is_same else Close(code, reason)
 
