@@ -29,9 +29,6 @@ class Counts(TypedDict):
 class Counters:
     """Counts for :meth:`Guard.snapshot`."""
 
-    COUNTED = (events.SessionRefused, events.SessionShed, events.SessionFailed)
-    """Events that are counted here."""
-
     def __init__(self) -> None:
         self.forget()
 
@@ -57,28 +54,31 @@ class Counters:
         is_known = is_between(code, 0, 65535) and self._codes(str(int(code))) != OTHER
         return int(code) if is_known else OTHER
 
-    def __call__(self, event: events.Event) -> None:
-        """Count ``event``."""
+    def refused(self, event: events.SessionRefused) -> None:
+        """Count a refusal, unless it is a shadow's."""
+        if event.mode != "shadow":
+            with COUNTING:
+                self.refusals[self._refusal_causes(event.cause)] += 1
+
+    def shed(self, event: events.SessionShed) -> None:
+        """Count a session that was ended from outside."""
         with COUNTING:
-            match event:
-                case events.SessionRefused(cause=cause, mode=mode) if mode != "shadow":
-                    self.refusals[self._refusal_causes(cause)] += 1
-                case events.SessionShed(cause=cause):
-                    self.sheds[self._shed_causes(cause)] += 1
-                case events.SessionFailed():
-                    self.errors += 1
-                    group = self._groups.pop(event.fingerprint, None) or {
-                        "fingerprint": event.fingerprint,
-                        "type": type_name(type(event.exception)),
-                        "count": 0,
-                    }
-                    group["count"] += 1
-                    group.update(route=event.session.route, ref=event.error_id, last_seen=time.time())
-                    self._groups[event.fingerprint] = group
-                    if len(self._groups) > _MOST_GROUPS:
-                        del self._groups[next(iter(self._groups))]
-                case _:
-                    pass
+            self.sheds[self._shed_causes(event.cause)] += 1
+
+    def failed(self, event: events.SessionFailed) -> None:
+        """Count a failure."""
+        with COUNTING:
+            self.errors += 1
+            group = self._groups.pop(event.fingerprint, None) or {
+                "fingerprint": event.fingerprint,
+                "type": type_name(type(event.exception)),
+                "count": 0,
+            }
+            group["count"] += 1
+            group.update(route=event.session.route, ref=event.error_id, last_seen=time.time())
+            self._groups[event.fingerprint] = group
+            if len(self._groups) > _MOST_GROUPS:
+                del self._groups[next(iter(self._groups))]
 
     def counts(self) -> Counts:
         """Return all counts, taken at the same moment."""

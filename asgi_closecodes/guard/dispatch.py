@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from asgi_closecodes import events
 from asgi_closecodes.concurrency import COUNTING
@@ -31,7 +31,7 @@ class Dispatcher:
     __slots__ = ("__weakref__", "_observers", "_reported", "_watchers", "followers")
 
     def __init__(
-        self, own: Mapping[events.Observer, Iterable[type]], followers: Iterable[events.Observer] = ()
+        self, own: Mapping[Callable[[Any], None], Iterable[type]], followers: Iterable[events.Observer] = ()
     ) -> None:
         self.followers = followers = tuple(followers)
         self._observers: dict[type, tuple[events.Observer, ...]] = {

@@ -100,8 +100,10 @@ class Guard:
         # Weak: the finalizer that flushes the logs at exit must not keep the guard alive.
         self._logs = LogObserver(report=weak(self.report) if observers else None, wake=weak(self._start_ticker))
         weakref.finalize(self, self._logs.flush_summaries, now=True)
-        own: dict[events.Observer, Iterable[type]] = {
-            self._counters: Counters.COUNTED,
+        own: dict[Callable[[Any], None], Iterable[type]] = {
+            self._counters.refused: (events.SessionRefused,),
+            self._counters.shed: (events.SessionShed,),
+            self._counters.failed: (events.SessionFailed,),
             self._logs: LogObserver.WRITTEN,
             self._saturation: (events.SessionRefused,),
             self._start_ticker: (events.GateSaturated,),

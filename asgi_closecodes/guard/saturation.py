@@ -34,9 +34,8 @@ class Saturation:
         """Whether a gate is saturated."""
         return bool(self._episodes)
 
-    def __call__(self, event: events.Event) -> None:
+    def __call__(self, event: events.SessionRefused) -> None:
         """Record a refusal."""
-        assert isinstance(event, events.SessionRefused)
         if event.mode == "shadow" or not event.is_overload:
             return
         now = time.monotonic()

@@ -94,7 +94,7 @@ def test_snapshot_groups_errors_by_bug_the_latest_first(clock):
     counts = Counters()
     for number, fingerprint in enumerate("abca"):
         clock.now += 1
-        counts(failed(fingerprint, f"ref{number}"))
+        counts.failed(failed(fingerprint, f"ref{number}"))
     assert [(group["fingerprint"], group["count"], group["ref"]) for group in counts.groups()] == [
         ("a", 2, "ref3"),
         ("c", 1, "ref2"),
@@ -113,7 +113,7 @@ def test_snapshot_groups_errors_by_bug_the_latest_first(clock):
 def test_counters_remembers_the_latest_bugs_only():
     counts = Counters()
     for number in range(1000):
-        counts(failed(str(number), "ref"))
+        counts.failed(failed(str(number), "ref"))
     assert counts.errors == 1000
     assert [group["fingerprint"] for group in counts.groups()] == [str(number) for number in range(999, 979, -1)]
 

@@ -881,8 +881,8 @@ def test_counters_in_threads_count_exactly():
 
     def count():
         for number in range(2000):
-            guard._counters(events.SessionShed(FACTS, Close(1011), f"c{number % 5}", 1.0))
-            guard._counters(failed(number))
+            guard._counters.shed(events.SessionShed(FACTS, Close(1011), f"c{number % 5}", 1.0))
+            guard._counters.failed(failed(number))
             with COUNTING:
                 guard._counters.closed(Close(1011))
 
