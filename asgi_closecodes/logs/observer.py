@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from asgi_closecodes import events
-from asgi_closecodes.concurrency import COUNTING
 from asgi_closecodes.error_identity import is_plain, traceback_of, type_name
 from asgi_closecodes.token_bucket import FixedWindow, TokenBucket, Unlimited
 
@@ -73,14 +72,13 @@ class LogObserver:
         wake: Callable[[], object] = lambda: None,
     ) -> None:
         self._report = report
-        self._wake = wake
         self._limits: object = None
         self._pending_limits: events.LimitsChanged | None = None
         _instances.add(self)
         self._samplers: dict[Sampler, LogSampler[_Kind]] = {
-            "error": LogSampler(Unlimited),
-            "refusal": LogSampler(lambda: FixedWindow(5, 10.0), most=_MAX_REFUSAL_KINDS),
-            "saturation": LogSampler(lambda: FixedWindow(5, 10.0), most=_MAX_REFUSAL_KINDS),
+            "error": LogSampler(Unlimited, wake=wake),
+            "refusal": LogSampler(lambda: FixedWindow(5, 10.0), most=_MAX_REFUSAL_KINDS, wake=wake),
+            "saturation": LogSampler(lambda: FixedWindow(5, 10.0), most=_MAX_REFUSAL_KINDS, wake=wake),
         }
         self.configure(path=path, client=client, burst=burst, per_minute=per_minute)
 
@@ -120,12 +118,8 @@ class LogObserver:
         suppressed: dict[str, Any] = {}
         if line.sampler is not None:
             sampler = self._samplers[line.sampler]
-            with COUNTING:  # or another thread's flush comes in between
-                is_first = not sampler.pending
-                count = sampler.check((line.name, line.group_by(event)), lambda: self._describe(event, line, level))
+            count = sampler.check((line.name, line.group_by(event)), self._describe, event, line, level)
             if count is None:
-                if is_first:
-                    self._wake()
                 if self._report is not None:
                     self._report(events.LogsSuppressed(line.name, 1))
                 return

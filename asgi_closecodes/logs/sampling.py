@@ -50,10 +50,11 @@ class LogSampler(Generic[About]):
     :param allowance: creates the allowance of one kind.
     :param overall: the allowance of all kinds together. The first record of a kind is always written.
     :param most: kinds counted separately, ``MAX_KINDS`` by default.
+    :param wake: called when there is something for :meth:`flush`, after there was nothing.
     :param clock: monotonic seconds.
     """
 
-    __slots__ = ("_allowance", "_clock", "_flushed_at", "_kinds", "_most", "_overall", "pending")
+    __slots__ = ("_allowance", "_clock", "_flushed_at", "_kinds", "_most", "_overall", "_wake", "pending")
 
     def __init__(
         self,
@@ -61,8 +62,10 @@ class LogSampler(Generic[About]):
         overall: Allowance | None = None,
         *,
         most: int | None = None,
+        wake: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._wake = wake
         self._clock = clock
         self._most = most
         self._kinds: dict[Hashable, _Kind[About]] = {}  # the last used is the last
@@ -84,10 +87,10 @@ class LogSampler(Generic[About]):
         self._kinds.clear()
         self.pending = {}
 
-    def check(self, key: Key, about: Callable[[], About]) -> int | None:
+    def check(self, key: Key, about: Callable[..., About], *arguments: object) -> int | None:
         """Return how many of this kind were suppressed since the last written one, or None to suppress this one.
 
-        :param about: describes the first of a kind, for its summary.
+        :param about: given ``arguments``, describes the first of a kind, for its summary.
         """
         with COUNTING:
             now = self._clock()
@@ -97,21 +100,23 @@ class LogSampler(Generic[About]):
                 entry = key[0]
                 kind = self._kinds.pop(entry, None)
             if is_first := kind is None:
-                kind = _Kind(about(), self._allowance(), is_rest=entry is not key)
+                kind = _Kind(about(*arguments), self._allowance(), is_rest=entry is not key)
             self._kinds[entry] = kind
             kind.used_at = now
             # The first of a kind is always written, but uses the allowances too.
             may = kind.allowance.take()
             may = may and (self._overall is None or self._overall.take())
-            if not (may or is_first):
-                if not self.pending:
-                    self._flushed_at = now
-                kind.suppressed += 1
-                self.pending[entry] = kind
-                return None
-            self.pending.pop(entry, None)
-            suppressed, kind.suppressed = kind.suppressed, 0
-            return suppressed
+            if may or is_first:
+                self.pending.pop(entry, None)
+                suppressed, kind.suppressed = kind.suppressed, 0
+                return suppressed
+            if begins := not self.pending:
+                self._flushed_at = now
+            kind.suppressed += 1
+            self.pending[entry] = kind
+        if begins:
+            self._wake()
+        return None
 
     def _has_room(self, now: float) -> bool:
         while len(self._kinds) >= (self._most or MAX_KINDS):
