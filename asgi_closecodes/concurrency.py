@@ -289,20 +289,20 @@ def move_on_after(seconds: float, deadline: Deadline | None = None) -> anyio.Can
 
 @types.coroutine
 def limited(
-    coroutine: Coroutine[Any, Any, object], limit: Callable[[], anyio.CancelScope | Timeout]
+    coroutine: Coroutine[Any, Any, object], limit: Callable[..., anyio.CancelScope | Timeout], *arguments: object
 ) -> Generator[Any, Any, bool]:
-    """Await ``coroutine`` within ``limit()``, a :func:`move_on_after`; return whether that cancelled it.
+    """Await ``coroutine`` within ``limit(*arguments)``, as :func:`move_on_after`; return whether that cancelled it.
 
     On asyncio the limit begins only when the coroutine first waits. Most sends of servers never do, and a timer would
     take longer than they. On trio it is a scope, which has to enclose those of the coroutine.
     """
     if not on_asyncio():
-        with limit() as around:
+        with limit(*arguments) as around:
             yield from coroutine
         return around.cancelled_caught
     try:
         future = coroutine.send(None)
-        with limit() as timeout:
+        with limit(*arguments) as timeout:
             while True:
                 try:
                     yield future

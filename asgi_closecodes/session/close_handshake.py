@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import time
+from collections.abc import Awaitable
 
 import anyio
 import anyio.lowlevel
@@ -32,7 +33,7 @@ class ClosingProtocol(HandlerProtocol):
     __slots__ = ()
 
     @abc.abstractmethod
-    async def _close(self, plan: ClosePlan, *, private_use: bool = True) -> bool:
+    def _close(self, plan: ClosePlan, *, private_use: bool = True) -> Awaitable[bool]:
         """Send the close, see :meth:`_send_close`. :meth:`Session.fail` also ends the handler by this."""
 
     async def _send_close(self, plan: ClosePlan, *, private_use: bool = True, timeout: float | None = None) -> bool:
@@ -53,18 +54,11 @@ class ClosingProtocol(HandlerProtocol):
         if self.phase in OVER:
             return False
         failure: Exception | None = None
-        connection: Connection | None = None
-
-        def limit() -> anyio.CancelScope | Timeout:
-            nonlocal connection
-            connection = self.connection if timeout >= protocol.CLOSE_TIMEOUT_S else None
-            return move_on_after(timeout, None if connection is None else self._abort_deadline(connection))
-
         try:
-            if not await limited(self._send_close_once(plan, private_use=private_use), limit):
+            if not await limited(self._send_close_once(plan, private_use=private_use), self._limit_of_close, timeout):
                 return self.phase is CLOSED and not foreign  # else the peer has left, before the close
             self._move(CLOSED)  # the peer does not read: send nothing more
-            if connection is not None:
+            if timeout >= protocol.CLOSE_TIMEOUT_S and (connection := self.connection) is not None:
                 connection.abort()
         except OSError:
             return False  # the peer has left
@@ -73,6 +67,10 @@ class ClosingProtocol(HandlerProtocol):
         if private_use:
             self.report(events.CloseFailed(self.facts(), plan.close, failure))
         return False
+
+    def _limit_of_close(self, timeout: float) -> anyio.CancelScope | Timeout:
+        connection = self.connection if timeout >= protocol.CLOSE_TIMEOUT_S else None
+        return move_on_after(timeout, None if connection is None else self._abort_deadline(connection))
 
     async def _send_close_once(self, plan: ClosePlan, *, private_use: bool) -> None:
         try:

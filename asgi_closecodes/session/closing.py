@@ -16,6 +16,8 @@ from asgi_closecodes.frozen import frozen
 
 from .scope import can_deny, is_served
 
+_TRY_AGAIN_LATER = int(CloseCode.TRY_AGAIN_LATER)  # by itself: a look into an Enum takes a thousand instructions
+
 HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 """Answer to a handshake that has none yet: accept and close, an HTTP response, or ASGI's plain HTTP 403."""
 
@@ -83,7 +85,7 @@ def of_wish(
     if isinstance(wish, TryAgainLater):
         wish.repair()
         hint = retry_after() if wish.retry_after is None else wish.retry_after
-        code = rules.try_again_code if wish.code == CloseCode.TRY_AGAIN_LATER else wish.code
+        code = rules.try_again_code if wish.code == _TRY_AGAIN_LATER else wish.code
         asked = Close(code, wish.reason_with(hint))
     else:
         asked = Close(wish.code, wish.reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asgi_closecodes.events import SessionFacts
 
@@ -20,12 +20,12 @@ class LateFacts(SessionFacts):
     _session: HandlerProtocol
 
     def __init__(self, session: HandlerProtocol) -> None:
-        put = object.__setattr__  # as a frozen dataclass does
-        put(self, "_session", session)
-        put(self, "phase", session.phase.public)
-        put(self, "duration", time.monotonic() - session.arrived_at)
-        put(self, "received", session.received)
-        put(self, "sent", session.sent)
+        now: Any = self  # frozen for type checkers
+        now._session = session  # noqa: SLF001 - its own
+        now.phase = session.phase.public
+        now.duration = time.monotonic() - session.arrived_at
+        now.received = session.received
+        now.sent = session.sent
 
     @property
     def id(self) -> str:

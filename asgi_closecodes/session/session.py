@@ -330,10 +330,10 @@ class Session(ClosingProtocol):
                 await self._close_deliberately(wish, plan)
                 return
 
-    async def _close(self, plan: ClosePlan, *, private_use: bool = True) -> bool:
+    def _close(self, plan: ClosePlan, *, private_use: bool = True) -> Awaitable[bool]:
         if self._error is not None and self._handler is not None and self._ending is None:
-            return await self._end(plan)
-        return await self._send_close(plan, private_use=private_use)
+            return self._end(plan)
+        return self._send_close(plan, private_use=private_use)
 
     async def _end(self, plan: ClosePlan) -> bool:
         """Close while the handler runs: it sees a disconnect, cannot send, and is cancelled after ``shed_grace``."""
