@@ -40,10 +40,13 @@ _qualname_of = vars(type)["__qualname__"].__get__
 _module_of = vars(type)["__module__"].__get__
 _MAX_FRAMES = 50
 
+_known: dict[tuple[object, ...], tuple[str, list[object]]] = {}  # kept alive: their ids are the keys
+_MAX_KNOWN = 256
+_MAX_KNOWN_FRAMES = 100
+
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ID_CHARS = 12
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
-_SHIFTS = range(5 * (_ID_CHARS - 2), -1, -10)
 _RANDOM_BITS = 18  # of 60; the other 42 hold milliseconds until the year 2109
 _REFERENCE = re.compile(r"ref=([^\s;,\"']+)", re.IGNORECASE)
 _MISREAD = str.maketrans("OIL", "011", "-")
@@ -58,10 +61,42 @@ def fingerprint(error: BaseException) -> str:
     the exception cannot be inspected.
     """
     try:
+        traces, kept = _traces(error)
+        if (known := _known.get(traces)) is not None:
+            return known[0]
         lines = "\n".join(_fingerprint_lines(error, set()))
     except Exception:  # its class may override anything
         return UNKNOWN
-    return hashlib.blake2b(f"{lines}\n".encode("utf-8", "replace"), digest_size=6).hexdigest()
+    made = hashlib.blake2b(f"{lines}\n".encode("utf-8", "replace"), digest_size=6).hexdigest()
+    if traces:
+        if len(_known) >= _MAX_KNOWN:
+            _known.clear()
+        _known[traces] = made, kept
+    return made
+
+
+def _traces(error: BaseException) -> tuple[tuple[object, ...], list[object]]:
+    """Return a key that is equal for equal tracebacks, and the objects whose ids are in it.
+
+    Nothing for a group, nor for long tracebacks.
+
+    By id, for equal code objects may come from different files, and hashing one is slow.
+    """
+    kept: list[object] = []
+    modules: list[str] = []
+    for cause in chain_of(error):
+        kept.append(kind := type(cause))
+        if issubclass(kind, BaseExceptionGroup):
+            return (), []
+        trace = _traceback_of(cause)
+        while trace is not None:
+            frame = trace.tb_frame
+            kept.append(frame.f_code)
+            modules.append(f"{frame.f_globals.get('__name__', '?')}")
+            trace = trace.tb_next
+            if len(modules) > _MAX_KNOWN_FRAMES:
+                return (), []
+    return (*map(id, kept), *modules), kept
 
 
 def type_name(cls: type[BaseException]) -> str:
@@ -75,14 +110,16 @@ def traceback_of(error: BaseException) -> TracebackType | None:
     return _traceback_of(error)  # type: ignore[no-any-return]
 
 
-def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and its causes or contexts, even if classes override the attributes; at most 20."""
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen and len(seen) < _MAX_CAUSES:
+def chain_of(error: BaseException) -> list[BaseException]:
+    """Return ``error`` and its causes or contexts, even if classes override the attributes; at most 20."""
+    chain = [error]
+    seen = {id(error)}
+    while (one := _cause_of(error) or (None if _suppresses_context(error) else _context_of(error))) is not None:
+        if id(one) in seen or len(chain) == _MAX_CAUSES:
+            break
         seen.add(id(one))
-        yield one
-        one = _cause_of(one) or (None if _suppresses_context(one) else _context_of(one))
+        chain.append(error := one)
+    return chain
 
 
 def is_plain(error: BaseException) -> bool:
@@ -171,7 +208,11 @@ def new_error_id() -> str:
     else:  # same millisecond, or the clock was set back
         number = _last_number + 1
     _last_number = number
-    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+    high, low = number >> 30, number & 0x3FFFFFFF  # Python is fast with integers of 30 bits
+    return (
+        f"{_PAIRS[high >> 20]}{_PAIRS[high >> 10 & 1023]}{_PAIRS[high & 1023]}"
+        f"{_PAIRS[low >> 20]}{_PAIRS[low >> 10 & 1023]}{_PAIRS[low & 1023]}"
+    )
 
 
 def as_error_id(text: str) -> str:

@@ -1,4 +1,7 @@
+import gc
 import re
+import weakref
+from types import FunctionType
 
 import pytest
 
@@ -41,6 +44,55 @@ def test_another_type_place_or_cause_is_another_bug(other):
     assert fingerprint(caught(other)) != fingerprint(caught(ONE))
 
 
+CAUSED = "def fails():\n    try:\n        {}['x']\n    except KeyError as e:\n        raise ValueError('one') from e\n"
+GROUP = "def fails():\n    raise ExceptionGroup('two', [ValueError(), KeyError()])\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "known"),
+    [(ONE, "e78f3accba0f"), (CAUSED, "4a4cf90c4774"), (GROUP, "775ede450c91")],
+    ids=["plain", "caused", "group"],
+)
+def test_fingerprint_is_the_same_in_all_versions(code, known):
+    """Dashboards and alerts name it."""
+    assert [fingerprint(caught(code)) for _ in range(2)] == [known, known]
+
+
+def test_code_that_is_run_as_two_modules_is_two_bugs():
+    def fails_in(module):
+        try:
+            FunctionType(fails.__code__, {"__name__": module})()
+        except ValueError as error:
+            return fingerprint(error)
+
+    def fails():
+        raise ValueError
+
+    assert fails_in("shop.one") == fails_in("shop.one") != fails_in("shop.two")
+
+
+def test_generated_functions_are_told_apart_when_they_are_gone():
+    """Their code is freed, and the next one comes to lie in the same place."""
+    seen = {fingerprint(caught(f"def fails{n}():\n    raise ValueError\n", name=f"fails{n}")) for n in range(600)}
+    assert len(seen) == 600
+
+
+def test_fingerprint_keeps_nothing_of_the_error():
+    class Local:
+        pass
+
+    def fails():
+        local = Local()
+        left.append(weakref.ref(local))
+        raise ValueError
+
+    left = []
+    for _ in range(2):
+        fingerprint(caught("def start(): fails()", name="start", fails=fails))
+    gc.collect()
+    assert [reference() for reference in left] == [None, None]
+
+
 def test_middleware_of_a_library_changes_nothing():
     import contextlib
 
@@ -81,7 +133,7 @@ def test_libraries_of_other_machines_are_known_by_their_place(file, library):
 
 def test_recursion_is_one_bug_however_deep():
     code = "def fails(n={n}):\n    if n == 0:\n        raise ValueError\n    fails(n - 1)\n"
-    assert fingerprint(caught(code.replace("{n}", "3"))) == fingerprint(caught(code.replace("{n}", "30")))
+    assert len({fingerprint(caught(code.replace("{n}", depth))) for depth in ("3", "30", "300")}) == 1
 
 
 def test_recursion_by_way_of_another_function_is_too():
