@@ -16,7 +16,9 @@ from asgi_closecodes.frozen import frozen
 
 from .scope import can_deny, is_served
 
-_TRY_AGAIN_LATER = int(CloseCode.TRY_AGAIN_LATER)  # by itself: a look into an Enum takes a thousand instructions
+# By themselves: a look into an Enum takes a thousand instructions.
+_TRY_AGAIN_LATER = int(CloseCode.TRY_AGAIN_LATER)
+_INTERNAL_SERVER_ERROR = HTTPStatus.INTERNAL_SERVER_ERROR
 
 HandshakeMode: TypeAlias = Literal["close", "http", "reject"]
 """Answer to a handshake that has none yet: accept and close, an HTTP response, or ASGI's plain HTTP 403."""
@@ -62,9 +64,10 @@ def of_cancellation(mode: HandshakeMode) -> ClosePlan:
 
 def of_failure(error: BaseException, error_id: str, rules: Rules, mode: HandshakeMode) -> ClosePlan:
     """Return the close of a session whose handler failed; the client sees the error's text only with ``debug``."""
-    text = _described(error) if rules.debug else "internal error"
-    close = Close(rules.error_code, fit_reason(text, f"; ref={error_id}"))
-    return ClosePlan(close, mode, HTTPStatus.INTERNAL_SERVER_ERROR)
+    reason = f"internal error; ref={error_id}"
+    if rules.debug:
+        reason = fit_reason(_described(error), f"; ref={error_id}")
+    return ClosePlan(Close(rules.error_code, reason), mode, _INTERNAL_SERVER_ERROR)
 
 
 def of_missing_route(scope: Scope) -> ClosePlan:

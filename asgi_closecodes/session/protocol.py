@@ -317,7 +317,7 @@ class HandlerProtocol(Channel):
             await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
 
     async def _send_close_message(self, message: Message, *, private_use: bool) -> None:
-        self.closed_with = Close(message.get("code", CloseCode.NORMAL_CLOSURE), message.get("reason") or "")
+        self.closed_with = Close(message["code"], message.get("reason") or "")
         try:
             await self._pass_on(message, CLOSED)
         except OSError:

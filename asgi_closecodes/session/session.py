@@ -11,7 +11,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,16 @@ from . import closing
 from .channel import Interruption
 from .close_handshake import ClosingProtocol, repeat_cancellation
 from .closing import COMPLETED, ClosePlan
-from .failures import Origin, is_cancelled, is_closed_by_library, origin_of
+from .failures import (
+    MAY_BE_ANOTHERS,
+    MAY_BE_DEPARTURE,
+    OWN,
+    UNKNOWN,
+    Origin,
+    is_cancelled,
+    is_closed_by_library,
+    origin_of,
+)
 from .message_rate import metered_receive, refused
 from .not_found import says_not_found
 from .protocol import Ending
@@ -381,10 +390,10 @@ class Session(ClosingProtocol):
         known: list[BaseException] = []
         causes: list[BaseException] = []
         for leaf in leaves(error):
-            if (origin := self._origin_of(leaf)) is Origin.OWN:
+            if (origin := self._origin_of(leaf)) is OWN:
                 continue
             origins.add(origin)
-            if origin is not Origin.UNKNOWN:
+            if origin is not UNKNOWN:
                 known.append(leaf)
             if not self._was_given_to_fail(leaf):
                 causes.append(leaf)
@@ -441,19 +450,21 @@ class Session(ClosingProtocol):
 
     async def _ended_by_failure(self, error: BaseException, origins: set[Origin]) -> bool:
         rules = self._guard.rules
-        reraises = self._reraises
+        reraises = closing.reraises(rules, self.scope)
         facts = self.facts()
         error_id = new_error_id()
         sent = departed = False
         try:
             # Between a lost connection and the next turn of the event loop, uvicorn raises RuntimeError, not OSError.
             # After that turn the failing close tells that from the handler's own error.
-            if maybe_departed := origins <= {Origin.UNSURE, Origin.UNKNOWN}:
+            if maybe_departed := origins <= MAY_BE_DEPARTURE:
                 await anyio.lowlevel.checkpoint()
             is_ended = self._ending is not None  # from outside meanwhile: that has its own close
             plan = closing.of_failure(error, error_id, rules, self._handshake_mode())
-            # Shielded: a cancellation would replace an error that travels on, and would end fail().
-            with anyio.CancelScope(shield=True) if reraises or self._handler is not None else nullcontext():
+            if reraises or self._handler is not None:
+                with anyio.CancelScope(shield=True):  # else one would replace an error that travels on, and end fail()
+                    sent = await self._close(plan, private_use=False)
+            else:
                 sent = await self._close(plan, private_use=False)
             # A failed close alone does not prove that the peer has left: daphne refuses 1011 in open sessions, too.
             if departed := maybe_departed and not sent and (self.phase in OVER or Origin.UNSURE in origins):
@@ -468,7 +479,7 @@ class Session(ClosingProtocol):
                     error_id,
                     error,
                     sent=sent,
-                    of_another_session=origins <= {Origin.UNKNOWN, Origin.OTHER_SESSION},
+                    of_another_session=origins <= MAY_BE_ANOTHERS,
                 )
         if self.phase in OVER:
             return departed or not reraises
