@@ -308,11 +308,12 @@ class Guard:
 
     def session(self, scope: Scope, receive: Receive, send: Send) -> Session:
         """Return a session for one WebSocket scope."""
-        loop = running_loop()
+        kind = Session if self.rules.send_timeout is None else SendRememberingSession
+        session = kind(self, scope, receive, send)
+        loop = session.server_loop
         if loop not in self._loops.known or (self._may_need_ticks and not self._ticker.is_running):
             self._arrive(loop)
-        kind = Session if self.rules.send_timeout is None else SendRememberingSession
-        return kind(self, scope, receive, send)
+        return session
 
     def _arrive(self, loop: Any) -> None:
         """Register an event loop, clean up after those that are gone, and start the ticker if needed."""
@@ -350,14 +351,16 @@ class Guard:
         self.sessions[session] = None
         if (permits := session.permits) is not None:
             permits.admitted()
-        self._timeouts.add(session)
+        if self._timeouts.is_needed:
+            self._timeouts.add(session)
         if self.deadlines.is_used:
             self.deadlines.add(session)
             self._start_ticker()
         if self._stalls.is_on:
             mark_task(session)
             self._stalls.join()
-        self.message_rates.add(session)
+        if self.message_rates.rate is not None:
+            self.message_rates.add(session)
         if not self._has_begun:
             self._has_begun = True
             if not self._loops.lifespans:
@@ -414,7 +417,7 @@ class Guard:
     @property
     def is_followed(self) -> bool:
         """Whether somebody wants the events of sessions without a fault: an observer, or the log at its level."""
-        return bool(self._dispatcher.followers) or self._logs.is_detailed
+        return self.has_observers or self._logs.is_detailed
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer of its class."""

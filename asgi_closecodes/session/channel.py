@@ -91,7 +91,7 @@ class Channel:
         """Handle a message to the handler that is not data."""
 
     @abc.abstractmethod
-    async def _control(self, message: Message) -> None:
+    def _control(self, message: Message) -> Awaitable[None]:
         """Validate and forward everything except data on an open session."""
 
     def interrupt_receive(self, interruption: Interruption) -> bool:

@@ -22,7 +22,7 @@ from asgi_closecodes.exceptions import SessionEnded, leaves
 
 from .protocol import HandlerProtocol, session_in
 
-_SENDERS = frozenset({"_control", "_pass_on", "_send_and_notice"})
+_SENDERS = frozenset({"_forward", "_pass_on", "_send_and_notice"})
 """Methods of a session whose frame in a traceback shows that its socket raised."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Hashable
@@ -15,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close, CloseCode, may_be_sent, private_use_code
-from asgi_closecodes.concurrency import COUNTING, EventLoop, running_loop
+from asgi_closecodes.concurrency import COUNTING, EventLoop, Timeout, running_loop
 from asgi_closecodes.exceptions import CloseWith, SessionEnded, TryAgainLater
 from asgi_closecodes.naming import shown
 
@@ -38,6 +39,8 @@ CLOSE_TIMEOUT_S = 10.0
 MAX_HELD_BYTES = 1 << 20
 """Bytes of a handler's HTTP response that are collected for a server that takes only one body message."""
 
+_ABNORMAL_CLOSURE = int(CloseCode.ABNORMAL_CLOSURE)  # by itself: a look into an Enum takes a thousand instructions
+
 _TERMINAL_MESSAGES = frozenset({"websocket.close", "websocket.http.response.start", "websocket.http.response.body"})
 """Messages that are ignored after the close: servers differ in whether they raise."""
 
@@ -55,21 +58,26 @@ class HandlerProtocol(Channel):
 
     __slots__ = (
         "_answered",
+        "_cancelling",
         "_closed_by",
         "_ending",
+        "_error",
         "_guard",
+        "_handler",
         "_held",
         "_id",
         "_is_followed",
         "_key",
-        "_loop",
         "_outcome",
         "arrived_at",
         "closed_with",
         "permits",
         "phase",
+        "priority",
         "scope",
+        "server_loop",
         "server_scope",
+        "shed_exempt",
     )
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,12 +86,16 @@ class HandlerProtocol(Channel):
         self._answered: tuple[Callable[[Any], None], ...] = ()  # called with the session
         self._held: bytearray | None = None  # body of the HTTP response, for a server that takes it only whole
         self._key: Hashable = None
-        self._loop = running_loop()
+        self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # cancels the handler
+        self._cancelling = 0  # how often the handler's task was cancelled before it began
+        self._error: Exception | None = None  # error given to fail(), or that ended it before its handler began
         self._ending: Ending | None = None  # set when the session is ended from outside
         self._outcome: events.Outcome = "not_accepted"
         self._closed_by: Literal["client", "handler", "middleware"] = "middleware"
         self._is_followed = False  # Guard.is_followed at its admission
         self._id = ""  # drawn on first use: most sessions never need it
+        self.server_loop = running_loop()
+        """Event loop in which the server has called: asyncio's, or trio's token."""
         self.server_scope = scope
         """ASGI scope that the server made."""
         self.scope = scope
@@ -94,6 +106,10 @@ class HandlerProtocol(Channel):
         """Close that ended the session, if it is known."""
         self.permits: Permits | None = None
         """Permits of the gates, from the admission until the session is over."""
+        self.priority = 0
+        """0 is the most important: sessions of higher numbers are shed first, see also ``MaxSessions(reserve=)``."""
+        self.shed_exempt = False
+        """Whether all other sessions are shed before this one."""
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.phase.name}>"
@@ -123,7 +139,7 @@ class HandlerProtocol(Channel):
     @property
     def loop(self) -> EventLoop:
         """The event loop that it runs in."""
-        return EventLoop(self._loop)
+        return EventLoop(self.server_loop)
 
     @property
     def message_count(self) -> int:
@@ -198,14 +214,14 @@ class HandlerProtocol(Channel):
             reason = message.get("reason") or ""
             close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason)
             self._on_disconnect(
-                None if code == CloseCode.ABNORMAL_CLOSURE and never_tells_codes(self.server_scope) else close
+                None if code == _ABNORMAL_CLOSURE and never_tells_codes(self.server_scope) else close
             )
 
     @abc.abstractmethod
     def _on_closing(self) -> None:
         """Count the session as leaving: it has ended or is about to, while its handler still runs."""
 
-    async def _control(self, message: Message) -> None:
+    async def _forward(self, message: Message) -> None:
         """Validate and forward everything except data on an open session.
 
         :raises RuntimeError: if the phase does not allow it, as uvicorn and Starlette do.

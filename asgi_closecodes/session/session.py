@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close, CloseCode
@@ -69,17 +69,7 @@ class Session(ClosingProtocol):
     shedding; ``expires_at`` is when it ends.
     """
 
-    __slots__ = ("__weakref__", "_cancelling", "_error", "_handler", "priority", "shed_exempt")
-
-    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(guard, scope, receive, send)
-        self._cancelling = 0  # how often the handler's task was cancelled before it began
-        self._error: Exception | None = None  # error given to fail(), or that ended it before its handler began
-        self._handler: asyncio.Task[object] | Timeout | anyio.CancelScope | None = None  # cancels the handler
-        self.priority = 0
-        """0 is the most important: sessions of higher numbers are shed first, see also ``MaxSessions(reserve=)``."""
-        self.shed_exempt = False
-        """Whether all other sessions are shed before this one."""
+    __slots__ = ("__weakref__",)
 
     @property
     def key(self) -> Hashable:
@@ -96,7 +86,7 @@ class Session(ClosingProtocol):
 
     @key.setter
     def key(self, key: Hashable) -> None:
-        if self.permits is None or running_loop() is self._loop:
+        if self.permits is None or running_loop() is self.server_loop:
             self._set_key(key)
         elif running_loop() is None:  # a thread, as of a plain function in FastAPI
             self.loop.call(self._set_key, key)
@@ -154,7 +144,7 @@ class Session(ClosingProtocol):
         self._is_followed = self._guard.is_followed
         if self._is_followed:
             self.report(events.SessionAdmitted(self.facts()))
-        if not isinstance(self._loop, asyncio.AbstractEventLoop):
+        if not isinstance(self.server_loop, asyncio.AbstractEventLoop):
             return self._run_in_scope(app)
         # No coroutine or scope around it: they would take 0.4 KiB for as long as the session lasts.
         self._handler = task = asyncio.current_task()
@@ -240,7 +230,7 @@ class Session(ClosingProtocol):
 
     def schedule_close(self, refusal: TryAgainLater | EndedFromOutside) -> None:
         """End this session in the background, in its own event loop, from any thread."""
-        if running_loop() is self._loop:
+        if running_loop() is self.server_loop:
             self._guard.spawn(self.end, refusal)
         else:
             self.loop.call_soon(self._guard.spawn, self.end, refusal)
@@ -311,7 +301,7 @@ class Session(ClosingProtocol):
         return True
 
     def _control(self, message: Message) -> Coroutine[Any, Any, None]:
-        return self._control_close(message) if message["type"] == "websocket.close" else super()._control(message)
+        return self._control_close(message) if message["type"] == "websocket.close" else self._forward(message)
 
     async def _control_close(self, message: Message) -> None:
         if self._error is not None:
@@ -322,7 +312,7 @@ class Session(ClosingProtocol):
         was_open = self.phase is OPEN
         if self._guard.rules.deliver_early_closes and self.phase in UNANSWERED:
             await self._accept_early_close(message)
-        await super()._control(message)
+        await self._forward(message)
         if not was_open or self.closed_with is None or (code := self.scope.get("closecodes.error_code")) is None:
             return
         if message.get("code") == code:  # an integration has said that the framework closes with this code for errors
