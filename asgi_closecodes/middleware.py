@@ -82,17 +82,15 @@ class CloseCodeMiddleware:
             return await self.app(scope, receive, send)  # a second middleware with this guard: one permit a session
         session = self.guard.session(scope, receive, send)
         try:
-            async with self.guard.admit(session) as session.permits:
-                session.prepare()
-                try:
-                    await session.run(self.app)
-                except BaseException as error:
-                    if not await session.close_after_handler(error):
-                        raise
-                else:
-                    await session.close_after_handler()
-                finally:
-                    session.release()
+            if (gates := self.guard.admit(session)) is not None:
+                await gates
+            try:
+                await session.run(self.app)
+            except BaseException as error:
+                if not await session.leave(error):
+                    raise
+            else:
+                await session.leave()
         except TryAgainLater as error:
             await session.refuse(error)
         except (Exception, GeneratorExit):  # GeneratorExit: the coroutine is closed, maybe without an event loop

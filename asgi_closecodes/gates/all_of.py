@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +18,11 @@ from asgi_closecodes.session import Session
 
 from .base import NO_PERMIT, Gate, GateBase, PlainPermit, as_gate, rekey
 from .shadow import Shadow, ShadowedPermit, unshadowed
+
+Held: TypeAlias = tuple[AbstractAsyncContextManager[Any], ...]
+"""Permits of a session, one of each gate that it has passed."""
+
+_Waiting: TypeAlias = tuple[GateBase, AbstractAsyncContextManager[Any]]
 
 
 class AllOf(GateBase):
@@ -36,7 +41,7 @@ class AllOf(GateBase):
         self.gates: tuple[GateBase, ...] = tuple(one for gate in gates for one in _flat(as_gate(gate)))
         self.failure = failure
         self.entering: set[Permits] = set()
-        """Permits of sessions that wait in a gate, or have passed them all but are not admitted yet."""
+        """Permits of sessions that wait in a gate, or hold them outside of a guard."""
         self.is_inherited = False
         """Whether its permits are the parent process's: none is released here."""
 
@@ -44,25 +49,96 @@ class AllOf(GateBase):
         """Return a context manager that holds the session's permits in all gates."""
         return Permits(self, session)
 
-    def replace(self, gates: Sequence[GateBase], admitted: Iterable[Permits]) -> None:
+    def replace(self, gates: Sequence[GateBase], sessions: Iterable[Session]) -> None:
         """Ask ``gates`` from now on, in any event loop, also for sessions that are passing the gates.
 
-        New gates adopt the sessions: the ``admitted`` ones and those that are passing. Removed gates are dropped
-        together with their permits.
+        New gates adopt the sessions: the admitted ones and those that are passing. Removed gates are dropped together
+        with their permits.
 
-        :param admitted: read when the gates are others already.
+        :param sessions: the admitted ones.
         """
         changes: dict[tuple[int, int], _Change] = {}
         with COUNTING:
-            if self.gates == (gates := tuple(gates)):
+            before = self.gates
+            if before == (gates := tuple(gates)):
                 return
             self.gates = gates
-            passing = self.entering.copy()  # first: another thread's may be admitted at this moment
-            following = [*admitted, *passing]
-            if passing:
+            following: list[Session | Permits] = [*sessions]
+            if self.entering:
+                following += self.entering
                 following.sort(key=_arrived_at)  # the order in which gates would have been asked
-            for permits in following:
-                permits.follow(gates, changes)
+            for one in following:
+                if isinstance(one, Permits):
+                    one.follow(gates, changes)
+                elif (permits := one.permits) is not None:
+                    one.permits = _change(changes, before, permits, gates).made(one, permits)
+
+    def take(self, session: Session, admit: Callable[[Session, Held], None]) -> Awaitable[None] | None:
+        """Ask the gates for permits of ``session``; return what has to be awaited if one of them waits.
+
+        :param admit: called with all permits while no gate can change, to keep them. It may refuse too.
+        """
+        asked = self.gates
+        permits: Held = ()  # no list: that takes more for as long as the session lasts
+        waiting: _Waiting | None = None
+        try:
+            for gate in asked:
+                permit = self.ask(gate, session)
+                if not isinstance(permit, PlainPermit):
+                    waiting = gate, permit
+                    break
+                permits += (permit,)
+            else:
+                COUNTING.acquire()  # "with" takes twice as long
+                try:
+                    if self.gates is asked:  # else another thread has changed them meanwhile
+                        admit(session, permits)
+                        return None
+                finally:
+                    COUNTING.release()
+        except BaseException:
+            if permits:
+                Permits(self, session, asked, permits).let_go()
+            raise
+        return Permits(self, session, asked, permits).wait(waiting, admit)
+
+    def ask(self, gate: GateBase, session: Session) -> AbstractAsyncContextManager[Any]:
+        """Return the permit of ``gate``, acquired unless that has to be awaited."""
+        try:
+            permit = gate.admit(session)
+            if isinstance(permit, PlainPermit):
+                permit.acquire()
+        except (Exception, asyncio.CancelledError) as error:
+            return self.refuse_or_admit_past(gate, session, error)
+        return permit
+
+    def refuse_or_admit_past(self, gate: GateBase, session: Session, error: BaseException) -> PlainPermit:
+        """Raise the refusal that ``error`` of ``gate`` is; if it is a fault, do what ``failure`` says."""
+        if not issubclass(type(error), Exception) and cancelled_from_outside():
+            raise error  # else nobody has cancelled this: a future that the gate awaits was
+        if (refusal := refusal_in(error)) is not None:
+            try:
+                refusal.gate = refusal.gate or gate.name
+            except Exception:  # a user's class may do anything with its attributes
+                refusal = TryAgainLater(cause="gate")
+                refusal.gate = gate.name
+            raise refusal from (error if error is not refusal else None)
+        admitted = self.failure == "open"
+        session.report(_failed(session, gate, error, "admit", admitted=admitted))
+        if not admitted:
+            refusal = TryAgainLater(cause="gate")
+            refusal.gate = gate.name
+            raise refusal from error
+        return NO_PERMIT
+
+    def release(self, session: Session, permits: Held) -> Permits | None:
+        """Release the permits of a session, unless one of them has to be awaited: then return them."""
+        for permit in permits:
+            if not isinstance(permit, PlainPermit):
+                return Permits(self, session, self.gates, permits)
+        for permit in reversed(permits):
+            _release(permit, session, self.gates, permits)
+        return None
 
 
 def _flat(gate: GateBase) -> Iterator[GateBase]:
@@ -76,62 +152,89 @@ def _flat(gate: GateBase) -> Iterator[GateBase]:
 
 
 class Permits:
-    """Permits of one session in the gates of an :class:`AllOf`.
+    """Permits of one session in the gates of an :class:`AllOf`. A guard's sessions keep them themselves when admitted.
 
     Not an AsyncExitStack: with that, the error of one gate would replace the handler's. No permit here inherits from
     AbstractAsyncContextManager: before Python 3.13 that gives each instance a dictionary.
+
+    :param gates: those that the session passes.
+    :param entered: the permits that it has already.
     """
 
     __slots__ = ("_all", "_entered", "_gates", "_session")
 
-    def __init__(self, all_of: AllOf, session: Session) -> None:
+    def __init__(
+        self, all_of: AllOf, session: Session, gates: tuple[GateBase, ...] = (), entered: Held = ()
+    ) -> None:
         self._all = all_of
-        self._gates: tuple[GateBase, ...] | None = ()  # that this session passes; None when it is over
+        self._gates: tuple[GateBase, ...] | None = gates  # None when it is over
         self._session = session
-        self._entered: tuple[AbstractAsyncContextManager[Any], ...] = ()  # the permit of each gate passed so far
+        self._entered = entered  # the permit of each gate passed so far
 
     async def __aenter__(self) -> Self:
-        # Without a lock: gates that another thread has changed meanwhile are found before a wait, and at the end.
-        self._gates = asked = self._all.gates
+        if (waiting := self._all.take(self._session, self._keep)) is not None:
+            await waiting
+        return self
+
+    def _keep(self, _session: Session, permits: Held) -> None:
+        self._gates, self._entered = self._all.gates, permits
+        self._all.entering.add(self)
+
+    async def wait(self, waiting: _Waiting | None, admit: Callable[[Session, Held], None]) -> None:
+        """Wait for the permit ``waiting``, and for those of the gates that are left; see :meth:`AllOf.take`."""
+        asked = self._gates or ()
         try:
             while True:
-                for gate in self._gates[len(self._entered) :]:
-                    try:
-                        permit = gate.admit(self._session)
-                        if isinstance(permit, PlainPermit):
-                            permit.acquire()
-                    except (Exception, asyncio.CancelledError) as error:
-                        permit = self._refuse_or_admit_past(gate, error)
-                    if not isinstance(permit, PlainPermit):
-                        if self._announce(asked):
-                            await self._wait_for(gate, permit)
-                        break
-                    self._entered += (permit,)  # no list: that takes more for as long as the session lasts
-                else:
-                    if self._announce(asked):
-                        return self
+                if waiting is None:
+                    if self._settle(asked, admit):
+                        return
+                elif self._announce(asked):
+                    await self._wait_for(*waiting)
                 asked = self._catch_up()
+                waiting = self._ask()
         except BaseException as error:
             if await self.__aexit__(type(error), error, error.__traceback__):  # swallowed by a gate
                 raise TryAgainLater(cause="gate") from error
             raise
 
+    def _ask(self) -> _Waiting | None:
+        """Take the permits of the gates that are left, up to one that waits; return that one."""
+        for gate in (self._gates or ())[len(self._entered) :]:
+            permit = self._all.ask(gate, self._session)
+            if not isinstance(permit, PlainPermit):
+                return gate, permit
+            self._entered += (permit,)
+        return None
+
+    def _settle(self, asked: tuple[GateBase, ...], admit: Callable[[Session, Held], None]) -> bool:
+        """Hand all permits to ``admit``; return False if gates have changed since ``asked``."""
+        with COUNTING:
+            if self._all.gates is not asked:
+                return False
+            if self._gates is not asked:  # they were asked in another order
+                self.follow(asked, {})
+            admit(self._session, self._entered)
+            return True
+
     def _announce(self, asked: tuple[GateBase, ...]) -> bool:
         """Have a change of the gates find these permits from now on; return False if there was one since ``asked``."""
-        self._all.entering.add(self)  # first: replace() changes the gates, and then looks here
-        return self._all.gates is asked
+        with COUNTING:
+            if self._all.gates is not asked:
+                return False
+            self._all.entering.add(self)
+            return True
 
     async def _wait_for(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> None:
         """Enter ``permit``, and keep it unless its gate is not asked any more."""
         try:
             await permit.__aenter__()
         except (Exception, asyncio.CancelledError) as error:
-            permit = self._refuse_or_admit_past(gate, error)
+            permit = self._all.refuse_or_admit_past(gate, self._session, error)
         with COUNTING:
             count = len(self._entered)
             for asked in (self._gates or ())[count : count + 1]:
                 if unshadowed(asked) is unshadowed(gate):
-                    self._entered += (permit if asked is gate else self._kept(asked, permit),)
+                    self._entered += (permit if asked is gate else _kept(asked, permit, self._session),)
 
     def _catch_up(self) -> tuple[GateBase, ...]:
         """Return the gates that are asked now, and go on with those of them that are left."""
@@ -140,10 +243,6 @@ class Permits:
             if (gates := self._all.gates) is not self._gates:
                 self.follow(gates, {}, adopts=False)
             return gates
-
-    def admitted(self) -> None:
-        """Leave ``entering``: from now on the caller of :meth:`AllOf.replace` passes these permits."""
-        self._all.entering.discard(self)
 
     def follow(
         self, gates: tuple[GateBase, ...], changes: dict[tuple[int, int], _Change], *, adopts: bool = True
@@ -155,27 +254,9 @@ class Permits:
         """
         if self._gates is None:
             return
-        alike = id(self._gates), len(self._entered)
-        if (change := changes.get(alike)) is None:
-            change = changes[alike] = _Change(self._gates, len(self._entered), gates, adopts=adopts)
-        entered = self._entered
+        change = _change(changes, self._gates, self._entered, gates, adopts=adopts)
         self._gates = change.gates
-        self._entered = tuple(
-            [self._adopted(gate) if index is None else self._kept(gate, entered[index]) for gate, index in change.held]
-        )
-
-    def _kept(self, gate: GateBase, permit: AbstractAsyncContextManager[Any]) -> AbstractAsyncContextManager[Any]:
-        """Return ``permit`` as ``gate`` holds it now: wrapped if it is a shadow."""
-        if isinstance(gate, Shadow):
-            return gate.shadowed(self._session, permit)
-        return permit.permit if isinstance(permit, ShadowedPermit) else permit
-
-    def _adopted(self, gate: GateBase) -> AbstractAsyncContextManager[Any]:
-        try:
-            return gate.adopt(self._session)
-        except Exception as error:  # as raised by its key function
-            self._session.report_once((id(gate), "adopt"), self._failed(gate, error, "admit", admitted=True))
-            return NO_PERMIT
+        self._entered = change.made(self._session, self._entered)
 
     @property
     def arrived_at(self) -> float:
@@ -210,25 +291,7 @@ class Permits:
             try:
                 rekey(permit)
             except Exception as error:
-                self._refuse_or_admit_past(gate, error)
-
-    def _refuse_or_admit_past(self, gate: GateBase, error: BaseException) -> PlainPermit:
-        if not issubclass(type(error), Exception) and cancelled_from_outside():
-            raise error  # else nobody has cancelled this: a future that the gate awaits was
-        if (refusal := refusal_in(error)) is not None:
-            try:
-                refusal.gate = refusal.gate or gate.name
-            except Exception:  # a user's class may do anything with its attributes
-                refusal = TryAgainLater(cause="gate")
-                refusal.gate = gate.name
-            raise refusal from (error if error is not refusal else None)
-        admitted = self._all.failure == "open"
-        self._report(gate, error, "admit", admitted=admitted)
-        if not admitted:
-            refusal = TryAgainLater(cause="gate")
-            refusal.gate = gate.name
-            raise refusal from error
-        return NO_PERMIT
+                self._all.refuse_or_admit_past(gate, self._session, error)
 
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -239,10 +302,10 @@ class Permits:
             entered, self._entered = () if self._all.is_inherited else self._entered, ()
             gates, self._gates = self._gates or (), None
         for permit in reversed(entered):
+            if isinstance(permit, PlainPermit):
+                _release(permit, self._session, gates, entered)
+                continue
             try:
-                if isinstance(permit, PlainPermit):
-                    permit.release()
-                    continue
                 swallows = await permit.__aexit__(None if pending is None else type(pending), pending, trace)
                 # A gate may end its session by its own scope. It must not swallow errors: daphne has to see them.
                 if swallows and not issubclass(type(pending), Exception):
@@ -250,8 +313,7 @@ class Permits:
             except Exception as failure:
                 # contextlib re-raises the error it throws into a generator, and task groups wrap it: no failure.
                 if any(leaf is not pending for leaf in leaves(failure)):
-                    gate = next(gate for gate, its in zip(gates, entered, strict=False) if its is permit)
-                    self._report(gate, failure, "release", admitted=True)
+                    _report_release(permit, self._session, gates, entered, failure)
                 if _is_cancelled(pending) and not cancelled_from_outside():
                     pending = None  # the cancellation of a task group or a scope of the gate's own,
                     try:
@@ -264,19 +326,46 @@ class Permits:
             raise pending
         return pending is not error
 
-    def _report(
-        self, gate: GateBase, error: BaseException, step: Literal["admit", "release"], *, admitted: bool
-    ) -> None:
-        self._session.report(self._failed(gate, error, step, admitted=admitted))
 
-    def _failed(
-        self, gate: GateBase, error: BaseException, step: Literal["admit", "release"], *, admitted: bool
-    ) -> GateFailed:
-        return GateFailed(self._session.facts(), gate.name, error, step, admitted)
+def _arrived_at(one: Session | Permits) -> float:
+    return one.arrived_at
 
 
-def _arrived_at(permits: Permits) -> float:
-    return permits.arrived_at
+def _release(permit: PlainPermit, session: Session, gates: Iterable[GateBase], permits: Held) -> None:
+    try:
+        permit.release()
+    except Exception as failure:
+        _report_release(permit, session, gates, permits, failure)
+
+
+def _report_release(
+    permit: object, session: Session, gates: Iterable[GateBase], permits: Held, failure: Exception
+) -> None:
+    gate = next(gate for gate, its in zip(gates, permits, strict=False) if its is permit)
+    session.report(_failed(session, gate, failure, "release", admitted=True))
+
+
+def _failed(
+    session: Session, gate: GateBase, error: BaseException, step: Literal["admit", "release"], *, admitted: bool
+) -> GateFailed:
+    return GateFailed(session.facts(), gate.name, error, step, admitted)
+
+
+def _kept(
+    gate: GateBase, permit: AbstractAsyncContextManager[Any], session: Session
+) -> AbstractAsyncContextManager[Any]:
+    """Return ``permit`` as ``gate`` holds it now: wrapped if it is a shadow."""
+    if isinstance(gate, Shadow):
+        return gate.shadowed(session, permit)
+    return permit.permit if isinstance(permit, ShadowedPermit) else permit
+
+
+def _adopted(gate: GateBase, session: Session) -> AbstractAsyncContextManager[Any]:
+    try:
+        return gate.adopt(session)
+    except Exception as error:  # as raised by its key function
+        session.report_once((id(gate), "adopt"), _failed(session, gate, error, "admit", admitted=True))
+        return NO_PERMIT
 
 
 class _Change:
@@ -294,6 +383,29 @@ class _Change:
         """Gates that hold a permit of the session, each with its index in the old permits; None for a new gate."""
         to_ask = [gate for gate in after if unshadowed(gate) in left]
         self.gates = (*(gate for gate, _ in self.held), *to_ask) if to_ask else after
+
+    def made(self, session: Session, permits: Held) -> Held:
+        """Return what ``session`` holds after the change instead of ``permits``."""
+        return tuple(
+            [
+                _adopted(gate, session) if index is None else _kept(gate, permits[index], session)
+                for gate, index in self.held
+            ]
+        )
+
+
+def _change(
+    changes: dict[tuple[int, int], _Change],
+    before: tuple[GateBase, ...],
+    permits: Held,
+    after: tuple[GateBase, ...],
+    *,
+    adopts: bool = True,
+) -> _Change:
+    alike = id(before), len(permits)
+    if (change := changes.get(alike)) is None:
+        change = changes[alike] = _Change(before, len(permits), after, adopts=adopts)
+    return change
 
 
 def _is_cancelled(error: BaseException | None) -> bool:

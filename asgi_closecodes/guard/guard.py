@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from asgi_closecodes import concurrency, events
 from asgi_closecodes.concurrency import COUNTING, running_loop
 from asgi_closecodes.exceptions import ExceptionMapping, TooManyMessages, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, GateBase, LoopLag, Shadow
-from asgi_closecodes.gates.all_of import Permits
+from asgi_closecodes.gates.all_of import Held, Permits
 from asgi_closecodes.gates.base import as_gate, name_gates
 from asgi_closecodes.gates.shadow import unshadowed
 from asgi_closecodes.logs import LogObserver
@@ -125,8 +125,6 @@ class Guard:
         shed_order = ShedOrder("newest", order_failed, self._activity.last_message_at, busy=self.busy_sessions)
         self._shedding = Shedding(self.sessions, self._leaving, self.on_closing, shed_order, self._dispatcher)
         self._draining = Draining(self.sessions, self._open_sessions, self.busy_sessions, shed_order, self.report)
-        self.check_draining = self._draining.check
-        """Called again when a session has passed the gates: a drain may have begun meanwhile."""
         self._loops = EventLoops()
         self._ticker = Ticker(self._jobs(), self._loops, is_used=self._is_used, failed=self._job_failed)
         self._has_begun = self._has_warned = False
@@ -189,7 +187,7 @@ class Guard:
         self._gates = gates
         dropped = {*map(unshadowed, self._working_gates)} - {*map(unshadowed, working)}
         self._working_gates = working
-        self.gate.replace(working, self._permits())
+        self.gate.replace(working, self.sessions)
         self._stop_soon(dropped)
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.max_retry_after
@@ -197,11 +195,6 @@ class Guard:
         self._queue.admits_per_second = math.inf if rate is None else rate
         self._rejection.apply(settings)
         self._shedding.apply(settings, working, shedders)
-
-    def _permits(self) -> Iterator[Permits]:
-        for session in [*self.sessions]:
-            if (permits := session.permits) is not None:
-                yield permits
 
     def update(self, **changes: Any) -> None:
         """Change settings while running: ``guard.update(max_sessions=500)``. All changes are made, or none.
@@ -336,21 +329,36 @@ class Guard:
 
     def serves(self, scope: Scope) -> bool:
         """Whether ``scope`` belongs to a session of this guard that has begun."""
-        return session_in(scope) in self.sessions
+        extensions = scope.get("extensions")
+        return bool(extensions) and "closecodes" in extensions and session_in(scope) in self.sessions
 
-    def admit(self, session: Session) -> Permits:
-        """Return a context manager that asks the gates, and holds their permits.
+    def admit(self, session: Session) -> Awaitable[None] | None:
+        """Ask the gates, and admit the session; return what has to be awaited if a gate waits.
 
-        :raises TryAgainLater: while it drains.
+        :raises TryAgainLater: if a gate refuses it, or while it drains.
         """
-        self.check_draining()
-        return Permits(self.gate, session)
+        if self._draining.is_on:
+            self._draining.check()
+        return self.gate.take(session, self._admit)
+
+    def _admit(self, session: Session, permits: Held) -> None:
+        if self._draining.is_on:  # by now
+            self._draining.check()
+        session.prepare()
+        session.permits = permits
+        self.sessions[session] = None
+
+    def rekey(self, session: Session) -> None:
+        """Have the gates that count by key count an admitted session under its new key.
+
+        :raises TryAgainLater: if one has no room under that key.
+        """
+        with COUNTING:
+            permits = Permits(self.gate, session, self.gate.gates, session.permits or ())
+        permits.rekey()
 
     def on_admitted(self, session: Session) -> None:
-        """Register an admitted session."""
-        self.sessions[session] = None
-        if (permits := session.permits) is not None:
-            permits.admitted()
+        """Begin what is done about an admitted session."""
         if self._timeouts.is_needed:
             self._timeouts.add(session)
         if self.deadlines.is_used:

@@ -55,7 +55,7 @@ from .protocol import Ending
 from .state import ARRIVED, CLOSED, DISCONNECTED, OPEN, OVER, UNANSWERED
 
 if TYPE_CHECKING:
-    from asgi_closecodes.guard import Guard
+    from asgi_closecodes.gates.all_of import Permits
 
 _RECEIVE_TURNS = 10
 """Turns of the event loop that an interrupted receive() may take to return."""
@@ -98,10 +98,10 @@ class Session(ClosingProtocol):
         if self.permits is None or self.is_leaving:
             return  # one that ends takes no permit of another key: it counts where it did until it is over
         try:
-            self.permits.rekey()
+            self._guard.rekey(self)
         except BaseException:
             self._key = before
-            self.permits.rekey()  # nothing has run meanwhile: its old permit is free
+            self._guard.rekey(self)  # nothing has run meanwhile: its old permit is free
             raise
         if key is None:
             self._guard.deadlines.begin_auth(self)
@@ -123,17 +123,12 @@ class Session(ClosingProtocol):
         self._guard.deadlines.set_expiry(self, moment)
 
     def prepare(self) -> None:
-        """Prepare the session for its handler, after the gates have admitted it.
+        """Prepare the session for its handler, once it has passed the gates.
 
-        :raises TryAgainLater: if it was ended before its handler began.
+        :raises TryAgainLater: if it was ended meanwhile.
         """
-        try:
-            self._guard.check_draining()
-            if self._error is not None:
-                raise self._error
-        except Exception:
-            self.permits = None  # so that refuse() counts the connection among the refused
-            raise
+        if self._error is not None:
+            raise self._error
         # Copied, never changed in place: the server's dict may serve other middleware.
         extensions = {**(self.server_scope.get("extensions") or {}), "closecodes": self}
         self.scope = {**self.server_scope, "extensions": extensions}
@@ -158,6 +153,20 @@ class Session(ClosingProtocol):
     async def _run_in_scope(self, app: ASGIApp) -> None:
         with anyio.CancelScope() as self._handler:
             await app(self.scope, self._receive_on_trio, self._send_on)
+
+    async def leave(self, error: BaseException | None = None) -> bool:
+        """Close and release the session after its handler has ended; return True if ``error`` was handled here."""
+        try:
+            is_settled = await self.close_after_handler(error)
+        except BaseException as raised:
+            if (gates := self.release()) is not None and await gates.__aexit__(type(raised), raised, raised.__traceback__):
+                return True
+            raise
+        if (gates := self.release()) is None:
+            return is_settled
+        if error is None or is_settled:
+            return await gates.__aexit__(None, None, None) or is_settled
+        return await gates.__aexit__(type(error), error, error.__traceback__)
 
     async def close_after_handler(self, error: BaseException | None = None) -> bool:
         """Close after the handler has ended; return True if ``error`` was handled here."""
@@ -184,28 +193,28 @@ class Session(ClosingProtocol):
             raise self._error
         return is_settled
 
-    def release(self) -> None:
-        """Release the session from its guard: it has ended."""
+    def release(self) -> Permits | None:
+        """Release the session from its guard: it has ended. Return its permits if a gate has to be awaited."""
+        permits, self.permits = self.permits or (), None
         if not self._guard.on_closed(self):
-            return  # done before: its event loop was closed under it, or it is the parent process's
+            return None  # done before: its event loop was closed under it, or it is the parent process's
         if self._is_followed:
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._closed_by, self._outcome))
         # Break all cycles: the session is freed with its last reference, not by the next garbage collection.
         self.scope = self.server_scope
-        self.permits = self.sending = self._error = None
+        self.sending = self._error = None
         if self._interruption is not None:
             self._interruption.release()
+        return self._guard.gate.release(self, permits)
 
     def _on_closing(self) -> None:
         self._guard.on_closing(self)
 
     def lost(self) -> None:
         """Release the session and its permits, since its event loop is gone."""
-        permits = self.permits
         if self.phase not in OVER:
             self._move(DISCONNECTED)  # whether a close was sent is unknown
-        self.release()
-        if permits is not None:
+        if (permits := self.release()) is not None:
             permits.let_go()
 
     async def shed(self, cause: str = "shed", *, retry_after: float | None = None) -> bool:

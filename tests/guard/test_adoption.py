@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes import CloseCodeMiddleware, Guard, Session, Settings
 from asgi_closecodes.events import GateFailed
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.gates.base import as_gate
@@ -209,7 +209,7 @@ async def test_key_that_raises_holds_nothing_and_is_told_once():
     guard = Guard(observers=[seen.append])
     gate = as_gate(Unreadable())
     async with staying(guard, *HOSTS):
-        guard.gate.replace((gate,), [session.permits for session in guard.sessions])
+        guard.gate.replace((gate,), guard.sessions)
         assert gate.usage == 0
     [told] = events_of(GateFailed, seen)
     assert (told.gate, type(told.exception)) == (gate.name, ZeroDivisionError)
@@ -284,18 +284,23 @@ async def test_change_by_a_thread_right_after_a_count_counts_exactly(changes, mo
 
 
 @pytest.mark.anyio
-async def test_session_admitted_while_gates_change_is_adopted():
-    """It may be neither among the admitted ones yet nor among those that pass any more."""
-    every, limit = AllOf(), MaxSessions(5)
+async def test_session_admitted_while_gates_change_is_adopted(monkeypatch):
+    """It has passed all gates, and is not among the admitted ones yet."""
+    guard = Guard()
+    changing = threading.Thread(target=guard.update, kwargs={"max_sessions": 5})
+    prepare = Session.prepare
 
-    def admitted(permits):
-        permits.admitted()
-        yield from ()
+    def prepare_while_gates_change(session):
+        monkeypatch.undo()
+        changing.start()
+        changing.join(0.1)
+        prepare(session)
 
-    async with every.admit(Guard().session({"type": "websocket"}, None, None)) as permits:
-        every.replace((limit,), admitted(permits))
-        assert limit.usage == 1
-    assert limit.usage == 0
+    monkeypatch.setattr(Session, "prepare", prepare_while_gates_change)
+    async with staying(guard, HOSTS[0]):
+        changing.join()
+        assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [1]
+    assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0]
 
 
 def test_changes_while_threads_admit_count_exactly():

@@ -101,7 +101,7 @@ def test_key_set_when_the_loop_has_ended_raises():
 
     loop.run_until_complete(task)
     loop.close()
-    kept[0].permits = object()  # as if it had not ended with its loop
+    kept[0].permits = ()  # as if it had not ended with its loop
     thread = threading.Thread(target=late)
     thread.start()
     thread.join()
