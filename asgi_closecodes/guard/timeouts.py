@@ -174,9 +174,9 @@ class SessionTimeouts:
 
     async def check(self) -> None:
         """Check the sessions whose turn it is; other tasks run meanwhile."""
-        now, elapsed = self._now(), self._clock() - self._checked_at
-        self._passed, self._checked_at = now, self._checked_at + elapsed
-        share = math.ceil(len(self._ring) * min(elapsed / self._period, 1.0))
+        now = self._now()  # also for the share: else a loop that stood still would check every session at once
+        share = math.ceil(len(self._ring) * min((now - self._passed) / self._period, 1.0))
+        self._passed, self._checked_at = now, self._clock()
         checks = min(max(share, _MIN_CHECKS), len(self._ring))
         while checks > 0:
             self._check_next(min(checks, _CHECKS_A_TURN), now)

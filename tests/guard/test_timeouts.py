@@ -200,6 +200,20 @@ async def test_time_in_which_the_loop_stood_still_does_not_count():
     assert not looking.sessions[0].ended
 
 
+async def test_loop_that_stood_still_checks_not_all_at_once(monkeypatch):
+    """Seconds that do not count ask for no checks: 50 000 at once would take the time of 20 ticks."""
+    looking = Looking(50_000, idle_timeout=1000)
+    await looking.pass_time(1)
+    checked = []
+    check_next = SessionTimeouts._check_next
+    monkeypatch.setattr(
+        SessionTimeouts, "_check_next", lambda self, count, now: checked.append(count) or check_next(self, count, now)
+    )
+    looking.clock.now += 600
+    await looking.timeouts.check()
+    assert sum(checked) == pytest.approx(10_000, abs=1)  # the second that counts, of the 5 in which all are checked
+
+
 async def test_session_that_is_over_is_forgotten():
     looking = Looking(10, idle_timeout=60)
     for session in looking.sessions[3:]:
