@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, ParamSpec, Self
+from types import NoneType
+from typing import Annotated, Any, Literal, ParamSpec, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +14,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -70,14 +72,14 @@ class Settings(BaseSettings):
     handshake_timeout: Positive = Field(
         default=10.0, description="Seconds that a handshake may take if `max_handshakes_in_progress` is set."
     )
-    handshakes_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
+    handshakes_per_second: Annotated[Seconds, Field(ge=0)] | None = Field(
         default=None,
         description="New sessions a second in one process. It grows from a third in the first 30 s.",
     )
-    handshake_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(none)] = Field(
+    handshake_burst: Annotated[Seconds, Field(ge=1)] | None = Field(
         default=None, description="New sessions at once after a pause. None is one second's worth."
     )
-    max_loop_lag: Annotated[Annotated[Seconds, Field(ge=0.001, le=60)] | None, BeforeValidator(none)] = Field(
+    max_loop_lag: Annotated[Seconds, Field(ge=0.001, le=60)] | None = Field(
         default=None,
         description="Delay of the event loop in seconds. Below half of it, sessions are admitted again.",
     )
@@ -88,14 +90,14 @@ class Settings(BaseSettings):
             "Below 90 % of that, sessions are admitted again."
         ),
     )
-    max_cpu: Annotated[Annotated[Share, Field(ge=0.01)] | None, BeforeValidator(none)] = Field(
+    max_cpu: Annotated[Share, Field(ge=0.01)] | None = Field(
         default=None,
         description=(
             "Share of time in which the process lacks a core (throttled, waiting, or busy on all it may use). "
             "Below 80 % of that, sessions are admitted again."
         ),
     )
-    redis_url: Annotated[Annotated[SecretStr, AfterValidator(redis_url_only)] | None, BeforeValidator(none)] = Field(
+    redis_url: Annotated[SecretStr, AfterValidator(redis_url_only)] | None = Field(
         default=None,
         repr=False,
         description=(
@@ -138,7 +140,7 @@ class Settings(BaseSettings):
             "also a sort key: a function of the session."
         ),
     )
-    shed_rate: Annotated[Annotated[Seconds, Field(gt=0)] | None, BeforeValidator(none)] = Field(
+    shed_rate: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None, description="Sessions shed a second. None is 1 % of the open ones, at least 1."
     )
     shed_grace: Annotated[Seconds, Field(ge=0)] = Field(
@@ -176,7 +178,7 @@ class Settings(BaseSettings):
         default=None,
         description="Messages a second that a handler receives; beyond it the next one is read later.",
     )
-    message_burst: Annotated[Annotated[Seconds, Field(ge=1)] | None, BeforeValidator(none)] = Field(
+    message_burst: Annotated[Seconds, Field(ge=1)] | None = Field(
         default=None, description="Messages at once after a pause. None is one second's worth, at least 1."
     )
     message_patience: Positive = Field(
@@ -213,7 +215,7 @@ class Settings(BaseSettings):
             "plain close stays HTTP 403."
         ),
     )
-    max_refusals_per_second: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
+    max_refusals_per_second: Annotated[Seconds, Field(ge=0)] | None = Field(
         default=200.0,
         description=(
             "Refusals by close; the rest use HTTP, since a peer that ignores the close holds its socket for 10 s. None "
@@ -247,24 +249,31 @@ class Settings(BaseSettings):
         default="full",
         description="`client.address` in logs: `full`, `truncated` to its /24 (IPv6: /48), `hashed`, or `off`.",
     )
-    log_burst: Annotated[Annotated[Count, Field(ge=1)] | None, BeforeValidator(none)] = Field(
+    log_burst: Annotated[Count, Field(ge=1)] | None = Field(
         default=10,
         description=(
             "Equal errors logged one by one after a quiet time; further ones are counted. Five times as many of all "
             "kinds together. None logs every error."
         ),
     )
-    log_per_minute: Annotated[Annotated[Seconds, Field(ge=0)] | None, BeforeValidator(none)] = Field(
+    log_per_minute: Annotated[Seconds, Field(ge=0)] | None = Field(
         default=10.0,
         description="Equal errors logged a minute after `log_burst`. 60 times as many of all kinds together.",
     )
-    log_stalls: Annotated[Annotated[Seconds, Field(ge=0.01, le=60)] | None, BeforeValidator(none)] = Field(
+    log_stalls: Annotated[Seconds, Field(ge=0.01, le=60)] | None = Field(
         default=None,
         description=(
             "Delay of the event loop in seconds that is logged with the line that blocked it. A stall may be missed "
             "if it is longer than that by less than 0.25 s."
         ),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_none(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Parse "none" where None is meant: once, since a validator of each field costs time at import."""
+        optional = {name for name, field in cls.model_fields.items() if NoneType in get_args(field.annotation)}
+        return {name: none(value) if name in optional else value for name, value in values.items()}
 
     def __init__(self, **values: Any) -> None:
         given, problem = frozenset(values), None

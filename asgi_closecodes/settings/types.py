@@ -49,9 +49,6 @@ def _percent(value: object) -> object:
     return value
 
 
-_SIZE = TypeAdapter(ByteSize)
-
-
 def _share_or_size(value: object) -> float | ByteSize | None:
     """Parse "0.8", "80%" or "512MiB"."""
     remedy = "should be a share of 0.01 to 1, as 0.8 or 80%, or a size from a MiB to 8 PiB, as 512MiB"
@@ -65,7 +62,7 @@ def _share_or_size(value: object) -> float | ByteSize | None:
     if 0.01 <= share <= 1:
         return _readable(share, None)
     try:
-        size = _SIZE.validate_python(value)
+        size = TypeAdapter(ByteSize).validate_python(value)  # only where it is needed
     except (ValueError, OverflowError):
         raise ValueError(remedy) from None
     if not 1 << 20 <= size <= MAX_NUMBER:  # less is probably a percentage without its sign
@@ -134,7 +131,7 @@ def _needs_redis(limit: object, info: ValidationInfo) -> object:
 
 Count = Annotated[int, BeforeValidator(not_boolean), Field(le=MAX_NUMBER)]
 
-Sessions = Annotated[Annotated[Count, Field(ge=0)] | None, BeforeValidator(none)]
+Sessions = Annotated[Count, Field(ge=0)] | None
 
 ClusterLimit = Annotated[Sessions, AfterValidator(_needs_redis)]
 
@@ -144,7 +141,7 @@ Seconds = Annotated[float, BeforeValidator(not_boolean), Field(allow_inf_nan=Fal
 
 Positive = Annotated[Seconds, Field(gt=0)]
 
-TimeLimit = Annotated[Positive | None, BeforeValidator(none)]
+TimeLimit = Positive | None
 
 Share = Annotated[float, BeforeValidator(not_boolean), BeforeValidator(_percent), Field(le=1)]
 
