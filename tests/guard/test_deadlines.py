@@ -6,6 +6,7 @@ import math
 import os
 import random
 import time
+import tracemalloc
 import weakref
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
@@ -623,6 +624,23 @@ async def test_session_without_deadlines_leaves_no_entry():
         assert not guard.deadlines.is_needed
         names = [name for kind in Session.__mro__ for name in getattr(kind, "__slots__", ())]
         assert not [name for name in names if "deadline" in name or "expir" in name]
+
+
+@pytest.mark.anyio
+async def test_limits_that_are_not_set_take_not_a_byte():
+    """Whatever a session has, nothing of it was allocated by what keeps time, or by what that calls."""
+    guard = Guard(Settings())
+    keepers = [f"*/asgi_closecodes/guard/{name}.py" for name in ("deadlines", "timeouts", "activity", "ticker")]
+    filters = [tracemalloc.Filter(inclusive=True, filename_pattern=keeper, all_frames=True) for keeper in keepers]
+    async with ConnectedClients(guard) as stay:
+        await stay.come(1)
+        tracemalloc.start(10)
+        try:
+            await stay.come(50)
+            kept = tracemalloc.take_snapshot().filter_traces(filters)
+        finally:
+            tracemalloc.stop()
+    assert [str(trace) for trace in kept.traces] == []
 
 
 @pytest.mark.anyio
