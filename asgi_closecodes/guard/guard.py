@@ -94,7 +94,7 @@ class Guard:
         self.sessions: dict[Session, None] = {}
         """The admitted sessions that are not over, in the order of their arrival."""
         self._leaving: set[Session] = set()
-        self.departures = Departures()
+        self.departures = Departures(self.spawn)
         self._counters = Counters()
         self._saturation = Saturation(self.report, self._is_full)
         # Weak: the finalizer that flushes the logs at exit must not keep the guard alive.
@@ -526,7 +526,7 @@ class Guard:
         self.gate = AllOf(*self.gate.gates, failure=self.gate.failure)
         self.sessions.clear()
         self._leaving.clear()
-        self.departures = Departures()
+        self.departures = Departures(self.spawn)
         self._has_warned = False
         for part in (
             self._loops, self._ticker, self._draining, self._counters, self._saturation, self._logs, self._timeouts,

@@ -6,6 +6,7 @@ import abc
 import contextlib
 import time
 from collections.abc import Awaitable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -162,8 +163,9 @@ class ClosingProtocol(HandlerProtocol):
             # Break the cycle of the error and its traceback's frames. It would keep the session until the next garbage
             # collection, and granian's socket open for as long.
             refusal.__traceback__ = refusal.__context__ = refusal.__cause__ = None
-        if self.permits is None:
-            await self._depart(began_at, refused=True)
+        if self.permits is None and (connection := self._held_connection()) is not None:
+            self.server_receive = self.server_send = _nothing  # what the server has of a session takes much memory
+            self._guard.departures.refuse(connection, self, began_at, is_closed_here=self.phase is CLOSED)
 
     async def close_cancelled(self) -> bool:
         """Close a cancelled session, within a second or not at all; return whether the server took the close."""
@@ -174,7 +176,7 @@ class ClosingProtocol(HandlerProtocol):
             connection.abort_later(self._abort_deadline(connection), is_closed_here=self.phase is CLOSED)
         return sent
 
-    async def _depart(self, began_at: float, *, refused: bool = False) -> None:
+    async def _depart(self, began_at: float) -> None:
         """Count the connection for as long as the server holds it, at most ``abandon_after``.
 
         :param began_at: when this side began to close, if it had not done so before.
@@ -184,15 +186,22 @@ class ClosingProtocol(HandlerProtocol):
         self._on_closing()
         if self._ending is not None:
             began_at = self._ending.began_at
-        departure = Departure(
-            time.monotonic(),
-            self._abort_deadline(connection, began_at),
-            lambda: began_at + self._guard.rules.abandon_after,
-            is_refused=refused,
-        )
+        departure = self.departure(connection, began_at)
         is_gone = await self._guard.departures.wait(connection, departure, is_closed_here=self.phase is CLOSED)
         if not is_gone:
-            self.report(events.SessionAbandoned(self.facts(), self.closed_with, time.monotonic() - began_at))
+            self.report_abandoned(began_at)
+
+    def departure(self, connection: Connection, began_at: float) -> Departure:
+        """Return how long ``connection`` counts.
+
+        :param began_at: when this side began to close, in monotonic seconds.
+        """
+        deadline = self._abort_deadline(connection, began_at)
+        return Departure(time.monotonic(), deadline, lambda: began_at + self._guard.rules.abandon_after)
+
+    def report_abandoned(self, began_at: float) -> None:
+        """Report that its connection counts no more, though the server still holds it."""
+        self.report(events.SessionAbandoned(self.facts(), self.closed_with, time.monotonic() - began_at))
 
     def _held_connection(self) -> Connection | None:
         """Return the connection if the server still holds it after this side or the peer has closed."""
@@ -211,6 +220,10 @@ class ClosingProtocol(HandlerProtocol):
             return self._plan_for(wish)
         except Exception:
             return None
+
+
+async def _nothing(*_arguments: object) -> Any:
+    """Replace the server's ``receive`` and ``send`` in a session that is over."""
 
 
 async def repeat_cancellation(error: BaseException) -> None:

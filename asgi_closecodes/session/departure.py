@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import enum
 import time
+from collections import deque
 from collections.abc import Callable, Container
+from typing import Protocol
 
 import anyio
 import anyio.lowlevel
@@ -22,10 +24,11 @@ from .progress_deadline import ProgressDeadline
 
 _FIRST_DELAY_S = 0.001
 _LONGEST_DELAY_S = 0.1
-_LONGEST_DELAY_OF_REFUSED_S = 0.25
-"""Longer than that of admitted sessions: refused ones hold no permit that another session waits for."""
 _MAX_CHECKS_PER_SECOND = 2000
 """Checks of all connections together, at 20 us each."""
+_REFUSED_DELAY_S = 0.05
+_CHECKS_A_TURN = 100
+"""Checks of refused sessions in one turn of the event loop."""
 
 
 class Step(enum.Enum):
@@ -37,34 +40,34 @@ class Step(enum.Enum):
     ABANDON = "it has been held for so long that it counts no more"
 
 
+# By themselves, since a look into an Enum takes a thousand instructions on Python 3.11.
+WAIT, ABORT, GONE, ABANDON = Step
+
+
 class Departure:
     """Decides how long a held connection counts, and when it is aborted. Does nothing itself.
 
     :param now: start of the wait, in monotonic seconds.
     :param deadline: after which the connection is aborted.
     :param abandon_at: returns when it stops counting; that may change meanwhile.
-    :param is_refused: whether its session was never admitted.
     """
 
-    __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "deadline", "is_refused")
+    __slots__ = ("_abandon_at", "_began_at", "_has_aborted", "deadline")
 
-    def __init__(
-        self, now: float, deadline: ProgressDeadline, abandon_at: Callable[[], float], *, is_refused: bool = False
-    ) -> None:
+    def __init__(self, now: float, deadline: ProgressDeadline, abandon_at: Callable[[], float]) -> None:
         self._began_at = now
         self._abandon_at = abandon_at
         self._has_aborted = False
-        self.is_refused = is_refused
         self.deadline = deadline
 
     def step(self, now: float, *, is_held: bool) -> Step:
         """Return the step to take now."""
         if not is_held:
-            return Step.GONE
+            return GONE
         if not self._has_aborted and self.deadline.is_over(now):
             self._has_aborted = True
-            return Step.ABORT
-        return Step.ABANDON if now >= self._abandon_at() else Step.WAIT
+            return ABORT
+        return ABANDON if now >= self._abandon_at() else WAIT
 
     def delay(self, now: float, waiting: int) -> float:
         """Return the seconds until the next check: few at first, later a share of the time waited so far.
@@ -74,10 +77,8 @@ class Departure:
         due = self._abandon_at()
         if not self._has_aborted:
             due = min(due, self.deadline.check_at)
-        longest = _LONGEST_DELAY_OF_REFUSED_S if self.is_refused else _LONGEST_DELAY_S
-        longest = max(longest, waiting / _MAX_CHECKS_PER_SECOND)
-        share = 1.0 if self.is_refused else 0.25
-        return max(min((now - self._began_at) * share + _FIRST_DELAY_S, longest, due - now), 0.0)
+        longest = max(_LONGEST_DELAY_S, waiting / _MAX_CHECKS_PER_SECOND)
+        return max(min((now - self._began_at) / 4 + _FIRST_DELAY_S, longest, due - now), 0.0)
 
     @property
     def is_to_be_aborted(self) -> bool:
@@ -85,25 +86,55 @@ class Departure:
         return not self._has_aborted
 
 
+class Refused(Protocol):
+    """Session that was never admitted, and whose connection is held."""
+
+    def departure(self, connection: Connection, began_at: float) -> Departure:
+        """Return how long ``connection`` counts."""
+
+    def report_abandoned(self, began_at: float) -> None:
+        """Report that its connection counts no more."""
+
+
+class _Held:
+    """Connection of a refused session."""
+
+    __slots__ = ("began_at", "connection", "departure", "is_closed_here", "session")
+
+    def __init__(self, connection: Connection, session: Refused, began_at: float, *, is_closed_here: bool) -> None:
+        self.connection = connection
+        self.session = session
+        self.began_at = began_at
+        self.is_closed_here = is_closed_here
+        self.departure: Departure | None = None  # most connections are gone at the first look
+
+
 class Departures:
-    """Connections of a guard that are held after their session."""
+    """Connections of a guard that are held after their session.
 
-    __slots__ = ("_waiting",)
+    :param spawn: runs a function in the background.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_refused", "_spawn", "_waiting")
+
+    def __init__(self, spawn: Callable[..., object]) -> None:
+        self._spawn = spawn
         self._waiting: dict[Departure, EventLoop] = {}
+        self._refused: dict[object, deque[_Held]] = {}  # by event loop: asyncio's, or trio's token
 
     @property
     def refused(self) -> int:
         """Number of those whose session was refused."""
         with COUNTING:
-            return sum(departure.is_refused for departure in self._waiting)
+            return sum(map(len, self._refused.values()))
 
     def drop(self, loops: Container[object]) -> None:
         """Forget the connections of event loops that are gone."""
         with COUNTING:
             for departure in [one for one, loop in self._waiting.items() if loop.is_among(loops)]:
                 del self._waiting[departure]
+            for gone in [loop for loop in self._refused if loop in loops]:
+                del self._refused[gone]
 
     async def wait(self, connection: Connection, departure: Departure, *, is_closed_here: bool) -> bool:
         """Wait until ``connection`` is gone; return False if it was abandoned.
@@ -113,20 +144,13 @@ class Departures:
         with COUNTING:
             self._waiting[departure] = EventLoop(running_loop())
         try:
-            while True:
-                now = time.monotonic()
-                match departure.step(now, is_held=connection.is_held(is_closed_here=is_closed_here)):
-                    case Step.GONE:
-                        return True
-                    case Step.ABANDON:
-                        if departure.is_to_be_aborted:
-                            connection.abort_later(departure.deadline, is_closed_here=is_closed_here)
-                        return False
-                    case Step.ABORT:
-                        connection.abort()
-                        await anyio.lowlevel.checkpoint()
-                    case Step.WAIT:
-                        await anyio.sleep(departure.delay(now, len(self._waiting)))
+            while (step := _take_step(connection, departure, is_closed_here=is_closed_here)) is not GONE:
+                if step is ABANDON:
+                    return False
+                if step is ABORT:
+                    await anyio.lowlevel.checkpoint()
+                else:
+                    await anyio.sleep(departure.delay(time.monotonic(), len(self._waiting)))
         except GeneratorExit:  # the event loop is gone, or this is a child process
             raise
         except BaseException:
@@ -135,3 +159,64 @@ class Departures:
         finally:
             with COUNTING:
                 self._waiting.pop(departure, None)
+        return True
+
+    def refuse(self, connection: Connection, session: Refused, began_at: float, *, is_closed_here: bool) -> None:
+        """Count the connection of a refused session until it is gone, while its application returns.
+
+        One task looks after those of an event loop: a task that waits for each would take as long as the refusal.
+
+        :param began_at: when this side began to close, in monotonic seconds.
+        """
+        loop = running_loop()
+        with COUNTING:
+            if is_first := (held := self._refused.get(loop)) is None:
+                held = self._refused[loop] = deque()
+            held.append(_Held(connection, session, began_at, is_closed_here=is_closed_here))
+        if is_first:
+            self._spawn(self._look_after, loop, held)
+
+    async def _look_after(self, loop: object, held: deque[_Held]) -> None:
+        try:
+            while held:
+                await anyio.sleep(max(_REFUSED_DELAY_S, len(held) / _MAX_CHECKS_PER_SECOND))
+                for number in range(1, len(held) + 1):
+                    counts = _look_at(held[0])
+                    held.rotate(-1)
+                    if not counts:
+                        held.pop()
+                    if not number % _CHECKS_A_TURN:
+                        await anyio.lowlevel.checkpoint()
+        except GeneratorExit:
+            raise
+        except BaseException:
+            for one in held:
+                departure = one.departure or one.session.departure(one.connection, one.began_at)
+                one.connection.cancel(departure.deadline, is_closed_here=one.is_closed_here)
+            raise
+        finally:
+            with COUNTING:
+                if self._refused.get(loop) is held:
+                    del self._refused[loop]
+
+
+def _look_at(held: _Held) -> bool:
+    """Return whether a refused session's connection counts on."""
+    connection = held.connection
+    if not connection.is_held(is_closed_here=held.is_closed_here):
+        return False
+    if held.departure is None:
+        held.departure = held.session.departure(connection, held.began_at)
+    step = _take_step(connection, held.departure, is_closed_here=held.is_closed_here)
+    if step is ABANDON:
+        held.session.report_abandoned(held.began_at)
+    return step is not ABANDON
+
+
+def _take_step(connection: Connection, departure: Departure, *, is_closed_here: bool) -> Step:
+    step = departure.step(time.monotonic(), is_held=connection.is_held(is_closed_here=is_closed_here))
+    if step is ABORT:
+        connection.abort()
+    elif step is ABANDON and departure.is_to_be_aborted:
+        connection.abort_later(departure.deadline, is_closed_here=is_closed_here)
+    return step

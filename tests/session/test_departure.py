@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import SessionAbandoned, SessionClosed
 from asgi_closecodes.gates import MaxSessions, MaxSessionsPerKey
-from asgi_closecodes.session import protocol
+from asgi_closecodes.session import departure, protocol
 from asgi_closecodes.session.connection import Connection, StreamConnection, connection_of
 from asgi_closecodes.session.departure import Departure, Step
 from asgi_closecodes.session.progress_deadline import ProgressDeadline
@@ -183,34 +183,75 @@ def test_session_abandoned_is_aborted_all_the_same(monkeypatch):
 
 @pytest.mark.anyio
 async def test_session_refused_counts_apart_until_it_is_gone():
+    """Its application returns meanwhile: a wait for each would take a third of what a refusal takes."""
+    transports = [Transport() for _ in range(250)]
+    guard = Guard(Settings(max_sessions=0, reject_with="close", max_refusals_per_second=None))
+    with anyio.fail_after(20):
+        for transport in transports:
+            await Server(transport).visit(CloseCodeMiddleware(stay, guard))
+        assert counts(guard) == (0, 0, 250)
+        for transport in transports[::2]:
+            transport.is_gone = True
+        await wait_until(lambda: counts(guard) == (0, 0, 125))
+        for transport in transports:
+            transport.is_gone = True
+        await wait_until(lambda: counts(guard) == (0, 0, 0))
+    assert not any(transport.aborts for transport in transports)
+
+
+@pytest.mark.anyio
+async def test_session_refused_is_aborted_after_the_close_timeout(monkeypatch):
+    monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.05)
     transport, guard = Transport(), Guard(Settings(max_sessions=0))
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(Server(transport).visit, CloseCodeMiddleware(stay, guard))
-        await wait_until(lambda: counts(guard) == (0, 0, 1))
-        assert guard.snapshot()["leaving_refused"] == 1
-        transport.is_gone = True
-    assert counts(guard) == (0, 0, 0)
+    await Server(transport).visit(CloseCodeMiddleware(stay, guard))
+    assert not transport.aborts
+    await wait_until(lambda: counts(guard) == (0, 0, 0))
+    assert transport.aborts == 1
+
+
+@pytest.mark.anyio
+async def test_session_refused_that_stays_held_is_abandoned_once():
+    seen = []
+    guard = Guard(Settings(max_sessions=0, abandon_after=0.05), observers=[seen.append])
+    await Server(Deaf()).visit(CloseCodeMiddleware(stay, guard))
+    await wait_until(lambda: counts(guard) == (0, 0, 0))
+    [event] = events_of(SessionAbandoned, seen)
+    assert event.close.code == 1013
+    assert event.after >= 0.05
+
+
+def test_session_refused_is_aborted_where_its_task_is_cancelled(monkeypatch):
+    async def main():
+        monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.2)
+        transport, guard = Transport(), Guard(Settings(max_sessions=0))
+        before = asyncio.all_tasks()
+        await Server(transport).visit(CloseCodeMiddleware(stay, guard))
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await wait_until(lambda: counts(guard) == (0, 0, 0))
+        assert transport.aborts == 0
+        await wait_until(lambda: transport.aborts == 1)
+
+    asyncio.run(main())
 
 
 def refused(guard):
-    """An event loop in which a refused session departs, and the task."""
+    """An event loop in which a refused session departs."""
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)
-    task = loop.create_task(Server(Transport()).visit(CloseCodeMiddleware(stay, guard)))
-    loop.run_until_complete(wait_until(lambda: counts(guard) == (0, 0, 1)))
-    return loop, task
+    loop.run_until_complete(Server(Transport()).visit(CloseCodeMiddleware(stay, guard)))
+    assert counts(guard) == (0, 0, 1)
+    return loop
 
 
 def test_session_refused_counts_no_more_without_its_loop():
     guard = Guard(Settings(max_sessions=0))
-    loop, task = refused(guard)
-    loop.close()
+    refused(guard).close()
 
     async def next_one():
         await Peer().visit(CloseCodeMiddleware(stay, guard))
         assert counts(guard) == (0, 0, 0)
-        nonlocal task
-        del task
         gc.collect()
         assert counts(guard) == (0, 0, 0)
 
@@ -219,18 +260,17 @@ def test_session_refused_counts_no_more_without_its_loop():
 
 def test_session_refused_counts_not_in_a_forked_child():
     guard = Guard(Settings(max_sessions=0))
-    loop, task = refused(guard)
+    loop = refused(guard)
     child = os.fork()
     if not child:
         before = counts(guard)
-        del task
         gc.collect()
         os._exit(before != (0, 0, 0) or counts(guard) != (0, 0, 0))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert counts(guard) == (0, 0, 1)
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        loop.run_until_complete(task)
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(wait_until(lambda: counts(guard) == (0, 0, 0)))
     loop.close()
     assert counts(guard) == (0, 0, 0)
 
@@ -533,13 +573,12 @@ seconds = st.floats(0, 100)
     abandon_after=seconds,
     waited=seconds,
     waiting=st.integers(0, 10**6),
-    is_refused=st.booleans(),
 )
-def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon_after, waited, waiting, is_refused):
+def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon_after, waited, waiting):
     """It aborts once, at its time and not before it, and it is over when it is abandoned at the latest."""
     now = closed_at + waited
     deadline = ProgressDeadline(Connection(None), abort_after, closed_at + abandon_after, closed_at)
-    one = Departure(now, deadline, lambda: closed_at + abandon_after, is_refused=is_refused)
+    one = Departure(now, deadline, lambda: closed_at + abandon_after)
     aborted_at = None
     for _ in range(10_000):
         step = one.step(now, is_held=True)
@@ -549,7 +588,7 @@ def test_departure_ends_in_time_whatever_happens(closed_at, abort_after, abandon
             assert not one.is_to_be_aborted
         elif step is Step.WAIT:
             delay = one.delay(now, waiting)
-            assert 0 <= delay <= max(0.25 if is_refused else 0.1, waiting / 2000)
+            assert 0 <= delay <= max(0.1, waiting / 2000)
             now = max(now + delay, math.nextafter(now, math.inf))
         else:
             break
@@ -591,9 +630,10 @@ def test_counts_never_drift_whatever_becomes_of_a_connection(sessions):
             elif fate == "cancelled":
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert counts(guard) == (0, 0, 0)
+        await wait_until(lambda: counts(guard) == (0, 0, 0))
         assert gate.usage == counted.active == len(counted._leaving) == len(guard.departures._waiting) == 0
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.02)
+        patch.setattr(departure, "_REFUSED_DELAY_S", 0.01)
         asyncio.run(main())
