@@ -473,15 +473,12 @@ class Guard:
     def warn_if_unused(self) -> None:
         """Report once that no middleware has this guard, if that is so."""
         if unused.discard(self):
-            self._warn_unused()
+            self.report(unused.event(self.settings, self._own_gate_name))
 
-    def warn_if_limits_unused(self) -> None:
-        """Report once that no middleware has this guard, if it has limits."""
-        if self._working_gates and unused.discard(self):
-            self._warn_unused()
-
-    def _warn_unused(self) -> None:
-        self.report(unused.event(self.settings, self._own_gate_name))
+    @property
+    def has_limits(self) -> bool:
+        """Whether any gate works."""
+        return bool(self._working_gates)
 
     def _jobs(self) -> Iterable[Job]:
         """Return the background work, in the order in which a tick does it."""

@@ -14,8 +14,12 @@ from asgi_closecodes.settings import LIMITS, Settings
 
 
 class _Guard(Protocol):
-    def warn_if_limits_unused(self) -> None:
-        """Report that no middleware has this guard, if it has limits."""
+    @property
+    def has_limits(self) -> bool:
+        """Whether it would limit anybody."""
+
+    def warn_if_unused(self) -> None:
+        """Report that no middleware has this guard."""
 
 
 _unused: weakref.WeakSet[_Guard] = weakref.WeakSet()
@@ -34,16 +38,19 @@ def discard(guard: _Guard) -> bool:
 
 
 def warn() -> None:
-    """Report the guards that no middleware has although an application has started."""
-    if _unused:
+    """Report the guards with limits that no middleware has although an application has started."""
+    if guards := [guard for guard in [*_unused] if guard.has_limits]:
         waiting = _waiting()
-        for guard in [*_unused]:
+        for guard in guards:
             if not any(guard is one for one in waiting):
-                guard.warn_if_limits_unused()
+                guard.warn_if_unused()
 
 
 def _waiting() -> Collection[object]:
-    """Return the arguments of middleware that Starlette has yet to build, as it does at the first call."""
+    """Return the arguments of middleware that Starlette has yet to build, as it does at the first call.
+
+    This looks at every object there is: tens of milliseconds in a large application.
+    """
     specs = [one for one in gc.get_objects() if type(one) is Middleware]  # no isinstance(): a proxy may raise
     return [given for spec in specs for given in (*spec.args, *spec.kwargs.values())]
 

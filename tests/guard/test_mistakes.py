@@ -278,6 +278,16 @@ async def test_guard_without_limits_is_silent():
 
 
 @pytest.mark.anyio
+async def test_guard_without_limits_is_searched_for_nowhere(monkeypatch):
+    """That looks at every object there is, at the first session of each other guard."""
+    searched = []
+    monkeypatch.setattr(unused, "_waiting", lambda: searched.append(1) or [])
+    guard = Guard()
+    await visit(CloseCodeMiddleware(Handler()))
+    assert (searched, guard.has_limits) == ([], False)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("is_used", [False, True])
 async def test_status_of_a_guard_without_middleware_says_so(is_used):
     seen = []
