@@ -9,6 +9,8 @@ from collections.abc import Callable
 from .bounds import MAX_NUMBER
 from .concurrency import COUNTING
 
+_MOST = float(MAX_NUMBER)
+
 
 class TokenBucket:
     """At most ``per_second`` events a second over time, and ``burst`` at once; both may change at any time.
@@ -58,8 +60,11 @@ class TokenBucket:
 
     def _refill(self) -> None:
         now = self._clock()
-        per_second = min(self.per_second, MAX_NUMBER)  # a rate may be infinite, as of a tiny window
-        self._tokens = min(self._tokens + (now - self._at) * per_second, max(self.burst, 1), MAX_NUMBER)
+        # A rate may be infinite, as of a tiny window. No min(): it takes ten times as long, for each refusal.
+        per_second = self.per_second if self.per_second < _MOST else _MOST  # noqa: FURB136
+        tokens = self._tokens + (now - self._at) * per_second
+        most = max(self.burst, 1.0) if self.burst < _MOST else _MOST
+        self._tokens = tokens if tokens < most else most  # noqa: FURB136
         self._at = now
 
     def wait(self) -> float:

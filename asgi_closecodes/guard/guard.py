@@ -105,7 +105,7 @@ class Guard:
             self._counters.shed: (events.SessionShed,),
             self._counters.failed: (events.SessionFailed,),
             self._logs: LogObserver.WRITTEN,
-            self._saturation: (events.SessionRefused,),
+            self._saturation.refused: (events.SessionRefused,),
             self._start_ticker: (events.GateSaturated,),
         }
         self._dispatcher = Dispatcher(own, observers)
@@ -192,7 +192,7 @@ class Guard:
         self.gate.failure = settings.gate_failure
         self._queue.cap = settings.max_retry_after
         rate = settings.handshakes_per_second
-        self._queue.admits_per_second = math.inf if rate is None else rate
+        self._queue.admits_per_second = math.inf if rate is None else max(rate, 0.1)
         self._rejection.apply(settings)
         self._shedding.apply(settings, working, shedders)
 

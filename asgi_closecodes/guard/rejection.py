@@ -57,7 +57,8 @@ class Rejection:
         if reject_with == "http" or (reject_with == "auto" and _prefers_http(scope)):
             return "http"
         # graphql-ws gives up for ever when a handshake fails. It backs off after a close, so it has its own budget.
-        is_graphql = any(name.startswith("graphql-") for name in offered_subprotocols(scope))
+        offered = offered_subprotocols(scope)
+        is_graphql = bool(offered) and any(name.startswith("graphql-") for name in offered)
         page = page_of(scope) if reject_with == "auto" and retry_after is not None and not is_graphql else None
         if page is not None and self._pages.is_hammering(page):
             return "http"

@@ -34,7 +34,7 @@ class Saturation:
         """Whether a gate is saturated."""
         return bool(self._episodes)
 
-    def __call__(self, event: events.SessionRefused) -> None:
+    def refused(self, event: events.SessionRefused) -> None:
         """Record a refusal."""
         if event.mode == "shadow" or not event.is_overload:
             return

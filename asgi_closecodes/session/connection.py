@@ -147,7 +147,8 @@ def connection_of(send: Any) -> Connection | None:
     """
     try:
         for _ in range(_MAX_HOPS):
-            owner = getattr(getattr(send, "__wrapped__", send), "__self__", None)
+            if (owner := getattr(send, "__self__", None)) is None:
+                owner = getattr(getattr(send, "__wrapped__", None), "__self__", None)
             if owner is None:
                 return None
             if isinstance(owner, Channel):  # another middleware of this library is around this one
@@ -175,7 +176,9 @@ def _connection_at(owner: Any) -> Connection | None:
 
 
 def _has_methods(value: Any, *names: str) -> bool:
-    for name in names:  # noqa: SIM110 - a generator takes as long as three of these look-ups, for each session
+    if value is None:
+        return False
+    for name in names:  # noqa: SIM110 - all() of a generator takes twice as long
         if not callable(getattr(value, name, None)):
             return False
     return True

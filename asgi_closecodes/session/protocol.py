@@ -306,7 +306,7 @@ class HandlerProtocol(Channel):
         close = asked.sendable()
         if not may_be_sent(asked.code):
             self._report_repaired(asked, close)
-        if close == asked and message.get("code") is not None:
+        if close is asked and message.get("code") is not None:
             return message
         return {**message, "code": close.code, "reason": close.reason}
 

@@ -40,7 +40,7 @@ def test_spell_of_refusals_begins_once_and_ends_once(clock):
     seen = []
     saturation = Saturation(seen.append, lambda gate: False)
     for _ in range(3):
-        saturation(refused())
+        saturation.refused(refused())
         clock.now += 2
     saturation.check()
     assert seen == [events.GateSaturated("max_sessions", "full", 5, 5)]
@@ -52,7 +52,7 @@ def test_spell_of_refusals_begins_once_and_ends_once(clock):
     saturation.check()
     assert seen[1:] == [events.GateRecovered("max_sessions", "full", 3, 4.0)]
     assert not saturation.is_watched
-    saturation(refused())
+    saturation.refused(refused())
     assert seen[2:] == seen[:1]
 
 
@@ -60,8 +60,8 @@ def test_gate_that_is_full_has_not_recovered(clock):
     """Also if nobody comes, so that it refuses nobody."""
     seen, full = [], {"max_memory"}
     saturation = Saturation(seen.append, full.__contains__)
-    saturation(refused("max_memory", "memory"))
-    saturation(refused())
+    saturation.refused(refused("max_memory", "memory"))
+    saturation.refused(refused())
     clock.now += 60
     saturation.check()
     assert [event.gate for event in events_of(events.GateRecovered, seen)] == ["max_sessions"]
@@ -75,14 +75,14 @@ def test_gates_of_one_name_are_told_apart_by_their_cause(clock):
     seen = []
     saturation = Saturation(seen.append, lambda gate: False)
     for cause in ("lag", "memory", "lag"):
-        saturation(refused("pressure", cause))
+        saturation.refused(refused("pressure", cause))
     assert [(event.gate, event.cause) for event in seen] == [("pressure", "lag"), ("pressure", "memory")]
 
 
 @pytest.mark.parametrize("event", [refused(is_overload=False), refused(mode="shadow")])
 def test_refusal_of_no_overload_or_a_shadow_is_no_saturation(event):
     saturation = Saturation(lambda event: 1 / 0, lambda gate: False)
-    saturation(event)
+    saturation.refused(event)
     assert not saturation.is_watched
 
 
