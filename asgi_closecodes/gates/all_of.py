@@ -89,13 +89,10 @@ class AllOf(GateBase):
                     break
                 permits += (permit,)
             else:
-                COUNTING.acquire()  # "with" takes twice as long
-                try:
+                with COUNTING:
                     if self.gates is asked:  # else another thread has changed them meanwhile
                         admit(session, permits)
                         return None
-                finally:
-                    COUNTING.release()
         except BaseException:
             if permits:
                 Permits(self, session, asked, permits).let_go()
@@ -133,10 +130,10 @@ class AllOf(GateBase):
 
     def release(self, session: Session, permits: Held) -> Permits | None:
         """Release the permits of a session, unless one of them has to be awaited: then return them."""
-        for permit in permits:
-            if not isinstance(permit, PlainPermit):
-                return Permits(self, session, self.gates, permits)
-        for permit in reversed(permits):
+        plain = [permit for permit in permits if isinstance(permit, PlainPermit)]
+        if len(plain) < len(permits):
+            return Permits(self, session, self.gates, permits)
+        for permit in reversed(plain):
             _release(permit, session, self.gates, permits)
         return None
 
@@ -163,9 +160,7 @@ class Permits:
 
     __slots__ = ("_all", "_entered", "_gates", "_session")
 
-    def __init__(
-        self, all_of: AllOf, session: Session, gates: tuple[GateBase, ...] = (), entered: Held = ()
-    ) -> None:
+    def __init__(self, all_of: AllOf, session: Session, gates: tuple[GateBase, ...] = (), entered: Held = ()) -> None:
         self._all = all_of
         self._gates: tuple[GateBase, ...] | None = gates  # None when it is over
         self._session = session
@@ -193,7 +188,7 @@ class Permits:
                 asked = self._catch_up()
                 waiting = self._ask()
         except BaseException as error:
-            if await self.__aexit__(type(error), error, error.__traceback__):  # swallowed by a gate
+            if await self.release(error):  # swallowed by a gate
                 raise TryAgainLater(cause="gate") from error
             raise
 
@@ -274,7 +269,7 @@ class Permits:
         A user's gate that awaits something stops there, as if garbage-collected.
         """
         most = len(self._entered)
-        leaving = self.__aexit__(None, None, None)
+        leaving = self.release()
         with suppress(StopIteration, GeneratorExit, asyncio.CancelledError):
             leaving.send(None)
             for _ in range(most):
@@ -296,6 +291,10 @@ class Permits:
     async def __aexit__(
         self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        return await self.release(error)
+
+    async def release(self, error: BaseException | None = None) -> bool:
+        """Release all permits, and show them ``error`` with which the session ends; return whether one swallows it."""
         pending = error
         with COUNTING:
             self._all.entering.discard(self)
@@ -306,6 +305,7 @@ class Permits:
                 _release(permit, self._session, gates, entered)
                 continue
             try:
+                trace = None if pending is None else pending.__traceback__
                 swallows = await permit.__aexit__(None if pending is None else type(pending), pending, trace)
                 # A gate may end its session by its own scope. It must not swallow errors: daphne has to see them.
                 if swallows and not issubclass(type(pending), Exception):

@@ -46,12 +46,11 @@ class Counters:
 
     def closed(self, close: Close) -> None:
         """Count a session that is over; the caller has the lock."""
-        label = self._label_of(close.code)
-        self.closes[label] = self.closes.get(label, 0) + 1  # a Counter takes longer
+        code, closes = close.code, self.closes
+        label = code if type(code) is int and code in closes else self._label_of(code)
+        closes[label] = closes.get(label, 0) + 1  # a Counter takes longer
 
     def _label_of(self, code: int) -> int | str:
-        if type(code) is int and code in self.closes:
-            return code
         is_known = is_between(code, 0, 65535) and self._codes(str(int(code))) != OTHER
         return int(code) if is_known else OTHER
 

@@ -303,8 +303,9 @@ class Guard:
         """Return a session for one WebSocket scope."""
         kind = Session if self.rules.send_timeout is None else SendRememberingSession
         session = kind(self, scope, receive, send)
-        loop = session.server_loop
-        if loop not in self._loops.known or (self._may_need_ticks and not self._ticker.is_running):
+        loop, ticker = session.server_loop, self._ticker
+        is_ticking = ticker.loop is loop or not self._may_need_ticks or ticker.is_running
+        if not is_ticking or loop not in self._loops.known:
             self._arrive(loop)
         return session
 
@@ -329,8 +330,7 @@ class Guard:
 
     def serves(self, scope: Scope) -> bool:
         """Whether ``scope`` belongs to a session of this guard that has begun."""
-        extensions = scope.get("extensions")
-        return bool(extensions) and "closecodes" in extensions and session_in(scope) in self.sessions
+        return "closecodes" in (scope.get("extensions") or ()) and session_in(scope) in self.sessions
 
     def admit(self, session: Session) -> Awaitable[None] | None:
         """Ask the gates, and admit the session; return what has to be awaited if a gate waits.
@@ -375,7 +375,7 @@ class Guard:
                 unused.discard(self)
                 unused.warn()
                 warn_few_files(self)
-        if self.settings.drain_on_sigterm and not self._loops.lifespans and not self._has_warned:
+        if not self._loops.lifespans and self.settings.drain_on_sigterm and not self._has_warned:
             self._has_warned = True
             sigterm.arm(self)
 
@@ -422,10 +422,9 @@ class Guard:
         """
         return self._rejection.mode(session, retry_after)
 
-    @property
     def is_followed(self) -> bool:
         """Whether somebody wants the events of sessions without a fault: an observer, or the log at its level."""
-        return self.has_observers or self._logs.is_detailed
+        return self.has_observers or self._logs.is_detailed()
 
     def report(self, event: events.Event) -> None:
         """Hand ``event`` to every observer of its class."""

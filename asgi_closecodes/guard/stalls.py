@@ -77,7 +77,7 @@ class StallWatch:
     :param report: takes the events, in the event loop that stalled.
     """
 
-    __slots__ = ("is_used", "report", "seconds", "sessions")
+    __slots__ = ("is_on", "is_used", "report", "seconds", "sessions")
 
     def __init__(
         self, sessions: Container[Session], is_used: Callable[[], bool], report: Callable[[events.Event], None]
@@ -86,17 +86,15 @@ class StallWatch:
         self.is_used = is_used
         self.report = report
         self.seconds: float | None = None
+        self.is_on = False
+        """Whether it watches."""
 
     def apply(self, seconds: float | None) -> None:
         """Report stalls of at least ``seconds`` from now on; none if it is None."""
         self.seconds = seconds
+        self.is_on = seconds is not None and CAN_LOOK
         if seconds is None:
             self.stop()
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it watches."""
-        return self.seconds is not None and CAN_LOOK
 
     def join(self) -> None:
         """Watch the event loop that runs here, if it is on, and does not watch it yet."""

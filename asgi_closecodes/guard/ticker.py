@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 
@@ -58,7 +59,7 @@ class Ticker:
     :param sleep: waits for a number of seconds.
     """
 
-    __slots__ = ("_claim", "_clock", "_failed", "_is_used", "_jobs", "_loops", "_needy", "_sleep")
+    __slots__ = ("_claim", "_clock", "_failed", "_is_used", "_jobs", "_loops", "_needy", "_sleep", "loop")
 
     def __init__(
         self,
@@ -79,6 +80,8 @@ class Ticker:
         self._clock = clock
         self._sleep = sleep
         self._claim = Claim()
+        self.loop: Any = None
+        """Event loop in which it ticks, asyncio's or trio's, unless that was closed with it."""
 
     @property
     def is_running(self) -> bool:
@@ -101,6 +104,7 @@ class Ticker:
 
     async def _tick_until_unneeded(self, holder: EventLoop) -> None:
         try:
+            self.loop = running_loop()
             used_at = self._clock()
             while self._claim.is_held_by(holder) and self._is_any_needed(self._needy):
                 if self._is_used():
@@ -111,6 +115,7 @@ class Ticker:
                 await self._sleep(TICK_S)
         finally:
             if self._claim.release(holder):  # else another event loop has taken over
+                self.loop = None
                 for job in self._jobs:
                     if job.finish is not None:
                         self._call(job, job.finish)
@@ -129,6 +134,7 @@ class Ticker:
     def forget(self) -> None:
         """Reset in a child process: the parent goes on ticking."""
         self._claim.forget()
+        self.loop = None
         for job in self._jobs:
             job.due_at = -math.inf
             job.progress.forget()

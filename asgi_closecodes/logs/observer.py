@@ -133,7 +133,6 @@ class LogObserver:
         if self._pending_limits is not None:
             self(self._pending_limits)
 
-    @property
     def is_detailed(self) -> bool:
         """Whether every session is logged, not only problems."""
         return SESSION.isEnabledFor(logging.DEBUG)

@@ -18,7 +18,7 @@ from asgi_closecodes.exceptions import CloseWith, TryAgainLater
 
 from . import closing, protocol
 from .closing import ClosePlan
-from .connection import Connection
+from .connection import Connection, connection_of
 from .departure import Departure
 from .protocol import HandlerProtocol
 from .scope import offered_subprotocols
@@ -207,7 +207,7 @@ class ClosingProtocol(HandlerProtocol):
         """Return the connection if the server still holds it after this side or the peer has closed."""
         if self.phase not in OVER or (self.phase is CLOSED and self.closed_with is None):
             return None  # nor after an HTTP response: the server closes it
-        connection = self.connection
+        connection = connection_of(self.server_send)
         if connection is None or not connection.is_held(is_closed_here=self.phase is CLOSED):
             return None
         return connection

@@ -213,9 +213,7 @@ class HandlerProtocol(Channel):
             code = message.get("code")  # None for none, and anything that a server or middleware makes up
             reason = message.get("reason") or ""
             close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason)
-            self._on_disconnect(
-                None if code == _ABNORMAL_CLOSURE and never_tells_codes(self.server_scope) else close
-            )
+            self._on_disconnect(None if code == _ABNORMAL_CLOSURE and never_tells_codes(self.server_scope) else close)
 
     @abc.abstractmethod
     def _on_closing(self) -> None:

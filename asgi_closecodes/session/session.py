@@ -136,13 +136,13 @@ class Session(ClosingProtocol):
     def run(self, app: ASGIApp) -> Awaitable[None]:
         """Return the awaitable that runs ``app``, cancellable from elsewhere."""
         self._guard.on_admitted(self)
-        self._is_followed = self._guard.is_followed
+        self._is_followed = self._guard.is_followed()
         if self._is_followed:
             self.report(events.SessionAdmitted(self.facts()))
         if not isinstance(self.server_loop, asyncio.AbstractEventLoop):
             return self._run_in_scope(app)
         # No coroutine or scope around it: they would take 0.4 KiB for as long as the session lasts.
-        self._handler = task = asyncio.current_task()
+        self._handler = task = asyncio.current_task(self.server_loop)
         assert task is not None
         self._cancelling = task.cancelling()
         receive: Receive = self._receive_on_asyncio
@@ -159,14 +159,12 @@ class Session(ClosingProtocol):
         try:
             is_settled = await self.close_after_handler(error)
         except BaseException as raised:
-            if (gates := self.release()) is not None and await gates.__aexit__(type(raised), raised, raised.__traceback__):
-                return True
-            raise
-        if (gates := self.release()) is None:
+            if (permits := self.release()) is None or not await permits.release(raised):
+                raise
+            return True
+        if (permits := self.release()) is None:
             return is_settled
-        if error is None or is_settled:
-            return await gates.__aexit__(None, None, None) or is_settled
-        return await gates.__aexit__(type(error), error, error.__traceback__)
+        return await permits.release(None if is_settled else error) or is_settled
 
     async def close_after_handler(self, error: BaseException | None = None) -> bool:
         """Close after the handler has ended; return True if ``error`` was handled here."""
