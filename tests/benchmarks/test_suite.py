@@ -319,6 +319,13 @@ def test_subjects_take_turns_and_the_first_does_not_count(run):
     assert sum(shares) == pytest.approx(1)
 
 
+def test_short_turns_are_many_but_in_a_quick_run(tmp_path):
+    benchmark = benchmark_of([], "a", short_turns=3)
+    for quick, count in ((False, 6), (True, 2)):
+        measured = benchmark.measure(Run(quick=quick, folder=tmp_path, pairs=2))
+        assert len(measured.samples["a"]["ns"]) == count
+
+
 def test_benchmark_without_warm_up_is_not_warmed_up(run):
     run.pairs = 1
     measured = benchmark_of([], "a", warms_up=False).measure(run)

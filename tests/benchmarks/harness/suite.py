@@ -126,6 +126,8 @@ class Benchmark:
     """What is measured, and what is compared.
 
     :param pairs: turns of each subject.
+    :param short_turns: how many short turns stand for each of these: the tail of a distribution is known by many of
+        them, since what else a machine does spoils only some.
     :param warms_up: whether the first turn of each does not count.
     """
 
@@ -133,6 +135,7 @@ class Benchmark:
     comparisons: list[Comparison] = field(default_factory=list)
     pairs: int = 21
     warms_up: bool = True
+    short_turns: int = 1
     subjects: dict[str, Subject] = field(default_factory=dict)
 
     def subject(self, name: str) -> Callable[[Subject], Subject]:
@@ -152,7 +155,7 @@ class Benchmark:
         """
         turns: dict[str, Turn] = {}
         left_out: dict[str, str] = {}
-        pairs = run.pairs or (1 if run.quick else self.pairs)
+        pairs = (run.pairs or (1 if run.quick else self.pairs)) * run.size(self.short_turns, 1)
         with ExitStack() as stack:
             for name, subject in self.subjects.items():
                 try:
