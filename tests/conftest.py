@@ -6,6 +6,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.clocks import JumpingClock
 from tests.support.markers import pytest_collection_modifyitems as pytest_collection_modifyitems
 from tests.support.markers import pytest_runtest_protocol as pytest_runtest_protocol
 
@@ -18,7 +19,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
-    return request.param
+    if request.node.get_closest_marker("jumping_clock") is None:
+        return request.param
+    clock = JumpingClock()
+    clock.replace_monotonic(request.getfixturevalue("monkeypatch"))
+    return request.param, clock.options(request.param)
 
 
 def pytest_collection_finish():

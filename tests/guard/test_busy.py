@@ -9,7 +9,7 @@ from asgi_closecodes.events import DrainStarted, SessionShed
 from tests.support.asgi import events_of
 from tests.support.fakes import ConnectedClients, wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.jumping_clock]
 
 
 class Calls:

@@ -14,6 +14,8 @@ from tests.support.asgi import Handler, Peer, events_of
 from tests.support.every_event import FACTS
 from tests.support.fakes import wait_until
 
+pytestmark = pytest.mark.jumping_clock
+
 
 class Clock:
     now = 100.0

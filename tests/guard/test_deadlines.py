@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import random
+import threading
 import time
 import tracemalloc
 import weakref
@@ -15,7 +16,6 @@ from types import SimpleNamespace
 
 import anyio
 import anyio.from_thread
-import anyio.to_thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +28,8 @@ from tests.support.asgi import Handler, Peer, events_of
 from tests.support.cohort import reconnect_peak
 from tests.support.every_event import FACTS
 from tests.support.fakes import Clock, ConnectedClients, StayingClient, wait_until
+
+pytestmark = pytest.mark.jumping_clock
 
 TICK_S = 0.1
 
@@ -475,6 +477,13 @@ async def test_guard_closes_each_by_its_code_and_cause(caplog):
     assert (record.levelname, record.getMessage()) == ("INFO", "shed a session of /: auth; close code 3000")
 
 
+def in_a_thread(function):
+    """Run it to its end while the event loop stands still, and its clock with it."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
 @pytest.mark.anyio
 async def test_guard_ends_session_whose_expiry_a_thread_sets():
     """And though nothing had to tick before."""
@@ -484,7 +493,7 @@ async def test_guard_ends_session_whose_expiry_a_thread_sets():
         session, other = guard.sessions
         assert session.expires_at is None
         assert not guard._ticker.is_running
-        await anyio.to_thread.run_sync(setattr, session, "expires_at", 0)
+        in_a_thread(lambda: setattr(session, "expires_at", 0))
         await wait_until(lambda: [*guard.sessions] == [other])
     assert stay.peers[0].closed[0] == 3000
 
@@ -586,7 +595,7 @@ async def test_guard_update_of_deadlines_applies_to_open_sessions():
         next(iter(guard.sessions)).key = "somebody"
         guard.update(auth_timeout=0.1)
         await wait_until(lambda: len(guard.sessions) == 1)
-        await anyio.to_thread.run_sync(lambda: guard.update(max_session_age=0.1))
+        in_a_thread(lambda: guard.update(max_session_age=0.1))
         await wait_until(lambda: not guard.sessions)
     assert [peer.closed[0] for peer in stay.peers] == [1012, 3000]
 

@@ -13,7 +13,7 @@ from asgi_closecodes.guard.draining import Draining
 from asgi_closecodes.guard.shed_order import ShedOrder
 from tests.support.fakes import Clock, FakeSession, wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.jumping_clock]
 
 
 class Leaver(FakeSession):

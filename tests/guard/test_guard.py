@@ -36,6 +36,8 @@ from asgi_closecodes.telemetry.prometheus import PrometheusObserver
 from tests.support.asgi import Handler, Peer, events_of
 from tests.support.fakes import Clock, ConnectedClients, FakeSensor, StayingClient, settle, wait_until
 
+pytestmark = pytest.mark.jumping_clock
+
 
 def gates(guard):
     """The gates of a snapshot by name."""

@@ -17,6 +17,8 @@ from asgi_closecodes.session.cycles import break_cycles
 from tests.support.asgi import Peer, events_of
 from tests.support.fakes import ConnectedClients, wait_until
 
+pytestmark = pytest.mark.jumping_clock
+
 BASE, EACH = 0.2, 0.025
 
 

@@ -27,6 +27,8 @@ from asgi_closecodes.naming import shown
 from tests.support.asgi import Handler, Peer, events_of
 from tests.support.fakes import Clock, ConnectedClients, FakeSensor, settle, wait_until
 
+pytestmark = pytest.mark.jumping_clock
+
 
 @pytest.mark.anyio
 async def test_sessions_over_a_lowered_limit_leave_at_the_shed_rate():

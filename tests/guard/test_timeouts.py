@@ -9,6 +9,7 @@ import random
 from types import SimpleNamespace
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
@@ -21,7 +22,7 @@ from asgi_closecodes.session.message_rate import LimitedReceive
 from tests.support.asgi import Handler, events_of
 from tests.support.fakes import Clock, ConnectedClients, StayingClient, wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.jumping_clock]
 
 
 class FakeConnection:
@@ -94,7 +95,8 @@ class Looking:
         for _ in range(round(seconds / tick)):
             self.clock.now += tick
             await self.timeouts.check()
-        await wait_until(lambda: self.timeouts._ending_in is None)
+        while self.timeouts._ending_in is not None:
+            await anyio.lowlevel.checkpoint()
 
     async def first_end(self, within):
         """Return the seconds until the first session is ended."""
@@ -591,7 +593,7 @@ async def test_cancellation_from_outside_goes_on_to_whoever_cancels():
     gone = anyio.Event()
     peer = StayingClient(gone)
     finished = False
-    with anyio.move_on_after(0.3) as scope:
+    with anyio.move_on_after(0.25) as scope:
         gone.set()
         await peer.visit(CloseCodeMiddleware(go_on, guard))
         finished = True
