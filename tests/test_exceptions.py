@@ -25,6 +25,8 @@ from asgi_closecodes.gates.base import NO_PERMIT
 from tests.support.asgi import Handler, Peer, events_of
 from tests.support.fakes import ConnectedClients, wait_until
 
+pytestmark = pytest.mark.jumping_clock
+
 
 def close_of(error, mapping=None):
     """What ``error`` asks for: code and reason, or None for an error."""

@@ -1,6 +1,7 @@
 """The checks that a contributor runs."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -63,7 +64,7 @@ def test_test_modules_are_imported_by_nobody():
     found = [
         f"{file.relative_to(ROOT)}:{node.lineno}"
         for file in sorted(TESTS.rglob("*.py"))
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(_parsed(file))
         if isinstance(node, ast.Import | ast.ImportFrom) and _imports_a_test(node)
     ]
     assert found == []
@@ -117,12 +118,17 @@ def test_test_names_are_short():
     long = [
         f"{file.relative_to(TESTS)}:{node.lineno} {node.name}"
         for file in sorted(TESTS.rglob("*.py"))
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(_parsed(file))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.name.startswith("test_")
         and len(node.name) > MAX_TEST_NAME_CHARACTERS
     ]
     assert long == []
+
+
+@functools.cache
+def _parsed(file):
+    return ast.parse(file.read_text())
 
 
 def _imports_a_test(node):
@@ -133,7 +139,7 @@ def _imports_a_test(node):
 
 def _docstrings(file):
     """Yield the docstrings of a file, those of attributes too."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(_parsed(file)):
         match node:
             case ast.Expr(value=ast.Constant(value=str(text))):
                 yield text

@@ -13,6 +13,8 @@ from asgi_closecodes.logs import ConsoleFormatter, JsonFormatter
 from tests.support.asgi import Peer, events_of
 from tests.support.fakes import settle
 
+pytestmark = pytest.mark.jumping_clock
+
 
 class Staying(Peer):
     """A peer that stays until ``gone`` is set; what is sent to it then raises ``raises``, if it is given."""

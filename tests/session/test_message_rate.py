@@ -17,6 +17,8 @@ from asgi_closecodes.session.message_rate import LimitedReceive, ShadowedReceive
 from tests.support.asgi import Handler, Peer, events_of
 from tests.support.fakes import Clock, ConnectedClients, wait_until
 
+pytestmark = pytest.mark.jumping_clock
+
 DATA = {"type": "websocket.receive", "text": "x"}
 
 

@@ -33,6 +33,8 @@ from tests.support.asgi import Handler, Peer, events_of
 from tests.support.clocks import run_without_waiting
 from tests.support.fakes import settle
 
+pytestmark = pytest.mark.jumping_clock
+
 
 class Fouls(AssertionError):
     """The middleware sent what no server may be sent."""
@@ -245,7 +247,7 @@ async def play(script, kind, handshake, gate_full):
     "close",
     False,
 )
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 def test_server_is_sent_what_asgi_allows_and_one_close(backend, script, kind, handshake, gate_full):
     """A server is only sent what ASGI allows, and closed exactly once."""
 

@@ -18,7 +18,7 @@ from asgi_closecodes.events import CallbackFailed
 from tests.support.asgi import Handler, Peer
 from tests.support.fakes import ConnectedClients, wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.jumping_clock]
 
 NOTHING = "Forbidden"
 

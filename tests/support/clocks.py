@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ class JumpingClock:
 @functools.cache
 def _taking_a_clock(*modules: ModuleType) -> list[FunctionType]:
     """Return the functions and methods whose argument is ``time.monotonic`` unless another is given."""
-    spaces = [vars(module) for module in modules]
+    spaces: list[Mapping[str, object]] = [vars(module) for module in modules]
     spaces += [vars(value) for space in spaces for value in space.values() if isinstance(value, type)]
     functions = {value for space in spaces for value in space.values() if isinstance(value, FunctionType)}
     return [
