@@ -39,6 +39,9 @@ Address: TypeAlias = tuple[str, int] | str
 class Running:
     """Running server."""
 
+    setup = ""
+    """Its key in SETUPS, if it has one."""
+
     def __init__(self, process: subprocess.Popen[Any], address: Address, log: Path) -> None:
         self.process = process
         self.address = address
@@ -100,6 +103,7 @@ def serve(
                 raise
             continue  # another process took the port before the server bound it
         break
+    running.setup = setup
     try:
         yield running
     finally:

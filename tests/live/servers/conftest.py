@@ -1,11 +1,12 @@
-"""Each server is started once, bare and wrapped, and serves all tests."""
+"""The six servers, and those of them that all tests of a file share."""
 
 import contextlib
-import time
 
 import pytest
 
-from tests.support.servers import SETUPS, serve
+from tests.support.servers import SETUPS
+
+from .at_once import serve_all
 
 
 @pytest.fixture(scope="session", params=SETUPS)
@@ -13,27 +14,12 @@ def setup(request):
     return request.param
 
 
-@pytest.fixture(scope="session")
-def bare(setup, tmp_path_factory):
-    with serve(setup, "tests.live.servers.apps:bare", tmp_path_factory.mktemp("bare")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def server(setup, tmp_path_factory):
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """All servers with the middleware, for tests that run on them at once."""
     env = {"CLOSECODES_LOG_BURST": "none"}  # tests that fail on purpose are a storm
-    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path_factory.mktemp("wrapped"), env=env) as running:
-        yield running
-
-
-@pytest.fixture
-def news(server, setup):
-    """What the server's process has written since the test began."""
-    # What it has to say of earlier tests may come late: daphne looks once a second at how its applications ended.
-    before = -1
-    while before != (before := len(server.log())):
-        time.sleep(1.5 if setup == "daphne" else 0.2)
-    return lambda: server.log()[before:]
+    with serve_all("tests.live.servers.wrapped:wrapped", tmp_path_factory.mktemp("servers"), env=env) as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from tests.support.peers import Raw, held, snapshot, tell, wait_until
-from tests.support.servers import serve
+
+from .at_once import at_once, on_each
 
 AGE = r"1012 session age reached; retry_after=[0-5]\.[0-9]; cause=age"
 
@@ -19,18 +20,16 @@ ENDS = {
 """By cause: what the guard is told, the code, and what a client sees."""
 
 
-@pytest.fixture(scope="module")
-def started(setup, tmp_path_factory):
-    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path_factory.mktemp("dated")) as running:
-        yield running
-
-
 @pytest.fixture
-def dated(started):
-    yield started
-    tell(started, "shed", max_session_age="None", auth_timeout="None", shadow="none")
-    tell(started, "shed", sign_out="4000")
-    assert wait_until(lambda: held(started, "shed") == 0, within=30)
+def servers(servers):
+    yield servers
+    on_each(servers, clear)
+
+
+def clear(server):
+    tell(server, "shed", max_session_age="None", auth_timeout="None", shadow="none")
+    tell(server, "shed", sign_out="4000")
+    assert wait_until(lambda: held(server, "shed") == 0, within=30)
 
 
 def sheds(server, cause):
@@ -43,16 +42,17 @@ def sheds(server, cause):
     ids=["polite", "mute", "sending"],
 )
 @pytest.mark.parametrize("cause", ENDS)
-def test_session_is_closed_with_its_code_and_cause(dated, setup, cause, handler, mute):
+@at_once
+def test_session_is_closed_with_its_code_and_cause(server, setup, cause, handler, mute):
     """Set while it is open, or before; the handler waits for its peer, or sends to it."""
     what, code, text = ENDS[cause]
     if handler == "send-only" and cause in {"age", "auth"}:
-        tell(dated, "shed", **what)
-    before = sheds(dated, cause)
-    with Raw(dated, f"/shed/{handler}") as peer:
+        tell(server, "shed", **what)
+    before = sheds(server, cause)
+    with Raw(server, f"/shed/{handler}") as peer:
         assert peer.answer() == 101
-        assert wait_until(lambda: held(dated, "shed") == 1) or sheds(dated, cause) > before
-        tell(dated, "shed", **what)
+        assert wait_until(lambda: held(server, "shed") == 1) or sheds(server, cause) > before
+        tell(server, "shed", **what)
         seen = peer.close_frame()
         if setup == "daphne":  # sends no reasons, and 4012 instead of 1012
             code, text = (4012, "4012") if code == 1012 else (code, str(code))
@@ -60,20 +60,21 @@ def test_session_is_closed_with_its_code_and_cause(dated, setup, cause, handler,
         if not mute:
             with contextlib.suppress(ConnectionError):
                 peer.send(8, seen.code.to_bytes(2))
-        assert wait_until(lambda: held(dated, "shed") == 0, within=30)
-    assert sheds(dated, cause) == before + 1
-    [*_, record] = dated.wait_for_records(
+        assert wait_until(lambda: held(server, "shed") == 0, within=30)
+    assert sheds(server, cause) == before + 1
+    [*_, record] = server.wait_for_records(
         before + 1, event__name="closecodes.session.shed", closecodes__gate__cause=cause
     )
     assert (record["websocket.close.code"], record["level"]) == (code, "info")
 
 
-def test_deadline_in_the_shadow_ends_nobody(dated):
-    tell(dated, "shed", shadow="all")
-    tell(dated, "shed", max_session_age="0.2", auth_timeout="0.2")
-    with Raw(dated, "/shed/echo") as peer:
+@at_once
+def test_deadline_in_the_shadow_ends_nobody(server):
+    tell(server, "shed", shadow="all")
+    tell(server, "shed", max_session_age="0.2", auth_timeout="0.2")
+    with Raw(server, "/shed/echo") as peer:
         assert peer.answer() == 101
-        records = dated.wait_for_records(
+        records = server.wait_for_records(
             2, event__name="closecodes.session.refused", closecodes__refusal__mode="shadow"
         )
         assert sorted(record["closecodes.gate.cause"] for record in records) == ["age", "auth"]

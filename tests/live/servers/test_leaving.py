@@ -7,6 +7,8 @@ import pytest
 from tests.support.peers import Raw, wait_until
 from tests.support.servers import serve
 
+from .at_once import at_once, serve_all
+
 LEGACY = "uvicorn {app} {uvicorn_bind} --ws websockets --log-level info --no-access-log"
 WAYS = {"1000": 1000, "1001": 1001, "4000": 4000, "no-code": None, "lost": "vanish"}
 NO_CODE = {"no-code": 1005, "lost": 1005}
@@ -24,20 +26,21 @@ SAID = {
 
 
 @pytest.fixture(scope="module")
-def detailed(setup, tmp_path_factory):
-    with serve(setup, "tests.live.servers.leaving:app", tmp_path_factory.mktemp("leaving")) as running:
-        yield running
+def servers(tmp_path_factory):
+    with serve_all("tests.live.servers.leaving:app", tmp_path_factory.mktemp("leaving")) as servers:
+        yield servers
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_close_of_the_client_is_told_as_known(detailed, setup, way):
-    with Raw(detailed, f"/{way}") as peer:
+@at_once
+def test_close_of_the_client_is_told_as_known(server, setup, way):
+    with Raw(server, f"/{way}") as peer:
         assert peer.answer() == 101
         if WAYS[way] == "vanish":
             peer.vanish()
         else:
             peer.send(8, b"" if WAYS[way] is None else WAYS[way].to_bytes(2))
-        [record] = detailed.wait_for_records(1, event__name="closecodes.session.closed", url__path=f"/{way}")
+        [record] = server.wait_for_records(1, event__name="closecodes.session.closed", url__path=f"/{way}")
     assert record.get("websocket.close.code") == SAID[setup].get(way, WAYS[way])
     assert record["closecodes.session.closed_by"] == "client"
 

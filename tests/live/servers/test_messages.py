@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from tests.support.peers import Raw, held, snapshot, tell, wait_until
-from tests.support.servers import serve
+
+from .at_once import at_once, on_each
 
 FRAME = b"\x81\xfe\x04\x00" + bytes(4) + b"x" * 1024
 """A text of 1 KiB, masked with zeros."""
@@ -17,25 +18,19 @@ MAX_ACCEPTED_BYTES = 24 << 20
 """Bytes that the systems' and the server's buffers take, at most, from a peer whose messages nobody receives."""
 
 
-@pytest.fixture(scope="module")
-def started(setup, tmp_path_factory):
-    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path_factory.mktemp("messages")) as running:
-        yield running
-
-
 @pytest.fixture
-def limited(started):
-    def limit(**what):
-        tell(started, "shed", **what)
-        return started
+def servers(servers):
+    yield servers
+    on_each(servers, clear)
 
-    yield limit
+
+def clear(server):
     # A handler that ignores its peer's departure is cancelled; hypercorn does not tell of every departure.
-    tell(started, "shed", cancel_after_disconnect="True", abandon_after="2")
-    tell(started, "shed", messages_per_second="None", message_burst="None", message_patience="5", shadow="")
-    tell(started, "shed", shed="1")
-    assert wait_until(lambda: held(started, "shed") == 0, within=60)
-    tell(started, "shed", cancel_after_disconnect="False", abandon_after="60")
+    tell(server, "shed", cancel_after_disconnect="True", abandon_after="2")
+    tell(server, "shed", messages_per_second="None", message_burst="None", message_patience="5", shadow="")
+    tell(server, "shed", shed="1")
+    assert wait_until(lambda: held(server, "shed") == 0, within=60)
+    tell(server, "shed", cancel_after_disconnect="False", abandon_after="60")
 
 
 def flood(peer, until):
@@ -63,8 +58,9 @@ def refusals(server):
     return snapshot(server, "shed")["refusals"].get("messages", 0)
 
 
-def test_flooder_is_closed_with_1008(limited, setup):
-    server = limited(messages_per_second="20", message_burst="5", message_patience="1")
+@at_once
+def test_flooder_is_closed_with_1008(server, setup):
+    tell(server, "shed", messages_per_second="20", message_burst="5", message_patience="1")
     before, start = refusals(server), time.monotonic()
     with Raw(server, "/shed/receive-for-ever") as peer:
         assert peer.answer() == 101
@@ -88,8 +84,9 @@ def test_flooder_is_closed_with_1008(limited, setup):
     assert wait_until(lambda: held(server, "shed") == 0, within=30)
 
 
-def test_peer_below_the_limit_is_let_alone(limited):
-    server = limited(messages_per_second="20", message_burst="5", message_patience="0.5")
+@at_once
+def test_peer_below_the_limit_is_let_alone(server):
+    tell(server, "shed", messages_per_second="20", message_burst="5", message_patience="0.5")
     with Raw(server, "/shed/echo") as peer:
         assert peer.answer() == 101
         for _ in range(40):
@@ -99,11 +96,11 @@ def test_peer_below_the_limit_is_let_alone(limited):
         assert held(server, "shed") == 1
 
 
-def test_limit_of_an_open_session_delays_what_it_says(limited):
-    server = limited()
+@at_once
+def test_limit_of_an_open_session_delays_what_it_says(server):
     with Raw(server, "/shed/echo") as peer:
         assert peer.answer() == 101
-        limited(messages_per_second="2", message_burst="1", message_patience="60")
+        tell(server, "shed", messages_per_second="2", message_burst="1", message_patience="60")
         start = time.monotonic()
         for _ in range(4):
             peer.send(1, b"x")
@@ -112,10 +109,11 @@ def test_limit_of_an_open_session_delays_what_it_says(limited):
         assert time.monotonic() - start >= 0.9
 
 
-def test_server_pushes_back_or_memory_is_bounded_until_the_close(limited, setup):
+@at_once
+def test_server_pushes_back_or_memory_is_bounded_until_the_close(server, setup):
     """daphne reads on, whatever is received: there the patience bounds what it holds."""
     patience = "1" if setup == "daphne" else "600"
-    server = limited(messages_per_second="2", message_burst="1", message_patience=patience)
+    tell(server, "shed", messages_per_second="2", message_burst="1", message_patience=patience)
     process = psutil.Process(server.process.pid)
     everybody = [process, *process.children(recursive=True)]
 
@@ -138,8 +136,9 @@ def refusals_soon(start):
     return time.monotonic() - start > 4
 
 
-def test_shed_interrupts_the_delay(limited, setup):
-    server = limited(messages_per_second="0.05", message_burst="1", message_patience="600")
+@at_once
+def test_shed_interrupts_the_delay(server, setup):
+    tell(server, "shed", messages_per_second="0.05", message_burst="1", message_patience="600")
     with Raw(server, "/shed/echo") as peer:
         assert peer.answer() == 101
         peer.send(1, b"x")
@@ -150,8 +149,11 @@ def test_shed_interrupts_the_delay(limited, setup):
         assert peer.close_frame().code == (4013 if setup == "daphne" else 1013)
 
 
-def test_shadow_only_tells(limited):
-    server = limited(messages_per_second="5", message_burst="1", message_patience="0.5", shadow="messages_per_second")
+@at_once
+def test_shadow_only_tells(server):
+    tell(
+        server, "shed", messages_per_second="5", message_burst="1", message_patience="0.5", shadow="messages_per_second"
+    )
     before = len(server.records(closecodes__refusal__mode="shadow"))
     with Raw(server, "/shed/echo") as peer:
         assert peer.answer() == 101

@@ -1,11 +1,14 @@
 """Sessions that are ended from outside of their handlers, on live servers."""
 
 import contextlib
+import itertools
 import time
 
 import pytest
 
 from tests.support.peers import HINT, Raw, connect, held, is_empty, snapshot, tell, wait_until
+
+from .at_once import at_once, on_each
 
 ENDING = (
     "echo",
@@ -27,51 +30,54 @@ STUBBORN = (
 )
 """Handlers that have to be cancelled."""
 
-GRACE_S = 5
+GRACE_S = 4
 """Seconds that they have; longer than the server waits for the answer to a close."""
 
 
 @pytest.fixture
-def daphne(setup):
-    return setup == "daphne"
+def servers(servers):
+    yield servers
+    on_each(servers, clear)
 
 
-@pytest.fixture(autouse=True)
-def nobody_is_there(server):
-    assert wait_until(is_empty(server, "shed"))
-    yield
+def clear(server):
     tell(server, "shed", max_sessions="None", max_sessions_per_client="None", shed_grace="1")
     assert wait_until(is_empty(server, "shed"))
 
 
-@pytest.mark.parametrize("mute", [False, True], ids=["polite", "mute"])
-def test_shed_session_gets_its_code_whatever_its_handler_does(server, daphne, holding, news, mute):
-    """At once; its handler may end by itself, and is cancelled after its grace. That is no error."""
-    handlers = (*ENDING, *STUBBORN)
+@at_once
+def test_shed_session_gets_its_code_whatever_its_handler_does(server, daphne, holding, news):
+    """At once; its handler may end by itself, and is cancelled after its grace. That is no error.
+
+    Of each there is one whose peer answers the close, and one whose peer does not.
+    """
+    kinds = [*itertools.product((*ENDING, *STUBBORN), ("polite", "mute"))]
+    stubborn = 2 * len(STUBBORN)
     before = snapshot(server, "shed")["sheds"].get("test", 0)
     tell(server, "shed", shed_grace=GRACE_S)
-    peers = {handler: holding.enter_context(Raw(server, f"/shed/{handler}")) for handler in handlers}
-    assert {handler: peer.answer() for handler, peer in peers.items()} == dict.fromkeys(handlers, 101)
-    assert wait_until(lambda: held(server, "shed") == len(handlers))
+    peers = {kind: holding.enter_context(Raw(server, f"/shed/{kind[0]}")) for kind in kinds}
+    assert {kind: peer.answer() for kind, peer in peers.items()} == dict.fromkeys(kinds, 101)
+    assert wait_until(lambda: held(server, "shed") == len(kinds))
     time.sleep(0.1)  # let the handlers reach what they wait for
     tell(server, "shed", shed="1")
-    seen = {handler: peer.close_frame() for handler, peer in peers.items()}
-    assert held(server, "shed") >= len(STUBBORN), "not only when the grace is over"
+    seen = {kind: peer.close_frame() for kind, peer in peers.items()}
+    assert held(server, "shed") >= stubborn, "not only when the grace is over"
     said = "4013" if daphne else "1013 try again later; retry_after=2.0; cause=test"
-    assert {handler: str(one) for handler, one in seen.items()} == dict.fromkeys(handlers, said)
-    if not mute:
-        for handler, peer in peers.items():
+    assert {kind: str(one) for kind, one in seen.items()} == dict.fromkeys(kinds, said)
+    for kind, peer in peers.items():
+        if "polite" in kind:
             with contextlib.suppress(ConnectionError):  # a server may hang up before it is answered
-                peer.send(8, seen[handler].code.to_bytes(2))
+                peer.send(8, seen[kind].code.to_bytes(2))
     # A session counts as long as its connection: uvicorn waits for the answer, until it is aborted.
-    assert wait_until(lambda: held(server, "shed") == len(STUBBORN)), "the others do not wait for their grace"
+    assert wait_until(lambda: held(server, "shed") == stubborn), "the others do not wait for their grace"
     assert wait_until(is_empty(server, "shed"), within=30)
     said = news()
     assert "Traceback" not in said, said[said.find("Traceback") :][:4000]
     assert '"error"' not in said
-    assert snapshot(server, "shed")["sheds"]["test"] - before == len(handlers)
+    assert snapshot(server, "shed")["sheds"]["test"] - before == len(kinds)
 
 
+@at_once
 def test_handler_shed_sees_a_disconnect_and_sends_raise(server):
     earlier = len(server.records(saw=1013))
     with Raw(server, "/shed/clean-up-after-the-disconnect") as peer:
@@ -84,6 +90,7 @@ def test_handler_shed_sees_a_disconnect_and_sends_raise(server):
     assert record["why"] == "try again later; retry_after=2.0; cause=test"
 
 
+@at_once
 def test_handshake_that_is_not_answered_is_ended_too(server, daphne):
     with Raw(server, "/shed/answer-late") as peer:
         assert wait_until(lambda: held(server, "shed") == 1)
@@ -93,6 +100,7 @@ def test_handshake_that_is_not_answered_is_ended_too(server, daphne):
         assert peer.close_frame().code == (4013 if daphne else 1013)
 
 
+@at_once
 def test_sessions_over_a_lowered_limit_leave_newest_first(server, daphne, holding):
     peers = []
     for _ in range(5):
@@ -110,6 +118,7 @@ def test_sessions_over_a_lowered_limit_leave_newest_first(server, daphne, holdin
     assert connect(server, "/shed/echo").code == (4013 if daphne else 1013)
 
 
+@at_once
 def test_client_s_dead_sessions_do_not_lock_it_out(server, daphne, holding):
     tell(server, "shed", max_sessions_per_client="5", when_client_full="replace_oldest")
     zombies = []
@@ -126,6 +135,7 @@ def test_client_s_dead_sessions_do_not_lock_it_out(server, daphne, holding):
     assert wait_until(lambda: held(server, "shed") == 5)
 
 
+@at_once
 def test_drain_tells_everybody_and_lets_nobody_in(server, daphne, holding):
     peers = [holding.enter_context(Raw(server, "/shed/echo")) for _ in range(6)]
     assert [peer.answer() for peer in peers] == [101] * 6

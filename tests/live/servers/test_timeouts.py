@@ -7,7 +7,8 @@ import time
 import pytest
 
 from tests.support.peers import Raw, held, snapshot, tell, wait_until
-from tests.support.servers import serve
+
+from .at_once import at_once, on_each
 
 FINDS_SOCKET = {"uvicorn-sansio", "uvicorn-wsproto", "hypercorn-asyncio", "hypercorn-trio"}
 """Set-ups whose ``send`` leads to the socket."""
@@ -16,20 +17,18 @@ TELLS_OF_LOSS = FINDS_SOCKET - {"hypercorn-trio"}
 """Set-ups that tell of every departure, whatever the handler waits for: trio's socket stays open after a reset."""
 
 
-@pytest.fixture(scope="module")
-def started(setup, tmp_path_factory):
-    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path_factory.mktemp("timed")) as running:
-        yield running
-
-
 @pytest.fixture
-def timed(started):
-    yield started
-    # Whoever is left is cancelled if its peer has left, or ended.
-    tell(started, "shed", idle_timeout="None", cancel_after_disconnect="True", send_timeout="None")
-    tell(started, "shed", shed="1")
-    assert wait_until(lambda: held(started, "shed") == 0, within=30)
-    tell(started, "shed", cancel_after_disconnect="False")
+def servers(servers):
+    yield servers
+    on_each(servers, clear)
+
+
+def clear(server):
+    """Cancel whoever is left if its peer has left, or end it."""
+    tell(server, "shed", idle_timeout="None", cancel_after_disconnect="True", send_timeout="None")
+    tell(server, "shed", shed="1")
+    assert wait_until(lambda: held(server, "shed") == 0, within=30)
+    tell(server, "shed", cancel_after_disconnect="False")
 
 
 def sheds(server, cause):
@@ -50,11 +49,12 @@ class Narrow:
         return plain
 
 
-def test_idle_session_is_closed_with_3008(timed, setup):
+@at_once
+def test_idle_session_is_closed_with_3008(server, setup):
     """Whether its peer answers the close or not."""
-    tell(timed, "shed", idle_timeout="1")
-    before = sheds(timed, "idle")
-    with Raw(timed, "/shed/echo") as polite, Raw(timed, "/shed/echo") as mute:
+    tell(server, "shed", idle_timeout="1")
+    before = sheds(server, "idle")
+    with Raw(server, "/shed/echo") as polite, Raw(server, "/shed/echo") as mute:
         assert polite.answer() == mute.answer() == 101
         for _ in range(8):  # longer than the limit, but not idle
             for peer in (polite, mute):
@@ -68,63 +68,65 @@ def test_idle_session_is_closed_with_3008(timed, setup):
             polite.send(8, seen.code.to_bytes(2))
         said = "3008" if setup == "daphne" else "3008 idle timeout; cause=idle"
         assert str(seen) == str(mute.close_frame()) == said
-        assert wait_until(lambda: held(timed, "shed") == 0)
-    assert sheds(timed, "idle") == before + 2
-    records = timed.wait_for_records(before + 2, event__name="closecodes.session.shed", closecodes__gate__cause="idle")
+        assert wait_until(lambda: held(server, "shed") == 0)
+    assert sheds(server, "idle") == before + 2
+    records = server.wait_for_records(before + 2, event__name="closecodes.session.shed", closecodes__gate__cause="idle")
     assert {(record["websocket.close.code"], record["level"]) for record in records} == {(3008, "info")}
 
 
 @pytest.mark.parametrize("handler", ["flood", "flood-in-new-tasks"])
-def test_peer_that_does_not_read_is_shed_as_slow(timed, setup, handler):
+@at_once
+def test_peer_that_does_not_read_is_shed_as_slow(server, setup, handler):
     """But on daphne, where no send ever waits: memory grows instead."""
-    tell(timed, "shed", send_timeout="1")
-    before = sheds(timed, "slow")
-    with Raw(timed, f"/shed/{handler}") as peer:
+    tell(server, "shed", send_timeout="1")
+    before = sheds(server, "slow")
+    with Raw(server, f"/shed/{handler}") as peer:
         assert peer.answer() == 101
         if setup == "daphne":
             time.sleep(3)
-            assert sheds(timed, "slow") == before
+            assert sheds(server, "slow") == before
             return
-        assert wait_until(lambda: snapshot(timed, "shed")["leaving"] or sheds(timed, "slow") > before)
+        assert wait_until(lambda: snapshot(server, "shed")["leaving"] or sheds(server, "slow") > before)
         if handler == "flood":
             assert str(peer.close_frame()).startswith("1013 try again later; retry_after=")
-        assert wait_until(lambda: sheds(timed, "slow") > before)
+        assert wait_until(lambda: sheds(server, "slow") > before)
 
 
-def test_peer_that_reads_ordinary_messages_is_never_slow(timed):
-    tell(timed, "shed", send_timeout="0.5")
-    before = sheds(timed, "slow")
-    with Raw(timed, "/shed/send-only") as peer:
+@at_once
+def test_peer_that_reads_ordinary_messages_is_never_slow(server):
+    tell(server, "shed", send_timeout="0.5")
+    before = sheds(server, "slow")
+    with Raw(server, "/shed/send-only") as peer:
         assert peer.answer() == 101
         for _ in range(8):  # longer than the limit
             peer.socket.recv(410)
             time.sleep(0.2)
-    assert sheds(timed, "slow") == before
+    assert sheds(server, "slow") == before
 
 
-def test_peer_that_reads_4_kb_a_second_of_a_flood_is_not_slow(timed, setup):
-    """Each send of the server's waits for longer than the limit then."""
-    if setup not in FINDS_SOCKET:
-        pytest.skip("nothing tells that such a peer reads")
-    tell(timed, "shed", send_timeout="3")
-    before = sheds(timed, "slow")
-    with Raw(Narrow(timed), "/shed/flood") as peer:
+@at_once(setups=FINDS_SOCKET)
+def test_peer_that_reads_4_kb_a_second_of_a_flood_is_not_slow(server, setup):
+    """Each send of the server's waits for longer than the limit then; elsewhere nothing tells that such a peer reads."""
+    tell(server, "shed", send_timeout="3")
+    before = sheds(server, "slow")
+    with Raw(Narrow(server), "/shed/flood") as peer:
         assert peer.answer() == 101
         for _ in range(75):
             peer.socket.recv(410)
             time.sleep(0.1)
-        assert sheds(timed, "slow") == before
+        assert sheds(server, "slow") == before
         if setup in TELLS_OF_LOSS:  # the sends of a trio worker are shorter
-            assert snapshot(timed, "shed")["stalled"] == 1
-        assert wait_until(lambda: snapshot(timed, "shed")["leaving"], within=20), "it has stopped to read"
+            assert snapshot(server, "shed")["stalled"] == 1
+        assert wait_until(lambda: snapshot(server, "shed")["leaving"], within=20), "it has stopped to read"
 
 
 @pytest.mark.parametrize("way", ["close", "vanish"])
 @pytest.mark.parametrize("handler", ["go-on-after-the-disconnect", "sleep", "send-and-swallow"])
-def test_handler_without_its_peer_is_cancelled(timed, setup, handler, way):
+@at_once
+def test_handler_without_its_peer_is_cancelled(server, setup, handler, way):
     told = handler.startswith("go-on") or setup in TELLS_OF_LOSS or (setup == "hypercorn-trio" and way == "close")
-    tell(timed, "shed", cancel_after_disconnect="True")
-    with Raw(timed, f"/shed/{handler}") as peer:
+    tell(server, "shed", cancel_after_disconnect="True")
+    with Raw(server, f"/shed/{handler}") as peer:
         assert peer.answer() == 101
         time.sleep(0.1)
         if way == "vanish":
@@ -133,27 +135,26 @@ def test_handler_without_its_peer_is_cancelled(timed, setup, handler, way):
             peer.send(8, (1000).to_bytes(2))
             time.sleep(0.1)
     if told:  # elsewhere the server may tell of it late, or never
-        assert wait_until(lambda: held(timed, "shed") == 0)
-    assert not timed.records(event__name="closecodes.session.exception")
-    assert "Traceback" not in timed.log()
+        assert wait_until(lambda: held(server, "shed") == 0)
+    assert not server.records(event__name="closecodes.session.exception")
+    assert "Traceback" not in server.log()
 
 
 @pytest.mark.parametrize(
     "behind", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x81\x81\0\0\0\0x"], ids=["request", "data"]
 )
-def test_idle_timeout_frees_what_hypercorn_never_tells_of(tmp_path, behind):
-    with serve("hypercorn-asyncio", "tests.live.servers.wrapped:wrapped", tmp_path) as server:
+@at_once(setups=["hypercorn-asyncio"])
+def test_idle_timeout_frees_what_hypercorn_never_tells_of(server, behind):
+    def is_open():
+        return held(server, "shed") == 1
 
-        def is_open():
-            return held(server, "shed") == 1
-
-        for _ in range(10):  # it depends on what its tasks have read until then
-            with Raw(server, "/shed/echo", behind=behind) as peer:
-                wait_until(is_open, within=1)
-                peer.vanish()
-            time.sleep(0.7)
-            if is_open():
-                break
-        assert is_open()
-        tell(server, "shed", idle_timeout="1")
-        assert wait_until(lambda: not is_open())
+    for _ in range(10):  # it depends on what its tasks have read until then
+        with Raw(server, "/shed/echo", behind=behind) as peer:
+            wait_until(is_open, within=1)
+            peer.vanish()
+        time.sleep(0.7)
+        if is_open():
+            break
+    assert is_open()
+    tell(server, "shed", idle_timeout="1")
+    assert wait_until(lambda: not is_open())

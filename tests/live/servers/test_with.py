@@ -6,9 +6,9 @@ import time
 import pytest
 
 from tests.support.peers import HINT, Raw, connect, connect_with_httpx_ws, held, is_empty, snapshot, tell, wait_until
-from tests.support.servers import serve
 
 from .apps import SECRET
+from .at_once import at_once, on_each, serve_all
 
 CLOSES = {
     # path: what a client sees, and what it sees of daphne where that differs
@@ -41,12 +41,8 @@ CLOSES = {
 FAILURES = {"raise-before-accept": "connecting", "raise-after-accept": "open", "raise-a-group": "open"}
 
 
-@pytest.fixture
-def daphne(setup):
-    return setup == "daphne"
-
-
 @pytest.mark.parametrize("path", CLOSES)
+@at_once
 def test_client_sees_the_documented_end(server, daphne, path):
     seen = connect(server, f"/{path}")
     assert str(seen) == CLOSES[path][-1 if daphne else 0]
@@ -57,6 +53,7 @@ def test_client_sees_the_documented_end(server, daphne, path):
 
 
 @pytest.mark.parametrize("path", FAILURES)
+@at_once
 def test_failure_is_1011_and_one_record_with_the_client_s_ref(server, daphne, path):
     earlier = len(server.records(url__path=f"/{path}"))
     seen = connect(server, f"/{path}")
@@ -84,6 +81,7 @@ def test_failure_is_1011_and_one_record_with_the_client_s_ref(server, daphne, pa
 
 
 @pytest.mark.parametrize("path", ["fail-in-the-handler", "fail-in-a-task", "fail-in-a-thread"])
+@at_once
 def test_fail_is_1011_and_one_record_of_its_ref(server, daphne, path):
     earlier = len(server.records(url__path=f"/{path}"))
     seen = connect(server, f"/{path}")
@@ -98,6 +96,7 @@ def test_fail_is_1011_and_one_record_of_its_ref(server, daphne, path):
     assert f"ValueError: {SECRET}" in record["exception.stacktrace"]
 
 
+@at_once
 def test_failure_on_a_message(server, daphne):
     seen = connect(server, "/raise-on-message", say="token=hunter2")
     assert seen.code == 1011
@@ -107,6 +106,7 @@ def test_failure_on_a_message(server, daphne):
     assert daphne or record["closecodes.error.id"] == seen.ref
 
 
+@at_once
 def test_server_does_not_log_the_failure_again(server, daphne, news):
     connect(server, "/raise-after-accept")
     assert wait_until(lambda: "closecodes.session.exception" in news())
@@ -114,6 +114,7 @@ def test_server_does_not_log_the_failure_again(server, daphne, news):
     assert ("Traceback" in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE)) is daphne
 
 
+@at_once
 def test_reraise_lets_the_server_see_the_failure(server, daphne, news):
     seen = connect(server, "/reraise/raise-after-accept")
     assert seen.code == 1011
@@ -122,6 +123,7 @@ def test_reraise_lets_the_server_see_the_failure(server, daphne, news):
     assert news().count("closecodes.session.exception") == 1
 
 
+@at_once
 def test_debug_tells_the_client(server, daphne):
     seen = connect(server, "/debug/raise-after-accept")
     if daphne:
@@ -130,6 +132,7 @@ def test_debug_tells_the_client(server, daphne):
         assert re.fullmatch(rf"ValueError: {SECRET}; ref=\w{{12}}", seen.reason)
 
 
+@at_once
 def test_codes_may_be_chosen(server, daphne):
     seen = connect(server, "/private/raise-after-accept")
     assert seen.code == 4011
@@ -137,6 +140,7 @@ def test_codes_may_be_chosen(server, daphne):
     assert connect(server, "/private/raise-try-again-later").code == 4013
 
 
+@at_once
 def test_by_httpx_ws(server, daphne):
     assert connect_with_httpx_ws(server, "/raise-after-accept").code == 1011
     assert connect_with_httpx_ws(server, "/return-after-accept").code == 1000
@@ -144,12 +148,14 @@ def test_by_httpx_ws(server, daphne):
     assert str(connect_with_httpx_ws(server, "/http/echo")) == ("4013" if daphne else "HTTP 503")
 
 
+@at_once
 def test_half_a_denial_is_ended_and_reported(server, daphne):
     earlier = len(server.records(url__path="/deny-half-and-raise"))
     assert str(connect(server, "/deny-half-and-raise")) == "HTTP 403"
     assert len(server.wait_for_records(earlier + 1, url__path="/deny-half-and-raise")) == earlier + 1
 
 
+@at_once
 def test_code_that_may_not_be_sent_leaves_a_warning(server):
     connect(server, "/close-1006")
     [*_, record] = server.wait_for_records(1, url__path="/close-1006", level="warning")
@@ -159,16 +165,16 @@ def test_code_that_may_not_be_sent_leaves_a_warning(server):
 # What is no error
 
 
-@pytest.mark.parametrize("path", ["let-the-disconnect-escape", "send-after-the-peer-left", "send-until-the-disconnect"])
 @pytest.mark.parametrize("leave", ["by a close frame", "without a word"])
-def test_peer_that_leaves_is_no_error(server, news, path, leave):
-    with Raw(server, f"/{path}") as peer:
-        assert peer.answer() == 101
-        if leave == "without a word":
-            peer.vanish()
-        else:
-            peer.send(8, b"\x03\xe9")
-            peer.socket.settimeout(0.3)
+@at_once
+def test_peer_that_leaves_is_no_error(server, news, leave):
+    for path in ("let-the-disconnect-escape", "send-after-the-peer-left", "send-until-the-disconnect"):
+        with Raw(server, f"/{path}") as peer:
+            assert peer.answer() == 101
+            if leave == "without a word":
+                peer.vanish()
+            else:
+                peer.send(8, b"\x03\xe9")
     assert wait_until(is_empty(server, ""))
     time.sleep(0.1)
     assert "Traceback" not in news()
@@ -176,9 +182,10 @@ def test_peer_that_leaves_is_no_error(server, news, path, leave):
     assert '"error"' not in news()
 
 
-@pytest.mark.parametrize("path", ["/http/echo", "/deny", "/deny-half-and-raise", "/one/return-before-accept"])
-def test_handshake_answered_by_http_logs_no_server_error(server, news, path):
-    assert connect(server, path).status or server.records()
+@at_once
+def test_handshake_answered_by_http_logs_no_server_error(server, news):
+    for path in ("/http/echo", "/deny", "/deny-half-and-raise", "/one/return-before-accept"):
+        assert connect(server, path).status or server.records()
     time.sleep(0.2)
     assert "without" not in re.sub(r"^\{.*$", "", news(), flags=re.MULTILINE)
     assert "ERROR" not in news()
@@ -187,6 +194,7 @@ def test_handshake_answered_by_http_logs_no_server_error(server, news, path):
 # 1013
 
 
+@at_once
 def test_full_server_says_when_to_return_and_has_room_again(server, daphne):
     """A full server says when to come back, and has room again when somebody leaves."""
     assert wait_until(is_empty(server, "one"))
@@ -207,6 +215,7 @@ def test_full_server_says_when_to_return_and_has_room_again(server, daphne):
     assert connect(server, "/one/echo", say="x", patience=0.3).open
 
 
+@at_once
 def test_refusal_by_http(server, daphne):
     seen = connect(server, "/http/echo")
     if daphne:
@@ -220,6 +229,7 @@ def test_refusal_by_http(server, daphne):
         assert record["closecodes.gate.name"] == "max_sessions"
 
 
+@at_once
 def test_refusal_by_http_holds_no_socket(server, daphne):
     with Raw(server, "/http/echo") as peer:
         if not daphne:
@@ -228,6 +238,7 @@ def test_refusal_by_http_holds_no_socket(server, daphne):
                 pass
 
 
+@at_once
 def test_page_that_hammers_gets_http(server, daphne):
     """It is known by what it sends: another cookie is another page."""
     seen = [str(connect(server, "/auto/echo", additional_headers={"cookie": "a=1"}))[:8] for _ in range(5)]
@@ -240,11 +251,13 @@ def test_page_that_hammers_gets_http(server, daphne):
     assert {one.code for one in others} == {4013 if daphne else 1013}
 
 
+@at_once
 def test_engine_io_gets_http(server, daphne):
     seen = connect(server, "/auto/echo?EIO=4&transport=websocket")
     assert str(seen)[:8] == ("4013" if daphne else "HTTP 503")
 
 
+@at_once
 def test_early_close_is_delivered(server, daphne):
     seen = connect(server, "/early/close-4401-before-accept", subprotocols=["chat", "v2"])
     assert (seen.code, seen.reason) == (4401, "" if daphne else "sign in")
@@ -252,16 +265,17 @@ def test_early_close_is_delivered(server, daphne):
     assert str(connect(server, "/early-http/close-4401-before-accept")) == ("4401" if daphne else "HTTP 403")
 
 
+@at_once
 def test_many_refusals_fall_back_to_http(server, daphne):
-    time.sleep(1)
+    assert wait_until(lambda: connect(server, "/few/echo").code == (4013 if daphne else 1013))
     seen = [connect(server, "/few/echo") for _ in range(5)]
     if daphne:
         assert {str(one) for one in seen} == {"4013"}
     else:
-        assert seen[0].code == 1013
         assert 503 in {one.status for one in seen}
 
 
+@at_once
 def test_keys_are_limited_one_by_one(server, daphne):
     with Raw(server, "/keyed/echo?a") as first, Raw(server, "/keyed/echo?b") as second:
         assert first.answer() == second.answer() == 101
@@ -271,12 +285,14 @@ def test_keys_are_limited_one_by_one(server, daphne):
 
 
 @pytest.mark.parametrize(("path", "echoed"), [("/private/raise-before-accept", "first"), ("/offers/echo", "second")])
+@at_once
 def test_subprotocol_is_echoed_so_that_browsers_see_the_code(server, path, echoed):
     seen = connect(server, path, subprotocols=["first", "second"])
     assert seen.code in {4011, 1013, 4013}
     assert seen.subprotocol == echoed
 
 
+@at_once
 def test_scope_without_extensions_asgi_and_client(server, daphne):
     """A client may see its end before its place is free: each waits for it."""
     assert wait_until(is_empty(server, "bald"))
@@ -294,15 +310,16 @@ def test_scope_without_extensions_asgi_and_client(server, daphne):
 # Peers that do not behave
 
 
-@pytest.mark.parametrize("path", ["/one/raise-after-accept", "/one/return-after-accept", "/one/close-1013"])
-def test_peer_that_never_answers_a_close_holds_no_permit(server, path):
-    assert wait_until(is_empty(server, "one"))
-    with Raw(server, path) as peer:
+@at_once
+def test_peer_that_never_answers_a_close_holds_no_permit(server, holding):
+    for path in ("raise-after-accept", "return-after-accept", "close-1013"):
+        peer = holding.enter_context(Raw(server, f"/shed/{path}"))
         assert peer.answer() == 101
         assert peer.close_frame().code
-        assert wait_until(is_empty(server, "one"), within=5)
+    assert wait_until(is_empty(server, "shed"), within=30)
 
 
+@at_once
 def test_peer_that_does_not_read_is_given_up(server, setup):
     """It takes nothing, not even the close frame; the handler ends, and so does the session."""
     assert wait_until(is_empty(server, "one"))
@@ -315,6 +332,7 @@ def test_peer_that_does_not_read_is_given_up(server, setup):
         assert wait_until(is_empty(server, "one"))
 
 
+@at_once
 def test_peer_that_vanishes_gives_its_permit_back(server, news):
     assert wait_until(is_empty(server, "one"))
     for _ in range(5):
@@ -328,18 +346,21 @@ def test_peer_that_vanishes_gives_its_permit_back(server, news):
     assert '"error"' not in news()
 
 
-@pytest.mark.parametrize("path", ["/one/echo", "/http/echo", "/few/echo", "/raise-before-accept", "/deny"])
-def test_peer_that_leaves_at_once_leaves_nothing_behind(server, news, path):
-    for wait in (0, 0, 0.001, 0.003, 0.01):
-        peer = Raw(server, path)
-        time.sleep(wait)
-        peer.vanish()
+@pytest.mark.parametrize("paths", [["/one/echo", "/http/echo", "/few/echo", "/deny"], ["/raise-before-accept"]])
+@at_once
+def test_peer_that_leaves_at_once_leaves_nothing_behind(server, news, paths):
+    for path in paths:
+        for wait in (0, 0, 0.001, 0.003, 0.01):
+            peer = Raw(server, path)
+            time.sleep(wait)
+            peer.vanish()
     for guard in ("", "one", "http", "few"):
         assert wait_until(is_empty(server, guard))
-    if path != "/raise-before-accept":
+    if paths != ["/raise-before-accept"]:
         assert '"error"' not in news()
 
 
+@at_once
 def test_half_a_handshake_takes_no_permit(server):
     assert wait_until(is_empty(server, "one"))
     with server.connect() as half, Raw(server, "/one/echo") as peer:
@@ -347,23 +368,24 @@ def test_half_a_handshake_takes_no_permit(server):
         assert peer.answer() == 101
 
 
-@pytest.mark.parametrize(
-    "rest",
-    [
-        {"extra": b"X-Big: " + b"x" * 100_000 + b"\r\n"},
-        {"extra": b"Sec-WebSocket-Protocol: " + b"p" * 100_000 + b"\r\n"},
-        {"path": b"/\xff\xfe"},
-        {"path": b"/%ff%fe%0d%0a%1b[31mforged%20line"},
-        {"path": b"/one/%ff" + b"x" * 20_000},
-    ],
-    ids=["a header of 100 KB", "a subprotocol of 100 KB", "no UTF-8", "no UTF-8, encoded, forged", "a long path"],
-)
-def test_hostile_handshake_harms_nobody(server, news, rest):
-    with Raw(server, **rest) as peer:
-        peer.socket.settimeout(2)
+HOSTILE = {
+    "a header of 100 KB": {"extra": b"X-Big: " + b"x" * 100_000 + b"\r\n"},
+    "a subprotocol of 100 KB": {"extra": b"Sec-WebSocket-Protocol: " + b"p" * 100_000 + b"\r\n"},
+    "no UTF-8": {"path": b"/\xff\xfe"},
+    "no UTF-8, encoded, forged": {"path": b"/%ff%fe%0d%0a%1b[31mforged%20line"},
+    "a long path": {"path": b"/one/%ff" + b"x" * 20_000},
+}
+
+
+@at_once
+def test_hostile_handshake_harms_nobody(server, holding, news):
+    peers = {name: holding.enter_context(Raw(server, **rest)) for name, rest in HOSTILE.items()}
+    deadline = time.monotonic() + 2
+    for name, peer in peers.items():
+        peer.socket.settimeout(max(deadline - time.monotonic(), 0.1))
         try:
             if peer.answer() == 101:
-                assert peer.close_frame().code == 1011
+                assert peer.close_frame().code == 1011, name
         except (OSError, TimeoutError):
             pass  # the server left, or waits for the rest
     assert connect(server, "/echo", say="x", patience=0.3).open
@@ -371,19 +393,23 @@ def test_hostile_handshake_harms_nobody(server, news, rest):
     assert not re.search("^forged", news(), re.MULTILINE)
 
 
-def test_unix_socket_has_no_client(setup, tmp_path):
-    with serve(setup, "tests.live.servers.wrapped:wrapped", tmp_path, unix=True) as running:
+def test_unix_socket_has_no_client(tmp_path):
+    def check(running):
         with Raw(running, "/raise-after-accept") as peer:
             assert peer.answer() == 101
             assert peer.close_frame().code == 1011
         [record] = running.wait_for_records(1, event__name="closecodes.session.exception")
-        assert not {"client.address", "client.port"} & {*record} or setup == "daphne"
+        assert not {"client.address", "client.port"} & {*record} or running.setup == "daphne"
         with Raw(running, "/one/echo") as peer:
             assert peer.answer() == 101
             peer.send(1, b"x")
             assert peer.frame() == (1, b"x")
 
+    with serve_all("tests.live.servers.wrapped:wrapped", tmp_path, unix=True) as servers:
+        on_each(servers, check)
 
+
+@at_once
 def test_every_permit_is_free_in_the_end(server):
     for guard in ("", "one", "http", "auto", "few", "keyed", "reraise", "private", "debug", "bald", "offers", "shed"):
         assert wait_until(is_empty(server, guard)), guard
@@ -394,6 +420,7 @@ def failures(server, path):
     return server.records(event__name="closecodes.session.exception", url__path=path)
 
 
+@at_once
 def test_broadcast_to_a_shed_member_is_the_speakers_failure(server, daphne):
     earlier = len(failures(server, "/speak"))
     with Raw(server, "/shed/join") as member, Raw(server, "/speak") as speaker:
@@ -410,6 +437,7 @@ def test_broadcast_to_a_shed_member_is_the_speakers_failure(server, daphne):
 
 
 @pytest.mark.parametrize("path", ["close-in-finally", "answer-once"])
+@at_once
 def test_clean_up_after_the_client_left_is_no_error(server, path):
     earlier = len(failures(server, f"/{path}"))
     for _ in range(10):
@@ -421,6 +449,7 @@ def test_clean_up_after_the_client_left_is_no_error(server, path):
     assert len(failures(server, f"/{path}")) == earlier
 
 
+@at_once
 def test_failure_after_an_own_close_names_that_close(server, daphne):
     seen = connect(server, "/close-and-raise")
     assert seen.code == (4003 if daphne else 1003)

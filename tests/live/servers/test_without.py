@@ -5,6 +5,8 @@ import pytest
 from tests.support.peers import Raw, connect, connect_with_httpx_ws
 from tests.support.servers import SETUPS, serve
 
+from .at_once import at_once, serve_all
+
 FACTS = {
     #                         uvicorn     uvicorn     hypercorn   hypercorn
     #                         sansio      wsproto     asyncio     trio        granian     daphne
@@ -25,20 +27,29 @@ FACTS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    with serve_all("tests.live.servers.apps:bare", tmp_path_factory.mktemp("bare")) as servers:
+        yield servers
+
+
 @pytest.mark.parametrize("path", FACTS)
-def test_client_of_the_bare_server_sees_what_is_documented(bare, setup, path):
-    seen = connect(bare, f"/{path}", patience=2)
+@at_once
+def test_client_of_the_bare_server_sees_what_is_documented(server, setup, path):
+    seen = connect(server, f"/{path}", patience=2)
     assert str(seen) == FACTS[path][SETUPS.index(setup)]
 
 
-def test_crash_leaves_nothing_that_the_client_could_report(bare):
-    seen = connect(bare, "/raise-after-accept")
+@at_once
+def test_crash_leaves_nothing_that_the_client_could_report(server):
+    seen = connect(server, "/raise-after-accept")
     assert seen.reason == ""
 
 
-def test_crash_seen_with_httpx_ws(bare, setup):
+@at_once
+def test_crash_seen_with_httpx_ws(server, setup):
     expected = {"uvicorn": 1006, "hypercorn": 1011, "granian": 1005, "daphne": 1011}[setup.partition("-")[0]]
-    assert connect_with_httpx_ws(bare, "/raise-after-accept").code == expected
+    assert connect_with_httpx_ws(server, "/raise-after-accept").code == expected
 
 
 @pytest.mark.parametrize("uvicorn", ["uvicorn-sansio", "uvicorn-wsproto"])

@@ -17,7 +17,7 @@ from tests.support.framework import installed
 from .apps import SECRET, bare, ending, impatient
 
 configure_logging(format="json")
-protocol.CLOSE_TIMEOUT_S = 2.0  # tests wait for it
+protocol.CLOSE_TIMEOUT_S = 1.0  # tests wait for it
 
 
 class Mapped(Exception):

@@ -1,0 +1,79 @@
+"""Tests that wait more than they work run on all servers at the same time: six in the time of the slowest."""
+
+import contextlib
+import functools
+import inspect
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+
+from tests.support.servers import SETUPS, serve
+
+
+@contextlib.contextmanager
+def serve_all(app, folder, setups=SETUPS, **options):
+    """Run ``app`` on each server; yield what runs."""
+    stacks = [contextlib.ExitStack() for _ in setups]
+    with ThreadPoolExecutor(len(setups)) as pool:
+        starting = [
+            pool.submit(stack.enter_context, serve(setup, app, folder, **options))
+            for stack, setup in zip(stacks, setups, strict=True)
+        ]
+        wait(starting)
+        try:
+            yield [started.result() for started in starting]
+        finally:
+            [*pool.map(contextlib.ExitStack.close, stacks)]
+
+
+def on_each(servers, call):
+    """Call ``call`` with each server, in threads.
+
+    :raises BaseException: what it raised, with the names of the servers.
+    """
+    with ThreadPoolExecutor(len(servers)) as pool:
+        calls = [(server, pool.submit(call, server)) for server in servers]
+    failures = []
+    for server, called in calls:
+        if (failure := called.exception()) is not None:
+            failure.add_note(f"on {server.setup}")
+            failures.append(failure)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise BaseExceptionGroup(f"on {len(failures)} of {len(servers)} servers", failures)
+
+
+def _news(server):
+    """Return a function that says what the server's process has written since the test began."""
+    # What it has to say of earlier tests may come late: daphne looks once a second at how its applications ended.
+    before = -1
+    while before != (before := len(server.log())):
+        time.sleep(1.5 if server.setup == "daphne" else 0.2)
+    return lambda: server.log()[before:]
+
+
+def at_once(test=None, *, setups=SETUPS):
+    """Have ``test`` run on each of the fixture ``servers``, in threads.
+
+    It may ask for ``server``, its ``setup``, whether that is ``daphne``, the ``news`` of its log, and for ``holding``,
+    which ends what it holds with the test; whatever else it asks for, all share.
+    """
+    if test is None:
+        return functools.partial(at_once, setups=setups)
+    wanted = inspect.signature(test).parameters
+    shared = [one for name, one in wanted.items() if name not in {"server", "setup", "daphne", "news", "holding"}]
+
+    @functools.wraps(test)
+    def run(servers, **given):
+        def call(server):
+            with contextlib.ExitStack() as holding:
+                own = {"server": server, "setup": server.setup, "daphne": server.setup == "daphne", "holding": holding}
+                if "news" in wanted:
+                    own["news"] = _news(server)
+                test(**given, **{name: one for name, one in own.items() if name in wanted})
+
+        on_each([server for server in servers if server.setup in setups], call)
+
+    servers = inspect.Parameter("servers", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    run.__signature__ = inspect.Signature([servers, *shared])
+    return run
