@@ -26,7 +26,8 @@ _FIRST_DELAY_S = 0.001
 _LONGEST_DELAY_S = 0.1
 _MAX_CHECKS_PER_SECOND = 2000
 """Checks of all connections together, at 20 us each."""
-_REFUSED_DELAY_S = 0.05
+_REFUSED_DELAY_S = 0.02
+"""Between two looks at the refused ones. Who is kept for longer is in the last generation of the garbage collector."""
 _CHECKS_A_TURN = 100
 """Checks of refused sessions in one turn of the event loop."""
 
@@ -161,14 +162,16 @@ class Departures:
                 self._waiting.pop(departure, None)
         return True
 
-    def refuse(self, connection: Connection, session: Refused, began_at: float, *, is_closed_here: bool) -> None:
+    def refuse(
+        self, connection: Connection, session: Refused, loop: object, began_at: float, *, is_closed_here: bool
+    ) -> None:
         """Count the connection of a refused session until it is gone, while its application returns.
 
         One task looks after those of an event loop: a task that waits for each would take as long as the refusal.
 
+        :param loop: the event loop that runs here: asyncio's, or trio's token.
         :param began_at: when this side began to close, in monotonic seconds.
         """
-        loop = running_loop()
         with COUNTING:
             if is_first := (held := self._refused.get(loop)) is None:
                 held = self._refused[loop] = deque()

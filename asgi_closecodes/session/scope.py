@@ -38,7 +38,8 @@ def is_served(scope: Scope) -> bool:
 
 def offered_subprotocols(scope: Scope) -> list[str]:
     """Return the subprotocols that the client offers, without those that are no valid tokens."""
-    return [name for name in scope.get("subprotocols") or () if _TOKEN.fullmatch(name)]
+    offered = scope.get("subprotocols")
+    return [name for name in offered if _TOKEN.fullmatch(name)] if offered else []
 
 
 def never_tells_codes(scope: Scope) -> bool:
