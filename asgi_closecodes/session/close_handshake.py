@@ -177,13 +177,11 @@ class ClosingProtocol(HandlerProtocol):
             connection.abort_later(self._abort_deadline(connection), is_closed_here=self.phase is CLOSED)
         return sent
 
-    async def _depart(self, began_at: float) -> None:
+    async def _depart(self, connection: Connection, began_at: float) -> None:
         """Count the connection for as long as the server holds it, at most ``abandon_after``.
 
         :param began_at: when this side began to close, if it had not done so before.
         """
-        if (connection := self._held_connection()) is None:
-            return
         self._on_closing()
         if self._ending is not None:
             began_at = self._ending.began_at

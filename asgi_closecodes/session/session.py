@@ -185,8 +185,8 @@ class Session(ClosingProtocol):
             if is_over and (connection := self._held_connection()) is not None:
                 connection.cancel(self._abort_deadline(connection), is_closed_here=self.phase is CLOSED)
             raise
-        if (is_over or is_settled) and self._held_connection() is not None:
-            await self._depart(began_at)
+        if (is_over or is_settled) and (connection := self._held_connection()) is not None:
+            await self._depart(connection, began_at)
         if self._error is not None and is_over and self._outcome == "failed" and self._reraises:
             raise self._error
         return is_settled
