@@ -79,6 +79,7 @@ class AllOf(GateBase):
         :param admit: called with all permits while no gate can change, to keep them. It may refuse too.
         """
         asked = self.gates
+        alike: Any = asked  # where each gate itself is the permit, all sessions share one tuple
         permits: Held = ()  # no list: that takes more for as long as the session lasts
         waiting: _Waiting | None = None
         try:
@@ -91,7 +92,7 @@ class AllOf(GateBase):
             else:
                 with COUNTING:
                     if self.gates is asked:  # else another thread has changed them meanwhile
-                        admit(session, permits)
+                        admit(session, alike if permits == alike else permits)
                         return None
         except BaseException:
             if permits:
@@ -129,12 +130,16 @@ class AllOf(GateBase):
         return NO_PERMIT
 
     def release(self, session: Session, permits: Held) -> Permits | None:
-        """Release the permits of a session, unless one of them has to be awaited: then return them."""
-        plain = [permit for permit in permits if isinstance(permit, PlainPermit)]
-        if len(plain) < len(permits):
-            return Permits(self, session, self.gates, permits)
-        for permit in reversed(plain):
-            _release(permit, session, self.gates, permits)
+        """Release the permits of a session, the last first; return those that are left if one has to be awaited."""
+        left = len(permits)
+        for permit in reversed(permits):
+            if not isinstance(permit, PlainPermit):
+                return Permits(self, session, self.gates, permits[:left])
+            try:
+                permit.release()
+            except Exception as failure:
+                _report_release(permit, session, self.gates, permits, failure)
+            left -= 1
         return None
 
 
@@ -301,10 +306,10 @@ class Permits:
             entered, self._entered = () if self._all.is_inherited else self._entered, ()
             gates, self._gates = self._gates or (), None
         for permit in reversed(entered):
-            if isinstance(permit, PlainPermit):
-                _release(permit, self._session, gates, entered)
-                continue
             try:
+                if isinstance(permit, PlainPermit):
+                    permit.release()
+                    continue
                 trace = None if pending is None else pending.__traceback__
                 swallows = await permit.__aexit__(None if pending is None else type(pending), pending, trace)
                 # A gate may end its session by its own scope. It must not swallow errors: daphne has to see them.
@@ -329,13 +334,6 @@ class Permits:
 
 def _arrived_at(one: Session | Permits) -> float:
     return one.arrived_at
-
-
-def _release(permit: PlainPermit, session: Session, gates: Iterable[GateBase], permits: Held) -> None:
-    try:
-        permit.release()
-    except Exception as failure:
-        _report_release(permit, session, gates, permits, failure)
 
 
 def _report_release(

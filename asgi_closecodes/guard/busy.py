@@ -48,7 +48,7 @@ class BusySessions:
         """Forget a session that is over: a task that its handler started may still be in a block."""
         self._blocks.pop(session, None)
 
-    def count(self, leaving: Collection[Session]) -> int:
+    def count(self, leaving: Collection[object]) -> int:
         """Return how many sessions are busy and not ``leaving``."""
         with COUNTING:
             return sum(session not in leaving for session in self._blocks)

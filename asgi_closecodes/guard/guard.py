@@ -93,7 +93,7 @@ class Guard:
         self.subprotocol = subprotocol
         self.sessions: dict[Session, None] = {}
         """The admitted sessions that are not over, in the order of their arrival."""
-        self._leaving: set[Session] = set()
+        self._leaving: set[HandlerProtocol] = set()
         self.departures = Departures(self.spawn)
         self._counters = Counters()
         self._saturation = Saturation(self.report, self._is_full)
@@ -379,7 +379,7 @@ class Guard:
             self._has_warned = True
             sigterm.arm(self)
 
-    def on_closing(self, session: Session) -> None:
+    def on_closing(self, session: HandlerProtocol) -> None:
         """Count an admitted session as leaving: it has ended or is about to, while its handler still runs."""
         if session in self.sessions:
             self._leaving.add(session)

@@ -69,7 +69,7 @@ class RoundShedder:
         except Exception:
             return None
 
-    def due(self, sessions: Collection[Session], leaving: Collection[Session], shed_grace: float) -> int:
+    def due(self, sessions: Collection[Session], leaving: Collection[object], shed_grace: float) -> int:
         """Return how many sessions are to be shed now; called at each tick.
 
         :param sessions: those that are not over.

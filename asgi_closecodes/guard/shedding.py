@@ -38,7 +38,7 @@ class Shedding:
     def __init__(
         self,
         sessions: Collection[Session],
-        leaving: Collection[Session],
+        leaving: Collection[object],
         on_closing: Callable[[Session], object],
         shed_order: ShedOrder,
         dispatcher: Dispatcher,

@@ -182,7 +182,7 @@ class ClosingProtocol(HandlerProtocol):
 
         :param began_at: when this side began to close, if it had not done so before.
         """
-        self._on_closing()
+        self._guard.on_closing(self)
         if self._ending is not None:
             began_at = self._ending.began_at
         departure = self.departure(connection, began_at)

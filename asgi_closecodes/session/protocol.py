@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import os
 import time
@@ -201,7 +200,7 @@ class HandlerProtocol(Channel):
         self.closed_with = close
         self._closed_by = "client"
         self._move(DISCONNECTED)
-        self._on_closing()
+        self._guard.on_closing(self)
 
     def _on_control_message(self, message: Message) -> None:
         """Handle a message to the handler that is not data."""
@@ -214,10 +213,6 @@ class HandlerProtocol(Channel):
             reason = message.get("reason") or ""
             close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason)
             self._on_disconnect(None if code == _ABNORMAL_CLOSURE and never_tells_codes(self.server_scope) else close)
-
-    @abc.abstractmethod
-    def _on_closing(self) -> None:
-        """Count the session as leaving: it has ended or is about to, while its handler still runs."""
 
     async def _forward(self, message: Message) -> None:
         """Validate and forward everything except data on an open session.
@@ -326,7 +321,7 @@ class HandlerProtocol(Channel):
                 self._move(phase)  # the server did not take the message
             raise
         if following is CLOSED:
-            self._on_closing()
+            self._guard.on_closing(self)
         if phase is DENYING and following is CLOSED:
             await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
 

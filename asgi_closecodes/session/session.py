@@ -156,8 +156,19 @@ class Session(ClosingProtocol):
 
     async def leave(self, error: BaseException | None = None) -> bool:
         """Close and release the session after its handler has ended; return True if ``error`` was handled here."""
+        if isinstance(self._handler, Timeout) and self._handler.stop(error):
+            error = None  # it was cancelled after shed_grace
+        self._handler = None
+        began_at = time.monotonic()
+        is_over = error is None or issubclass(type(error), Exception)  # else it is cancelled: wait for nothing
+        is_settled = True
         try:
-            is_settled = await self.close_after_handler(error)
+            if error is not None or self.phase not in OVER or self._ending is not None:
+                is_settled = await self._close_after_handler(error, is_over=is_over)
+            if (is_over or is_settled) and (connection := self._held_connection()) is not None:
+                await self._depart(connection, began_at)
+            if self._error is not None and is_over and self._outcome == "failed" and self._reraises:
+                raise self._error
         except BaseException as raised:
             if (permits := self.release()) is None or not await permits.release(raised):
                 raise
@@ -166,30 +177,18 @@ class Session(ClosingProtocol):
             return is_settled
         return await permits.release(None if is_settled else error) or is_settled
 
-    async def close_after_handler(self, error: BaseException | None = None) -> bool:
-        """Close after the handler has ended; return True if ``error`` was handled here."""
-        if isinstance(self._handler, Timeout) and self._handler.stop(error):
-            error = None  # it was cancelled after shed_grace
-        self._handler = None
-        began_at = time.monotonic()
-        is_over = error is None or issubclass(type(error), Exception)  # else it is cancelled: wait for nothing
-        is_settled = True
+    async def _close_after_handler(self, error: BaseException | None, *, is_over: bool) -> bool:
         try:
             if error is not None:
-                is_settled = await self._ended_by(error)
-            elif self.phase not in OVER or self._ending is not None:
-                await self._send_close(COMPLETED)
+                return await self._ended_by(error)
+            await self._send_close(COMPLETED)
         except GeneratorExit:
             raise
         except BaseException:
             if is_over and (connection := self._held_connection()) is not None:
                 connection.cancel(self._abort_deadline(connection), is_closed_here=self.phase is CLOSED)
             raise
-        if (is_over or is_settled) and (connection := self._held_connection()) is not None:
-            await self._depart(connection, began_at)
-        if self._error is not None and is_over and self._outcome == "failed" and self._reraises:
-            raise self._error
-        return is_settled
+        return True
 
     def release(self) -> Permits | None:
         """Release the session from its guard: it has ended. Return its permits if a gate has to be awaited."""
@@ -203,10 +202,7 @@ class Session(ClosingProtocol):
         self.sending = self._error = None
         if self._interruption is not None:
             self._interruption.release()
-        return self._guard.gate.release(self, permits)
-
-    def _on_closing(self) -> None:
-        self._guard.on_closing(self)
+        return self._guard.gate.release(self, permits) if permits else None
 
     def lost(self) -> None:
         """Release the session and its permits, since its event loop is gone."""
@@ -344,7 +340,7 @@ class Session(ClosingProtocol):
     async def _end(self, plan: ClosePlan) -> bool:
         """Close while the handler runs: it sees a disconnect, cannot send, and is cancelled after ``shed_grace``."""
         ending = self._ending = Ending(plan, anyio.Event(), time.monotonic())
-        self._on_closing()
+        self._guard.on_closing(self)
         code, reason = int(plan.close.code), plan.close.reason
         disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
         # Applications take a disconnect before the connect for a bug of the server.
