@@ -166,7 +166,7 @@ class ClosingProtocol(HandlerProtocol):
         if self.permits is None and (connection := self._held_connection()) is not None:
             self.server_receive = self.server_send = _nothing  # what the server has of a session takes much memory
             is_closed_here = self.phase is CLOSED
-            self._guard.departures.refuse(connection, self, self._loop, began_at, is_closed_here=is_closed_here)
+            self._guard.departures.refuse(connection, self, self.server_loop, began_at, is_closed_here=is_closed_here)
 
     async def close_cancelled(self) -> bool:
         """Close a cancelled session, within a second or not at all; return whether the server took the close."""
