@@ -58,6 +58,9 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             names = ["", f"::{item.originalname}", *(f"::{name}" for name in item.fixturenames)]
             for marker in {marker for name in names for marker in NEEDS.get(place + name, ())}:
                 item.add_marker(marker)
+    # Files that wait for other processes come first: a worker that begins one last would be alone at the end.
+    patient = {item.path for item in items if any(map(item.get_closest_marker, ("servers", "browser", "redis")))}
+    items.sort(key=lambda item: item.path not in patient)
 
 
 _running: list[pytest.Item] = []
