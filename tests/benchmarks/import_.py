@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -81,20 +80,16 @@ def _importing(code, *names):
         timed = f"import time; start = time.process_time(); {code}; print(time.process_time() - start)"
         # pip compiles what it installs; an editable install, as this one, may have no bytecode yet, or never keep any.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment["PYTHONPYCACHEPREFIX"] = str(run.folder / "bytecode")
 
         def turn():
             done = subprocess.run(
-                [sys.executable, "-c", timed],
-                capture_output=True,
-                text=True,
-                check=True,
-                env=environment | {"PYTHONPYCACHEPREFIX": bytecode},
+                [sys.executable, "-c", timed], capture_output=True, text=True, check=True, env=environment
             )
             return {MS: float(done.stdout) * 1000, MIB: size}
 
-        with tempfile.TemporaryDirectory() as bytecode:
-            turn()
-            yield turn
+        turn()
+        yield turn
 
     return subject
 

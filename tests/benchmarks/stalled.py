@@ -36,15 +36,16 @@ def _register(name, app):
         check_installed(app)
         peers = run.size(50, 5)
         wait = run.size(ABORTED_AFTER_S + 1, 0)  # and 2
+        second = run.size(10, 2) / 10
 
         def turn():
             with served(run, app) as server, contextlib.ExitStack() as stack:
                 for _ in range(peers):
                     stack.enter_context(contextlib.closing(Raw(server).socket))
                 wait_until(lambda: server.ask()["counted"] == peers)
-                time.sleep(1)  # until nothing more goes out
+                time.sleep(second)  # until nothing more goes out
                 server.ask("end")
-                time.sleep(2)  # what can leave does
+                time.sleep(2 * second)  # what can leave does
                 uncounted = max(server.connections() - server.ask()["counted"], 0)
                 time.sleep(wait)
                 return {HELD: server.connections(), UNCOUNTED: uncounted}

@@ -128,7 +128,7 @@ class Benchmark:
     :param pairs: turns of each subject.
     :param short_turns: how many short turns stand for each of these: the tail of a distribution is known by many of
         them, since what else a machine does spoils only some.
-    :param warms_up: whether the first turn of each does not count.
+    :param warms_up: whether the first turn of each does not count; a quick run has no such turn.
     """
 
     about: str
@@ -166,7 +166,7 @@ class Benchmark:
             if not turns:
                 raise Unfit("; ".join(f"{name}: {why}" for name, why in left_out.items()))
             samples: dict[str, dict[str, list[float]]] = {name: {} for name in turns}
-            numbers = range(0 if self.warms_up else 1, pairs + 1)
+            numbers = range(0 if self.warms_up and not run.quick else 1, pairs + 1)
             for number in numbers:
                 for name in [*turns][:: -1 if number % 2 else 1]:
                     for figure, value in turns[name]().items():
