@@ -1,6 +1,5 @@
 """A redis-server runs once, and is empty for every test; the script is tried on each one that there is."""
 
-import asyncio
 import contextlib
 
 import pytest
@@ -46,8 +45,5 @@ def binary(request):
 
 @pytest.fixture
 async def processes():
-    processes = Processes()
-    yield processes
-    for gate in processes.gates:
-        await gate.stop()
-    assert not [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "logged"]
+    async with Processes() as processes:
+        yield processes

@@ -22,6 +22,14 @@ class Processes:
         self.told = []
         self.places = []
 
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        for gate in self.gates:
+            await gate.stop()
+        assert not [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "logged"]
+
     def add(self, limit, url, lease_duration=TTL, **options):
         gate = ClusterSessions(limit, url, lease_duration=lease_duration, **options)
         gate.attach(self.told.append)

@@ -15,8 +15,9 @@ from asgi_closecodes import events
 from asgi_closecodes.gates import ClusterSessions
 from asgi_closecodes.gates.cluster import RedisStore
 from tests.support.fakes import FakeSession, refused
-from tests.support.redis import running
+from tests.support.redis import binaries, running
 
+from .at_once import at_once
 from .processes import TTL, is_left_behind
 from .proxy import Proxy
 
@@ -93,7 +94,7 @@ async def test_no_connection_is_left(processes, server):
 # Faults of the server
 
 
-@pytest.mark.parametrize("seconds", [0.5, 3 * TTL])
+@at_once(seconds=[0.5, 3 * TTL])
 async def test_server_that_stands_still(processes, server, seconds):
     before = len(is_left_behind(server))
     for _ in range(2):
@@ -136,9 +137,8 @@ async def test_server_that_pauses_its_clients(processes, server):
     assert gate.usage == 20
 
 
-@pytest.mark.parametrize("loss", ["flush", "evict", "restart", "old dump"])
-async def test_server_that_lost_its_data_at_full_use(processes, loss, each_server):
-    server = each_server
+@at_once(loss=["flush", "evict", "restart", "old dump"], binary=binaries())
+async def test_server_that_lost_its_data_at_full_use(processes, loss, server):
     for _ in range(3):
         processes.add(30, server.url)
     await processes.come(1)
@@ -174,8 +174,9 @@ async def test_server_that_lost_the_script(processes, each_server):
     assert not processes.of(events.ClusterSyncFailed)
 
 
-@pytest.mark.parametrize(("fallback", "together"), [("share", range(16, 21)), ("open", [35]), ("closed", [15])])
-async def test_server_that_is_gone_for_longer_than_the_lease(processes, fallback, together):
+@at_once(outcome=[("share", range(16, 21)), ("open", [35]), ("closed", [15])])
+async def test_server_that_is_gone_for_longer_than_the_lease(processes, outcome):
+    fallback, together = outcome
     with running() as server:
         gate, other = (processes.add(20, server.url, fallback=fallback) for _ in range(2))
         await processes.fill(15, gate)
@@ -201,7 +202,7 @@ async def test_server_that_is_not_there_at_the_start(processes, tmp_path):
     assert await processes.come(20, gate) == 8
 
 
-@pytest.mark.parametrize("loss", ["requests", "replies", "delay", "all"])
+@at_once(loss=["requests", "replies", "delay", "all"])
 async def test_network_that_loses_or_delays(processes, server, loss):
     async with Proxy(server.socket) as proxy:
         behind = processes.add(20, proxy.url, fallback="closed")
@@ -227,15 +228,15 @@ async def test_network_that_loses_or_delays(processes, server, loss):
         await processes.until(lambda: not proxy.connections)
 
 
-@pytest.mark.parametrize(
-    ("answer", "meaning"),
-    [
+@at_once(
+    said=[
         (b"-CLUSTERDOWN The cluster is down\r\n", "its cluster is down"),
         (b"-ERR something new\r\n", "ResponseError"),
         (b"+OK\r\n", "TypeError"),
-    ],
+    ]
 )
-async def test_answer_that_is_an_error_is_explained(processes, server, answer, meaning):
+async def test_answer_that_is_an_error_is_explained(processes, server, said):
+    answer, meaning = said
     async with Proxy(server.socket) as proxy:
         proxy.answer = answer
         gate = processes.add(10, proxy.url)

@@ -11,10 +11,10 @@ from asgi_closecodes.gates.cluster import RedisStore
 from asgi_closecodes.gates.cluster.redis import client as redis_client
 from asgi_closecodes.gates.cluster.redis.client import keys_of
 from tests.support.fakes import FakeSession
-from tests.support.programs import program
-from tests.support.redis import running, system_servers
+from tests.support.redis import binaries, running, system_servers
 
 from .access import ACL, ACL_OF_A_CLUSTER, user_with
+from .at_once import at_once
 
 pytestmark = pytest.mark.anyio
 
@@ -26,9 +26,10 @@ def anyio_backend():
     return "asyncio"
 
 
-async def test_one_limit_and_one_of_a_key_hold(processes, each_server):
+@at_once(binary=binaries())
+async def test_one_limit_and_one_of_a_key_hold(processes, server):
     for _ in range(4):
-        processes.add(40, each_server.url)
+        processes.add(40, server.url)
     await processes.fill(40)
     assert await processes.come(20) == 0
     first, second = processes.gates[:2]
@@ -38,7 +39,7 @@ async def test_one_limit_and_one_of_a_key_hold(processes, each_server):
     await processes.fill(40, second)
     assert not processes.of(events.ClusterSyncFailed)
 
-    keyed = [ClusterSessionsPerKey(3, each_server.url, key=lambda session: session.scope["client"]) for _ in range(2)]
+    keyed = [ClusterSessionsPerKey(3, server.url, key=lambda session: session.scope["client"]) for _ in range(2)]
     admitted = 0
     for gate in keyed * 3:
         place = gate.admit(FakeSession("ann"))
@@ -59,6 +60,7 @@ def test_readme_has_them_all():
     assert f"`{ACL_TO_REPLACE}`" in readme
 
 
+@at_once(binary=binaries())
 async def test_acl_of_the_readme_is_enough(processes, binary):
     with running(binary) as server:
         url = user_with(server, ACL)
@@ -123,6 +125,7 @@ async def test_and_it_needs_all_of_that(processes, server, needed):
     server.command("ACL", "DELUSER", "ann")
 
 
+@at_once(binary=binaries())
 async def test_command_that_a_user_may_not_run_is_named(processes, binary):
     with running(binary) as server:
         url = user_with(server, f"{ACL} resetchannels &closecodes:*")
@@ -137,6 +140,7 @@ async def test_command_that_a_user_may_not_run_is_named(processes, binary):
         assert "may not run SUBSCRIBE" in processes.of(events.ClusterMisconfigured)[0].problem
 
 
+@at_once(binary=binaries())
 async def test_password_is_explained_and_never_told(processes, binary):
     with running(binary, requirepass="right") as server:
         for url in (server.url, f"unix://:s3cret@{server.socket}"):
@@ -150,6 +154,7 @@ async def test_password_is_explained_and_never_told(processes, binary):
         await processes.fill(10, good)
 
 
+@at_once(binary=binaries())
 async def test_refused_write_is_explained(processes, binary):
     with running(binary) as server:
         processes.add(10, server.url)
@@ -166,9 +171,9 @@ async def test_refused_write_is_explained(processes, binary):
         await processes.fill(10)
 
 
-@pytest.mark.parametrize("name", system_servers())
-async def test_server_that_loads_its_data_is_waited_for(processes, name):
-    with running(program(name)) as server:
+@at_once(binary=system_servers())
+async def test_server_that_loads_its_data_is_waited_for(processes, binary):
+    with running(binary) as server:
         with server.client() as client:
             client.mset({f"filler:{number}": "x" * 100 for number in range(3000)})
         server.command("SAVE")
@@ -181,6 +186,7 @@ async def test_server_that_loads_its_data_is_waited_for(processes, name):
         await processes.fill(10)
 
 
+@at_once(binary=binaries())
 async def test_leases_that_a_server_evicts_are_learned_anew(processes, binary):
     with running(binary) as server:
         for _ in range(3):

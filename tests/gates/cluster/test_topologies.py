@@ -11,10 +11,10 @@ import redis
 from asgi_closecodes import events
 from asgi_closecodes.gates.cluster.redis.client import keys_of
 from tests.support.ports import free_port
-from tests.support.programs import program
-from tests.support.redis import running, system_servers
+from tests.support.redis import binaries, running, system_servers
 
 from .access import ACL, ACL_OF_A_CLUSTER, user_with
+from .at_once import at_once
 from .authority import Authority
 from .processes import TTL
 from .topologies import SLOT, nodes, sentinels
@@ -36,6 +36,7 @@ async def until(condition, seconds=30):
             await anyio.sleep(0.05)
 
 
+@at_once(binary=binaries())
 async def test_stale_replica_promoted_admits_nobody_over_the_limit(processes, binary, tmp_path):
     """A replica with an older state that takes over lets in nobody too many."""
     with contextlib.ExitStack() as stack:
@@ -79,9 +80,8 @@ async def test_stale_replica_promoted_admits_nobody_over_the_limit(processes, bi
         await processes.fill(30, processes.gates[1])
 
 
-@pytest.mark.parametrize("name", system_servers())
-async def test_sentinels_with_tls_and_passwords_of_their_own(processes, name, tmp_path):
-    binary = program(name)
+@at_once(binary=system_servers())
+async def test_sentinels_with_tls_and_passwords_of_their_own(processes, binary, tmp_path):
     ours = Authority(tmp_path / "ours")
     certificate, key = ours.files_for("127.0.0.1")
     tls = {
@@ -110,6 +110,7 @@ async def test_sentinels_with_tls_and_passwords_of_their_own(processes, name, tm
             assert not any(secret in repr(processes.told) for secret in (password, "s3cret"))
 
 
+@at_once(binary=binaries())
 async def test_sentinels_that_know_no_such_service(processes, binary, tmp_path):
     with running(binary, port=free_port()) as primary, sentinels(binary, tmp_path, primary.port, count=1) as [port]:
         processes.add(10, f"redis+sentinel://127.0.0.1:{port}/other")
@@ -117,6 +118,7 @@ async def test_sentinels_that_know_no_such_service(processes, binary, tmp_path):
         assert "know no primary of that service" in processes.of(events.ClusterUnreachable)[-1].problem
 
 
+@at_once(binary=binaries())
 async def test_slot_that_moves_while_a_cluster_is_full(processes, binary):
     with nodes(binary) as (owner, [other, third]):
         # One of the nodes that are named may be away.
@@ -154,6 +156,7 @@ async def test_slot_that_moves_while_a_cluster_is_full(processes, binary):
         assert await processes.come(5) == 0
 
 
+@at_once(binary=binaries())
 async def test_only_the_node_that_has_the_limit_matters(processes, binary):
     with nodes(binary) as (owner, [other, third]):
         processes.add(10, f"redis+cluster://127.0.0.1:{third.port},127.0.0.1:{owner.port}")
@@ -170,6 +173,7 @@ async def test_only_the_node_that_has_the_limit_matters(processes, binary):
         assert processes.open == 10
 
 
+@at_once(binary=binaries())
 async def test_node_that_is_asked_as_if_it_were_alone(processes, binary):
     with nodes(binary) as (_, [other, _]):
         processes.add(10, f"redis://127.0.0.1:{other.port}")
@@ -177,6 +181,7 @@ async def test_node_that_is_asked_as_if_it_were_alone(processes, binary):
         assert "use redis+cluster://" in processes.of(events.ClusterUnreachable)[0].problem
 
 
+@at_once(binary=binaries())
 async def test_acl_of_the_readme_for_a_cluster_is_enough(processes, binary):
     with nodes(binary) as servers:
         everyone = [servers[0], *servers[1]]
@@ -192,6 +197,7 @@ async def test_acl_of_the_readme_for_a_cluster_is_enough(processes, binary):
         await processes.fill(10, gate)
 
 
+@at_once(binary=binaries())
 async def test_server_that_is_asked_as_if_it_were_a_cluster(processes, binary):
     with running(binary, port=free_port()) as alone:
         processes.add(10, f"redis+cluster://127.0.0.1:{alone.port}")
@@ -199,6 +205,7 @@ async def test_server_that_is_asked_as_if_it_were_a_cluster(processes, binary):
         assert "it is no Redis Cluster" in processes.of(events.ClusterUnreachable)[0].problem
 
 
+@at_once(binary=binaries())
 async def test_cluster_without_our_slot(processes, binary):
     with running(binary, port=free_port(), cluster_enabled="yes", cluster_require_full_coverage="no") as node:
         node.command("CLUSTER", "ADDSLOTS", *(number for number in range(16384) if number != SLOT))

@@ -6,6 +6,7 @@ import inspect
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
+from tests.support import at_once as support
 from tests.support.servers import SETUPS, serve
 
 
@@ -26,21 +27,8 @@ def serve_all(app, folder, setups=SETUPS, **options):
 
 
 def on_each(servers, call):
-    """Call ``call`` with each server, in threads.
-
-    :raises BaseException: what it raised, with the names of the servers.
-    """
-    with ThreadPoolExecutor(len(servers)) as pool:
-        calls = [(server, pool.submit(call, server)) for server in servers]
-    failures = []
-    for server, called in calls:
-        if (failure := called.exception()) is not None:
-            failure.add_note(f"on {server.setup}")
-            failures.append(failure)
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        raise BaseExceptionGroup(f"on {len(failures)} of {len(servers)} servers", failures)
+    """Call ``call`` with each server, in threads."""
+    support.at_once({server.setup: functools.partial(call, server) for server in servers})
 
 
 def _news(server):
