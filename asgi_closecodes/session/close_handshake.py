@@ -13,7 +13,7 @@ import anyio.lowlevel
 from starlette.types import Message
 
 from asgi_closecodes import events
-from asgi_closecodes.concurrency import Timeout, limited, move_on_after
+from asgi_closecodes.concurrency import Timeout, limited, move_on_after, next_turn
 from asgi_closecodes.exceptions import CloseWith, TryAgainLater
 
 from . import closing, protocol
@@ -55,8 +55,11 @@ class ClosingProtocol(HandlerProtocol):
         if self.phase in OVER:
             return False
         failure: Exception | None = None
+        is_http = self.phase is DENYING or (plan.mode == "http" and self.phase in UNANSWERED)
         try:
             if not await limited(self._send_close_once(plan, private_use=private_use), self._limit_of_close, timeout):
+                if is_http:
+                    await next_turn()  # else uvicorn logs "returned without completing handshake"
                 return self.phase is CLOSED and not foreign  # else the peer has left, before the close
             self._move(CLOSED)  # the peer does not read: send nothing more
             if timeout >= protocol.CLOSE_TIMEOUT_S and (connection := self.connection) is not None:

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from asgi_closecodes import events
 from asgi_closecodes.codes import Close, CloseCode, may_be_sent, private_use_code
-from asgi_closecodes.concurrency import COUNTING, EventLoop, Timeout, running_loop
+from asgi_closecodes.concurrency import COUNTING, EventLoop, Timeout, next_turn, running_loop
 from asgi_closecodes.exceptions import CloseWith, SessionEnded, TryAgainLater
 from asgi_closecodes.naming import shown
 
@@ -265,6 +265,8 @@ class HandlerProtocol(Channel):
             message = {**message, "body": bytes(self._held)}
         try:
             await self._pass_on(message, CLOSED if is_last else DENYING)
+            if is_last:
+                await next_turn()  # else uvicorn logs "returned without completing handshake"
         except OSError:
             raise
         except Exception:  # granian refuses a body that is not the last
@@ -322,8 +324,6 @@ class HandlerProtocol(Channel):
             raise
         if following is CLOSED:
             self._guard.on_closing(self)
-        if phase is DENYING and following is CLOSED:
-            await anyio.lowlevel.checkpoint()  # else uvicorn logs "returned without completing handshake"
 
     async def _send_close_message(self, message: Message, *, private_use: bool) -> None:
         self.closed_with = Close(message["code"], message.get("reason") or "")
