@@ -76,11 +76,9 @@ def fingerprint(error: BaseException) -> str:
 
 
 def _traces(error: BaseException) -> tuple[tuple[object, ...], list[object]]:
-    """Return a key that is equal for equal tracebacks, and the objects whose ids are in it.
+    """Return a key that is equal for equal tracebacks, and the objects whose ids are in it; nothing for groups.
 
-    Nothing for a group, nor for long tracebacks.
-
-    By id, for equal code objects may come from different files, and hashing one is slow.
+    Nor for long tracebacks. By id, for equal code objects may come from different files, and hashing one is slow.
     """
     kept: list[object] = []
     modules: list[str] = []
@@ -94,8 +92,8 @@ def _traces(error: BaseException) -> tuple[tuple[object, ...], list[object]]:
             kept.append(frame.f_code)
             modules.append(f"{frame.f_globals.get('__name__', '?')}")
             trace = trace.tb_next
-            if len(modules) > _MAX_KNOWN_FRAMES:
-                return (), []
+        if len(modules) > _MAX_KNOWN_FRAMES:
+            return (), []
     return (*map(id, kept), *modules), kept
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 from starlette.types import Message, Scope
 
@@ -39,7 +39,8 @@ class Rules:
     abandon_after: float
 
 
-class ClosePlan(NamedTuple):
+@frozen
+class ClosePlan:
     """Close of a session, or the answer to its handshake if it has none yet."""
 
     close: Close
