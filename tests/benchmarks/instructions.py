@@ -34,7 +34,7 @@ TODAY = {
     "max_sessions": 98_000,
     "refused by 1013": 136_000,
     "refused by HTTP 503": 133_000,
-    "crash in a storm": 261_000,
+    "crash in a storm": 202_000,
 }
 """What each comparison was when this was written; tests allow a fifth more. Who makes one less lowers it."""
 
