@@ -204,15 +204,17 @@ class HandlerProtocol(Channel):
 
     def _on_control_message(self, message: Message) -> None:
         """Handle a message to the handler that is not data."""
-        if message["type"] == "websocket.disconnect" and self._interruption is not None:
-            self._interruption.is_delivered = True
-        if message["type"] == "websocket.connect" and self.phase is ARRIVED:
+        kind = message["type"]
+        if kind == "websocket.disconnect":
+            if self._interruption is not None:
+                self._interruption.is_delivered = True
+            if self.phase not in OVER:
+                code = message.get("code")  # None for none, and anything that a server or middleware makes up
+                close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, message.get("reason") or "")
+                is_unknown = code == _ABNORMAL_CLOSURE and never_tells_codes(self.server_scope)
+                self._on_disconnect(None if is_unknown else close)
+        elif kind == "websocket.connect" and self.phase is ARRIVED:
             self._move(CONNECTING)
-        elif message["type"] == "websocket.disconnect" and self.phase not in OVER:
-            code = message.get("code")  # None for none, and anything that a server or middleware makes up
-            reason = message.get("reason") or ""
-            close = Close(code if isinstance(code, int) else CloseCode.NO_STATUS_RCVD, reason)
-            self._on_disconnect(None if code == _ABNORMAL_CLOSURE and never_tells_codes(self.server_scope) else close)
 
     async def _forward(self, message: Message) -> None:
         """Validate and forward everything except data on an open session.
