@@ -103,7 +103,7 @@ def _how():
     yield "```"
     yield ""
     yield (
-        "The last one needs a machine that does nothing else, for about ten minutes. Without `--pairs` it takes three times as long, and "
+        "The last one needs a machine that does nothing else, for about twelve minutes. Without `--pairs` it takes three times as long, and "
         "the intervals are narrower."
     )
     yield ""
