@@ -7,7 +7,6 @@ import anyio
 import httpx
 import httpx_ws
 import pytest
-from channels.testing import WebsocketCommunicator
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from httpx_ws import aconnect_ws
@@ -673,6 +672,8 @@ async def test_close_that_is_meant_stays_one_without_a_server():
 
 
 def test_channels_communicator_raises_the_exception():
+    from channels.testing import WebsocketCommunicator  # with all of Django, in each process that collects tests
+
     async def visit():
         communicator = WebsocketCommunicator(CloseCodeMiddleware(Handler(ValueError("a bug")), Guard()), "/")
         await communicator.connect()

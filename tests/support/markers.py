@@ -1,5 +1,6 @@
 """Markers of tests, and a check that they are there: what runs without them starts no server, browser or Redis."""
 
+import functools
 import os
 import sys
 from collections.abc import Generator
@@ -53,14 +54,26 @@ PROGRAMS = {
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     for item in items:
-        folder = item.path.relative_to(TESTS)
-        for place in [folder.as_posix(), *map(str, folder.parents)]:
-            names = ["", f"::{item.originalname}", *(f"::{name}" for name in item.fixturenames)]
-            for marker in {marker for name in names for marker in NEEDS.get(place + name, ())}:
+        of_file = _needs(item.path)
+        for name in ("", item.originalname, *item.fixturenames) if of_file else ():
+            for marker in of_file.get(name, ()):
                 item.add_marker(marker)
     # Files that wait for other processes come first: a worker that begins one last would be alone at the end.
     patient = {item.path for item in items if any(map(item.get_closest_marker, ("servers", "browser", "redis")))}
     items.sort(key=lambda item: item.path not in patient)
+
+
+@functools.cache
+def _needs(path: Path) -> dict[str, set[str]]:
+    """Return the markers of all tests in a file, as those of "", and those by a test or a fixture."""
+    file = path.relative_to(TESTS)
+    places = {file.as_posix(), *map(str, file.parents)}
+    needs: dict[str, set[str]] = {}
+    for key, markers in NEEDS.items():
+        place, _, name = key.partition("::")
+        if place in places:
+            needs.setdefault(name, set()).update(markers)
+    return needs
 
 
 _running: list[pytest.Item] = []

@@ -70,34 +70,36 @@ def wide(number):
     return text({**failure(number), **dict.fromkeys(keys, f"{number}" + "🐍" * 300)})
 
 
-HOSTILE = {
-    "function": [text(failure(number, "f" * LONG)) for number in range(2)] * 10,
-    "wide": [text(failure(number, "\N{SNAKE}" + "f" * LONG)) for number in range(4)],
-    "kinds": map(wide, range(3000)),
-    "elements": [f'{{"level":"error","closecodes.session.id":"one","a":[{"[]," * (LONG // 3)}1]}}'] * 5,
-    "quoted": ['"{"level":"error","a":[' + "[]," * (LONG // 3) + "1]}"] * 5,
-    "unended": ['{"level":"error","a":"' + '\\"' * (LONG // 3) + "," * (LONG // 3)],
-    "keys": ['{"level":"error",' + "".join(f'"{number}":{{"b":{{}}}},' for number in range(45_000)) + '"z":1}'] * 5,
-    "lines": [json.dumps(failure(3, **{"exception.message": "\n" * 1_900_000}))] * 4,
-    "escapes": ["\x1b[2J" * (LONG // 4), json.dumps(failure(3, message="\x1b[2J" * 400_000))],
-    "odd": [
-        '{"level":"error","a":' + "[" * 900 + "]" * 900 + "}",
-        '{"level":"error","a":' + "[" * 3_000_000 + "}",
-        '{"level":"error","x":' + "9" * 100_000 + "}",
-        '{"level":"error","timestamp":' + "9" * 4000 + "}",
-        '{"level":"error","timestamp":"' + "1" * LONG + '"}',
-        '{"level":"error","message":"\\ud800\\u0000\\u001b[2J"}',
-        '{"level":"error","exc_info":[' + '"l",' * 90_000 + '"l"]}',
-        "  + Exception Group Traceback" + "\n  | " * 10_000,
-    ],
-}
+def hostile():
+    """Return lines by the name of their file; they take 50 MB."""
+    return {
+        "function": [text(failure(number, "f" * LONG)) for number in range(2)] * 10,
+        "wide": [text(failure(number, "\N{SNAKE}" + "f" * LONG)) for number in range(4)],
+        "kinds": map(wide, range(3000)),
+        "elements": [f'{{"level":"error","closecodes.session.id":"one","a":[{"[]," * (LONG // 3)}1]}}'] * 5,
+        "quoted": ['"{"level":"error","a":[' + "[]," * (LONG // 3) + "1]}"] * 5,
+        "unended": ['{"level":"error","a":"' + '\\"' * (LONG // 3) + "," * (LONG // 3)],
+        "keys": ['{"level":"error",' + "".join(f'"{number}":{{"b":{{}}}},' for number in range(45_000)) + '"z":1}'] * 5,
+        "lines": [json.dumps(failure(3, **{"exception.message": "\n" * 1_900_000}))] * 4,
+        "escapes": ["\x1b[2J" * (LONG // 4), json.dumps(failure(3, message="\x1b[2J" * 400_000))],
+        "odd": [
+            '{"level":"error","a":' + "[" * 900 + "]" * 900 + "}",
+            '{"level":"error","a":' + "[" * 3_000_000 + "}",
+            '{"level":"error","x":' + "9" * 100_000 + "}",
+            '{"level":"error","timestamp":' + "9" * 4000 + "}",
+            '{"level":"error","timestamp":"' + "1" * LONG + '"}',
+            '{"level":"error","message":"\\ud800\\u0000\\u001b[2J"}',
+            '{"level":"error","exc_info":[' + '"l",' * 90_000 + '"l"]}',
+            "  + Exception Group Traceback" + "\n  | " * 10_000,
+        ],
+    }
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Packed: they take a few MB."""
     folder = tmp_path_factory.mktemp("hostile")
-    for name, lines in HOSTILE.items():
+    for name, lines in hostile().items():
         with gzip.open(folder / f"{name}.gz", "wt", compresslevel=1, encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
     for number in range(14):
