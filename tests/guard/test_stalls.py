@@ -34,6 +34,12 @@ SECONDS = 0.1
 THREAD = "asgi-closecodes-stalls"
 
 
+@pytest.fixture(autouse=True)
+def quick_beats(monkeypatch):
+    """A stall begins when a beat is due, which is sooner so."""
+    monkeypatch.setattr(stalls, "_INTERVAL_S", SECONDS / 2)
+
+
 class _Nobody:
     watches = ()
     seconds = 1000
@@ -50,7 +56,7 @@ def looks():
 
 def block(times=2):
     """Block until this thread has been looked at so often, and ``SECONDS`` are over for sure."""
-    end = time.monotonic() + 6 * SECONDS
+    end = time.monotonic() + stalls._INTERVAL_S + 1.5 * SECONDS
     while looks() < times or time.monotonic() < end:
         time.sleep(0.01)
 
