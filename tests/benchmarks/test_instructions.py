@@ -10,6 +10,8 @@ from tests.benchmarks.instructions import BENCHMARK, TODAY
 from tests.support.programs import program
 from tests.support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 ROOM = 1.2
 
 
