@@ -1,8 +1,7 @@
-"""Starlette and FastAPI applications that add the middleware as their documentation says."""
+"""A Starlette application that adds the middleware as its documentation says."""
 
 import time
 
-from fastapi import FastAPI, WebSocket
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.responses import PlainTextResponse
@@ -61,17 +60,3 @@ async def stall(request):
 
 starlette = Starlette(routes=[*routes, Mount("/below", routes=routes), Route("/stall", stall)])
 starlette.add_middleware(CloseCodeMiddleware)
-
-fastapi = FastAPI()
-fastapi.add_middleware(CloseCodeMiddleware)
-
-
-@fastapi.websocket("/number/{name}")
-async def number(websocket: WebSocket, n: int):
-    await websocket.accept()
-    await websocket.send_text(str(n))
-
-
-@fastapi.websocket("/crash/{name}")
-async def crash_in_fastapi(websocket: WebSocket):
-    await crash(websocket)

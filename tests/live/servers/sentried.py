@@ -47,3 +47,12 @@ starlette = Starlette(
 )
 fastapi = FastAPI(middleware=[Middleware(CloseCodeMiddleware, guard=guard)])
 fastapi.websocket("/rooms/{token}")(room)
+
+
+async def app(scope, receive, send):
+    """Serve both, below their names."""
+    _, name, *rest = scope.get("path", "/starlette").split("/")
+    path = "/" + "/".join(rest)
+    await {"starlette": starlette, "fastapi": fastapi}[name](
+        {**scope, "path": path, "raw_path": path.encode()} if rest else scope, receive, send
+    )

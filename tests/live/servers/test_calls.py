@@ -12,6 +12,8 @@ from tests.support.peers import Raw, connect
 from tests.support.programs import program
 from tests.support.servers import ROOT, serve
 
+from .at_once import at_once, serve_all
+
 APP = "tests.live.servers.calls:app"
 DRAINED = "1012 service restart; retry_after=1.0; cause=drain"
 
@@ -28,6 +30,12 @@ def closed(peer):
     return str(seen)
 
 
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    with serve_all(APP, tmp_path_factory.mktemp("calls")) as servers:
+        yield servers
+
+
 def test_sigterm_waits_for_a_call(tmp_path, holding):
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true"}
     with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:
@@ -42,7 +50,8 @@ def test_sigterm_waits_for_a_call(tmp_path, holding):
         assert record["closecodes.drain.patience"] == 60
 
 
-def test_kubernetes_pre_stop_waits_for_a_call(setup, tmp_path, holding):
+@at_once
+def test_kubernetes_pre_stop_waits_for_a_call(server, setup, holding):
     """Its command is run as the kubelet runs it: the signal comes when it has ended."""
     readme = (ROOT / "asgi_closecodes/guard/README.md").read_text()
     deployment, hook = map(
@@ -56,19 +65,18 @@ def test_kubernetes_pre_stop_waits_for_a_call(setup, tmp_path, holding):
     assert pod["terminationGracePeriodSeconds"] > before + patience + window
     command = hook["lifecycle"]["preStop"]["exec"]["command"]
     assert command[0] == "curl"
-    with serve(setup, APP, tmp_path) as running:
-        idle, call = opened(running, holding)
-        url = running.url.replace("ws", "http", 1)
-        arguments = [one.replace("http://127.0.0.1:8000", url) for one in command]
-        pre_stop = subprocess.Popen([program("curl"), *arguments[1:]])
-        try:
-            drained = "4012" if setup == "daphne" else DRAINED
-            assert closed(idle) == drained
-            assert httpx.get(f"{url}/ready", trust_env=False, verify=False).status_code == 503
-            with pytest.raises(subprocess.TimeoutExpired):
-                pre_stop.wait(0.5)
-            call.send(1, b"bye")
-            assert (call.frame(), closed(call)) == ((1, b"bye"), drained)
-            assert pre_stop.wait(15) == 0
-        finally:
-            pre_stop.kill()
+    idle, call = opened(server, holding)
+    url = server.url.replace("ws", "http", 1)
+    arguments = [one.replace("http://127.0.0.1:8000", url) for one in command]
+    pre_stop = subprocess.Popen([program("curl"), *arguments[1:]])
+    try:
+        drained = "4012" if setup == "daphne" else DRAINED
+        assert closed(idle) == drained
+        assert httpx.get(f"{url}/ready", trust_env=False, verify=False).status_code == 503
+        with pytest.raises(subprocess.TimeoutExpired):
+            pre_stop.wait(0.5)
+        call.send(1, b"bye")
+        assert (call.frame(), closed(call)) == ((1, b"bye"), drained)
+        assert pre_stop.wait(15) == 0
+    finally:
+        pre_stop.kill()

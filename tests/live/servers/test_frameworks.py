@@ -1,48 +1,49 @@
 """What a user writes: one line, and the environment."""
 
+import functools
 import time
 
 import pytest
 
+from tests.support import at_once as support
 from tests.support.peers import Raw, connect
-from tests.support.servers import serve
+from tests.support.servers import SETUPS, serve
+
+from .at_once import at_once, serve_all
 
 
 @pytest.fixture(scope="module")
-def starlette(setup, tmp_path_factory):
+def servers(tmp_path_factory):
     env = {"CLOSECODES_MAX_SESSIONS": "1", "CLOSECODES_MAX_SESIONS_PER_CLIENT": "7"}
-    with serve(
-        setup, "tests.live.servers.frameworks:starlette", tmp_path_factory.mktemp("starlette"), env=env
-    ) as running:
-        yield running
+    folder = tmp_path_factory.mktemp("frameworks")
+    with serve_all("tests.live.servers.together:app", folder, env=env) as servers:
+        yield servers
 
 
-@pytest.fixture
-def daphne(setup):
-    return setup == "daphne"
-
-
-def alone(running, path, **options):
+def alone(server, path, **options):
     """Connect when nobody else holds the one place any more."""
     deadline = time.monotonic() + 5
-    while (seen := connect(running, path, **options)).code in {1013, 4013} and time.monotonic() < deadline:
+    while (seen := connect(server, path, **options)).code in {1013, 4013} and time.monotonic() < deadline:
         time.sleep(0.02)
     return seen
 
 
-def test_one_line_and_one_variable_limit_the_sessions(starlette, daphne):
-    with Raw(starlette, "/echo/a") as peer:
+@at_once
+def test_one_line_and_one_variable_limit_the_sessions(server, daphne):
+    with Raw(server, "/echo/a") as peer:
         assert peer.answer() == 101
         peer.send(1, b"x")
         assert peer.frame() == (1, b"x")
-        assert connect(starlette, "/echo/a").code == (4013 if daphne else 1013)
-    assert alone(starlette, "/echo/a", say="x", patience=0.3).open
+        assert connect(server, "/echo/a").code == (4013 if daphne else 1013)
+    assert alone(server, "/echo/a", say="x", patience=0.3).open
 
 
-def test_misspelt_variable_is_a_warning_with_the_right_name(starlette):
-    assert alone(starlette, "/violate/a")
-    [record] = starlette.wait_for_records(1, event__name="closecodes.config.unknown")
-    assert record["message"].endswith("did you mean CLOSECODES_MAX_SESSIONS_PER_CLIENT?")
+@at_once
+def test_misspelt_variable_is_a_warning_with_the_right_name(server):
+    assert alone(server, "/violate/a")
+    records = server.wait_for_records(2, event__name="closecodes.config.unknown")
+    assert len(records) in {2, 3}, "once for each guard; FastAPI's is made when it is first asked for something"
+    assert all(one["message"].endswith("did you mean CLOSECODES_MAX_SESSIONS_PER_CLIENT?") for one in records)
 
 
 @pytest.mark.parametrize(
@@ -54,57 +55,62 @@ def test_misspelt_variable_is_a_warning_with_the_right_name(starlette):
         ("/nowhere", "HTTP 403", "HTTP 403"),
     ],
 )
-def test_starlette_closes_by_itself(starlette, daphne, path, seen, by_daphne):
-    assert str(alone(starlette, path)) == (by_daphne if daphne else seen)
+@at_once
+def test_starlette_closes_by_itself(server, daphne, path, seen, by_daphne):
+    assert str(alone(server, path)) == (by_daphne if daphne else seen)
 
 
 @pytest.mark.parametrize(("path", "route"), [("/crash/a", "/crash/{name}"), ("/below/crash/a", "/below/crash/{name}")])
-def test_record_has_the_template_of_the_route(starlette, path, route):
-    assert alone(starlette, path).code == 1011
-    [record] = starlette.wait_for_records(1, url__path=path, level="error")
+@at_once
+def test_record_has_the_template_of_the_route(server, path, route):
+    assert alone(server, path).code == 1011
+    [record] = server.wait_for_records(1, url__path=path, level="error")
     assert record["http.route"] == route
 
 
-def test_disconnect_that_escapes_is_no_error(starlette):
-    with Raw(starlette, "/leave/a") as peer:
+@at_once
+def test_disconnect_that_escapes_is_no_error(server):
+    with Raw(server, "/leave/a") as peer:
         assert peer.answer() == 101
-    assert alone(starlette, "/violate/a")
-    assert starlette.records(url__path="/leave/a", level="error") == []
+    assert alone(server, "/violate/a")
+    assert server.records(url__path="/leave/a", level="error") == []
 
 
-def test_fastapi_s_validation_is_a_close_that_arrives(setup, daphne, tmp_path):
-    with serve(setup, "tests.live.servers.frameworks:fastapi", tmp_path) as running:
-        assert connect(running, "/number/a?n=7").received == ("7",)
-        assert connect(running, "/number/a?n=7").code == 1000
-        assert str(connect(running, "/number/a?n=x")) == "HTTP 403"
-        seen = connect(running, "/crash/a")
-        assert seen.code == 1011
-        [record] = running.wait_for_records(1, level="error")
-        assert record["http.route"] == "/crash/{name}"
-        assert daphne or record["closecodes.error.id"] == seen.ref
+@at_once
+def test_fastapi_s_validation_is_a_close_that_arrives(server, daphne):
+    assert alone(server, "/fastapi/number/a?n=7").received == ("7",)
+    assert alone(server, "/fastapi/number/a?n=7").code == 1000
+    assert str(alone(server, "/fastapi/number/a?n=x")) == "HTTP 403"
+    seen = alone(server, "/fastapi/crash/b")
+    assert seen.code == 1011
+    [record] = server.wait_for_records(1, level="error", url__path="/crash/b")
+    assert record["http.route"] == "/crash/{name}"
+    assert daphne or record["closecodes.error.id"] == seen.ref
 
 
-def test_on_one_mount_only_no_lifespan_arrives_and_all_works(setup, daphne, tmp_path):
-    with serve(setup, "tests.live.servers.mounted:app", tmp_path) as running:
-        assert daphne or connect(running, "/guarded/crash/a").ref
-        assert connect(running, "/unguarded").reason == ""
+@at_once
+def test_on_one_mount_only_no_lifespan_arrives_and_all_works(server, daphne):
+    assert daphne or alone(server, "/mounted/guarded/crash/a").ref
+    assert alone(server, "/mounted/unguarded").reason == ""
 
 
 BAD = {"CLOSECODES_MAX_SESSIONS": "-3", "CLOSECODES_REJECT_WITH": "maybe"}
 
 
-def test_unusable_settings_are_all_named_before_serving(setup, daphne, tmp_path):
+def test_unusable_settings_are_all_named_before_serving(tmp_path):
     names = ("CLOSECODES_MAX_SESSIONS", "'-3'", "CLOSECODES_REJECT_WITH", "'maybe'", "'auto', 'close' or 'http'")
-    if daphne:  # knows no lifespan, and so it starts; nothing is served
-        with serve(setup, "tests.live.servers.frameworks:starlette", tmp_path, env=BAD) as running:
-            assert connect(running, "/echo/a").code == 1011
-            log = running.log()
-    else:
+
+    def check(setup):
         try:
             with serve(setup, "tests.live.servers.frameworks:starlette", tmp_path, env=BAD) as running:
-                running.process.wait(10)  # hypercorn listens first, and starts the application then
+                if setup == "daphne":  # knows no lifespan, and so it starts; nothing is served
+                    assert connect(running, "/echo/a").code == 1011
+                else:
+                    running.process.wait(10)  # hypercorn listens first, and starts the application then
                 log = running.log()
         except ChildProcessError as failed:
             log = str(failed)
-    for name in names:
-        assert name in log
+        for name in names:
+            assert name in log
+
+    support.at_once({setup: functools.partial(check, setup) for setup in SETUPS})

@@ -1,12 +1,13 @@
 """Frameworks that say by themselves that there is no such path: no crash, no ERROR for whoever scans for paths."""
 
-import contextlib
-import functools
+import itertools
 
 import pytest
 
 from tests.support.peers import connect
-from tests.support.servers import SETUPS, serve
+from tests.support.servers import SETUPS
+
+from .at_once import at_once, serve_all
 
 BODY = "why " * 25_000
 NOT_FOUND = """<!doctype html>
@@ -17,50 +18,46 @@ NOT_FOUND = """<!doctype html>
 """
 
 
-CHANNELS = [(setup, "channels") for setup in SETUPS if setup != "hypercorn-trio"]
-QUART = [(setup, "quart") for setup, _ in CHANNELS if setup != "daphne"]  # whose scope has no scheme
-SANIC = [(setup, "sanic") for setup, _ in QUART]  # it needs a lifespan
-QUIET = [*CHANNELS, *SANIC]
+SETUPS_OF = {
+    "channels": [setup for setup in SETUPS if setup != "hypercorn-trio"],
+    "quart": [setup for setup in SETUPS if setup not in {"hypercorn-trio", "daphne"}],  # whose scope has no scheme
+    "sanic": [setup for setup in SETUPS if setup not in {"hypercorn-trio", "daphne"}],  # it needs a lifespan
+}
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Start a server when it is first asked for."""
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def start(setup):
-            folder = tmp_path_factory.mktemp("routers")
-            return stack.enter_context(serve(setup, "tests.live.servers.routers:app", folder))
-
-        yield start
+def servers(tmp_path_factory):
+    with serve_all("tests.live.servers.routers:app", tmp_path_factory.mktemp("routers"), SETUPS_OF["channels"]) as all_:
+        yield all_
 
 
-@pytest.mark.parametrize(("setup", "framework"), [*QUIET, *QUART])
-def test_path_that_is_there_is_served(start, setup, framework):
-    assert connect(start(setup), f"/{framework}/echo", say="x", patience=0.5).received == ("x",)
+@at_once
+def test_path_that_is_there_is_served(server, setup):
+    for framework, setups in SETUPS_OF.items():
+        if setup in setups:
+            assert connect(server, f"/{framework}/echo", say="x", patience=0.5).received == ("x",), framework
 
 
-@pytest.mark.parametrize(("setup", "framework"), QUIET)
-@pytest.mark.parametrize("path", ["nowhere", "below/nowhere", "echo/more"])
-def test_path_without_a_route_is_not_found(start, setup, framework, path):
-    path = f"/{framework}/{path}"
-    assert str(connect(start(setup), path)) == ("HTTP 403" if setup == "daphne" else "HTTP 404")
-    [record] = start(setup).wait_for_records(1, url__path=path)
-    assert (record["event.name"], record["level"]) == ("closecodes.session.not_found", "info")
+@at_once
+def test_path_without_a_route_is_not_found(server, setup):
+    for framework, below in itertools.product(("channels", "sanic"), ("nowhere", "below/nowhere", "echo/more")):
+        if setup in SETUPS_OF[framework]:
+            path = f"/{framework}/{below}"
+            assert str(connect(server, path)) == ("HTTP 403" if setup == "daphne" else "HTTP 404"), path
+            [record] = server.wait_for_records(1, url__path=path)
+            assert (record["event.name"], record["level"]) == ("closecodes.session.not_found", "info"), path
 
 
-@pytest.mark.parametrize(("setup", "framework"), CHANNELS)
-def test_handler_that_says_the_same_has_failed(start, setup, framework):
-    path = f"/{framework}/crash"
-    assert connect(start(setup), path).code == 1011
-    [record] = start(setup).wait_for_records(1, url__path=path)
+@at_once
+def test_handler_that_says_the_same_has_failed(server):
+    assert connect(server, "/channels/crash").code == 1011
+    [record] = server.wait_for_records(1, url__path="/channels/crash")
     assert record["event.name"] == "closecodes.session.exception"
 
 
-@pytest.mark.parametrize(("setup", "framework"), QUART)
-def test_denial_in_several_parts_arrives_whole(start, setup, framework):
-    for path, answer in ((f"/{framework}/deny", (451, BODY)), (f"/{framework}/nowhere", (404, NOT_FOUND))):
-        seen = connect(start(setup), path)
+@at_once(setups=SETUPS_OF["quart"])
+def test_denial_in_several_parts_arrives_whole(server):
+    for path, answer in (("/quart/deny", (451, BODY)), ("/quart/nowhere", (404, NOT_FOUND))):
+        seen = connect(server, path)
         assert (seen.status, seen.body) == answer
-        assert start(setup).records(url__path=path) == []
+        assert server.records(url__path=path) == []
