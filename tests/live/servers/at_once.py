@@ -65,3 +65,29 @@ def at_once(test=None, *, setups=SETUPS):
     servers = inspect.Parameter("servers", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     run.__signature__ = inspect.Signature([servers, *shared])
     return run
+
+
+def cases_at_once(names, cases):
+    """Have a test run with all ``cases``, in threads, where ``parametrize`` would run one after the other.
+
+    Each has a ``tmp_path`` of its own, and ``holding``, which ends what it holds with the case.
+    """
+
+    def decorate(test):
+        wanted = inspect.signature(test).parameters
+
+        def call(case, tmp_path):
+            tmp_path.mkdir()
+            with contextlib.ExitStack() as holding:
+                own = {"tmp_path": tmp_path, "holding": holding} | dict(zip(names, case, strict=True))
+                test(**{name: own[name] for name in wanted})
+
+        @functools.wraps(test)
+        def run(tmp_path):
+            numbered = enumerate(cases)
+            support.at_once({repr(case): functools.partial(call, case, tmp_path / str(at)) for at, case in numbered})
+
+        run.__signature__ = inspect.signature(lambda tmp_path: None)
+        return run
+
+    return decorate

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -11,7 +12,6 @@ import time
 
 import httpx
 import psutil
-import pytest
 import websockets
 import websockets.exceptions
 
@@ -19,10 +19,12 @@ from asgi_closecodes.guard.sigterm import SAME_SIGNAL_S
 from tests.support.peers import Raw, connect, wait_until
 from tests.support.servers import serve
 
+from .at_once import cases_at_once
+
 APP = "tests.live.servers.frameworks:starlette"
 
 
-@pytest.mark.parametrize(
+@cases_at_once(
     ("setup", "options"),
     [("uvicorn-sansio", []), ("uvicorn-sansio", ["--lifespan", "off"]), ("hypercorn-trio", []), ("granian", [])],
 )
@@ -31,7 +33,7 @@ def test_first_handshake_after_a_stall_alone_is_refused(setup, options, tmp_path
         if options:  # without a lifespan there is background work only while there are sessions
             assert holding.enter_context(Raw(running, "/echo/a")).answer() == 101
             time.sleep(0.3)
-        assert connect(running, "/echo/a", say="x", patience=0.2).open
+        assert wait_until(lambda: connect(running, "/echo/a", say="x", patience=0.2).open), "others start meanwhile"
         url = running.url.replace("ws", "http", 1)
         stall = threading.Thread(
             target=httpx.get,
@@ -53,8 +55,7 @@ def test_first_handshake_after_a_stall_alone_is_refused(setup, options, tmp_path
         assert record["closecodes.gate.usage"] > 0.5
 
 
-@pytest.mark.parametrize("setup", ["uvicorn-sansio", "uvicorn-wsproto"])
-@pytest.mark.parametrize("workers", [1, 2])
+@cases_at_once(("setup", "workers"), [*itertools.product(["uvicorn-sansio", "uvicorn-wsproto"], [1, 2])])
 def test_stop_is_a_drain_in_which_every_client_gets_1012(setup, workers, tmp_path, holding):
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "2"}
     options = ("--workers", "2") if workers == 2 else ()
@@ -85,7 +86,7 @@ def test_stop_is_a_drain_in_which_every_client_gets_1012(setup, workers, tmp_pat
         assert sum(record["closecodes.drain.sessions"] for record in drained) == 10
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@cases_at_once(["workers"], [(1,), (2,)])
 def test_unit_whose_every_process_is_signalled_drains(workers, tmp_path, holding):
     """systemd signals all processes of a unit, uvicorn's parent then its workers, and somebody all of them again."""
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "4"}
@@ -107,7 +108,7 @@ def test_unit_whose_every_process_is_signalled_drains(workers, tmp_path, holding
         assert sum(record["closecodes.drain.sessions"] for record in drained) == 20
 
 
-@pytest.mark.parametrize(("number", "later"), [(signal.SIGTERM, SAME_SIGNAL_S), (signal.SIGINT, 0)])
+@cases_at_once(("number", "later"), [(signal.SIGTERM, SAME_SIGNAL_S), (signal.SIGINT, 0)])
 def test_second_signal_stops_at_once(tmp_path, number, later):
     env = {"CLOSECODES_DRAIN_ON_SIGTERM": "true", "CLOSECODES_DRAIN_WINDOW": "60"}
     with serve("uvicorn-sansio", APP, tmp_path, env=env) as running:  # noqa: SIM117 - two conditions
@@ -121,7 +122,7 @@ def test_second_signal_stops_at_once(tmp_path, number, later):
             running.process.wait(15)
 
 
-@pytest.mark.parametrize("setup", ["hypercorn-asyncio", "hypercorn-trio", "granian"])
+@cases_at_once(["setup"], [("hypercorn-asyncio",), ("hypercorn-trio",), ("granian",)])
 def test_sigterm_drain_unavailable_warns_with_the_remedy(setup, tmp_path):
     """Where the signal cannot be taken over, a warning says what to do instead."""
     with serve(setup, APP, tmp_path, env={"CLOSECODES_DRAIN_ON_SIGTERM": "true"}) as running:

@@ -5,11 +5,11 @@ import os
 import signal
 import threading
 
-import pytest
-
 from tests.support.peers import Raw, connect, wait_until
 from tests.support.programs import module
 from tests.support.servers import serve
+
+from .at_once import cases_at_once
 
 APP = "tests.live.servers.frameworks:starlette"
 UNLIVED = "tests.live.servers.unlived"
@@ -50,9 +50,7 @@ def closes(peers):
     return [seen.get(peer) for peer in peers]
 
 
-@pytest.mark.parametrize(
-    ("app", "paths", "guards"), [("routes", ["/one", "/two"], 2), ("channels", ["/echo", "/echo"], 1)]
-)
+@cases_at_once(("app", "paths", "guards"), [("routes", ["/one", "/two"], 2), ("channels", ["/echo", "/echo"], 1)])
 def test_drain_without_a_lifespan_is_armed_by_a_session(app, paths, guards, tmp_path, holding):
     """Guards of several routes drain at the same time, not one after the other."""
     options = ["--lifespan", "off"] if app == "channels" else []
