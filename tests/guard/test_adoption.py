@@ -246,6 +246,66 @@ async def test_all_of_replace_asks_gates_not_yet_passed():
     assert (third.usage, fourth.usage) == (0, 0)
 
 
+@pytest.mark.anyio
+async def test_session_asked_in_another_order_keeps_its_permits():
+    """Each permit belongs to its gate, though the session has passed the gates in another order than they have now."""
+    first, added, door = MaxSessions(5), MaxSessions(5), Door()
+    guard = Guard(gate=AllOf(first, door))
+    slow = guard.gate.gates[1]
+    async with anyio.create_task_group() as tasks:
+        visit = Visit(guard, HOSTS[0])
+        visit.answer.set()
+        tasks.start_soon(visit.run)
+        await settle()
+        guard.gate.replace((slow, added, first), guard.sessions)
+        next(iter(door.waiting.values())).set()
+        await settle()
+        assert len(guard.sessions) == 1
+        guard.gate.replace((first, slow), guard.sessions)
+        assert (first.usage, added.usage) == (1, 1)  # what was dropped is released by nobody
+        visit.end.set()
+    assert (first.usage, added.usage) == (0, 1)
+
+
+@pytest.mark.anyio
+async def test_permits_are_released_in_reverse_and_awaited():
+    released = []
+
+    class Plain(MaxSessions):
+        def release(self, session=None):
+            released.append(self.name)
+            super().release(session)
+            if self.name == "last":
+                raise ValueError(self.name)
+
+    class Slow:
+        name = "slow"
+
+        @asynccontextmanager
+        async def admit(self, session):
+            yield
+            await anyio.lowlevel.checkpoint()
+            released.append(self.name)
+
+    seen = []
+    gates = Plain(5, name="first"), Slow(), Plain(5, name="last")
+    guard = Guard(gate=AllOf(*gates), observers=[seen.append])
+    async with staying(guard, HOSTS[0]):
+        assert gates[0].usage == gates[2].usage == 1
+    assert released == ["last", "slow", "first"]
+    assert gates[0].usage == gates[2].usage == 0
+    [told] = events_of(GateFailed, seen)
+    assert (told.gate, told.step) == ("last", "release")
+
+
+@pytest.mark.anyio
+async def test_sessions_whose_gates_are_their_permits_share_them():
+    """One tuple for all of them: each would take 48 bytes."""
+    guard = Guard(Settings(max_sessions=9))
+    async with staying(guard, *HOSTS):
+        assert len({id(session.permits) for session in guard.sessions}) == 1
+
+
 def in_thread(function, **options):
     thread = threading.Thread(target=function, kwargs=options)
     thread.start()
