@@ -247,27 +247,6 @@ async def test_all_of_replace_asks_gates_not_yet_passed():
 
 
 @pytest.mark.anyio
-async def test_session_asked_in_another_order_keeps_its_permits():
-    """Each permit belongs to its gate, though the session has passed the gates in another order than they have now."""
-    first, added, door = MaxSessions(5), MaxSessions(5), Door()
-    guard = Guard(gate=AllOf(first, door))
-    slow = guard.gate.gates[1]
-    async with anyio.create_task_group() as tasks:
-        visit = Visit(guard, HOSTS[0])
-        visit.answer.set()
-        tasks.start_soon(visit.run)
-        await settle()
-        guard.gate.replace((slow, added, first), guard.sessions)
-        next(iter(door.waiting.values())).set()
-        await settle()
-        assert len(guard.sessions) == 1
-        guard.gate.replace((first, slow), guard.sessions)
-        assert (first.usage, added.usage) == (1, 1)  # what was dropped is released by nobody
-        visit.end.set()
-    assert (first.usage, added.usage) == (0, 1)
-
-
-@pytest.mark.anyio
 async def test_permits_are_released_in_reverse_and_awaited():
     released = []
 
@@ -323,6 +302,25 @@ async def test_limit_set_by_a_thread_is_asked_by_who_passes():
     assert (peer.closed[0], visit.session) == (1013, None)
     assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0, 0]
     assert not guard.gate.entering
+
+
+@pytest.mark.anyio
+async def test_session_asked_in_another_order_keeps_its_permits():
+    """A limit that a thread sets meanwhile is the first of the gates, though this session is asked by it last."""
+    changes = [{"max_sessions": 9}]
+
+    def key_of(_session):
+        while changes:
+            in_thread(guard.update, **changes.pop())
+        return "ann"
+
+    gate = MaxSessionsPerKey(9, key=key_of)
+    guard = Guard(gate=gate)
+    async with staying(guard, HOSTS[0]):
+        [limit, _] = guard.gate.gates
+        assert (limit.usage, gate.active) == (1, 1)
+        guard.update(max_sessions=None)
+    assert gate.active == 0
 
 
 @pytest.mark.anyio
