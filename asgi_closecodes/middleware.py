@@ -82,8 +82,8 @@ class CloseCodeMiddleware:
             return await self.app(scope, receive, send)  # a second middleware with this guard: one permit a session
         session = self.guard.session(scope, receive, send)
         try:
-            if (gates := self.guard.admit(session)) is not None:
-                await gates
+            if (waiting := self.guard.admit(session)) is not None:
+                await waiting
             try:
                 await session.run(self.app)
             except BaseException as error:

@@ -122,7 +122,7 @@ class AllOf(GateBase):
                 refusal.gate = gate.name
             raise refusal from (error if error is not refusal else None)
         admitted = self.failure == "open"
-        session.report(_failed(session, gate, error, "admit", admitted=admitted))
+        session.report(GateFailed(session.facts(), gate.name, error, "admit", admitted))
         if not admitted:
             refusal = TryAgainLater(cause="gate")
             refusal.gate = gate.name
@@ -339,14 +339,10 @@ def _arrived_at(one: Session | Permits) -> float:
 def _report_release(
     permit: object, session: Session, gates: Iterable[GateBase], permits: Held, failure: Exception
 ) -> None:
-    gate = next(gate for gate, its in zip(gates, permits, strict=False) if its is permit)
-    session.report(_failed(session, gate, failure, "release", admitted=True))
-
-
-def _failed(
-    session: Session, gate: GateBase, error: BaseException, step: Literal["admit", "release"], *, admitted: bool
-) -> GateFailed:
-    return GateFailed(session.facts(), gate.name, error, step, admitted)
+    # None if another thread has changed the gates since the session is over.
+    gate = next((gate for gate, its in zip(gates, permits, strict=False) if its is permit), None)
+    name = "unknown" if gate is None else gate.name
+    session.report(GateFailed(session.facts(), name, failure, "release", admitted=True))
 
 
 def _kept(
@@ -362,7 +358,7 @@ def _adopted(gate: GateBase, session: Session) -> AbstractAsyncContextManager[An
     try:
         return gate.adopt(session)
     except Exception as error:  # as raised by its key function
-        session.report_once((id(gate), "adopt"), _failed(session, gate, error, "admit", admitted=True))
+        session.report_once((id(gate), "adopt"), GateFailed(session.facts(), gate.name, error, "admit", admitted=True))
         return NO_PERMIT
 
 

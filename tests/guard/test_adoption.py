@@ -278,6 +278,23 @@ async def test_permits_are_released_in_reverse_and_awaited():
 
 
 @pytest.mark.anyio
+async def test_gate_failing_after_a_change_keeps_no_permit():
+    """A thread changes the gates when a session is over, and its permits are not all released yet."""
+
+    class Failing(MaxSessions):
+        def release(self, session=None):
+            super().release(session)
+            guard.update(max_sessions_per_client=None, max_sessions=None)
+            raise ValueError
+
+    guard = Guard(Settings(max_sessions=9, max_sessions_per_client=9), gate=Failing(5))
+    limits = guard.gate.gates
+    async with staying(guard, HOSTS[0]):
+        assert [gate.usage for gate in limits] == [1, 1, 1]
+    assert [gate.usage for gate in limits] == [0, 0, 0]
+
+
+@pytest.mark.anyio
 async def test_sessions_whose_gates_are_their_permits_share_them():
     """One tuple for all of them: each would take 48 bytes."""
     guard = Guard(Settings(max_sessions=9))
