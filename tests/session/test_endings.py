@@ -630,3 +630,37 @@ async def test_shed_while_a_departure_is_in_doubt_keeps_its_close():
     assert peer.closed[0] == 1013
     [closed] = events_of(events.SessionClosed, seen)
     assert (closed.close.code, closed.closed_by, closed.outcome) == (1013, "middleware", "shed")
+
+
+class LateNotice(Peer):
+    """A server that notices in the next turn of its event loop that it has answered by HTTP, as uvicorn does."""
+
+    has_noticed = False
+
+    async def send(self, message):
+        self.sent.append(message)
+        if message["type"] == "websocket.http.response.body":
+            asyncio.get_running_loop().call_soon(setattr, self, "has_noticed", True)
+
+
+async def deny(scope, receive, send):
+    await send({"type": "websocket.http.response.start", "status": 401})
+    await send({"type": "websocket.http.response.body", "body": b""})
+
+
+async def deny_and_fail(scope, receive, send):
+    await send({"type": "websocket.http.response.start", "status": 401})
+    raise ValueError
+
+
+@pytest.mark.parametrize(("handler", "places"), [(deny, 1), (deny_and_fail, 1), (deny, 0)])
+def test_denial_returns_only_when_the_server_knows(handler, places):
+    """Otherwise uvicorn logs that the application has returned without completing the handshake."""
+
+    async def main():
+        guard = Guard(Settings(max_sessions=places, reject_with="http"))
+        peer = await LateNotice().visit(CloseCodeMiddleware(handler, guard))
+        assert peer.heard == ["http.response.start", "http.response.body"]
+        assert peer.has_noticed
+
+    asyncio.run(main())
