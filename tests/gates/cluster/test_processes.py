@@ -12,6 +12,8 @@ import websockets
 
 from tests.support.servers import serve
 
+from .at_once import at_once
+
 LIMIT = 100
 CLIENTS = 300
 TTL = 3
@@ -210,9 +212,7 @@ async def test_third_login_closes_the_first_at_whichever_worker(server, tmp_path
                 assert user.open() == [number - 1, number]
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("lease_duration", [3, 600])
+@at_once(lease_duration=[3, 600])
 async def test_worker_that_was_stopped_sheds_when_it_goes_on(server, tmp_path, lease_duration):
     async with logins(server, tmp_path, lease_duration) as user:
         stopped, other = user.workers
