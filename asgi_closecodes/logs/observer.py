@@ -109,7 +109,7 @@ class LogObserver:
 
     def __call__(self, event: events.Event) -> None:
         """Write or count ``event``."""
-        line = LINES.get(type(event))
+        line = LINES.get(type(event)) or _line_of_base(type(event))
         if type(event) is events.LimitsChanged and line is not None:
             is_written = line.logger.isEnabledFor(line.level_of(event)) and line.logger.hasHandlers()
             self._pending_limits = None if is_written else event
@@ -161,6 +161,11 @@ class LogObserver:
     def _describe(self, event: events.Event, line: Line, level: int) -> _Kind:
         message, arguments, keys = line.describe(event, self._redactor)
         return _Kind(line, level, message % arguments, {key: keys[key] for key in _SUMMARY_KEYS if key in keys})
+
+
+def _line_of_base(kind: type) -> Line | None:
+    """Return the line of an event class that a user's gate defines: that of its base class."""
+    return next((LINES[base] for base in kind.__mro__ if base in LINES), None)
 
 
 class Unprintable(Exception):  # noqa: N818 - it stands for an error

@@ -47,6 +47,19 @@ def test_event_is_one_record(records, name):
         assert "/rooms/{id}" in record.getMessage() or name == "closecodes.gate.failed"
 
 
+class OwnGateFull(events.GateSaturated):
+    """As a gate of a user's reports it."""
+
+
+def test_event_of_a_subclass_is_logged_as_its_base_class(records):
+    guard = Guard(Settings())
+    records.clear()
+    guard.report(OwnGateFull("rooms", "full", 5.0, 5.0))
+    [record] = records
+    assert written(record)["event.name"] == "closecodes.gate.saturated"
+    assert "rooms" in record.getMessage()
+
+
 def test_keys_of_a_failure(records):
     LogObserver()(LOGGED["closecodes.session.exception"])
     keys = written(records[0])
