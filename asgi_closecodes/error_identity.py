@@ -40,7 +40,7 @@ _qualname_of = vars(type)["__qualname__"].__get__
 _module_of = vars(type)["__module__"].__get__
 _MAX_FRAMES = 50
 
-_known: dict[tuple[object, ...], tuple[str, list[object]]] = {}  # kept alive: their ids are the keys
+_known: dict[tuple[object, ...], tuple[str, list[CodeType]]] = {}  # kept alive: their ids are in the keys
 _MAX_KNOWN = 256
 _MAX_KNOWN_FRAMES = 100
 
@@ -75,26 +75,30 @@ def fingerprint(error: BaseException) -> str:
     return made
 
 
-def _traces(error: BaseException) -> tuple[tuple[object, ...], list[object]]:
-    """Return a key that is equal for equal tracebacks, and the objects whose ids are in it; nothing for groups.
+def _traces(error: BaseException) -> tuple[tuple[object, ...], list[CodeType]]:
+    """Return a key that is equal for equal errors, and the code objects whose ids are in it.
 
-    Nor for long tracebacks. By id, for equal code objects may come from different files, and hashing one is slow.
+    Nothing for a group, nor for long tracebacks.
+
+    Code by id, for equal code objects may come from different files, and hashing one is slow. Types by name: a class
+    that is kept would keep its module, and what a function that defines it has closed over, as a session.
     """
-    kept: list[object] = []
-    modules: list[str] = []
+    key: list[object] = []
+    codes: list[CodeType] = []
     for cause in chain_of(error):
-        kept.append(kind := type(cause))
+        kind = type(cause)
         if issubclass(kind, BaseExceptionGroup):
             return (), []
+        key.append(type_name(kind))
         trace = _traceback_of(cause)
         while trace is not None:
             frame = trace.tb_frame
-            kept.append(frame.f_code)
-            modules.append(f"{frame.f_globals.get('__name__', '?')}")
+            codes.append(code := frame.f_code)
+            key += id(code), f"{frame.f_globals.get('__name__', '?')}"
             trace = trace.tb_next
-        if len(modules) > _MAX_KNOWN_FRAMES:
+        if len(codes) > _MAX_KNOWN_FRAMES:
             return (), []
-    return (*map(id, kept), *modules), kept
+    return tuple(key), codes
 
 
 def type_name(cls: type[BaseException]) -> str:

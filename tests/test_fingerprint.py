@@ -93,6 +93,35 @@ def test_fingerprint_keeps_nothing_of_the_error():
     assert [reference() for reference in left] == [None, None]
 
 
+def test_fingerprint_keeps_no_class_that_a_function_made():
+    """Its methods may refer to the session."""
+
+    def fails():
+        class Local(ValueError):
+            pass
+
+        left.append(weakref.ref(Local))
+        raise Local
+
+    left = []
+    for _ in range(2):
+        fingerprint(caught("def start(): fails()", name="start", fails=fails))
+    gc.collect()
+    assert [reference() for reference in left] == [None, None]
+
+
+def test_class_renamed_after_its_first_error_is_another_bug():
+    class Renamed(ValueError):
+        pass
+
+    def fails():
+        raise Renamed
+
+    before = fingerprint(caught("def start(): fails()", name="start", fails=fails))
+    Renamed.__qualname__ = "shop.Renamed"
+    assert fingerprint(caught("def start(): fails()", name="start", fails=fails)) != before
+
+
 def test_middleware_of_a_library_changes_nothing():
     import contextlib
 
