@@ -129,16 +129,19 @@ class AllOf(GateBase):
             raise refusal from error
         return NO_PERMIT
 
-    def release(self, session: Session, permits: Held) -> Permits | None:
-        """Release the permits of a session, the last first; return those that are left if one has to be awaited."""
+    def release(self, session: Session, gates: tuple[GateBase, ...], permits: Held) -> Permits | None:
+        """Release the permits of a session, the last first; return those that are left if one has to be awaited.
+
+        :param gates: those of the permits: others may be asked by now.
+        """
         left = len(permits)
         for permit in reversed(permits):
             if not isinstance(permit, PlainPermit):
-                return Permits(self, session, self.gates, permits[:left])
+                return Permits(self, session, gates, permits[:left])
             try:
                 permit.release()
             except Exception as failure:
-                _report_release(permit, session, self.gates, permits, failure)
+                _report_release(permit, session, gates, permits, failure)
             left -= 1
         return None
 

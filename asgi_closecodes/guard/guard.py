@@ -386,11 +386,13 @@ class Guard:
             if session not in self.sessions:  # another thread has found its event loop gone, at this moment
                 self._leaving.discard(session)
 
-    def on_closed(self, session: Session) -> bool:
-        """Forget a session that is over; return False if that was done before."""
+    def on_closed(self, session: Session) -> tuple[tuple[GateBase, ...], Held] | None:
+        """Forget a session that is over; return the gates and its permits, None if that was done before."""
         with COUNTING:
+            permits, session.permits = session.permits or (), None  # no change of the gates comes in between
             if session not in self.sessions:
-                return False
+                return None
+            held = self.gate.gates, permits
             del self.sessions[session]
             self._leaving.discard(session)
             self.busy_sessions.drop(session)
@@ -399,7 +401,7 @@ class Guard:
                 self._counters.closed(close)
         if self.deadlines.is_used:
             self.deadlines.discard(session)
-        return True
+        return held
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run ``function`` in the background; report an exception that it raises."""

@@ -192,8 +192,7 @@ class Session(ClosingProtocol):
 
     def release(self) -> Permits | None:
         """Release the session from its guard: it has ended. Return its permits if a gate has to be awaited."""
-        permits, self.permits = self.permits or (), None
-        if not self._guard.on_closed(self):
+        if (held := self._guard.on_closed(self)) is None:
             return None  # done before: its event loop was closed under it, or it is the parent process's
         if self._is_followed:
             self.report(events.SessionClosed(self.facts(), self.closed_with, self._closed_by, self._outcome))
@@ -202,7 +201,7 @@ class Session(ClosingProtocol):
         self.sending = self._error = None
         if self._interruption is not None:
             self._interruption.release()
-        return self._guard.gate.release(self, permits) if permits else None
+        return self._guard.gate.release(self, *held)
 
     def lost(self) -> None:
         """Release the session and its permits, since its event loop is gone."""

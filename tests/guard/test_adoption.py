@@ -4,6 +4,7 @@ import itertools
 import sys
 import threading
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Session, Settings
-from asgi_closecodes.events import GateFailed
+from asgi_closecodes.events import GateFailed, SessionClosed
 from asgi_closecodes.gates import AllOf, MaxSessions, MaxSessionsPerKey
 from asgi_closecodes.gates.base import as_gate
-from tests.support.asgi import Peer, events_of
+from tests.support.asgi import Handler, Peer, events_of
 from tests.support.fakes import settle
 
 HOSTS = ("192.0.2.1", "192.0.2.2")
@@ -376,6 +377,64 @@ async def test_session_admitted_while_gates_change_is_adopted(monkeypatch):
         changing.join()
         assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [1]
     assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0]
+
+
+@pytest.mark.anyio
+async def test_limit_set_while_a_session_ends_counts_exactly(monkeypatch):
+    """A gate adopts it while it is about to release what it held before."""
+    guard = Guard()
+    adopt, adopting = MaxSessions.adopt, threading.Event()
+    changing = threading.Thread(target=guard.update, kwargs={"max_sessions": 5})
+
+    def adopt_while_it_ends(gate, session):
+        permit = adopt(gate, session)
+        adopting.set()
+        has_ended.wait(0.1)  # in vain if the end waits for the change
+        return permit
+
+    def forget_and_tell(session):
+        has_ended.set()
+        return forget(session)
+
+    forget, has_ended = guard.on_closed, threading.Event()
+    monkeypatch.setattr(MaxSessions, "adopt", adopt_while_it_ends)
+    monkeypatch.setattr(guard, "on_closed", forget_and_tell)
+    async with staying(guard, HOSTS[0]):
+        changing.start()
+        adopting.wait(10)
+    changing.join()
+    assert [gate["usage"] for gate in guard.snapshot()["gates"]] == [0]
+
+
+class Stuck(MaxSessions):
+    """A gate that fails as it releases a session."""
+
+    name = "stuck"
+
+    def release(self, *arguments):
+        super().release(*arguments)
+        raise ValueError
+
+
+@asynccontextmanager
+async def stuck(_session):
+    yield
+    raise ValueError
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_slow", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(None, 5), (5, None)])
+async def test_gate_changed_as_a_session_closes_fails_by_name(before, after, is_slow):
+    def see(event):
+        seen.append(event)
+        if isinstance(event, SessionClosed):
+            guard.update(max_sessions=after)
+
+    gate = as_gate(SimpleNamespace(admit=stuck, name="stuck")) if is_slow else Stuck(5)
+    seen, guard = [], Guard(Settings(max_sessions=before), gate=gate, observers=[see])
+    await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+    assert [event.gate for event in events_of(GateFailed, seen)] == ["stuck"]
 
 
 def test_changes_while_threads_admit_count_exactly():
