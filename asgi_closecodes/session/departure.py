@@ -137,7 +137,7 @@ class Departures:
             for departure in [one for one, loop in self._waiting.items() if loop.is_among(loops)]:
                 del self._waiting[departure]
             for gone in [loop for loop in self._refused if loop in loops]:
-                del self._refused[gone]
+                self._refused.pop(gone).clear()  # the task that looks after them may be kept
 
     async def wait(self, connection: Connection, departure: Departure, *, is_closed_here: bool) -> bool:
         """Wait until ``connection``, which was found held, is gone; return False if it was abandoned.

@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import socket
+import weakref
 
 import anyio
 import pytest
@@ -236,24 +237,28 @@ def test_session_refused_is_aborted_where_its_task_is_cancelled(monkeypatch):
     asyncio.run(main())
 
 
-def refused(guard):
+def refused(guard, **scope):
     """An event loop in which a refused session departs."""
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)
-    loop.run_until_complete(Server(Transport()).visit(CloseCodeMiddleware(stay, guard)))
+    loop.run_until_complete(Server(Transport(), **scope).visit(CloseCodeMiddleware(stay, guard)))
     assert counts(guard) == (0, 0, 1)
     return loop
 
 
 def test_session_refused_counts_no_more_without_its_loop():
-    guard = Guard(Settings(max_sessions=0))
-    refused(guard).close()
+    """Nor is it kept."""
+    guard, state = Guard(Settings(max_sessions=0)), Transport()
+    kept = weakref.ref(state)
+    refused(guard, state=state).close()
+    del state
 
     async def next_one():
         await Peer().visit(CloseCodeMiddleware(stay, guard))
         assert counts(guard) == (0, 0, 0)
         gc.collect()
         assert counts(guard) == (0, 0, 0)
+        assert kept() is None
 
     asyncio.run(next_one())
 
