@@ -270,8 +270,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _parse_none(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _parse_none(cls, values: Any) -> Any:
         """Parse "none" where None is meant: once, since a validator of each field costs time at import."""
+        if not isinstance(values, dict):
+            return values  # pydantic says what is wrong with it
         optional = {name for name, field in cls.model_fields.items() if NoneType in get_args(field.annotation)}
         return {name: none(value) if name in optional else value for name, value in values.items()}
 

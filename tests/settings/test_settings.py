@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, SettingsError
 from asgi_closecodes.events import UnknownSetting
@@ -339,6 +339,18 @@ def test_names_without_the_prefix_are_not_read(monkeypatch):
 def test_settings_do_not_change_in_place():
     with pytest.raises(ValueError, match="frozen"):
         Settings().max_sessions = 5
+
+
+@pytest.mark.parametrize("value", [None, 5, "max_sessions=5", []])
+def test_settings_in_a_model_of_others_are_checked(value):
+    """A model of the application's may have them as a field."""
+
+    class Others(BaseModel):
+        closecodes: Settings
+
+    with pytest.raises(ValidationError, match="closecodes"):
+        Others(closecodes=value)
+    assert Others(closecodes={"max_sessions": "none"}) == Others(closecodes=Settings(max_sessions=None))
 
 
 # Changes
