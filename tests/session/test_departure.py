@@ -102,10 +102,10 @@ async def crash(scope, receive, send):
 
 @contextlib.asynccontextmanager
 async def running(handler, guard, server):
-    """The session of ``handler`` in a task, once it stays or departs."""
+    """The session of ``handler`` in a task, once it has answered its handshake."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.visit, CloseCodeMiddleware(handler, guard))
-        await wait_until(lambda: guard.sessions and server.sent)
+        await wait_until(lambda: server.sent)  # its session may be over already
         yield tasks
         await wait_until(lambda: not guard.sessions)
 
