@@ -12,9 +12,9 @@ import math
 import random
 import time
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 import anyio.lowlevel
 
@@ -258,12 +258,12 @@ class Deadlines:
         elif times.auth_from is not None and session.key is None:
             times.auth_at = times.auth_from + self._auth
 
-    def check(self) -> Coroutine[Any, Any, None] | None:
-        """Return a coroutine that ends the sessions whose time is over; None if there are none."""
+    def check(self) -> Callable[[], Awaitable[None]] | None:
+        """Return a function that ends the sessions whose time is over; None if there are none."""
         with COUNTING:
             self._sweep(_SWEEPS_A_TICK)
         next_at = self.next_at
-        return None if next_at is None or next_at > self._clock() else self._end_due()
+        return None if next_at is None or next_at > self._clock() else self._end_due
 
     async def _end_due(self) -> None:
         while True:

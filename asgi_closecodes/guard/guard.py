@@ -497,8 +497,13 @@ class Guard:
             Job("gates", shedding.sample, shedding.is_watched, finish=shedding.pause),
             Job("expired sessions", shedding.end_expired, shedding.is_watched),
             Job("shedding", shedding.shed, shedding.is_watched),
-            Job("activity", lambda: self._activity.update(self.sessions), shedding.needs_activity, ACTIVITY_INTERVAL_S),
-            Job("timeouts", self._timeouts.check, lambda: self._timeouts.is_needed),
+            Job(
+                "activity",
+                lambda: partial(self._activity.update, self.sessions),
+                shedding.needs_activity,
+                ACTIVITY_INTERVAL_S,
+            ),
+            Job("timeouts", lambda: self._timeouts.check, lambda: self._timeouts.is_needed),
             Job("deadlines", self.deadlines.check, lambda: self.deadlines.is_needed),
             Job("observers", dispatcher.sample, dispatcher.is_watched, finish=dispatcher.sample),
         )

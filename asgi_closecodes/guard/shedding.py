@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 import anyio.lowlevel
 
@@ -89,8 +89,8 @@ class Shedding:
             for session in self._dispatcher.ask(gate, gate.expired, _listed, default=_NOBODY):
                 self._end_soon(session, gate)
 
-    def shed(self) -> Coroutine[Any, Any, None] | None:
-        """Return a coroutine that sheds the sessions whose turn it is; None if there are none."""
+    def shed(self) -> Callable[[], Awaitable[None]] | None:
+        """Return a function that sheds the sessions whose turn it is; None if there are none."""
         if self._settings.shed_order == "never":
             return None
         excess, fullest = self._excess()
@@ -105,7 +105,7 @@ class Shedding:
         self._pace.per_second = self._pace.burst = self._settings.shed_rate or max(len(self._sessions) / 100, 1.0)
         if (due := self._pace.take_all()) <= 0:
             return None
-        return self._end(to_shed[:due], min(excess, due - len(to_shed)), fullest)
+        return partial(self._end, to_shed[:due], min(excess, due - len(to_shed)), fullest)
 
     def _excess(self) -> tuple[int, GateBase | None]:
         """Return how many sessions are above a limit, and the gate that is furthest above its own."""

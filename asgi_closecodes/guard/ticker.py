@@ -27,8 +27,8 @@ class Job:
     """Periodic piece of work.
 
     :param name: name in the report of a failure.
-    :param run: does the work, or returns an awaitable that does. That is awaited in a task of its own. Until it has
-        ended, other jobs run, but not this one.
+    :param run: does the work, or returns an async function that does, which runs in a task of its own. Until it has
+        ended, other jobs run, but not this one. No coroutine: nobody would await it if the event loop ends before.
     :param is_needed: returns whether the job has to run, which keeps the ticker running. None: it runs whenever the
         ticker does.
     :param interval: seconds between two runs, at least; by default it runs at every tick.
@@ -36,14 +36,14 @@ class Job:
     """
 
     name: str
-    run: Callable[[], Awaitable[object] | None]
+    run: Callable[[], Callable[[], Awaitable[object]] | None]
     is_needed: Callable[[], bool] | None
     interval: float = 0.0
     finish: Callable[[], object] | None = None
     due_at: float = field(default=-math.inf, init=False)
     """Monotonic seconds of the next run; a job in progress stays due."""
     progress: Claim = field(default_factory=Claim, init=False)
-    """Event loop in which the awaitable of the last run is in progress."""
+    """Event loop in which the rest of the last run is in progress."""
 
 
 class Ticker:
@@ -143,9 +143,9 @@ class Ticker:
         if (rest := job.run()) is not None and (holder := job.progress.take()) is not None:
             spawn(self._go_on, job, holder, rest)
 
-    async def _go_on(self, job: Job, holder: EventLoop, rest: Awaitable[object]) -> None:
+    async def _go_on(self, job: Job, holder: EventLoop, rest: Callable[[], Awaitable[object]]) -> None:
         try:
-            await rest
+            await rest()
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
                 raise

@@ -95,7 +95,7 @@ class Looking:
         for _ in range(round(seconds / tick)):
             self.clock.now += tick
             if (rest := self.deadlines.check()) is not None:
-                await rest
+                await rest()
 
 
 def causes(session):

@@ -162,7 +162,7 @@ class Bench:
         if (rest := self.shedding.shed()) is not None:
 
             async def main():
-                await rest
+                await rest()
 
             anyio.run(main)
         return {session: session.ended[0].cause for session in self.sessions if session.ended}

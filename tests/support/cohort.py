@@ -46,7 +46,7 @@ def reconnect_peak(draw: Callable[[], float], count: int = 10_000, age: float = 
             rest = deadlines.check()
             assert rest is not None
             with contextlib.suppress(StopIteration):
-                rest.send(None)
+                rest().__await__().send(None)
             arrivals[number] = now + member.left.retry_after
             del members[member]
             deadlines.discard(member)
