@@ -31,6 +31,8 @@ _MAX_CHECKS_PER_SECOND = 2000
 """Checks of all connections together, at 20 us each."""
 _REFUSED_DELAY_S = 0.02
 """Between two looks at the refused ones. Who is kept for longer is in the last generation of the garbage collector."""
+_LONGEST_REFUSED_DELAY_S = 0.25
+"""The same however many there are: each is aborted in time, or they pile up while many clients ignore the close."""
 _CHECKS_A_TURN = 100
 """Checks of refused sessions in one turn of the event loop."""
 
@@ -185,7 +187,8 @@ class Departures:
     async def _look_after(self, loop: object, held: deque[_Held]) -> None:
         try:
             while held:
-                await anyio.sleep(max(_REFUSED_DELAY_S, len(held) / _MAX_CHECKS_PER_SECOND))
+                delay = max(_REFUSED_DELAY_S, len(held) / _MAX_CHECKS_PER_SECOND)
+                await anyio.sleep(min(delay, _LONGEST_REFUSED_DELAY_S))
                 for number in range(1, len(held) + 1):
                     counts = _look_at(held[0])
                     held.rotate(-1)

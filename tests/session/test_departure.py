@@ -211,6 +211,17 @@ async def test_session_refused_is_aborted_after_the_close_timeout(monkeypatch):
 
 
 @pytest.mark.anyio
+async def test_sessions_refused_are_aborted_in_time_however_many(monkeypatch):
+    monkeypatch.setattr(protocol, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(departure, "_MAX_CHECKS_PER_SECOND", 0.01)
+    transports, guard = [Transport(), Transport()], Guard(Settings(max_sessions=0))
+    for transport in transports:
+        await Server(transport).visit(CloseCodeMiddleware(stay, guard))
+    await wait_until(lambda: counts(guard) == (0, 0, 0))
+    assert [transport.aborts for transport in transports] == [1, 1]
+
+
+@pytest.mark.anyio
 async def test_session_refused_that_stays_held_is_abandoned_once():
     seen = []
     guard = Guard(Settings(max_sessions=0, abandon_after=0.05), observers=[seen.append])
