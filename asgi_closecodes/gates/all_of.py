@@ -142,6 +142,9 @@ class AllOf(GateBase):
                 permit.release()
             except Exception as failure:
                 _report_release(permit, session, gates, permits, failure)
+            except BaseException:  # as of a future that was cancelled, which a user's gate asks for its result
+                Permits(self, session, gates, permits[: left - 1]).let_go()
+                raise
             left -= 1
         return None
 

@@ -1,5 +1,6 @@
 """A limit that is set while sessions are open counts them at once, and one that is unset keeps none of them."""
 
+import asyncio
 import itertools
 import sys
 import threading
@@ -414,6 +415,21 @@ class Stuck(MaxSessions):
     def release(self, *arguments):
         super().release(*arguments)
         raise ValueError
+
+
+class Cancelled(MaxSessions):
+    """A gate that asks a cancelled future for its result as it releases a session."""
+
+    def release(self, *arguments):
+        super().release(*arguments)
+        raise asyncio.CancelledError
+
+
+def test_gate_cancelled_as_it_releases_keeps_no_others_permit():
+    gates = MaxSessions(5), Cancelled(5)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(Peer().visit(CloseCodeMiddleware(Handler(), Guard(gate=AllOf(*gates)))))
+    assert [gate.usage for gate in gates] == [0, 0]
 
 
 @asynccontextmanager
