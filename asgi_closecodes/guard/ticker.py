@@ -97,14 +97,14 @@ class Ticker:
         """Start ticking if any job is needed: in this event loop, else in one of the guard's."""
         if self.is_running or not self._is_any_needed(self._needy):
             return
-        if running_loop() is None:
+        if (loop := running_loop()) is None:
             self._loops.call_elsewhere(self.start_if_needed)
         elif (holder := self._claim.take()) is not None:
+            self.loop = loop
             spawn(self._tick_until_unneeded, holder)
 
     async def _tick_until_unneeded(self, holder: EventLoop) -> None:
         try:
-            self.loop = running_loop()
             used_at = self._clock()
             while self._claim.is_held_by(holder) and self._is_any_needed(self._needy):
                 if self._is_used():

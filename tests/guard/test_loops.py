@@ -212,6 +212,31 @@ def test_ticker_loop_stopped_moves_and_ends_there():
         loop.close()
 
 
+def test_ticker_loop_that_goes_on_takes_over_again():
+    """It had stopped before the first tick, and another one had begun to tick, which was closed meanwhile."""
+    guard = Guard(Settings(max_sessions=10))
+    one, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    other.set_exception_handler(lambda *_: None)
+
+    async def visit():
+        await Peer().visit(CloseCodeMiddleware(Handler(), guard))
+        await asyncio.sleep(0)
+
+    one.call_soon(guard.session, Peer().scope, None, None)
+    one.call_soon(one.stop)
+    one.run_forever()
+    other.run_until_complete(visit())
+    assert guard._ticker._claim._holder.is_among({other})
+    one.run_until_complete(asyncio.sleep(0))
+    other.close()
+    one.run_until_complete(visit())
+    assert guard._ticker._claim._holder.is_among({one})
+    for task in asyncio.all_tasks(one):
+        task.cancel()
+        one.run_until_complete(asyncio.wait([task]))
+    one.close()
+
+
 @pytest.mark.parametrize("next_backend", BACKENDS)
 def test_sessions_loop_closed_give_back_permits(next_backend):
     """They would hold their places for ever: nobody runs them any more."""
