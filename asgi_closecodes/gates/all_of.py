@@ -19,7 +19,7 @@ from asgi_closecodes.session import Session
 from .base import NO_PERMIT, Gate, GateBase, PlainPermit, as_gate, rekey
 from .shadow import Shadow, ShadowedPermit, unshadowed
 
-Held: TypeAlias = tuple[AbstractAsyncContextManager[Any], ...]
+HeldPermits: TypeAlias = tuple[AbstractAsyncContextManager[Any], ...]
 """Permits of a session, one of each gate that it has passed."""
 
 _Waiting: TypeAlias = tuple[GateBase, AbstractAsyncContextManager[Any]]
@@ -73,14 +73,14 @@ class AllOf(GateBase):
                 elif (permits := one.permits) is not None:
                     one.permits = _change(changes, before, permits, gates).made(one, permits)
 
-    def take(self, session: Session, admit: Callable[[Session, Held], None]) -> Awaitable[None] | None:
+    def take(self, session: Session, admit: Callable[[Session, HeldPermits], None]) -> Awaitable[None] | None:
         """Ask the gates for permits of ``session``; return what has to be awaited if one of them waits.
 
         :param admit: called with all permits while no gate can change, to keep them. It may refuse too.
         """
         asked = self.gates
         alike: Any = asked  # where each gate itself is the permit, all sessions share one tuple
-        permits: Held = ()  # no list: that takes more for as long as the session lasts
+        permits: HeldPermits = ()  # no list: that takes more for as long as the session lasts
         waiting: _Waiting | None = None
         try:
             for gate in asked:
@@ -129,7 +129,7 @@ class AllOf(GateBase):
             raise refusal from error
         return NO_PERMIT
 
-    def release(self, session: Session, gates: tuple[GateBase, ...], permits: Held) -> Permits | None:
+    def release(self, session: Session, gates: tuple[GateBase, ...], permits: HeldPermits) -> Permits | None:
         """Release the permits of a session, the last first; return those that are left if one has to be awaited.
 
         :param gates: those of the permits: others may be asked by now.
@@ -171,7 +171,9 @@ class Permits:
 
     __slots__ = ("_all", "_entered", "_gates", "_session")
 
-    def __init__(self, all_of: AllOf, session: Session, gates: tuple[GateBase, ...] = (), entered: Held = ()) -> None:
+    def __init__(
+        self, all_of: AllOf, session: Session, gates: tuple[GateBase, ...] = (), entered: HeldPermits = ()
+    ) -> None:
         self._all = all_of
         self._gates: tuple[GateBase, ...] | None = gates  # None when it is over
         self._session = session
@@ -182,11 +184,11 @@ class Permits:
             await waiting
         return self
 
-    def _keep(self, _session: Session, permits: Held) -> None:
+    def _keep(self, _session: Session, permits: HeldPermits) -> None:
         self._gates, self._entered = self._all.gates, permits
         self._all.entering.add(self)
 
-    async def wait(self, waiting: _Waiting | None, admit: Callable[[Session, Held], None]) -> None:
+    async def wait(self, waiting: _Waiting | None, admit: Callable[[Session, HeldPermits], None]) -> None:
         """Wait for the permit ``waiting``, and for those of the gates that are left; see :meth:`AllOf.take`."""
         asked = self._gates or ()
         try:
@@ -212,7 +214,7 @@ class Permits:
             self._entered += (permit,)
         return None
 
-    def _settle(self, asked: tuple[GateBase, ...], admit: Callable[[Session, Held], None]) -> bool:
+    def _settle(self, asked: tuple[GateBase, ...], admit: Callable[[Session, HeldPermits], None]) -> bool:
         """Hand all permits to ``admit``; return False if gates have changed since ``asked``."""
         with COUNTING:
             if self._all.gates is not asked:
@@ -343,7 +345,7 @@ def _arrived_at(one: Session | Permits) -> float:
 
 
 def _report_release(
-    permit: object, session: Session, gates: Iterable[GateBase], permits: Held, failure: Exception
+    permit: object, session: Session, gates: Iterable[GateBase], permits: HeldPermits, failure: Exception
 ) -> None:
     # None if another thread has changed the gates since the session is over.
     gate = next((gate for gate, its in zip(gates, permits, strict=False) if its is permit), None)
@@ -384,7 +386,7 @@ class _Change:
         to_ask = [gate for gate in after if unshadowed(gate) in left]
         self.gates = (*(gate for gate, _ in self.held), *to_ask) if to_ask else after
 
-    def made(self, session: Session, permits: Held) -> Held:
+    def made(self, session: Session, permits: HeldPermits) -> HeldPermits:
         """Return what ``session`` holds after the change instead of ``permits``."""
         return tuple(
             [
@@ -397,7 +399,7 @@ class _Change:
 def _change(
     changes: dict[tuple[int, int], _Change],
     before: tuple[GateBase, ...],
-    permits: Held,
+    permits: HeldPermits,
     after: tuple[GateBase, ...],
     *,
     adopts: bool = True,

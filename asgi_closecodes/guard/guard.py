@@ -16,7 +16,7 @@ from asgi_closecodes import concurrency, events
 from asgi_closecodes.concurrency import COUNTING, running_loop
 from asgi_closecodes.exceptions import ExceptionMapping, TooManyMessages, checked_mapping
 from asgi_closecodes.gates import AllOf, Gate, GateBase, LoopLag, Shadow
-from asgi_closecodes.gates.all_of import Held, Permits
+from asgi_closecodes.gates.all_of import HeldPermits, Permits
 from asgi_closecodes.gates.base import as_gate, name_gates
 from asgi_closecodes.gates.shadow import unshadowed
 from asgi_closecodes.logs import LogObserver
@@ -341,7 +341,7 @@ class Guard:
             self._draining.check()
         return self.gate.take(session, self._admit)
 
-    def _admit(self, session: Session, permits: Held) -> None:
+    def _admit(self, session: Session, permits: HeldPermits) -> None:
         if self._draining.is_on:  # by now
             self._draining.check()
         session.prepare()
@@ -386,7 +386,7 @@ class Guard:
             if session not in self.sessions:  # another thread has found its event loop gone, at this moment
                 self._leaving.discard(session)
 
-    def on_closed(self, session: Session) -> tuple[tuple[GateBase, ...], Held] | None:
+    def on_closed(self, session: Session) -> tuple[tuple[GateBase, ...], HeldPermits] | None:
         """Forget a session that is over; return the gates and its permits, None if that was done before."""
         with COUNTING:
             permits, session.permits = session.permits or (), None  # no change of the gates comes in between

@@ -28,11 +28,11 @@ _FIRST_DELAY_S = 0.005
 crashes that took a tenth of its time."""
 _LONGEST_DELAY_S = 0.1
 _MAX_CHECKS_PER_SECOND = 2000
-"""Checks of all connections together, at 20 us each."""
+"""Checks of the connections of admitted sessions together, at 20 us each."""
 _REFUSED_DELAY_S = 0.02
 """Between two looks at the refused ones. Who is kept for longer is in the last generation of the garbage collector."""
 _LONGEST_REFUSED_DELAY_S = 0.25
-"""The same however many there are: each is aborted in time, or they pile up while many clients ignore the close."""
+"""However many there are: each is aborted in time, or they pile up while many clients ignore the close."""
 _CHECKS_A_TURN = 100
 """Checks of refused sessions in one turn of the event loop."""
 
@@ -101,7 +101,7 @@ class Refused(Protocol):
         """Report that its connection counts no more."""
 
 
-class _Held:
+class _RefusedConnection:
     """Connection of a refused session."""
 
     __slots__ = ("began_at", "connection", "departure", "is_closed_here", "session")
@@ -125,7 +125,7 @@ class Departures:
     def __init__(self, spawn: Callable[..., object]) -> None:
         self._spawn = spawn
         self._waiting: dict[Departure, EventLoop] = {}
-        self._refused: dict[object, deque[_Held]] = {}  # by event loop: asyncio's, or trio's token
+        self._refused: dict[object, deque[_RefusedConnection]] = {}  # by event loop: asyncio's, or trio's token
 
     @property
     def refused(self) -> int:
@@ -180,11 +180,11 @@ class Departures:
         with COUNTING:
             if is_first := (held := self._refused.get(loop)) is None:
                 held = self._refused[loop] = deque()
-            held.append(_Held(connection, session, began_at, is_closed_here=is_closed_here))
+            held.append(_RefusedConnection(connection, session, began_at, is_closed_here=is_closed_here))
         if is_first:
             self._spawn(self._look_after, loop, held)
 
-    async def _look_after(self, loop: object, held: deque[_Held]) -> None:
+    async def _look_after(self, loop: object, held: deque[_RefusedConnection]) -> None:
         try:
             while held:
                 delay = max(_REFUSED_DELAY_S, len(held) / _MAX_CHECKS_PER_SECOND)
@@ -209,7 +209,7 @@ class Departures:
                     del self._refused[loop]
 
 
-def _look_at(held: _Held) -> bool:
+def _look_at(held: _RefusedConnection) -> bool:
     """Return whether a refused session's connection counts on."""
     connection = held.connection
     if not connection.is_held(is_closed_here=held.is_closed_here):

@@ -29,7 +29,7 @@ from .scope import can_deny, never_tells_codes
 from .state import ARRIVED, CLOSED, CONNECTING, DENYING, DISCONNECTED, OPEN, OVER, TRANSITIONS, UNANSWERED, Phase
 
 if TYPE_CHECKING:  # the guard imports this package
-    from asgi_closecodes.gates.all_of import Held
+    from asgi_closecodes.gates.all_of import HeldPermits
     from asgi_closecodes.guard import Guard
 
 CLOSE_TIMEOUT_S = 10.0
@@ -103,7 +103,7 @@ class HandlerProtocol(Channel):
         self.arrived_at = time.monotonic()
         self.closed_with: Close | None = None
         """Close that ended the session, if it is known."""
-        self.permits: Held | None = None
+        self.permits: HeldPermits | None = None
         """Permits of the gates, from the admission until the session is over."""
         self.priority = 0
         """0 is the most important: sessions of higher numbers are shed first, see also ``MaxSessions(reserve=)``."""
