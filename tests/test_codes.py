@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from asgi_closecodes.codes import MAX_REASON_BYTES, Close, CloseCode, fit_reason, may_be_sent, private_use_code
@@ -54,6 +54,7 @@ def test_reason_is_cut_at_the_last_character_that_fits(text):
 @example("x" * 200, "; ref=1PB4XQ7Z0M8K")
 @example("x", "é" * 62)
 def test_parameters_stay_whole_and_the_text_is_cut_for_them(text, parameters):
+    assume("=" not in text)  # a forged parameter is changed, see below
     fitted = fit_reason(text, parameters)
     assert len(fitted.encode()) <= 123
     if len(parameters.encode()) <= 123:

@@ -73,7 +73,7 @@ def _gate(build):
         async def admit(sessions):
             for session in sessions:
                 assert gate.take(session, keep) is None  # no gate waits
-                gate.release(session, session.permits)
+                gate.release(session, gate.gates, session.permits)
 
         with asyncio.Runner() as runner:
             yield _turns(runner, run.size(40_000, 500), session_of, admit)
