@@ -201,7 +201,8 @@ class Session(ClosingProtocol):
         self.sending = self._error = None
         if self._interruption is not None:
             self._interruption.release()
-        return self._guard.gate.release(self, *held)
+        gates, permits = held
+        return self._guard.gate.release(self, gates, permits) if permits else None
 
     def lost(self) -> None:
         """Release the session and its permits, since its event loop is gone."""
