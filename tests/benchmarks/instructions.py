@@ -30,10 +30,10 @@ BENCHMARK = Benchmark(
 )
 
 TODAY = {
-    "no limit": 65_500,
-    "max_sessions": 75_000,
-    "refused by 1013": 120_000,
-    "refused by HTTP 503": 120_000,
+    "no limit": 66_500,
+    "max_sessions": 76_000,
+    "refused by 1013": 118_000,
+    "refused by HTTP 503": 116_000,
     "crash in a storm": 168_000,
 }
 """What each comparison was when this was written; tests allow a fifth more. Who makes one less lowers it."""
