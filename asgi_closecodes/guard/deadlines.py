@@ -201,7 +201,8 @@ class Deadlines:
         :raises ValueError: if that is no moment.
         :raises TypeError: if it is of another type.
         """
-        posix = None if moment is None else _posix_seconds(moment)
+        now = time.time()  # once: a pause between two looks would end the session early by as much
+        posix = None if moment is None else _posix_seconds(moment, now)
         with COUNTING:
             if (times := self._times.get(session)) is None:
                 if posix is None:
@@ -210,7 +211,7 @@ class Deadlines:
                 times.session = session if session in self._sessions else None
                 self.is_used = True
             times.expires_on = posix
-            times.expires_at = _NEVER if posix is None else self._clock() + (posix - time.time())
+            times.expires_at = _NEVER if posix is None else self._clock() + (posix - now)
             self._schedule(times)
         self._wake()
 
@@ -369,8 +370,8 @@ def _auth_timeout() -> TryAgainLater | EndedFromOutside:
     return TimedOut(CloseCode.UNAUTHORIZED, "authentication timeout", "auth")
 
 
-def _posix_seconds(moment: object) -> float:
-    """Return the POSIX seconds of ``moment``.
+def _posix_seconds(moment: object, now: float) -> float:
+    """Return the POSIX seconds of ``moment``, at ``now``.
 
     :raises ValueError: if that is no moment.
     :raises TypeError: if it is of another type.
@@ -379,7 +380,7 @@ def _posix_seconds(moment: object) -> float:
     if isinstance(moment, bool):
         raise ValueError(f"session.expires_at must be a moment, not {moment}; {remedy}")  # noqa: TRY004 - documented
     if isinstance(moment, timedelta):
-        posix = time.time() + moment.total_seconds()
+        posix = now + moment.total_seconds()
     elif isinstance(moment, datetime):
         if moment.utcoffset() is None:
             raise ValueError(f"session.expires_at must have a time zone, and this datetime has none; {remedy}")

@@ -172,6 +172,19 @@ async def test_stale_entries_do_not_grow_without_bound():
 
 
 @pytest.mark.anyio
+async def test_expiry_in_a_pause_of_the_process_is_not_early(monkeypatch):
+    looking = Looking()
+    [session] = looking.come()
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", itertools.count(1e9).__next__)  # a second passes between two looks
+        looking.deadlines.set_expiry(session, timedelta(seconds=10))
+    await looking.pass_time(9.5)
+    assert not session.ended
+    await looking.pass_time(1)
+    assert session.ended
+
+
+@pytest.mark.anyio
 async def test_stale_entries_swept_a_few_at_a_time_lose_none():
     """While some are swept, and others not yet, each that is due still ends in time."""
     looking = Looking()
