@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import re
+import signal
 import warnings
 from contextlib import asynccontextmanager, nullcontext
 
@@ -418,8 +419,9 @@ async def test_drain_does_not_wait_for_a_handler_whose_peer_is_gone():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("wanted", [False, True])
-async def test_sigterm_drain_unavailable_is_logged_once(wanted):
+async def test_sigterm_drain_unavailable_is_logged_once(wanted, monkeypatch):
     """A signal that will not drain is logged once where no lifespan comes."""
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # coverage has set a handler of its own
     seen = []
     guard = Guard(Settings(drain_on_sigterm=wanted), observers=[seen.append])
     async with ConnectedClients(guard) as stay:
