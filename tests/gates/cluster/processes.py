@@ -52,7 +52,7 @@ class Processes:
 
     async def fill(self, count, *gates):
         """Let sessions come until ``count`` are open."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while self.open < count:
                 await self.come(count - self.open, *gates)
                 self.look()
@@ -72,7 +72,7 @@ class Processes:
     def open(self):
         return len(self.places)
 
-    async def until(self, condition, seconds=15):
+    async def until(self, condition, seconds=60):
         with anyio.fail_after(seconds):
             while not condition():
                 self.look()

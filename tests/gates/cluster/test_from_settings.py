@@ -124,7 +124,7 @@ async def test_cluster_syncs_from_the_start_and_leaves_at_the_end(server):
     lifespan = Lifespan(app)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(app, {"type": "lifespan"}, lifespan.receive, lifespan.send)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not server.command("ZCARD", "closecodes:{default}:expiry"):
                 await anyio.sleep(0.01)
         assert (await Peer().visit(app)).heard == ["accept"]
@@ -142,7 +142,7 @@ async def test_worker_that_left_stays_away_while_the_ticker_goes_on(server):
     )
     for _ in range(2):  # it may be started again
         async with guard.lifespan():
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while len(server.command("KEYS", "*")) < 5:
                     await anyio.sleep(0.01)
         await anyio.sleep(3 * TICK_S)
@@ -158,7 +158,7 @@ async def test_worker_far_from_the_server_leaves_too(server):
         proxy.delay = 0.2  # to leave is a new connection: three round trips
         guard = Guard(Settings(redis_url=proxy.url, cluster_lease_duration=600, **limits))
         async with guard.lifespan():
-            with anyio.fail_after(15):
+            with anyio.fail_after(60):
                 while len(server.command("KEYS", "*")) < 5:
                     await anyio.sleep(0.01)
             await anyio.sleep(3 * proxy.delay)  # the answers are on their way
@@ -174,7 +174,7 @@ async def test_cluster_without_a_lifespan_works_too(server):
     assert code == 1013
     assert reason.endswith("cause=cluster")
     guard.update(cluster_max_sessions=5)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while (await Peer().visit(app)).heard != ["accept"]:
             await anyio.sleep(0.05)
     for gate in cluster_gates(guard):
@@ -209,7 +209,7 @@ async def test_sessions_over_a_lowered_cluster_limit_are_shed(server):
     async with anyio.create_task_group() as tasks:
         for peer in peers:
             tasks.start_soon(peer.visit, app)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(guard.sessions) < 6:
                 await anyio.sleep(0.01)
             guard.update(cluster_max_sessions=2)

@@ -45,7 +45,7 @@ async def test_session_with_a_lease_and_quota_does_not_wait(processes, server):
     await processes.until(lambda: gate.lease.quota > gate.lease.used)
     server.pause()
     try:
-        with anyio.fail_after(0.5):
+        with anyio.fail_after(2):  # less than a session waits for a permit
             assert await processes.come(1) == 1
     finally:
         server.go_on()
@@ -86,7 +86,7 @@ async def test_no_connection_is_left(processes, server):
     assert len(is_left_behind(server)) == before + 3
     for gate in processes.gates:
         await gate.stop()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while len(is_left_behind(server)) > before:
             await anyio.sleep(0.01)
 
@@ -122,7 +122,7 @@ async def test_server_that_stands_still(processes, server, seconds):
         ] * 2
         await processes.until(lambda: len(processes.of(events.ClusterRecovered)) == 2)
         assert len(processes.of(events.ClusterFallback)) == 2
-    with anyio.fail_after(5):  # those that were given up meanwhile
+    with anyio.fail_after(60):  # those that were given up meanwhile
         while len(is_left_behind(server)) > before + 2:
             await anyio.sleep(0.01)
 
@@ -379,7 +379,7 @@ async def test_task_may_be_cancelled_at_every_await(processes, server, url):
         assert at > 5
         await gate.stop()
         processes.gates.remove(gate)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while len(is_left_behind(server)) > before:
                 await anyio.sleep(0.01)
         await processes.fill(3, processes.add(20, server.url))

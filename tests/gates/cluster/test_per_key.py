@@ -54,7 +54,7 @@ class Processes:
             self.places.remove(pair)
             await pair[2].__aexit__(None, None, None)
 
-    async def until(self, condition, seconds=15):
+    async def until(self, condition, seconds=60):
         with anyio.fail_after(seconds):
             while not await condition():
                 for gate in self.gates:

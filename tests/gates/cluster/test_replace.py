@@ -97,7 +97,7 @@ class Processes:
         for gate in self.gates:
             gate.sample()
 
-    async def until(self, condition, seconds=15):
+    async def until(self, condition, seconds=60):
         with anyio.fail_after(seconds):
             while not condition():
                 self.look()
@@ -204,13 +204,15 @@ async def test_who_does_not_hear_leaves_with_the_next_count(processes, server, l
         if loss == "no permission":
             server.command("ACL", "SETUSER", "mute", "on", "nopass", "~*", "+@all", "resetchannels")
             url = url.replace("//", "//mute:any@")
-        holder, newcomer = processes.add(Lossy(url), 1), processes.add(server.url, 1, lease_duration=600)
+        # A shorter lease may end on a busy machine: then nobody is replaced.
+        holder = processes.add(Lossy(url), 1, lease_duration=6)
+        newcomer = processes.add(server.url, 1, lease_duration=600)
         old = await processes.enter(holder)
         if loss == "no permission":
             await processes.until(lambda: processes.of(events.ClusterMisconfigured))
             [told] = processes.of(events.ClusterMisconfigured)
             assert "channels closecodes:*" in told.problem
-            assert "0.666667 s late" in told.problem
+            assert "2 s late" in told.problem
         else:
             await processes.until_subscribed(server)
         if loss == "killed":
@@ -412,7 +414,7 @@ async def test_no_connection_and_no_task_is_left(processes, server):
     assert len(is_left_behind(server)) == before + 6
     for gate in processes.gates:
         await gate.stop()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while len(is_left_behind(server)) > before:
             await anyio.sleep(0.01)
 
@@ -426,7 +428,7 @@ async def test_replacement_may_be_stopped_anywhere(processes, server, turns):
         await asyncio.sleep(0)
     await gate.stop()
     assert not server.command("EXISTS", "closecodes:{default}:keys", "closecodes:{default}:keys:said")
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while len(is_left_behind(server)) > before:
             await anyio.sleep(0.01)
     assert isinstance(await processes.enter(gate), FakeSession)
@@ -437,7 +439,7 @@ async def test_limit_that_is_taken_away_ends_it(processes, server):
     await processes.enter(gate)
     await processes.until_subscribed(server)
     gate.limit = None
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while server.command("PUBSUB", "CHANNELS") or server.command("ZCARD", "closecodes:{default}:keys"):
             await anyio.sleep(0.01)
 

@@ -196,7 +196,7 @@ async def test_leases_that_a_server_evicts_are_learned_anew(processes, binary):
         used = server.command("INFO", "memory")["used_memory"]
         server.command("CONFIG", "SET", "maxmemory", used + 2_000_000)
         server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
-        with server.client() as client, anyio.fail_after(30):
+        with server.client() as client, anyio.fail_after(60):
             number = 0
             while not processes.of(events.ClusterRelearning):
                 while client.exists(*keys_of("default")) == 3:

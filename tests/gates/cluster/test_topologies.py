@@ -27,7 +27,7 @@ def anyio_backend():
     return "asyncio"
 
 
-async def until(condition, seconds=30):
+async def until(condition, seconds=60):
     with anyio.fail_after(seconds):
         while True:
             with contextlib.suppress(redis.RedisError):
@@ -129,7 +129,7 @@ async def test_slot_that_moves_while_a_cluster_is_full(processes, binary):
         processes.told.clear()
 
         async def nobody_comes_until(condition):
-            with anyio.fail_after(15):
+            with anyio.fail_after(60):
                 while not condition():
                     processes.look()
                     assert await processes.come(3) == 0
