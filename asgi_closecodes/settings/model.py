@@ -16,7 +16,14 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from asgi_closecodes.codes import CloseCode
 from asgi_closecodes.exceptions import MAX_RETRY_AFTER
@@ -268,6 +275,20 @@ class Settings(BaseSettings):
         ),
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave out sources that have no variable: each examines every field, for longer than all the rest takes."""
+        sources = (init_settings, env_settings, dotenv_settings, file_secret_settings)
+        # Fields of a subclass may have variables of other names.
+        return sources if settings_cls is not Settings else tuple(filter(_has_variables, sources))
+
     @model_validator(mode="before")
     @classmethod
     def _parse_none(cls, values: Any) -> Any:
@@ -322,6 +343,14 @@ class Settings(BaseSettings):
     def limits(self) -> dict[str, object]:
         """Return the limits by name."""
         return {name: getattr(self, name) for name in (*SHADOWED, "max_refusals_per_second")}
+
+
+def _has_variables(source: PydanticBaseSettingsSource) -> bool:
+    if isinstance(source, DotEnvSettingsSource):
+        return bool(source.env_vars)
+    if isinstance(source, EnvSettingsSource):
+        return any(name.lower().startswith(source.env_prefix.lower()) for name in source.env_vars)
+    return True
 
 
 def checked_change(before: Settings, after: Settings, *, is_running: bool) -> Settings:
