@@ -21,6 +21,7 @@ from asgi_closecodes.error_identity import is_library, traceback_of, type_name
 from asgi_closecodes.exceptions import SessionEnded, leaves
 
 from .protocol import HandlerProtocol, session_in
+from .state import OPEN
 
 _SENDERS = frozenset({"_forward", "_pass_on", "_send_and_notice"})
 """Methods of a session whose frame in a traceback shows that its socket raised."""
@@ -67,7 +68,7 @@ def origin_of(error: BaseException, session: HandlerProtocol, *, has_left: bool)
         # Disconnected is autobahn's, under daphne. uvicorn raises the same error for a departed peer and for misuse.
         if has_left or type_name(kind).endswith(".Disconnected"):
             return OWN if is_own else OTHER_SESSION
-        return UNSURE if is_own and socket.has_sent(error) else ELSEWHERE
+        return UNSURE if is_own and (socket.has_sent(error) or socket.has_met_departure(error)) else ELSEWHERE
     return OWN if is_own else OTHER_SESSION
 
 
@@ -93,6 +94,14 @@ class _Socket:
         """Whether the server's ``send`` has raised ``error``; granian's leaves no frame."""
         codes = [frame.f_code for frame in _frames(traceback_of(error))]
         return self._code in codes or codes[-1].co_name == "_pass_on"
+
+    def has_met_departure(self, error: BaseException) -> bool:
+        """Whether Starlette's socket has raised ``error`` because an earlier ``send`` of it had raised an OSError.
+
+        It is over then, and the session knows nothing: the handler, or another session's, has swallowed that error.
+        """
+        *_, frame = _frames(traceback_of(error))
+        return self._sessions[0].phase is OPEN and frame.f_code.co_filename == _STARLETTE
 
     def _is_of(self, session: HandlerProtocol | None) -> bool:
         """Whether ``session`` has this socket: it is this one, or that of a middleware around or inside."""

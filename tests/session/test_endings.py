@@ -222,10 +222,33 @@ async def close_after_own_send_failed(websocket):
         await websocket.close()
 
 
+async def broadcast_with_itself(websocket):
+    """As in the README: the speaker is a member, too."""
+    for _ in range(2):
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await websocket.send_text("x")
+    async for text in websocket.iter_text():
+        raise AssertionError(text)
+
+
+async def send_on_after_own_send_failed(websocket):
+    with contextlib.suppress(WebSocketDisconnect):
+        await websocket.send_text("x")
+    await websocket.send_text("y")
+
+
+CLEAN_UPS = [
+    close_in_finally,
+    receive_without_a_branch,
+    send_in_except,
+    close_after_own_send_failed,
+    broadcast_with_itself,
+    send_on_after_own_send_failed,
+]
+
+
 @pytest.mark.anyio
-@pytest.mark.parametrize(
-    "clean_up", [close_in_finally, receive_without_a_branch, send_in_except, close_after_own_send_failed]
-)
+@pytest.mark.parametrize("clean_up", CLEAN_UPS)
 @pytest.mark.parametrize("raises", [None, OSError, RuntimeError], ids=["none", "os", "rt"])
 async def test_clean_up_after_the_peer_left_is_no_failure(clean_up, raises):
     async def app(scope, receive, send):

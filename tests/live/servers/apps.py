@@ -1,5 +1,6 @@
 """Handlers that end in every way a handler can, one a path; raw ASGI, for asyncio and trio."""
 
+import contextlib
 import json
 import math
 
@@ -264,6 +265,17 @@ async def speak(scope, receive, send):
     while (message := await receive())["type"] == "websocket.receive":
         for member in MEMBERS:
             await member.send_text(message["text"])
+
+
+@ending()
+async def converse(scope, receive, send):
+    """Tell itself what the peer says, as a room does, while the peer leaves."""
+    websocket = WebSocket(scope, receive, send)
+    websocket.client_state = websocket.application_state = WebSocketState.CONNECTED
+    async for said in websocket.iter_text():
+        await anyio.sleep(0.05)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await websocket.send_text(said)
 
 
 @ending()

@@ -436,14 +436,14 @@ def test_broadcast_to_a_shed_member_is_the_speakers_failure(server, daphne):
     assert wait_until(is_empty(server, "shed"))
 
 
-@pytest.mark.parametrize("path", ["close-in-finally", "answer-once"])
+@pytest.mark.parametrize("path", ["close-in-finally", "answer-once", "converse"])
 @at_once
 def test_clean_up_after_the_client_left_is_no_error(server, path):
     earlier = len(failures(server, f"/{path}"))
     for _ in range(10):
         with Raw(server, f"/{path}") as peer:
             assert peer.answer() == 101
-            peer.send(1, b"x") if path == "answer-once" else None
+            peer.send(1, b"x") if path in {"answer-once", "converse"} else None
             peer.send(8, (1000).to_bytes(2))
     assert wait_until(is_empty(server, ""))
     assert len(failures(server, f"/{path}")) == earlier
