@@ -321,7 +321,7 @@ def _sensor_unknown(event: events.SensorUnknown, _redactor: Redactor) -> Message
     _GATE,
     _severity,
     sampler="refusal",
-    group_by=lambda event: (event.gate, event.cause, event.mode == "shadow"),
+    group_by=lambda event: (event.gate, event.cause, event.mode),
     keys=(
         *_SESSION_KEYS,
         "closecodes.gate.name",
@@ -358,7 +358,7 @@ def _session_refused(event: events.SessionRefused, redactor: Redactor) -> Messag
     _GATE,
     _severity,
     sampler="refusal",
-    group_by=lambda event: event.cause,
+    group_by=lambda event: (event.cause, event.close and event.close.code),  # the summary has the first one's code
     keys=(*_SESSION_KEYS, *_STATS_KEYS, "closecodes.gate.cause"),
 )
 def _session_shed(event: events.SessionShed, redactor: Redactor) -> Message:

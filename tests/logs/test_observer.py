@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -114,6 +115,24 @@ def test_refusal_in_the_shadow_is_told_from_a_real_one(records, mode, message):
     LogObserver()(events.SessionRefused(facts, CLOSE, "max_sessions", "full", 2.3, mode, 5, 5))
     assert records[0].getMessage() == message
     assert written(records[0])["closecodes.refusal.mode"] == mode
+
+
+def test_suppressed_refusals_are_counted_by_how_they_were_told(records):
+    """A storm is refused by close and by HTTP, and sheds with several codes: each number is of one of them."""
+    observer = LogObserver()
+    for _ in range(10):
+        observer(events.SessionShed(FACTS, Close(3000), "close_sessions", None))
+        observer(events.SessionShed(FACTS, Close(4003), "close_sessions", None))
+        observer(events.SessionRefused(FACTS, CLOSE, "max_sessions", "full", 2.3, "close", 5, 5))
+        for _ in range(2):
+            observer(events.SessionRefused(FACTS, None, "max_sessions", "full", 2.3, "http", 5, 5))
+    observer.flush_summaries(now=True)
+    counts = Counter()
+    for record in map(written, records):
+        told = record.get("closecodes.refusal.mode"), record.get("websocket.close.code")
+        is_summary = record["event.name"] == "closecodes.refusals.suppressed"
+        counts[told] += record["closecodes.refusal.suppressed"] + (not is_summary)
+    assert counts == {(None, 3000): 10, (None, 4003): 10, ("close", int(CLOSE.code)): 10, ("http", None): 20}
 
 
 def test_refusal_for_lag_names_the_setting_that_tells_more(records):

@@ -88,7 +88,7 @@ def test_limits_of_the_log_may_be_changed_while_it_runs(records):
 
 @pytest.mark.anyio
 async def test_refusals_after_five_of_a_gate_and_cause_are_counted(records):
-    guard = Guard(Settings(), gate=MaxSessions(0))
+    guard = Guard(Settings(reject_with="close"), gate=MaxSessions(0))
     app = CloseCodeMiddleware(Handler(), guard)
     for _ in range(40):
         await Peer().visit(app)
@@ -105,7 +105,8 @@ async def test_refusals_after_five_of_a_gate_and_cause_are_counted(records):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("settings", "error", "written"), [({"max_sessions": 0}, None, 5), ({"log_burst": 3}, ValueError(), 3)]
+    ("settings", "error", "written"),
+    [({"max_sessions": 0, "reject_with": "close"}, None, 5), ({"log_burst": 3}, ValueError(), 3)],
 )
 async def test_event_only_counted_is_not_read(settings, error, written, records, monkeypatch):
     """Neither ids nor addresses nor events are made of records that nobody writes, where nobody follows."""
