@@ -18,6 +18,7 @@ _OUTCOMES = {
     "shadow": "would have been refused or closed (shadow)",
     "shed": "shed or drained",
 }
+_ONLY_PROBLEMS = "sessions without problems: set asgi_closecodes.session to DEBUG"
 
 
 @click.command()
@@ -39,7 +40,10 @@ def closes(files: tuple[str, ...], *, as_json: bool, since: float | None, until:
     elif found.codes or found.refusals:
         _print(found)
     finish(
-        log, found=bool(found.codes or found.refusals), nothing=f"no closes and no refusals{in_period(since, until)}"
+        log,
+        found=bool(found.codes or found.refusals),
+        nothing=f"no closes and no refusals{in_period(since, until)}",
+        hints=[f"this log has no {_ONLY_PROBLEMS}"] if log.has_json else (),
     )
 
 
@@ -97,7 +101,7 @@ def _print(found: Closes) -> None:
         write("")
         render(table("cause", "gate", ">sessions", "over time", "", rows=refused))
     if not found.is_of_all_sessions:
-        write("", styled("2", "This log has no sessions without problems: set asgi_closecodes.session to DEBUG."))
+        write("", styled("2", f"This log has no {_ONLY_PROBLEMS}."))
 
 
 def _meaning(code: Code, unsent: int) -> str:

@@ -474,6 +474,7 @@ def test_file_in_which_nothing_is_found(tmp_path):
         assert errors.startswith(f"asgi-closecodes: {nothing} in {log} (2 lines, none of them JSON)\n")
     log.write_text('{"message": "one"}\n')
     assert "no errors in standard input (1 line)\n" in invoke("logs", "errors", text=log.read_text(), status=1)[1]
+    assert "asgi_closecodes.session to DEBUG" in invoke("logs", "closes", log, status=1)[1]
 
 
 @pytest.mark.parametrize("ref", ["D216BE3DZX4Z", "NOSUCHREF", "REF with spaces", "\x1b[2J", b"\xff"])
