@@ -15,7 +15,7 @@ import yaml
 from tests.support import generated
 from tests.support.ports import free_port
 from tests.support.programs import program
-from tests.support.proxies import HAPROXY, NGINX
+from tests.support.proxies import NGINX
 
 from .pages import Block
 from .shell import broken_shell
@@ -151,10 +151,9 @@ def broken_nginx(block: Block, folder: Path) -> Iterator[str]:
 
 
 def broken_haproxy(block: Block, folder: Path) -> Iterator[str]:
-    """Yield what haproxy says of a part of its configuration."""
-    before = HAPROXY.format(recipe="\0").partition("\0")[0].count("\n")
-    (folder / "haproxy.cfg").write_text(HAPROXY.format(recipe=block.source), encoding="utf-8")
-    yield from _said_by(block, [program("haproxy"), "-c", "-f", "haproxy.cfg"], folder, before)
+    """Yield what haproxy says of its configuration."""
+    (folder / "haproxy.cfg").write_text(block.source, encoding="utf-8")
+    yield from _said_by(block, [program("haproxy"), "-c", "-dW", "-f", "haproxy.cfg"], folder)
 
 
 def _said_by(block, command, folder, before=0):

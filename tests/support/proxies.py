@@ -35,15 +35,6 @@ http {{
 """
 """The rest of a configuration, around a recipe."""
 
-HAPROXY = """
-defaults
-    mode http
-    timeout connect 10s
-    timeout client 60s
-    timeout server 60s
-{recipe}
-"""
-
 PROXIES = ("nginx", "haproxy")
 
 
@@ -87,7 +78,7 @@ def proxy(name: str, server: Any, directory: Path) -> Iterator[Proxy]:
         command = [path, "-p", str(directory), "-c", str(config)]
     else:
         assert "bind :80\n" in recipe
-        config.write_text(HAPROXY.format(recipe=recipe.replace("bind :80\n", f"bind 127.0.0.1:{port}\n")))
+        config.write_text(recipe.replace("bind :80\n", f"bind 127.0.0.1:{port}\n"))
         command = [path, "-db", "-f", str(config)]
     with (directory / f"{name}.log").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
