@@ -339,7 +339,7 @@ def _explained(refusal: Refusal) -> str:
 
 REMEDIES = {
     "full": "max_sessions",
-    "client": "max_sessions_per_client: all sessions of this command are one client's",
+    "client": "max_sessions_per_client, or a limit by key: all sessions of this command are one client's",
     "rate": "handshakes_per_second",
     "setup": "max_handshakes_in_progress",
     "cluster": "cluster_max_sessions",

@@ -68,7 +68,7 @@ def test_sessions_speak_as_browsers_do(server):
         ({"CLOSECODES_MAX_SESSIONS": "7"}, r"First refused at 7: close 1013 \(.*; cause=full\): max_sessions\."),
         (
             {"CLOSECODES_MAX_SESSIONS_PER_CLIENT": "7"},
-            r"First refused at 7: close 1013 \(.*; cause=client\): max_sessions_per_client: all sessions of this command",
+            r"First refused at 7: close 1013 \(.*; cause=client\): max_sessions_per_client, or a limit by key: all sessions",
         ),
         (
             {"CLOSECODES_MAX_SESSIONS": "7", "CLOSECODES_REJECT_WITH": "http"},
