@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import array
 import asyncio
+import functools
+import types
 from typing import Any
 
 from .channel import Channel
 from .progress_deadline import AbortTimer, ProgressDeadline
 
-_MAX_HOPS = 6
-"""Objects between a server's ``send`` and its transport; hypercorn has three."""
+_MAX_HOPS = 20
+"""Objects between a session's ``send`` and its transport: hypercorn has three, and each middleware outside one or two."""
 
 
 class Connection:
@@ -143,14 +145,15 @@ def connection_of(send: Any) -> Connection | None:
     """Return the connection that a server's ``send`` leads to, or None.
 
     An asyncio protocol has its transport itself. A server over streams has it behind more methods called ``send``.
-    Closures are not followed, except for those with ``__wrapped__``.
+    Middleware outside of this one may have wrapped them all. Starlette has, around its routes and mounts.
     """
     try:
         for _ in range(_MAX_HOPS):
-            if (owner := getattr(send, "__self__", None)) is None:
-                owner = getattr(getattr(send, "__wrapped__", None), "__self__", None)
-            if owner is None:
+            if send is None:
                 return None
+            if (owner := getattr(send, "__self__", None)) is None:
+                send = _send_inside(send)
+                continue
             if isinstance(owner, Channel):  # another middleware of this library is around this one
                 send = owner.server_send
                 continue
@@ -159,6 +162,20 @@ def connection_of(send: Any) -> Connection | None:
             send = getattr(owner, "send", None)
     except (Exception, asyncio.CancelledError):
         return None
+    return None
+
+
+def _send_inside(send: Any) -> Any:
+    """Return the ``send`` that this one, of some middleware, calls; None if it does not show."""
+    if (wrapped := getattr(send, "__wrapped__", None)) is not None:
+        return wrapped
+    if isinstance(send, functools.partial):
+        return send.keywords.get("send")
+    if not isinstance(send, types.FunctionType):
+        return getattr(send, "send", None)
+    for name, cell in zip(send.__code__.co_freevars, send.__closure__ or (), strict=True):
+        if name.endswith("send"):  # as original_send
+            return cell.cell_contents
     return None
 
 

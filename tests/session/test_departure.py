@@ -11,8 +11,16 @@ import weakref
 
 import anyio
 import pytest
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.routing import Mount, WebSocketRoute
+from uvicorn.middleware.message_logger import MessageLoggerMiddleware
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import SessionAbandoned, SessionClosed
@@ -522,13 +530,41 @@ def wrapped(send):
     return outer
 
 
-def test_connection_is_found_where_send_leads_there():
+def closed_over(original_send):
+    async def sender(message):
+        await original_send(message)
+
+    return sender
+
+
+class Wrapper:
+    def __init__(self, send):
+        self.send = send
+
+    async def __call__(self, message):
+        await self.send(message)
+
+    async def take(self, message, send=None):
+        await (send or self.send)(message)
+
+
+WRAPPED = {
+    "not": lambda send: send,
+    "with its name": wrapped,
+    "in a closure": closed_over,
+    "in an object": Wrapper,
+    "in a method": lambda send: Wrapper(send).take,
+    "in a partial": lambda send: functools.partial(Wrapper(None).take, send=send),
+    "four times": lambda send: wrapped(closed_over(Wrapper(closed_over(send)))),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_connection_is_found_where_send_leads_there(wrap):
     transport = Transport()
-    protocol = Layer(transport=transport)
-    assert type(connection_of(protocol.take)) is Connection
-    assert type(connection_of(wrapped(protocol.take))) is Connection
+    assert type(connection_of(wrap(Layer(transport=transport).take))) is Connection
     streamed = Layer(Layer(Layer(writer=Writer(transport))))
-    assert type(connection_of(streamed.take)) is StreamConnection
+    assert type(connection_of(wrap(streamed.take))) is StreamConnection
 
 
 async def plain(message):
@@ -539,12 +575,70 @@ CYCLE = Layer()
 CYCLE.send = CYCLE.take
 
 
+def endless():
+    async def send(message):
+        await send(message)
+
+    return send
+
+
+def not_yet():
+    async def sender(message):
+        await send(message)
+
+    yield sender
+    send = plain
+
+
 NOWHERE = [plain, None, 5, print, CYCLE.take, functools.partial(plain), Raises(), raising]
+NOWHERE += [endless(), next(not_yet()), closed_over(plain), closed_over(None), Wrapper(None)]
 
 
 @pytest.mark.parametrize("send", NOWHERE, ids=range(len(NOWHERE)))
 def test_connection_is_none_where_send_does_not_lead(send):
     assert connection_of(send) is None
+
+
+def below(*middleware):
+    """Put the middleware of this library on a route, which Starlette wraps a ``send`` for, inside of ``middleware``."""
+
+    def build(guard):
+        async def endpoint(websocket):
+            await websocket.accept()
+
+        route = WebSocketRoute("/", endpoint, middleware=[Middleware(CloseCodeMiddleware, guard)])
+        app = Starlette(routes=[route])
+        for one, *arguments in middleware:
+            app = one(app, *arguments)
+        return app
+
+    return build
+
+
+OUTSIDE = {
+    "route": below(),
+    "mount": lambda guard: Starlette(routes=[Mount("/", CloseCodeMiddleware(returns, guard))]),
+    "mount of FastAPI's": lambda guard: FastAPI(routes=[Mount("/", CloseCodeMiddleware(returns, guard))]),
+    "session cookies": below((SessionMiddleware, "a secret")),
+    "correlation ids": below((CorrelationIdMiddleware,)),
+    "OpenTelemetry": below((OpenTelemetryMiddleware,)),
+    "uvicorn --log-level trace": below((MessageLoggerMiddleware,)),
+    "all of them": below((SessionMiddleware, "a secret"), (CorrelationIdMiddleware,), (MessageLoggerMiddleware,)),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("build", OUTSIDE.values(), ids=OUTSIDE)
+async def test_connection_is_found_behind_other_middleware(build):
+    transport, guard = Transport(), Guard()
+    server = Server(transport, path="/", client=("203.0.113.5", 4001))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.visit, build(guard))
+        await wait_until(lambda: len(server.sent) == 2)
+        await anyio.sleep(0.02)
+        assert counts(guard) == (1, 1, 0)
+        transport.is_gone = True
+    assert counts(guard) == (0, 0, 0)
 
 
 @pytest.mark.anyio
