@@ -150,8 +150,10 @@ def _code_of(call: Any) -> tuple[CodeType | None, dict[str, Any]]:
     """Return the code of ``call``, and the values in its frame that tell it from other calls of that code."""
     call = inspect.unwrap(call)
     bound: list[Any] = []
+    named: dict[str, Any] = {}
     while isinstance(call, functools.partial):  # daphne's send is one
         bound[:0] = call.args
+        named = {**call.keywords, **named}
         call = call.func
     if not hasattr(call, "__code__"):
         call = getattr(call, "__call__", None)  # noqa: B004 - an object with that method
@@ -162,6 +164,7 @@ def _code_of(call: Any) -> tuple[CodeType | None, dict[str, Any]]:
     if not isinstance(code, CodeType):
         return None, {}
     names = dict(zip(code.co_varnames, bound, strict=False))
+    names |= {name: named[name] for name in code.co_varnames if name in named}
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
         try:
             names[name] = cell.cell_contents

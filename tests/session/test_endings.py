@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 
 import anyio
@@ -166,13 +167,55 @@ class Room:
             await anyio.sleep_forever()
 
 
+class Wrapping:
+    """Middleware outside, which hands over a ``send`` of its own."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, self.wrapped(send))
+
+    async def passed_on(self, message, send):
+        await send(message)
+
+
+class Closure(Wrapping):
+    def wrapped(self, send):
+        async def sender(message):
+            await self.passed_on(message, send)
+
+        return sender
+
+
+class Partial(Wrapping):
+    def wrapped(self, send):
+        return functools.partial(self.passed_on, send=send)
+
+
+class RawRoom(Room):
+    """A room that sends by the members' own ``send``, whose OSError Starlette does not replace."""
+
+    async def __call__(self, scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        self.members.append(WebSocket(scope, receive, send))
+        if scope["path"] != "/speaker":
+            self.send = send
+            await anyio.sleep_forever()
+        await self.speaks.wait()
+        await self.send({"type": "websocket.send", "text": "hello"})
+
+
 @pytest.mark.anyio
+@pytest.mark.parametrize("around", [lambda app: app, Closure, Partial], ids=["nothing", "closure", "partial"])
+@pytest.mark.parametrize("room", [Room, RawRoom])
 @pytest.mark.parametrize("how", ["shed", "left"])
-async def test_broadcast_to_a_member_that_is_gone_is_a_failure(how):
+async def test_broadcast_to_a_member_that_is_gone_is_a_failure(how, room, around):
     """The departure of another session's peer is this handler's failure."""
-    room, seen = Room(), []
+    room, seen = room(), []
     guard = Guard(Settings(shed_grace=0.05), observers=[seen.append])
-    app = CloseCodeMiddleware(room, guard)
+    app = around(CloseCodeMiddleware(room, guard))
     member, speaker = Staying(raises=ConnectionResetError(), path="/member"), Staying(path="/speaker")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(member.visit, app)
