@@ -15,7 +15,7 @@ from .channel import Channel
 from .progress_deadline import AbortTimer, ProgressDeadline
 
 _MAX_HOPS = 20
-"""Objects between a session's ``send`` and its transport: hypercorn has three, and each middleware outside one or two."""
+"""Objects between a session's ``send`` and its transport: three in hypercorn, one or two a middleware outside."""
 
 
 class Connection:

@@ -4,8 +4,11 @@ import math
 import os
 
 import anyio
+from starlette.applications import Starlette
+from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Mount
 
 from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.logs import configure_logging
@@ -101,8 +104,11 @@ GUARDS = {
     "full": Guard(Settings(max_sessions=0, reject_with="close")),
     "few": Guard(Settings(max_sessions_per_client=3, when_client_full="replace_oldest", shed_grace=1)),
     "brief": Guard(Settings(shed_grace=0.1, abandon_after=0.5)),
+    "below": Guard(),
 }
 MIDDLEWARE = {name: CloseCodeMiddleware(handle, guard) for name, guard in GUARDS.items()}
+# Both wrap what the session sends with.
+MIDDLEWARE["below"] = SessionMiddleware(Starlette(routes=[Mount("/below", MIDDLEWARE["below"])]), "a secret")
 
 
 async def app(scope, receive, send):

@@ -143,6 +143,7 @@ def test_peers_that_do_not_behave_count_while_held(server, setup, holding):
         del stalled["close"]  # nor does the handler's own close
     mute = {way: path for way, path in MUTE.items() if way != "cancel"}
     these = clients(holding, server, mute, "mute") + clients(holding, server, stalled, "stalled")
+    these += clients(holding, server, {"crash": "crash", "return": "returns"}, "mute", guard="below")
     cancelled = clients(holding, server, {"cancel": "be-cancelled"}, "mute")
     abandoned = clients(holding, server, {"shed": "stay", "return": "returns"}, "mute", guard="brief")
     end_all(server, "brief", "any")
