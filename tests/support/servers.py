@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .forked import Forked
 from .ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ SETUPS = tuple(_COMMANDS)
 START = 90
 """Seconds that a server may take to start on a busy machine."""
 
+_is_measured = any(name.startswith("COVERAGE_") for name in os.environ)  # which begins with a process
 
 Address: TypeAlias = tuple[str, int] | str
 """A (host, port) or the path of a unix socket."""
@@ -42,7 +44,7 @@ class Running:
     setup = ""
     """Its key in SETUPS, if it has one."""
 
-    def __init__(self, process: subprocess.Popen[Any], address: Address, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[Any] | Forked, address: Address, log: Path) -> None:
         self.process = process
         self.address = address
         self._log = log
@@ -89,15 +91,23 @@ class Running:
 
 @contextlib.contextmanager
 def serve(
-    setup: str, app: str, tmp_path: Path, *options: str, env: Mapping[str, str] | None = None, unix: bool = False
+    setup: str,
+    app: str,
+    tmp_path: Path,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+    unix: bool = False,
+    forked: bool = False,
 ) -> Iterator[Running]:
     """Run ``app`` ("module:attribute") on the server ``setup``, with more ``options`` of its command line.
 
     Another server than those is given as the arguments of ``python -m``, with the same placeholders.
+
+    :param forked: whether one process will do that has been :mod:`.forked`, where the server needs no others.
     """
     for attempt in range(3):
         try:
-            running = _start(setup, app, tmp_path / f"{setup}-{attempt}.log", options, env or {}, unix)
+            running = _start(setup, app, tmp_path / f"{setup}-{attempt}.log", options, env or {}, unix, forked)
         except ChildProcessError as failed:
             if attempt == 2 or "already in use" not in str(failed).lower():
                 raise
@@ -110,7 +120,9 @@ def serve(
         stop(running.process)
 
 
-def _start(setup: str, app: str, log: Path, options: Sequence[str], env: Mapping[str, str], unix: bool) -> Running:
+def _start(
+    setup: str, app: str, log: Path, options: Sequence[str], env: Mapping[str, str], unix: bool, forked: bool
+) -> Running:
     address: Address
     if unix:
         address = str(log.with_suffix(".sock"))
@@ -124,15 +136,22 @@ def _start(setup: str, app: str, log: Path, options: Sequence[str], env: Mapping
     command = _COMMANDS.get(setup, setup).format(app=app, **{f"{server}_bind": bind for server, bind in binds.items()})
     left_out = "CLOSECODES_", "PYTHONDONTWRITEBYTECODE"  # what is started often is compiled once
     environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command.split(), *options],
-            cwd=ROOT,
-            env={**environment, "PYTHONUNBUFFERED": "1", **env},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # granian and hypercorn have children, which end with the group
-        )
+    arguments = [*command.split(), *options]
+    environment |= {"PYTHONUNBUFFERED": "1", **env}
+    process: subprocess.Popen[bytes] | Forked
+    if forked and arguments[0] != "granian" and not _is_measured:  # its worker is always a process of its own
+        in_one = ("--workers", "0") if arguments[0] == "hypercorn" else ()
+        process = Forked([*arguments, *in_one], environment, log)
+    else:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # granian and hypercorn have children, which end with the group
+            )
     running = Running(process, address, log)
     deadline = time.monotonic() + START
     while time.monotonic() < deadline:
@@ -148,7 +167,7 @@ def _start(setup: str, app: str, log: Path, options: Sequence[str], env: Mapping
     raise ChildProcessError(f"{command} does not accept connections:\n{running.log()}")
 
 
-def stop(process: subprocess.Popen[Any]) -> None:
+def stop(process: subprocess.Popen[Any] | Forked) -> None:
     """End a server and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

@@ -11,12 +11,12 @@ from tests.support.servers import SETUPS, serve
 
 
 @contextlib.contextmanager
-def serve_all(app, folder, setups=SETUPS, **options):
-    """Run ``app`` on each server; yield what runs."""
+def serve_all(app, folder, setups=SETUPS, *, forked=True, **options):
+    """Run ``app`` on each server, forked if not told else; yield what runs."""
     stacks = [contextlib.ExitStack() for _ in setups]
     with ThreadPoolExecutor(len(setups)) as pool:
         starting = [
-            pool.submit(stack.enter_context, serve(setup, app, folder, **options))
+            pool.submit(stack.enter_context, serve(setup, app, folder, forked=forked, **options))
             for stack, setup in zip(stacks, setups, strict=True)
         ]
         wait(starting)

@@ -405,7 +405,7 @@ def test_unix_socket_has_no_client(tmp_path):
             peer.send(1, b"x")
             assert peer.frame() == (1, b"x")
 
-    with serve_all("tests.live.servers.wrapped:wrapped", tmp_path, unix=True) as servers:
+    with serve_all("tests.live.servers.wrapped:wrapped", tmp_path, forked=False, unix=True) as servers:
         on_each(servers, check)
 
 
