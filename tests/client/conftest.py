@@ -10,7 +10,7 @@ from tests.support.servers import serve
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    with serve("uvicorn-sansio", "tests.client.app:app", tmp_path_factory.mktemp("client")) as running:
+    with serve("uvicorn-sansio", "tests.client.app:app", tmp_path_factory.mktemp("client"), forked=True) as running:
         yield running
 
 

@@ -111,7 +111,7 @@ async def test_connect_to_a_server_that_accepts_to_close_backs_off(tmp_path):
     paths = {"/close/key/1013": ATTEMPTS_IN_TEN_SECONDS, "/full": 6}  # the queue's first hint is 1.8 s at least
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(serve(setup, "tests.client.app:app", tmp_path))
+            stack.enter_context(serve(setup, "tests.client.app:app", tmp_path, forked=True))
             for setup in ("uvicorn-sansio", "hypercorn-asyncio", "granian")
         ]
         with anyio.move_on_after(10):
@@ -124,7 +124,7 @@ async def test_connect_to_a_server_that_accepts_to_close_backs_off(tmp_path):
 
 async def test_connect_survives_a_restart_of_the_server(tmp_path):
     def start():  # on a unix socket, since somebody may take a port in between
-        return serve("uvicorn-sansio", "tests.client.app:app", tmp_path, unix=True)
+        return serve("uvicorn-sansio", "tests.client.app:app", tmp_path, forked=True, unix=True)
 
     ends = []
     nobody_there = anyio.Event()

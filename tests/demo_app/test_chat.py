@@ -14,7 +14,7 @@ from tests.support.servers import serve
 
 @pytest.fixture(scope="module", params=["uvicorn-sansio", "granian"])
 def chat(request, tmp_path_factory):
-    with serve(request.param, "demo_app.chat:app", tmp_path_factory.mktemp("chat")) as running:
+    with serve(request.param, "demo_app.chat:app", tmp_path_factory.mktemp("chat"), forked=True) as running:
         yield running
 
 

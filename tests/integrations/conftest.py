@@ -17,5 +17,6 @@ class Below:
 @pytest.fixture(scope="session")
 def application(tmp_path_factory):
     """Return an application of the server, by its name in apps.py."""
-    with serve("uvicorn-sansio", "tests.integrations.apps:app", tmp_path_factory.mktemp("frameworks")) as server:
+    folder = tmp_path_factory.mktemp("frameworks")
+    with serve("uvicorn-sansio", "tests.integrations.apps:app", folder, forked=True) as server:
         yield lambda name: Below(server, name)

@@ -44,7 +44,7 @@ def served(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(name)
     app = f"tests.live.front_ends.apps:{name}" if command == SERVER else name
     env = {"CLOSECODES_MAX_SESSIONS": "1", "CHAINLIT_APP_ROOT": str(path)}
-    with serve(command, app, path, env=env) as running:
+    with serve(command, app, path, env=env, forked=command == SERVER) as running:
         yield running, globals()[f"in_{name}"]
 
 

@@ -22,7 +22,8 @@ CLOSES = {"crash": None, "busy": "1013 try again later; retry_after=2.0; cause=d
 def running(tmp_path_factory):
     for name in MODULES:
         module(name)
-    with serve("uvicorn-sansio", "tests.integrations.app_recipes:app", tmp_path_factory.mktemp("recipes")) as running:
+    folder = tmp_path_factory.mktemp("recipes")
+    with serve("uvicorn-sansio", "tests.integrations.app_recipes:app", folder, forked=True) as running:
         yield running
 
 

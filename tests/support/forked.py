@@ -29,7 +29,7 @@ _ROOT = Path(__file__).parents[2]
 _NUMBER = 8  # bytes of what a keeper says
 
 _IMPORTED = """
-    asgi_closecodes anyio._backends._asyncio anyio._backends._trio starlette.applications starlette.websockets
+    asgi_closecodes anyio._backends._asyncio anyio._backends._trio fastapi
     uvicorn.main uvicorn.lifespan.on uvicorn.protocols.http.httptools_impl uvloop
     uvicorn.protocols.websockets.websockets_sansio_impl uvicorn.protocols.websockets.wsproto_impl
     hypercorn.asyncio.run hypercorn.trio.run

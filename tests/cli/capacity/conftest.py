@@ -12,7 +12,8 @@ from .app import APP
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with serve("uvicorn-sansio", APP, tmp_path_factory.mktemp("server"), env={"CLOSECODES_LOG_BURST": "1"}) as running:
+    env = {"CLOSECODES_LOG_BURST": "1"}
+    with serve("uvicorn-sansio", APP, tmp_path_factory.mktemp("server"), env=env, forked=True) as running:
         yield running
 
 
@@ -20,7 +21,7 @@ def server(tmp_path_factory):
 def limited(tmp_path):
     """Starts a server with settings."""
     with contextlib.ExitStack() as stack:
-        yield lambda **env: stack.enter_context(serve("uvicorn-sansio", APP, tmp_path, env=env))
+        yield lambda **env: stack.enter_context(serve("uvicorn-sansio", APP, tmp_path, env=env, forked=True))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def authority(tmp_path_factory):
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory, authority):
     options = ("--ssl-certfile", str(authority / "server.pem"))
-    with serve("uvicorn-sansio", APP, tmp_path_factory.mktemp("secure"), *options) as running:
+    with serve("uvicorn-sansio", APP, tmp_path_factory.mktemp("secure"), *options, forked=True) as running:
         yield running
 
 

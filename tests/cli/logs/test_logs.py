@@ -609,7 +609,7 @@ def test_encoding_that_knows_no_bars_is_no_problem(log, command):
 
 
 def test_from_the_close_reason_to_the_stack_trace(tmp_path):
-    with serve("uvicorn-sansio", "demo_app.app:create_app", tmp_path, "--factory") as demo:
+    with serve("uvicorn-sansio", "demo_app.app:create_app", tmp_path, "--factory", forked=True) as demo:
         refs = [connect(demo, "/crash-after-accept").ref for _ in range(3)]
         connect(demo, "/crash-on-message", say="x")
         assert demo.wait_for_records(4, event__name="closecodes.session.exception")

@@ -16,7 +16,7 @@ expect.set_options(timeout=20_000)  # a busy machine
 
 @pytest.fixture
 def chat(tmp_path):
-    with serve("uvicorn-sansio", "demo_app.chat:app", tmp_path) as running:
+    with serve("uvicorn-sansio", "demo_app.chat:app", tmp_path, forked=True) as running:
         yield running
 
 

@@ -14,7 +14,7 @@ path => new Promise(resolve => {
 
 @pytest.fixture
 def wrapped(tmp_path):
-    with serve("uvicorn-sansio", "tests.live.servers.wrapped:wrapped", tmp_path) as running:
+    with serve("uvicorn-sansio", "tests.live.servers.wrapped:wrapped", tmp_path, forked=True) as running:
         yield running
 
 

@@ -17,7 +17,7 @@ TOLERATED = "WebSocket connection to .* failed|already in CLOSING"
 
 @pytest.fixture
 def server(tmp_path):
-    with serve("uvicorn-sansio", "tests.live.browser.examples_app:app", tmp_path) as running:
+    with serve("uvicorn-sansio", "tests.live.browser.examples_app:app", tmp_path, forked=True) as running:
         yield running
 
 

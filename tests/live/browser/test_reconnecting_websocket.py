@@ -42,7 +42,8 @@ async ({ url, options, until, random, speed }) => {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with serve("uvicorn-sansio", "tests.client.app:app", tmp_path_factory.mktemp("browser")) as running:
+    folder = tmp_path_factory.mktemp("browser")
+    with serve("uvicorn-sansio", "tests.client.app:app", folder, forked=True) as running:
         yield running
 
 

@@ -14,7 +14,7 @@ OPERATOR = {"extra_http_headers": {"authorization": "Bearer secret"}}
 
 @pytest.fixture
 def server(tmp_path):
-    with serve("uvicorn-sansio", "tests.live.browser.status_app:app", tmp_path) as running:
+    with serve("uvicorn-sansio", "tests.live.browser.status_app:app", tmp_path, forked=True) as running:
         yield running
 
 

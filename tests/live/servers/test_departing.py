@@ -208,7 +208,9 @@ def test_sigterm_is_as_fast_as_without_the_middleware(setup, tmp_path, holding):
     for app in ("bare", "app"):
         folder = tmp_path / app
         folder.mkdir()
-        servers[app] = holding.enter_context(serve(setup, f"tests.live.servers.departing:{app}", folder))
+        forked = not setup.startswith("hypercorn")  # whose parent passes the signal on
+        running = serve(setup, f"tests.live.servers.departing:{app}", folder, forked=forked)
+        servers[app] = holding.enter_context(running)
         for number in range(20):
             kind, handler = peers[number % len(peers)]
             holding.enter_context(Client(servers[app], f"/any/{handler}", kind))

@@ -39,9 +39,8 @@ class Visitor(Raw):
 
 
 def test_one_process(tmp_path, holding):
-    with serve(
-        "uvicorn-sansio", "tests.live.servers.metered:app", tmp_path, env={"CLOSECODES_MAX_SESSIONS": "1000"}
-    ) as server:
+    env = {"CLOSECODES_MAX_SESSIONS": "1000"}
+    with serve("uvicorn-sansio", "tests.live.servers.metered:app", tmp_path, env=env, forked=True) as server:
         visitors = [holding.enter_context(Visitor(server)) for _ in range(3)]
         value = scrape(server)
         assert value("sessions_active", route="/rooms/{room}") == value("sessions_active") == 3

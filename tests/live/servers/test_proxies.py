@@ -23,7 +23,7 @@ def servers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("proxied")
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(serve(setup, f"tests.live.servers.proxied:{app}", folder, *options))
+            stack.enter_context(serve(setup, f"tests.live.servers.proxied:{app}", folder, *options, forked=True))
             for setup, (app, options) in RECIPES.items()
         ]
 

@@ -29,7 +29,7 @@ APP = "tests.live.servers.frameworks:starlette"
     [("uvicorn-sansio", []), ("uvicorn-sansio", ["--lifespan", "off"]), ("hypercorn-trio", []), ("granian", [])],
 )
 def test_first_handshake_after_a_stall_alone_is_refused(setup, options, tmp_path, holding):
-    with serve(setup, APP, tmp_path, *options, env={"CLOSECODES_MAX_LOOP_LAG": "0.5"}) as running:
+    with serve(setup, APP, tmp_path, *options, env={"CLOSECODES_MAX_LOOP_LAG": "0.5"}, forked=True) as running:
         if options:  # without a lifespan there is background work only while there are sessions
             assert holding.enter_context(Raw(running, "/echo/a")).answer() == 101
             time.sleep(0.3)
@@ -163,7 +163,7 @@ def test_storm_of_clients_that_follow_their_hints_is_in_soon(tmp_path):
             websocket.transport.abort()
         return outcomes
 
-    with serve("uvicorn-sansio", "tests.live.servers.storm:app", tmp_path) as running:
+    with serve("uvicorn-sansio", "tests.live.servers.storm:app", tmp_path, forked=True) as running:
         outcomes = asyncio.run(storm(running.url))
     attempts, times, waits, _ = zip(*outcomes, strict=True)
     floor = (CLIENTS - 50) / 50

@@ -36,7 +36,7 @@ APPS = ("starlette", "fastapi")
 
 def sent(tmp_path, **env):
     """What went to Sentry when a session of each failed: their refs, the errors, and everything as text."""
-    with serve("uvicorn-sansio", "tests.live.servers.sentried:app", tmp_path, env=env) as server:
+    with serve("uvicorn-sansio", "tests.live.servers.sentried:app", tmp_path, env=env, forked=True) as server:
         refs = []
         for app in APPS:
             refs.append(crash(server, app))

@@ -54,6 +54,6 @@ def test_crash_seen_with_httpx_ws(server, setup):
 
 @pytest.mark.parametrize("uvicorn", ["uvicorn-sansio", "uvicorn-wsproto"])
 def test_uvicorn_s_limit_concurrency_limits_no_websockets(uvicorn, tmp_path, holding):
-    with serve(uvicorn, "tests.live.servers.apps:bare", tmp_path, "--limit-concurrency", "2") as running:
+    with serve(uvicorn, "tests.live.servers.apps:bare", tmp_path, "--limit-concurrency", "2", forked=True) as running:
         peers = [holding.enter_context(Raw(running, "/echo")) for _ in range(6)]
         assert [peer.answer() for peer in peers] == [101] * 6

@@ -116,6 +116,7 @@ def test_real_prometheus_fills_every_panel(tmp_path):
         "tests.live.servers.metered:app",
         tmp_path,
         env={"CLOSECODES_LOG_BURST": "none", "CLOSECODES_MAX_SESSIONS": "2"},
+        forked=True,
     ) as app:
         host, port = app.address
         (tmp_path / "prometheus.yml").write_text(
