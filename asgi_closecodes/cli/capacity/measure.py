@@ -280,8 +280,10 @@ class Search:
         result = self.result
         if result.refusal is None:
             result.refusal, result.refused_at = refusal, len(self._load.sessions)
-        if refusal.cause in _OVERLOADS or (refusal.cause is None and {refusal.code, refusal.status} & _BREAKDOWNS):
+        if refusal.cause in _OVERLOADS:
             return str(refusal)
+        if refusal.cause is None and {refusal.code, refusal.status} & _BREAKDOWNS:
+            return self._lack_of_files() or str(refusal)
         result.ends_by = End.LIMIT
         return ""
 
@@ -292,13 +294,18 @@ class Search:
         if isinstance(error, ConnectionRefusedError):
             self.result.ends_by = End.GONE
             return "the server is gone"
-        if self._server is not None and (files := self._server.lacks_files()):
-            return f"the server may open no more than {files} files (ulimit -n)"
+        if lack := self._lack_of_files():
+            return lack
         if isinstance(error, SlowOpening):
             return "sessions were opened too slowly"
         if isinstance(error, TimeoutError):
             return f"a handshake took longer than {HANDSHAKE_TIMEOUT_S:.0f} s"
         return f"a handshake failed: {type(error).__name__}"
+
+    def _lack_of_files(self) -> str:
+        """Return the server's limit if it lacks files, "" if that is not known. It may fail in any way then."""
+        files = self._server.lacks_files() if self._server is not None else 0
+        return f"the server may open no more than {files} files (ulimit -n)" if files else ""
 
 
 async def _until(condition: Callable[[], bool], most: float) -> None:

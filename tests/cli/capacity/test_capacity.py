@@ -196,8 +196,8 @@ class ImaginedLoad:
         return Held([self._p99(len(self.sessions))] * 10, self._late, 0.0)
 
 
-def search(load, most=None, every=1.0):
-    done = Search(Target(url("ws://127.0.0.1/")), None, Plan(0.25, every, 1.0, most), None, lambda _: None)
+def search(load, most=None, every=1.0, server=None):
+    done = Search(Target(url("ws://127.0.0.1/")), None, Plan(0.25, every, 1.0, most), server, lambda _: None)
 
     async def probed():
         return load
@@ -250,6 +250,38 @@ def test_problem_ends_the_search_by_its_kind(problem, end):
     result = search(ImaginedLoad(lambda _: 0.1, error_at=(50, problem)))
     assert result.ends_by is end
     assert result.held in {End.SERVER: range(46, 51), End.GONE: [40]}.get(end, [50])
+
+
+class FewFiles:
+    """A server that may open no more files."""
+
+    def begin(self):
+        pass
+
+    def grown(self):
+        return None
+
+    def lacks_files(self):
+        return 60
+
+    def workers(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (Refusal(1006), True),
+        (Refusal(status=500), True),
+        (Refusal(1013, reason="try again later; retry_after=2.0; cause=lag"), False),
+    ],
+)
+def test_server_without_files_may_fail_in_any_way(problem, told):
+    steps = search(ImaginedLoad(lambda _: 0.1, error_at=(50, problem)), server=FewFiles()).steps
+    problems = {step.problem for step in steps if step.problem}
+    assert ("the server may open no more than 60 files (ulimit -n)" in problems) is told
 
 
 def test_slow_handshakes_are_made_fewer_at_once():
