@@ -30,3 +30,10 @@ def pytest_collection_finish():
     """Leave the thousands of tests out of each garbage collection, which costs a third of all time otherwise."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_out_what_was_imported():
+    """A file that imports frameworks would make each collection of the files after it ten times as slow."""
+    gc.collect()
+    gc.freeze()
