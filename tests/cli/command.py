@@ -43,16 +43,28 @@ def run(*arguments, text="", status=0, **options):
     return output.decode(), errors.decode()
 
 
-def invoke(*arguments, text="", status=0):
-    """Do the same without a process of its own, which is quicker."""
-    output, errors = io.StringIO(), io.StringIO()
+class Output(io.TextIOWrapper):
+    """What is written to stdout, in its encoding; bytes go to its buffer."""
+
+    def __init__(self, encoding="utf-8", *, is_terminal=False):
+        super().__init__(io.BytesIO(), encoding, write_through=True)
+        self.isatty = lambda: is_terminal
+
+    def getvalue(self):
+        return self.buffer.getvalue().decode(self.encoding)
+
+
+def invoke(*arguments, text="", status=0, stdout=None, **options):
+    """Do the same without a process of its own, which is quicker; ``options`` are click's."""
+    output, errors = stdout or Output(), io.StringIO()
     with (
         _standard_input(text.encode() if isinstance(text, str) else text),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
         pytest.raises(SystemExit) as ended,
     ):
-        main([os.fsdecode(argument) if isinstance(argument, bytes) else str(argument) for argument in arguments])
+        words = [os.fsdecode(argument) if isinstance(argument, bytes) else str(argument) for argument in arguments]
+        main(words, **options)
     said = output.getvalue(), errors.getvalue()
     assert ended.value.code in ({0, 1, 2} if status is None else {status}), (ended.value.code, *said)
     return said

@@ -11,7 +11,7 @@ from .command import COMMAND, ENVIRONMENT, invoke, run
 
 def test_command_says_what_there_is():
     assert "logs" in run("--help")[0]
-    assert run("--version")[0].split()[-1] == version("asgi-closecodes")
+    assert invoke("--version")[0].split()[-1] == version("asgi-closecodes")
     for command in ("show", "errors", "closes", "tail", "lnav-format"):
         assert command in invoke("logs", "--help")[0]
         assert "Usage: " in invoke("logs", command, "-h")[0]
@@ -31,12 +31,18 @@ def test_command_is_imported_when_it_is_asked_for():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_can_complete_it(shell):
-    words = {"COMP_WORDS": "asgi-closecodes logs ", "COMP_CWORD": "" if shell == "fish" else "2"}
-    environment = {**ENVIRONMENT, "_ASGI_CLOSECODES_COMPLETE": f"{shell}_source"}
-    assert "_ASGI_CLOSECODES_COMPLETE" in run(env=environment)[0]
-    environment |= {"_ASGI_CLOSECODES_COMPLETE": f"{shell}_complete", **words}
-    assert "errors" in run(env=environment)[0]
+def test_shells_can_complete_it(shell, monkeypatch):
+    monkeypatch.setenv("_ASGI_CLOSECODES_COMPLETE", f"{shell}_source")
+    assert "_ASGI_CLOSECODES_COMPLETE" in invoke(prog_name="asgi-closecodes")[0]
+    monkeypatch.setenv("_ASGI_CLOSECODES_COMPLETE", f"{shell}_complete")
+    monkeypatch.setenv("COMP_WORDS", "asgi-closecodes logs ")
+    monkeypatch.setenv("COMP_CWORD", "" if shell == "fish" else "2")
+    assert "errors" in invoke(prog_name="asgi-closecodes")[0]
+
+
+def test_command_as_installed_completes():
+    words = {"_ASGI_CLOSECODES_COMPLETE": "bash_complete", "COMP_WORDS": "asgi-closecodes logs ", "COMP_CWORD": "2"}
+    assert "errors" in run(env={**ENVIRONMENT, **words})[0]
 
 
 def test_unknown_commands_and_options_are_usage_errors():

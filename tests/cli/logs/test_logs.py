@@ -20,7 +20,7 @@ from asgi_closecodes.cli.logs import LNAV_FORMAT
 from asgi_closecodes.cli.output import progress
 from asgi_closecodes.codes import CloseCode
 from asgi_closecodes.error_identity import new_error_id
-from tests.cli.command import ENVIRONMENT, invoke, run, run_json, start
+from tests.cli.command import ENVIRONMENT, Output, invoke, run, run_json, start
 from tests.support.log_lines import FORMATTERS, failed, failure, logged
 from tests.support.peers import connect
 from tests.support.programs import program
@@ -490,12 +490,10 @@ def test_empty_ref(log):
     assert "REF is empty; give the text after ref=" in invoke("logs", "show", "", log, status=2)[1]
 
 
-def test_terminal_without_a_file_is_not_waited_for(command):
-    controller, terminal = pty.openpty()
-    _, errors = run(*command, stdin=terminal, status=2)
+def test_terminal_without_a_file_is_not_waited_for(command, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Output(is_terminal=True))
+    _, errors = invoke(*command, status=2, prog_name="asgi-closecodes")
     assert "name a log file, or pipe a log in: docker compose logs | asgi-closecodes logs" in errors
-    os.close(terminal)
-    os.close(controller)
 
 
 def test_files_and_a_pipe_are_not_followed_together(log):
@@ -566,18 +564,12 @@ def test_any_bytes_are_a_log(command, options, tmp_path, content):
 
 
 def on_a_terminal(*arguments, **environment):
-    """Run the command with its output on a terminal, and return what it wrote to it."""
-    controller, terminal = pty.openpty()
-    environment = {**ENVIRONMENT, "TERM": "xterm-256color", "COLUMNS": "100", **environment}
-    with start(*arguments, stdout=terminal, stderr=terminal, env=environment) as process:
-        os.close(terminal)
-        output = b""
-        with contextlib.suppress(OSError):  # EIO is the end
-            while piece := os.read(controller, 65536):
-                output += piece
-    os.close(controller)
-    assert process.returncode == 0
-    return output.decode().replace("\r\n", "\n")
+    """Run the command as with its output on a terminal, and return what it wrote to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NO_COLOR", raising=False)
+        for name, value in {"TERM": "xterm-256color", "COLUMNS": "100", **environment}.items():
+            patch.setenv(name, value)
+        return invoke(*arguments, stdout=Output(is_terminal=True))[0]
 
 
 def test_colours_on_a_terminal_unless_switched_off(log, command):
@@ -592,6 +584,22 @@ def test_colours_with_empty_no_color_but_not_on_dumb_terminals(log):
     assert "\x1b" not in on_a_terminal("logs", "errors", log, TERM="dumb")
 
 
+def test_terminals_of_a_process_are_recognised(log):
+    """Its stdin is not waited for, and its stdout has colours."""
+    controller, terminal = pty.openpty()
+    run("logs", "errors", stdin=terminal, status=2)
+    environment = {**ENVIRONMENT, "TERM": "xterm-256color", "NO_COLOR": ""}
+    with start("logs", "errors", log, stdout=terminal, env=environment) as process:
+        os.close(terminal)
+        output = b""
+        with contextlib.suppress(OSError):  # EIO is the end
+            while piece := os.read(controller, 65536):
+                output += piece
+        assert process.wait(60) == 0
+    os.close(controller)
+    assert b"\x1b[" in output
+
+
 def test_frames_of_libraries_are_dimmed(log):
     lines = on_a_terminal("logs", "show", REF, log).splitlines()
     [theirs] = [line for line in lines if "site-packages" in line]
@@ -601,7 +609,11 @@ def test_frames_of_libraries_are_dimmed(log):
 
 
 def test_encoding_that_knows_no_bars_is_no_problem(log, command):
-    output, _ = run(*command, log, env={**ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
+    assert invoke(*command, log, stdout=Output("ascii"))[0]
+
+
+def test_encoding_of_a_process_without_bars_is_no_problem(log):
+    output, _ = run("logs", "errors", log, env={**ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
     assert output.isascii()
 
 
