@@ -310,6 +310,13 @@ def _call_soon() -> Callable[[Callable[[], object]], object]:
     return trio.lowlevel.current_trio_token().run_sync_soon
 
 
+def _tls_of(url: str) -> ssl.SSLContext:
+    """Return what connections to ``url`` take: made once, since all certificates are read for TLS, and only for TLS."""
+    if url.lower().startswith(("ws:", "http:")):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
+    return httpx.create_ssl_context()
+
+
 class Sessions:
     """Iterator over sessions, each opened after the end of the one before: see :func:`asgi_closecodes.client.connect`.
 
@@ -331,7 +338,7 @@ class Sessions:
         max_size: int | None,
         options: Mapping[str, Any],
     ) -> None:
-        tls = httpx.create_ssl_context() if client is None else None  # once, since it reads all certificates
+        tls = None if client is not None else _tls_of(url)
         self._url = url
         self._options = options
         self._open = partial(_session, client=client, tls=tls, max_size=max_size)

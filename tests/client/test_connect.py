@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -266,9 +267,11 @@ def frame(opcode, payload, *, final=False):
     return bytes([0x80 * final | opcode]) + length + payload
 
 
-@pytest.mark.parametrize("piece", [b"x", b"x" * 60_000, "é".encode() * 20_000])
+@pytest.mark.parametrize(
+    ("piece", "max_size"), [(b"x", 1000), (b"x" * 60_000, 100_000), ("é".encode() * 20_000, 100_000)]
+)
 @pytest.mark.parametrize("opcode", [1, 2])
-async def test_fragments_without_end_are_closed_with_1009(opcode, piece):
+async def test_fragments_without_end_are_closed_with_1009(opcode, piece, max_size):
     """A message is bounded, not only each of its frames."""
     seen = b""
 
@@ -284,10 +287,10 @@ async def test_fragments_without_end_are_closed_with_1009(opcode, piece):
                 seen += received
 
     with peer(behaviour) as url, anyio.fail_after(20):
-        events, messages = await follow(url, max_size=100_000)
+        events, messages = await follow(url, max_size=max_size)
     assert messages == []
     assert [type(event) for event in events] == [Connecting, Opened, Ended, GaveUp]
-    assert events[-1].close == Close(1009, "a message of more than 100000 bytes")
+    assert events[-1].close == Close(1009, f"a message of more than {max_size} bytes")
     mask, payload = seen[2:6], seen[6:]
     assert seen[0] == 0x88
     assert bytes(a ^ b for a, b in zip(payload[:2], mask, strict=False)) == struct.pack("!H", 1009)
@@ -307,6 +310,20 @@ async def test_message_up_to_the_limit_is_received(whole):
         events, messages = await follow(url, max_size=1000)
     assert messages == ["é" * 500, "x" * 1000]
     assert events[-1].close.code == 1009
+
+
+@pytest.mark.parametrize(("url", "times"), [("ws://127.0.0.1", 0), ("WS://[::1]", 0), ("wss://127.0.0.1", 1)])
+async def test_certificates_are_read_for_tls_only(url, times, monkeypatch):
+    """Meanwhile the event loop stands still."""
+    read = []
+    monkeypatch.setattr("ssl.SSLContext.load_verify_locations", lambda *_, **__: read.append(url))
+    connect(url)
+    assert len(read) == times
+
+
+async def test_no_certificate_is_trusted_without_tls():
+    tls = connect("ws://127.0.0.1")._open.keywords["tls"]
+    assert (tls.verify_mode, tls.check_hostname, tls.get_ca_certs()) == (ssl.CERT_REQUIRED, True, [])
 
 
 @pytest.mark.parametrize("bad", [{"open_timeout": 0}, {"open_timeout": float("nan")}, {"max_size": -1}])
