@@ -38,6 +38,9 @@ CLOSE_TIMEOUT_S = 10.0
 MAX_HELD_BYTES = 1 << 20
 """Bytes of a handler's HTTP response that are collected for a server that takes only one body message."""
 
+_SENDS_A_LOOK = 32
+"""Messages between two looks at whether the connection is gone, which cost a microsecond each."""
+
 _ABNORMAL_CLOSURE = int(CloseCode.ABNORMAL_CLOSURE)  # by itself: a look into an Enum takes a thousand instructions
 
 _TERMINAL_MESSAGES = frozenset({"websocket.close", "websocket.http.response.start", "websocket.http.response.body"})
@@ -188,9 +191,15 @@ class HandlerProtocol(Channel):
         return sending
 
     async def _send_and_notice(self, message: Message) -> None:
-        """Send; record that the peer has left if the server raises because of that."""
+        """Send; record that the peer has left if the server raises because of that.
+
+        uvicorn raises after it was told, and hypercorn never. Until then their ``send`` waits for nothing: a handler
+        that does nothing else would keep the event loop, and nobody could tell it.
+        """
         try:
             await self.server_send(message)
+            if not self.sent % _SENDS_A_LOOK and (connection := self.connection) is not None and connection.is_lost:
+                await anyio.lowlevel.checkpoint()
         except OSError:
             if self.phase is OPEN:
                 self._on_disconnect(Close(CloseCode.ABNORMAL_CLOSURE))

@@ -180,6 +180,13 @@ async def flood(scope, receive, send):
 
 
 @ending()
+async def flood_without_a_pause(scope, receive, send):
+    """Send small messages, and wait for nothing else."""
+    while True:
+        await text(send, "x" * 100)
+
+
+@ending()
 async def flood_in_new_tasks(scope, receive, send):
     """Begin to send every 50 ms, whether what was sent before has been taken or not."""
     async with anyio.create_task_group() as tasks:

@@ -140,6 +140,20 @@ def test_handler_without_its_peer_is_cancelled(server, setup, handler, way):
     assert "Traceback" not in server.log()
 
 
+@at_once(setups=[*TELLS_OF_LOSS])
+def test_flood_to_a_peer_that_vanishes_leaves_the_loop_free(server):
+    """The send of uvicorn waits for nothing once the socket is gone, and so no turn tells of that."""
+    tell(server, "shed", cancel_after_disconnect="True")
+    with Raw(server, "/shed/flood-without-a-pause") as peer:
+        assert peer.answer() == 101
+        taken = 0
+        while taken < 1_000_000:
+            taken += len(peer.socket.recv(1 << 16))
+        peer.vanish()
+    assert wait_until(lambda: held(server, "shed") == 0)
+    assert not server.records(event__name="closecodes.session.exception")
+
+
 @pytest.mark.parametrize(
     "behind", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x81\x81\0\0\0\0x"], ids=["request", "data"]
 )
