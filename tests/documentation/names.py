@@ -27,6 +27,7 @@ _OF_OTHERS = {
     *("RotatingFileHandler", "WatchedFileHandler"),  # logging
     *("bash_source", "zsh_source"),  # click
     *("bufferedAmount", "readyState"),  # browsers
+    "StrictMode",  # React
     "get_asgi_application",  # Django
     *("averageValue", "limit_req"),  # Kubernetes, nginx
     "stop_grace_period",  # Compose
