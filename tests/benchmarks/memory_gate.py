@@ -65,7 +65,7 @@ def _register(name, leak):
         run.needs_files(sessions + 100)
 
         def turn():
-            with served(run, APP) as server:
+            with served(run, APP, forked=False) as server:
                 run.load.open(name, server.url, sessions, COMPRESSION)
                 start = server.ask(f"share={share}&leak={leak}")["resident"]
                 end = _calm(server, _is_over, calm)

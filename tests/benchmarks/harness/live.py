@@ -121,16 +121,17 @@ class Server:
 
 
 @contextmanager
-def served(run: Run, app: str, *options: str, setup: str = UVICORN):
+def served(run: Run, app: str, *options: str, setup: str = UVICORN, forked: bool = True):
     """Run an application of :mod:`.apps` on a server; uvicorn with uvloop if not told else.
 
+    :param forked: whether the server of a quick run may be forked, see :mod:`tests.support.forked`; it is quicker.
     :raises ModuleNotFoundError: as :func:`check_installed`.
     """
     check_installed(app, setup)
     if setup == UVICORN:
         options = ("--loop", "uvloop", *options)
     folder = Path(tempfile.mkdtemp(dir=run.folder))
-    with serve(setup, f"tests.benchmarks.harness.apps:{app}", folder, *options) as running:
+    with serve(setup, f"tests.benchmarks.harness.apps:{app}", folder, *options, forked=forked and run.quick) as running:
         yield Server(running)
 
 
