@@ -88,7 +88,9 @@ def _register(sessions):
     @BENCHMARK.subject(str(sessions))
     @contextmanager
     def subject(run):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver" if run.quick else "spawn")
+        if run.quick:
+            context.set_forkserver_preload([__name__])
         pipe, theirs = context.Pipe()
         there = run.size(sessions, CROWDS[sessions])
         process = context.Process(target=_grown, args=(theirs, there, run.size(1_000, 20)), daemon=True)
