@@ -57,7 +57,7 @@ def safe_client(address: str, mode: Literal["full", "truncated", "hashed", "off"
 
 def one_line(text: str) -> str:
     """Return ``text`` with control and format characters, line separators and lone surrogates escaped."""
-    if text.isascii() and text.isprintable():
+    if text.isprintable():  # which leaves out more
         return text
     return "".join(_escaped(char) if unicodedata.category(char) in _UNPRINTABLE else char for char in text)
 
