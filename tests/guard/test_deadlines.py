@@ -658,7 +658,7 @@ async def test_limits_that_are_not_set_take_not_a_byte():
         await stay.come(1)
         tracemalloc.start(10)
         try:
-            await stay.come(50)
+            await stay.come(5)
             kept = tracemalloc.take_snapshot().filter_traces(filters)
         finally:
             tracemalloc.stop()

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import runpy
 import subprocess
 import sys
 from importlib.resources import files
@@ -20,9 +21,10 @@ def test_files_say_what_the_dictionary_says():
 
 
 @pytest.mark.parametrize("arguments", [[], ["json"], ["yaml"]])
-def test_command_tells_where_they_are(arguments):
-    done = subprocess.run([sys.executable, "-m", "asgi_closecodes.logs", *arguments], capture_output=True, text=True)
-    assert done.stdout == f"{files('asgi_closecodes.logs')}/uvicorn.{(arguments or ['json'])[0]}\n"
+def test_command_tells_where_they_are(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["logs", *arguments])
+    runpy.run_module("asgi_closecodes.logs", run_name="__main__")
+    assert capsys.readouterr().out == f"{files('asgi_closecodes.logs')}/uvicorn.{(arguments or ['json'])[0]}\n"
 
 
 def test_config_knows_no_other_form():

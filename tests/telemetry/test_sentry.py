@@ -21,6 +21,7 @@ def test_before_send_with_its_option_leaves_no_variables():
         "http://key@127.0.0.1:9/1",
         transport=Transport,
         attach_stacktrace=True,
+        default_integrations=False,  # they import every framework that is here
         include_local_variables=False,
         before_send=before_send,
     )
