@@ -904,6 +904,7 @@ async def pause(rng, most):
         await anyio.lowlevel.checkpoint()
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_sessions_ended_half_of_them_cancelled_leave_nothing(caplog):
     """Of a crowd, half of which is cancelled, nothing is left."""

@@ -360,6 +360,7 @@ def test_uvloop_stall_is_without_the_loops_frames():
     assert "runners.py" not in stall.stack
 
 
+@pytest.mark.slow
 async def test_code_that_holds_the_gil_is_seen_at_its_end():
     """The thread cannot run meanwhile: it looks once, when it may."""
 

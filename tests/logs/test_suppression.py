@@ -160,8 +160,10 @@ async def storm():
 """
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "del app"])
+@pytest.mark.parametrize(
+    ("backend", "ending"),  # of a process whose event loop has ended already
+    [("asyncio", ""), ("trio", ""), ("asyncio", "raise SystemExit(3)"), ("trio", "del app")],
+)
 def test_pending_summaries_are_logged_as_the_process_ends(backend, ending):
     program = PROGRAM.format(guard="Guard()", run=f"anyio.run(storm, backend={backend!r})\n{ending}")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

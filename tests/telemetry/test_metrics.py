@@ -344,7 +344,7 @@ def test_no_event_is_too_much(numbers, event):
 
 @pytest.mark.anyio
 async def test_active_sessions_whatever_happens_return_to_zero(numbers):
-    """900 sessions that are cancelled, crash, are shed, change their route, or end as they should."""
+    """600 sessions that are cancelled, crash, are shed, change their route, or end as they should."""
     rng = random.Random(6)
     guard = Guard(Settings(max_sessions=200, max_sessions_per_client=30, shed_grace=0.01), observers=[numbers.observer])
 
@@ -385,7 +385,7 @@ async def test_active_sessions_whatever_happens_return_to_zero(numbers):
                 gone.set()
 
     with anyio.fail_after(600):
-        for _ in range(3):
+        for _ in range(2):
             async with anyio.create_task_group() as tasks:
                 for number in range(300):
                     tasks.start_soon(visit, number)
@@ -397,7 +397,7 @@ async def test_active_sessions_whatever_happens_return_to_zero(numbers):
     assert set(numbers.by("sessions_active", "route").values()) == set()
     assert not numbers.observer._route_of
     started = numbers("sessions_started_total")
-    assert started > 300
+    assert started > 200
     assert sum(numbers.by("sessions_closed_total", "code").values()) == started
     outcomes = numbers.by("session_duration_seconds_count", "outcome")
     assert sum(outcomes.values()) == started
