@@ -10,7 +10,7 @@ import abc
 import re
 from collections.abc import Container, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from asgi_closecodes.events import Observer
 from asgi_closecodes.exceptions import TryAgainLater
@@ -101,26 +101,15 @@ class GateBase(abc.ABC):
             suffix = f"_{(number := number + 1)}"
             self._name = f"{default[: _MAX_NAME - len(suffix)]}{suffix}"
 
-    # Properties for type checkers, attributes at run time: a subclass may define either.
-    if TYPE_CHECKING:
-
-        @property
-        def cause(self) -> str:
-            """Token that tells clients why this gate refuses or sheds them."""
-
-        @property
-        def is_overload(self) -> bool:
-            """Whether its refusals mean that the process is overloaded, not that a client is at its own limit."""
-
-        @property
-        def limit(self) -> float | None:
-            """Limit; None if there is none."""
-
-        @property
-        def usage(self) -> float | None:
-            """Part of the limit that is in use; None if it is unknown."""
-    else:
-        cause, is_overload, limit, usage = "shed", True, None, None
+    # Any: a subclass may have an attribute or a property in its place, and type checkers let nothing else be both.
+    cause: Any = "shed"
+    """Token that tells clients why this gate refuses or sheds them."""
+    is_overload: Any = True
+    """Whether its refusals mean that the process is overloaded, not that a client is at its own limit."""
+    limit: Any = None
+    """Limit, a number; None if there is none."""
+    usage: Any = None
+    """Part of the limit that is in use, a number; None if it is unknown."""
 
     @property
     def is_watched(self) -> bool:

@@ -46,22 +46,22 @@ class Shadow(GateBase):
         self.gate.name_apart_from(taken)
 
     @property
-    def cause(self) -> str:
+    def cause(self) -> Any:
         """The cause of the gate."""
         return self.gate.cause
 
     @property
-    def is_overload(self) -> bool:
+    def is_overload(self) -> Any:
         """Whether its refusals would mean that the process is overloaded."""
         return self.gate.is_overload
 
     @property
-    def limit(self) -> float | None:
+    def limit(self) -> Any:
         """The limit of the gate."""
         return self.gate.limit
 
     @property
-    def usage(self) -> float | None:
+    def usage(self) -> Any:
         """Usage of the gate."""
         return self.gate.usage
 

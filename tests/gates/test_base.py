@@ -11,6 +11,7 @@ from asgi_closecodes import CloseCodeMiddleware, Guard, Settings, TryAgainLater
 from asgi_closecodes.events import GateFailed, SessionFailed, SessionRefused
 from asgi_closecodes.gates import AllOf, MaxSessions
 from tests.support.asgi import Handler, Peer, events_of
+from tests.support.gates_of_users import FreeSlots, Slots
 
 
 class Diary:
@@ -464,3 +465,11 @@ def test_exit_with_a_failing_release_is_not_swallowed(diary):
 
     with pytest.raises(SystemExit):
         anyio.run(main)
+
+
+def test_numbers_of_a_users_gate_are_in_the_snapshot():
+    gates = Guard(gate=AllOf(Slots(3), FreeSlots())).snapshot()["gates"]
+    assert [(gate["name"], gate["cause"], gate["usage"], gate["limit"]) for gate in gates] == [
+        ("slots", "slots", 0, 3),
+        ("free_slots", "shed", 1, 2),
+    ]
