@@ -1,7 +1,7 @@
 """``python -m tests.live.front_ends [DIRECTORY]``: count what real clients do at a server that is full.
 
-It needs the extra ``test-frameworks``, Node and Chromium, and installs socket.io-client and graphql-ws into DIRECTORY,
-which keeps them for the next run.
+It needs the extra ``test-frameworks``, Node and Chromium, and installs what it needs of npm into DIRECTORY, which keeps
+that for the next run.
 """
 
 import argparse
@@ -21,13 +21,14 @@ from pathlib import Path
 import websockets
 from playwright.sync_api import sync_playwright
 
+from tests.live.front_ends import libraries
 from tests.live.front_ends.apps import WAYS
-from tests.support.chromium import FLAGS
+from tests.support.chromium import FLAGS, chromium
 from tests.support.programs import program
 from tests.support.servers import serve
 
 HERE = Path(__file__).parent
-NODE = ("socket.io-client", "graphql-ws", "graphql", "ws")
+NODE = ("socket.io-client", "graphql-ws", "graphql", "ws", *libraries.PACKAGES)
 WATCHED_S = 10.0
 PATIENCE_S = 60.0
 PAGES = {"NiceGUI": "", "Streamlit": "", "marimo": "", "Chainlit": "/chat"}
@@ -36,7 +37,7 @@ PAGES = {"NiceGUI": "", "Streamlit": "", "marimo": "", "Chainlit": "/chat"}
 def install(directory):
     """Fetch what is missing; return the environment variables that find it."""
     modules = directory / "node_modules"
-    if not modules.exists():
+    if not all((modules / package.removesuffix("@2")).exists() for package in NODE):
         subprocess.run(["npm", "install", "--silent", "--prefix", directory, *NODE], check=True)
     return {"NODE_PATH": str(modules)}
 
@@ -48,8 +49,8 @@ class Server:
         host, port = running.address
         self.url = f"http://{host}:{port}"
 
-    def ask(self, path):
-        with urllib.request.urlopen(f"{self.url}/-/{path}", timeout=10) as response:
+    def ask(self, path, below=""):
+        with urllib.request.urlopen(f"{self.url}{below}/-/{path}", timeout=10) as response:
             return json.load(response)
 
     def rejections(self, after=0.0):
@@ -224,6 +225,12 @@ def pages(only, logs, env):
         print(" |", flush=True)
 
 
+def of_npm(env, logs):
+    """Print the table of what libraries do, by the way in which they are turned away."""
+    with served("of_npm", logs / "of_npm", env) as server, chromium() as browser:
+        libraries.table(server, browser, Path(env["NODE_PATH"]))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, nargs="?")
@@ -233,6 +240,8 @@ def main():
         env = install((options.directory or Path(temporary)).resolve())
         all_good = clients(options.only, Path(temporary), env)
         pages(options.only, Path(temporary), env)
+        if options.only in "npm":
+            of_npm(env, Path(temporary))
     sys.exit(not all_good)
 
 

@@ -10,16 +10,22 @@ import os
 import time
 from pathlib import Path
 
-from starlette.responses import JSONResponse
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse, JSONResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
-from asgi_closecodes import CloseCodeMiddleware, Guard, Settings
+from asgi_closecodes import CloseCodeMiddleware, CloseWith, Guard, Settings
 from asgi_closecodes.events import SessionAdmitted, SessionOpened, SessionRefused
 from asgi_closecodes.exceptions import TryAgainLater
 from tests.integrations.recipes import follow
+from tests.live.front_ends.libraries import LIBRARIES, path_of
 
 HERE = Path(__file__).parent
 WAYS = {"1011 once": None, "1011": "close", "1012": "close", "1013": "close", "503": "http", "default": "auto"}
 """How sessions end, and in which mode new ones are rejected from then on."""
+ERRORS = {"1011": ValueError("measured"), "1011 once": ValueError("measured"), "4001": CloseWith(4001, "sign in")}
+"""Ways in which each new session ends by an error of its handler."""
 
 
 class Controlled:
@@ -30,6 +36,7 @@ class Controlled:
         self.app = None
         self.handshakes = []
         self.is_failing = False
+        self.error = ERRORS["1011"]
         self.tasks = set()
 
     def observe(self, event):
@@ -48,13 +55,13 @@ class Controlled:
     async def fail(self, session_id=None):
         for session in [*self.guard.sessions]:
             if session_id in (None, session.id):
-                await session.fail(ValueError("measured"))
+                await session.fail(self.error)
 
     async def refuse(self, way):
-        if (mode := WAYS[way]) is not None:
+        if (mode := WAYS.get(way, "close")) is not None:
             self.guard.update(reject_with=mode)
-        if way.startswith("1011"):
-            self.is_failing = mode is not None
+        if way in ERRORS:
+            self.is_failing, self.error = mode is not None, ERRORS[way]
             await self.fail()
         elif way == "1012":
             await self.guard.drain(0)
@@ -70,7 +77,7 @@ class Controlled:
     async def __call__(self, scope, receive, send):
         if scope["type"] == "http" and scope["path"].startswith("/-/"):
             what = scope["path"].removeprefix("/-/").replace("-", " ")
-            if what in WAYS:
+            if what in {*WAYS, *ERRORS}:
                 await self.refuse(what)
             elif what == "admit":
                 self.admit()
@@ -152,6 +159,32 @@ def crowd():
             raise TryAgainLater(cause="full", retry_after=4.0)
 
     return bare(_graphql, Refusing())
+
+
+def of_npm():
+    """Libraries of npm, a page for them, and for each an application below its name."""
+    below = {path_of(name): bare(_welcome) for name in LIBRARIES}
+    files = StaticFiles(directory=os.environ["NODE_PATH"])
+    routes = [Route("/page", lambda _: HTMLResponse("<body></body>")), Mount("/modules", files)]
+    rest = Starlette(routes=routes)
+
+    async def app(scope, receive, send):
+        _, *names = scope.get("path", "").split("/")
+        if names and (one := below.get(f"/{names[0]}")) is not None:
+            await one({**scope, "path": "/" + "/".join(names[1:])}, receive, send)
+        else:
+            await rest(scope, receive, send)
+
+    return app
+
+
+async def _welcome(scope, receive, send):
+    """Accept with the first subprotocol, and listen."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept", "subprotocol": next(iter(scope["subprotocols"]), None)})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
 
 
 async def _graphql(scope, receive, send):
