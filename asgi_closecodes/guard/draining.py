@@ -116,6 +116,8 @@ class Draining:
             try:
                 await self._end_idle(running)
                 await self._end_all(running)
+                if self.is_on:
+                    self._cancel_leftovers(running)
             finally:
                 self._running = None
         self._report(events.DrainFinished(len(running.scheduled), self._clock() - start, running.busy))
@@ -143,6 +145,15 @@ class Draining:
             running.busy += sum(one in self._busy for one in rest)
             await self._start_each(running, rest, _end)
             await anyio.sleep(TICK_S)
+
+    def _cancel_leftovers(self, running: _Running) -> None:
+        """Give handlers whose session was over before its turn came as long as those of ended ones.
+
+        They keep the server from stopping, as long as they like.
+        """
+        patience = max(running.started_at + running.patience - self._clock(), 0.0)
+        for session in [*self._sessions]:  # copied: other threads remove some
+            session.cancel_if_over(patience if session in self._busy else 0.0)
 
     def _unscheduled(self, running: _Running) -> list[Session]:
         return [session for session in self._open_sessions() if session not in running.scheduled]

@@ -375,6 +375,18 @@ class Session(ClosingProtocol):
         """Cancel the handler, which goes on although its peer has left; from any thread."""
         self.loop.call_soon(self._cancel_after, 0)
 
+    def cancel_if_over(self, patience: float) -> None:
+        """Cancel a handler that goes on ``shed_grace`` after ``patience`` seconds from now; from any thread.
+
+        It does nothing to one whose session is open, or was ended from outside: that one's grace runs already.
+        """
+        if self._ending is None:
+            self.loop.call_soon(self._cancel_if_over, patience)
+
+    def _cancel_if_over(self, patience: float) -> None:
+        if self.phase in OVER and self._ending is None:
+            self._cancel_after(patience + self._guard.rules.shed_grace)
+
     async def _ended_by(self, error: BaseException) -> bool:
         """Close the session for ``error``, which its handler raised; return True if it was handled here."""
         if issubclass(type(error), GeneratorExit):

@@ -6,22 +6,28 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
+from asgi_closecodes import Guard, Settings
 from asgi_closecodes.events import DrainFinished, DrainStarted
 from asgi_closecodes.exceptions import ServiceRestart
 from asgi_closecodes.guard import draining as module
 from asgi_closecodes.guard.draining import Draining
 from asgi_closecodes.guard.shed_order import ShedOrder
-from tests.support.fakes import Clock, FakeSession, wait_until
+from tests.support.asgi import Handler
+from tests.support.fakes import Clock, ConnectedClients, FakeSession, wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.jumping_clock]
 
 
 class Leaver(FakeSession):
     loop = SimpleNamespace(is_here=True)
+    cancelled_after = None
 
     async def end(self, refusal):
         await anyio.lowlevel.checkpoint()
         self.schedule_close(refusal)
+
+    def cancel_if_over(self, patience):
+        self.cancelled_after = patience
 
 
 def draining(sessions, seen, clock, busy=()):
@@ -196,3 +202,71 @@ async def test_200_calls_under_a_rolling_update_are_not_cut(seed, monkeypatch):
     assert peak <= 210 / window
     [_, finished] = seen
     assert finished.duration <= longest + window
+
+
+# Handlers that go on although their session is over
+
+
+async def go_on(scope, receive, send):
+    """Wait for ever, without its peer, as Flet's does for a client that leaves before it says who it is."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+    await anyio.sleep_forever()
+
+
+async def close_and_go_on(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.close"})
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("handler", [go_on, close_and_go_on])
+async def test_drain_cancels_handlers_of_sessions_that_are_over(handler):
+    """Else a server waits for them for ever, and is killed before its lifespan ends."""
+    guard = Guard(Settings(shed_grace=0.1))
+    async with ConnectedClients(guard, handler) as stay:
+        await stay.come(2)
+        stay.gone.set()
+        await wait_until(lambda: guard.snapshot()["leaving"] == 2)
+        await guard.drain(0)
+        await wait_until(lambda: not guard.sessions)
+    assert guard.snapshot()["errors"] == 0
+
+
+async def test_drain_lets_handlers_clean_up_for_the_grace():
+    cleaned = []
+
+    async def clean_up(scope, receive, send):
+        await Handler()(scope, receive, send)
+        await anyio.sleep(0.3)
+        cleaned.append(scope)
+
+    guard = Guard(Settings(shed_grace=5))
+    async with ConnectedClients(guard, clean_up) as stay:
+        await stay.come(2)
+        stay.gone.set()
+        await wait_until(lambda: guard.snapshot()["leaving"] == 2)
+        await guard.drain(0)
+    assert len(cleaned) == 2
+
+
+async def test_drain_called_off_cancels_no_handler():
+    clock, sessions = Clock(), [Leaver()]
+    drain = draining(sessions, [], clock)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(drain.drain, 10.0)
+        await wait_until(lambda: drain.is_on)
+        drain.is_on = False
+    assert sessions[0].cancelled_after is None
+
+
+async def test_patient_drain_lets_busy_handlers_go_on():
+    """A block goes on after the peer has left, for as long as others are waited for."""
+    clock, sessions = Clock(), [Leaver(), Leaver()]
+    for session in sessions:
+        session.is_leaving = True
+    await draining(sessions, [], clock, busy=sessions[:1]).drain(0, 60.0)
+    assert [one.cancelled_after for one in sessions] == [60.0, 0.0]

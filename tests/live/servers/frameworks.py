@@ -2,6 +2,7 @@
 
 import time
 
+import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.responses import PlainTextResponse
@@ -18,6 +19,15 @@ async def echo(websocket):
     await websocket.accept()
     async for text in websocket.iter_text():
         await websocket.send_text(text)
+
+
+async def go_on(websocket):
+    """Wait for ever after the client has left."""
+    await websocket.accept()
+    async for _ in websocket.iter_text():
+        pass
+    print("alone", flush=True)
+    await anyio.sleep_forever()
 
 
 async def crash(websocket):
@@ -49,7 +59,7 @@ async def leave(websocket):
 
 routes = [
     WebSocketRoute(f"/{endpoint.__name__}/{{name}}", endpoint)
-    for endpoint in (echo, crash, refuse, forbid_late, violate, leave)
+    for endpoint in (echo, go_on, crash, refuse, forbid_late, violate, leave)
 ]
 
 

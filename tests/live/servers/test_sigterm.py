@@ -63,6 +63,17 @@ def test_drain_without_a_lifespan_is_armed_by_a_session(app, paths, guards, tmp_
         assert events == ["closecodes.drain.started"] * guards + ["closecodes.drain.finished"] * guards
 
 
+def test_uvicorn_stops_beside_a_handler_that_goes_on(tmp_path):
+    """Its client has left before the drain. uvicorn would wait for it, and the application's lifespan would not end."""
+    with serve("uvicorn-sansio", APP, tmp_path, env={**draining(0), "CLOSECODES_SHED_GRACE": "0.1"}) as running:
+        with Raw(running, "/go_on/a") as peer:
+            assert peer.answer() == 101
+        assert wait_until(lambda: "alone" in running.log())
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(15)
+        assert "Application shutdown complete" in running.log()
+
+
 def test_gunicorn_worker_drains_at_a_stop(tmp_path, holding):
     with served_by_gunicorn(tmp_path, env=draining(1)) as running:
         peers = opened(running, holding, *["/echo/a"] * 6)
