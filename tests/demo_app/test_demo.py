@@ -139,7 +139,7 @@ def test_drain_and_a_fresh_start(demo):
 
 
 def test_after_a_stall_newcomers_are_told_to_come_later(tmp_path):
-    with running_demo(tmp_path) as demo:
+    with running_demo(tmp_path, forked=True) as demo:
         assert demo.http.post("/control/stall").status_code == 204
         assert re.fullmatch(
             r"1013 try again later; retry_after=\d+\.\d; cause=lag", str(connect(demo, "/echo", patience=1))
@@ -148,7 +148,7 @@ def test_after_a_stall_newcomers_are_told_to_come_later(tmp_path):
 
 def test_stall_is_in_the_log_with_the_line_that_slept(tmp_path):
     [slept] = [line for line in inspect.getsource(controls).splitlines() if "time.sleep(STALL_S)" in line]
-    with running_demo(tmp_path) as demo, feed(demo) as told:
+    with running_demo(tmp_path, forked=True) as demo, feed(demo) as told:
         assert demo.http.post("/control/stall").status_code == 204
         stack = ""
         while slept.strip() not in stack:

@@ -12,9 +12,10 @@ from typing import IO, Any
 
 import httpx
 
+from .forked import Forked
 from .peers import wait_until
 from .ports import free_port
-from .servers import ROOT, START, Running, stop
+from .servers import IS_MEASURED, ROOT, START, Running, stop
 
 
 class Demo(Running):
@@ -35,12 +36,16 @@ def start(
     return subprocess.Popen(
         [sys.executable, *command, *options],
         cwd=ROOT,
-        env={**{k: v for k, v in os.environ.items() if not k.startswith("CLOSECODES_")}, **environment},
+        env=_environment(**environment),
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
         start_new_session=True,
     )
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {**{k: v for k, v in os.environ.items() if not k.startswith("CLOSECODES_")}, **more}
 
 
 def outcome(*options: str, **environment: Any) -> tuple[int, str, str]:
@@ -62,17 +67,28 @@ def accepts(demo: Running) -> bool:
 
 
 @contextlib.contextmanager
-def running_demo(tmp_path: Path, *options: str, port: int | None = None, **environment: Any) -> Iterator[Demo]:
-    """Run the demo until the block ends. ``http`` is an HTTP client for it; its log is in a file."""
+def running_demo(
+    tmp_path: Path, *options: str, port: int | None = None, forked: bool = False, **environment: Any
+) -> Iterator[Demo]:
+    """Run the demo until the block ends. ``http`` is an HTTP client for it; its log is in a file.
+
+    :param forked: whether it is :mod:`.forked`; its greeting is in its log then.
+    """
     port = port or free_port()
     log = tmp_path / "demo.log"
     with contextlib.ExitStack() as stack:
-        process = start("--port", str(port), *options, stderr=stack.enter_context(log.open("a")), **environment)
-        assert process.stdout is not None
-        stack.callback(process.stdout.close)
-        stack.callback(stop, process)
-        demo = Demo(process, ("127.0.0.1", port), log)
-        demo.greeting = process.stdout.readline()
+        process: subprocess.Popen[str] | Forked
+        if forked and not IS_MEASURED:
+            process = Forked(["demo_app", "--port", str(port), *options], _environment(**environment), log)
+            stack.callback(stop, process)
+            demo = Demo(process, ("127.0.0.1", port), log)
+        else:
+            process = start("--port", str(port), *options, stderr=stack.enter_context(log.open("a")), **environment)
+            assert process.stdout is not None
+            stack.callback(process.stdout.close)
+            stack.callback(stop, process)
+            demo = Demo(process, ("127.0.0.1", port), log)
+            demo.greeting = process.stdout.readline()
         demo.page = f"http://127.0.0.1:{port}"
         demo.http = stack.enter_context(httpx.Client(base_url=demo.page, timeout=10, trust_env=False, verify=False))
         assert wait_until(lambda: accepts(demo), within=START), demo.log()

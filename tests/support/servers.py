@@ -32,7 +32,8 @@ SETUPS = tuple(_COMMANDS)
 START = 90
 """Seconds that a server may take to start on a busy machine."""
 
-_is_measured = any(name.startswith("COVERAGE_") for name in os.environ)  # which begins with a process
+IS_MEASURED = any(name.startswith("COVERAGE_") for name in os.environ)
+"""Whether coverage is, which begins with a process: none is forked then."""
 
 Address: TypeAlias = tuple[str, int] | str
 """A (host, port) or the path of a unix socket."""
@@ -139,7 +140,7 @@ def _start(
     arguments = [*command.split(), *options]
     environment |= {"PYTHONUNBUFFERED": "1", **env}
     process: subprocess.Popen[bytes] | Forked
-    if forked and arguments[0] != "granian" and not _is_measured:  # its worker is always a process of its own
+    if forked and arguments[0] != "granian" and not IS_MEASURED:  # its worker is always a process of its own
         in_one = ("--workers", "0") if arguments[0] == "hypercorn" else ()
         process = Forked([*arguments, *in_one], environment, log)
     else:

@@ -26,7 +26,7 @@ expect.set_options(timeout=20_000)  # a busy machine
 
 @pytest.fixture
 def demo(tmp_path):
-    with running_demo(tmp_path) as running:
+    with running_demo(tmp_path, forked=True) as running:
         yield running
 
 
@@ -102,7 +102,7 @@ def test_demo_page_without_clients_tells_what_to_try(visitor):
 def test_sessions_over_the_limit_are_given_a_time_and_return(new_page, tmp_path):
     """Sessions over the limit are told when to come back, and do."""
     with (
-        running_demo(tmp_path, CLOSECODES_MAX_RETRY_AFTER="5") as demo,
+        running_demo(tmp_path, forked=True, CLOSECODES_MAX_RETRY_AFTER="5") as demo,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
     ):
         visitor.open(100)
@@ -154,7 +154,7 @@ def test_crash_has_a_ref_that_opens_the_stack_trace(visitor, demo):
 
 def test_ref_that_was_counted_and_not_written_says_so(new_page, tmp_path):
     with (
-        running_demo(tmp_path, CLOSECODES_LOG_BURST="1", CLOSECODES_LOG_PER_MINUTE="0") as demo,
+        running_demo(tmp_path, forked=True, CLOSECODES_LOG_BURST="1", CLOSECODES_LOG_PER_MINUTE="0") as demo,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
     ):
         for count in range(1, 3):
@@ -167,7 +167,10 @@ def test_ref_that_was_counted_and_not_written_says_so(new_page, tmp_path):
 
 @pytest.mark.parametrize("offers", [False, True])
 def test_refusal_shows_with_and_without_a_subprotocol(new_page, tmp_path, offers):
-    with running_demo(tmp_path, CLOSECODES_MAX_SESSIONS="0") as demo, Visitor(new_page(viewport=WIDE), demo) as visitor:
+    with (
+        running_demo(tmp_path, forked=True, CLOSECODES_MAX_SESSIONS="0") as demo,
+        Visitor(new_page(viewport=WIDE), demo) as visitor,
+    ):
         visitor.page.get_by_label("offer a subprotocol").set_checked(offers)
         visitor.open(1)
         visitor.is_delivered("^0 of 1 came in. 1 got 1013")
@@ -176,7 +179,7 @@ def test_refusal_shows_with_and_without_a_subprotocol(new_page, tmp_path, offers
 
 def test_lower_limit_sheds_and_a_higher_one_lets_in(new_page, tmp_path):
     with (
-        running_demo(tmp_path, CLOSECODES_MAX_RETRY_AFTER="1") as demo,
+        running_demo(tmp_path, forked=True, CLOSECODES_MAX_RETRY_AFTER="1") as demo,
         Visitor(new_page(viewport=WIDE), demo) as visitor,
     ):
         visitor.open(10)
@@ -206,7 +209,10 @@ def test_stall_turns_newcomers_away(visitor):
 
 
 def test_drain_tells_everybody_and_a_fresh_start_has_them_back(new_page, tmp_path):
-    with running_demo(tmp_path, CLOSECODES_DRAIN_WINDOW="2") as demo, Visitor(new_page(viewport=WIDE), demo) as visitor:
+    with (
+        running_demo(tmp_path, forked=True, CLOSECODES_DRAIN_WINDOW="2") as demo,
+        Visitor(new_page(viewport=WIDE), demo) as visitor,
+    ):
         visitor.open(10)
         visitor.sees(10, 20)
         visitor.click("Drain")
@@ -262,13 +268,13 @@ def test_all_other_ways_to_end(visitor):
 def test_server_that_is_gone_is_missed_and_found_again(new_page, tmp_path):
     page = new_page(viewport=WIDE, tolerated="WebSocket connection to .* failed|ERR_CONNECTION_REFUSED")
     port = free_port()
-    with running_demo(tmp_path, port=port) as demo:
+    with running_demo(tmp_path, port=port, forked=True) as demo:
         visitor = Visitor(page, demo)
         visitor.open(1)
         visitor.is_delivered("came in")
     visitor.is_delivered("^The server does not answer")
     expect(visitor.tiles("waiting")).to_have_count(1)
-    with running_demo(tmp_path, port=port):
+    with running_demo(tmp_path, port=port, forked=True):
         visitor.is_delivered("^The server is back")
         expect(visitor.tiles("open")).to_have_count(1)
         visitor.sees(1, 20)
