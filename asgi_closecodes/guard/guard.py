@@ -461,6 +461,7 @@ class Guard:
                 self._stalls.stop()
                 self._logs.flush_summaries(now=True)
                 await stop_all(self._working_gates, self._dispatcher)
+                await self._ticker.stop_if_unused()
 
     def _stop_soon(self, gates: Collection[GateBase]) -> None:
         """Stop gates that are no longer asked, in an event loop that may run their tasks."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from asgi_closecodes.concurrency import Claim, EventLoop, cancelled_from_outside, running_loop, spawn
+from asgi_closecodes.concurrency import Claim, EventLoop, cancelled_from_outside, on_asyncio, running_loop, spawn
 
 from .loops import EventLoops
 
@@ -59,7 +59,7 @@ class Ticker:
     :param sleep: waits for a number of seconds.
     """
 
-    __slots__ = ("_claim", "_clock", "_failed", "_is_used", "_jobs", "_loops", "_needy", "_sleep", "loop")
+    __slots__ = ("_claim", "_clock", "_failed", "_is_used", "_jobs", "_loops", "_needy", "_sleep", "_task", "loop")
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Ticker:
         self._clock = clock
         self._sleep = sleep
         self._claim = Claim()
+        self._task: asyncio.Task[object] | None = None
         self.loop: Any = None
         """Event loop in which it ticks, asyncio's or trio's, unless that was closed with it."""
 
@@ -100,10 +101,21 @@ class Ticker:
         if (loop := running_loop()) is None:
             self._loops.call_elsewhere(self.start_if_needed)
         elif (holder := self._claim.take()) is not None:
-            self.loop = loop
+            self.loop, self._task = loop, None  # which may be one of an event loop that was closed
             spawn(self._tick_until_unneeded, holder)
 
+    async def stop_if_unused(self) -> None:
+        """Stop in this event loop, which may be closed next, unless sessions or another lifespan go on.
+
+        Only on asyncio: trio ends such tasks itself.
+        """
+        if (task := self._task) is not None and running_loop() is self.loop and not self._is_used():
+            task.cancel()
+            await asyncio.sleep(0)  # it is told
+            await asyncio.sleep(0)  # it ends
+
     async def _tick_until_unneeded(self, holder: EventLoop) -> None:
+        self._task = asyncio.current_task() if on_asyncio() else None
         try:
             used_at = self._clock()
             while self._claim.is_held_by(holder) and self._is_any_needed(self._needy):
@@ -115,7 +127,7 @@ class Ticker:
                 await self._sleep(TICK_S)
         finally:
             if self._claim.release(holder):  # else another event loop has taken over
-                self.loop = None
+                self.loop = self._task = None
                 for job in self._jobs:
                     if job.finish is not None:
                         self._call(job, job.finish)
@@ -134,7 +146,7 @@ class Ticker:
     def forget(self) -> None:
         """Reset in a child process: the parent goes on ticking."""
         self._claim.forget()
-        self.loop = None
+        self.loop = self._task = None
         for job in self._jobs:
             job.due_at = -math.inf
             job.progress.forget()

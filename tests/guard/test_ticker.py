@@ -199,6 +199,43 @@ async def test_lifespan_starts_and_stops_it(monkeypatch):
     await wait_until(lambda: not guard._ticker.is_running)
 
 
+def test_lifespan_that_ends_leaves_no_task():
+    """Its event loop may be closed by hand, which cancels none; and a user's test may look for tasks left behind."""
+
+    async def main():
+        async with guard.lifespan():
+            await wait_until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+        return asyncio.all_tasks() - {asyncio.current_task()}, guard._ticker.is_running
+
+    guard = Guard(Settings(max_loop_lag=1))
+    for _ in range(2):
+        assert asyncio.run(main()) == (set(), False)
+
+
+def test_lifespan_that_ends_leaves_the_ticker_to_others():
+    """A session that goes on, and a second lifespan, need it."""
+
+    async def main():
+        async with guard.lifespan(), ConnectedClients(guard) as stay:
+            async with guard.lifespan():
+                await wait_until(lambda: guard._gates["max_loop_lag"].sensor.value() is not None)
+            seen.append(guard._ticker.is_running)
+            await stay.come(1)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    async def session():
+        async with ConnectedClients(guard) as stay:
+            async with guard.lifespan():
+                await stay.come(1)
+            seen.append(guard._ticker.is_running)
+
+    seen = []
+    guard = Guard(Settings(max_loop_lag=1))
+    assert asyncio.run(main()) == set()
+    asyncio.run(session())
+    assert seen == [True, True]
+
+
 @pytest.mark.parametrize("by", ["gate", "server"])
 def test_gate_awaiting_its_cancelled_task_lets_others_stop(by):
     """Its CancelledError is nobody's cancellation; the server's is handed on."""
