@@ -609,7 +609,9 @@ def test_frames_of_libraries_are_dimmed(log):
 
 
 def test_encoding_that_knows_no_bars_is_no_problem(log, command):
-    assert invoke(*command, log, stdout=Output("ascii"))[0]
+    output, _ = invoke(*command, log, stdout=Output("ascii"))
+    assert output
+    assert "\\u" not in output
 
 
 def test_encoding_of_a_process_without_bars_is_no_problem(log):
