@@ -31,6 +31,7 @@ _OF_OTHERS = {
     "get_asgi_application",  # Django
     *("averageValue", "limit_req"),  # Kubernetes, nginx
     "stop_grace_period",  # Compose
+    *("api_transformer", "as_fastapi", "flet_web", "websocket_callbacks"),  # Reflex, Rio, Flet, Dash
 }
 """Identifiers on the pages that are neither ours nor used by our code."""
 

@@ -26,6 +26,7 @@ SERVED = {
     "marimo": ("marimo", SERVER),
     "mount_chainlit": ("chainlit", SERVER),
     "chainlit-run": ("chainlit", OWN_COMMAND),
+    "shiny": ("shiny", SERVER),
 }
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +125,13 @@ async def in_streamlit(running):
 async def in_marimo(running):
     async with websockets.connect(f"{running.url}/ws?session_id={uuid.uuid4()}", proxy=None) as websocket:
         assert json.loads(await websocket.recv())["op"] == "kernel-ready"
+        yield
+
+
+@asynccontextmanager
+async def in_shiny(running):
+    async with websockets.connect(f"{running.url}/websocket/", proxy=None) as websocket:
+        assert json.loads(await websocket.recv())["config"]["sessionId"]
         yield
 
 

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 NODE = ("socket.io-client", "graphql-ws", "graphql", "ws", *libraries.PACKAGES)
 WATCHED_S = 10.0
 PATIENCE_S = 60.0
-PAGES = {"NiceGUI": "", "Streamlit": "", "marimo": "", "Chainlit": "/chat"}
+PAGES = {"NiceGUI": "", "Streamlit": "", "marimo": "", "Chainlit": "/chat", "Shiny": ""}
 
 
 def install(directory):

@@ -135,6 +135,12 @@ def chainlit():
     return Controlled().of("Chainlit", app=app)
 
 
+def shiny():
+    from shiny import ui
+
+    return Controlled().of("Shiny", app_ui=ui.page_fluid("hello"), server=None)
+
+
 def bare(app, gate=None):
     one = Controlled(gate)
     one.app = CloseCodeMiddleware(app, one.guard)
