@@ -21,7 +21,9 @@ from wsproto.connection import ConnectionState
 
 from asgi_closecodes import Close
 from asgi_closecodes.client import Backoff, Connecting, Ended, GaveUp, Opened, connect, session
+from tests.support.asgi import events_of
 from tests.support.client_rule import ATTEMPTS_IN_TEN_SECONDS, seen
+from tests.support.fakes import wait_until
 from tests.support.servers import serve
 
 from .following import eager, follow, living, no_task_left, peer
@@ -161,12 +163,12 @@ async def test_connect_survives_a_restart_of_the_server(tmp_path):
 async def test_connect_to_nobody_is_as_a_lost_connection(closed_port):
     ends = []
     with anyio.fail_after(10):
-        async with aclosing(
-            connect(f"ws://127.0.0.1:{closed_port}", backoff=eager(), on_event=ends.append)
-        ) as sessions:
-            with anyio.move_on_after(0.2):
-                await anext(sessions)
-    ends = [event for event in ends if isinstance(event, Ended)]
+        sessions = connect(f"ws://127.0.0.1:{closed_port}", backoff=eager(), on_event=ends.append)
+        async with aclosing(sessions), anyio.create_task_group() as tasks:
+            tasks.start_soon(anext, sessions)
+            await wait_until(lambda: len(events_of(Ended, ends)) > 1)
+            tasks.cancel_scope.cancel()
+    ends = events_of(Ended, ends)
     assert ends[0].close.code == 1006
     assert isinstance(ends[0].error, httpx.ConnectError)
     assert str(ends[0]) == "there was no connection (ConnectionRefusedError)"
