@@ -298,6 +298,7 @@ async def test_stopped_loop_is_no_stall():
             began = time.monotonic()
             while threading.get_ident() in stalls._watcher._watched and time.monotonic() < began + 10:
                 time.sleep(0.01)
+            time.sleep(1)
             stopped_s = time.monotonic() - began
             loop.run_until_complete(watched())
             loop.run_until_complete(lifespan.__aexit__(None, None, None))
