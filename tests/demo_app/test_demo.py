@@ -255,6 +255,7 @@ def test_feed_takes_whatever_a_page_says(demo):
 def test_demo_log_is_json_and_the_ref_finds_the_stack_trace(tmp_path, server):
     with running_demo(tmp_path, "--server", server, CLOSECODES_MAX_SESSIONS="1") as demo:
         ref = connect(demo, "/crash-after-accept").ref
+        assert wait_until(lambda: state_of(demo)["open"] + state_of(demo)["leaving"] == 0)
         with Raw(demo, "/echo") as peer:
             assert peer.answer() == 101
             assert connect(demo, "/echo").code == 1013
