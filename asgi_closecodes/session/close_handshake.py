@@ -209,7 +209,7 @@ class ClosingProtocol(HandlerProtocol):
         """Return the connection if the server still holds it after this side or the peer has closed."""
         if self.phase not in OVER or (self.phase is CLOSED and self.closed_with is None):
             return None  # nor after an HTTP response: the server closes it
-        connection = connection_of(self.server_send)
+        connection = connection_of(self.server_send, self.server_receive)
         if connection is None or not connection.is_held(is_closed_here=self.phase is CLOSED):
             return None
         return connection

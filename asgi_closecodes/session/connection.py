@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import array
 import asyncio
-import functools
-import types
 from typing import Any
 
 from .channel import Channel
 from .progress_deadline import AbortTimer, ProgressDeadline
 
-_MAX_HOPS = 20
-"""Objects between a session's ``send`` and its transport: three in hypercorn, one or two a middleware outside."""
+_MAX_HOPS = 6
+"""Objects between a server's ``send`` and its transport; hypercorn has three."""
 
 
 class Connection:
@@ -141,41 +139,31 @@ class TrioConnection(Connection):
             return
 
 
-def connection_of(send: Any) -> Connection | None:
-    """Return the connection that a server's ``send`` leads to, or None.
+def connection_of(send: Any, receive: Any) -> Connection | None:
+    """Return the connection that a server's ``send`` or ``receive`` leads to, or None.
 
     An asyncio protocol has its transport itself. A server over streams has it behind more methods called ``send``.
-    Middleware outside of this one may have wrapped them all. Starlette has, around its routes and mounts.
+    Middleware outside of this one may have wrapped one of the two, as Starlette wraps ``send`` around its routes and
+    mounts. Closures are not followed, except for those with ``__wrapped__``: a connection behind one may be that of
+    others, too. Nobody who shares it has the server's own ``receive``.
     """
     try:
-        for _ in range(_MAX_HOPS):
-            if send is None:
-                return None
-            if (owner := getattr(send, "__self__", None)) is None:
-                send = _send_inside(send)
-                continue
-            if isinstance(owner, Channel):  # another middleware of this library is around this one
-                send = owner.server_send
-                continue
-            if (found := _connection_at(owner)) is not None:
-                return found
-            send = getattr(owner, "send", None)
+        return _connection_behind(send) or _connection_behind(receive)
     except (Exception, asyncio.CancelledError):
         return None
-    return None
 
 
-def _send_inside(send: Any) -> Any:
-    """Return the ``send`` that this one, of some middleware, calls; None if it does not show."""
-    if (wrapped := getattr(send, "__wrapped__", None)) is not None:
-        return wrapped
-    if isinstance(send, functools.partial):
-        return send.keywords.get("send")
-    if not isinstance(send, types.FunctionType):
-        return getattr(send, "send", None)
-    for name, cell in zip(send.__code__.co_freevars, send.__closure__ or (), strict=True):
-        if name.endswith("send"):  # as original_send
-            return cell.cell_contents
+def _connection_behind(call: Any) -> Connection | None:
+    for _ in range(_MAX_HOPS):
+        if (owner := getattr(call, "__self__", None)) is None:
+            owner = getattr(getattr(call, "__wrapped__", None), "__self__", None)
+        if owner is None:
+            return None
+        if isinstance(owner, Channel):  # another middleware of this library is around this one
+            return connection_of(owner.server_send, owner.server_receive)
+        if (found := _connection_at(owner)) is not None:
+            return found
+        call = getattr(owner, "send", None) or getattr(owner, "server_receive", None)  # of limited messages
     return None
 
 

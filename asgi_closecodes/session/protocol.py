@@ -155,8 +155,8 @@ class HandlerProtocol(Channel):
 
     @property
     def connection(self) -> Connection | None:
-        """Connection behind the server's ``send``; None if it does not lead there."""
-        return connection_of(self.server_send)
+        """Connection behind the server's ``send`` and ``receive``; None if neither leads there."""
+        return connection_of(self.server_send, self.server_receive)
 
     def _move(self, phase: Phase) -> None:
         self.phase = phase
